@@ -1,0 +1,57 @@
+"""Writing files so that a killed program never leaves half of one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["TEMPORARY_SUFFIX", "atomic_write", "save_json", "save_torch", "sweep_temporaries"]
+
+TEMPORARY_SUFFIX = ".part"
+
+
+def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed.
+
+    Args:
+        path: where to write; missing parent folders are made.
+        content: bytes, or text written as UTF-8.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with open(temporary, "wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_torch(content: Any, path: str | os.PathLike[str], write: Callable[..., None] = atomic_write) -> None:
+    """``torch.save`` to ``path``, atomically.
+
+    It goes through a buffer because ``torch.save(path)`` puts the file's name into the archive, so that equal
+    contents under two names would differ in bytes.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(path, buffer.getvalue())
+
+
+def save_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write ``content`` as indented JSON, atomically; NaN and infinities are refused (they are not JSON)."""
+    atomic_write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sweep_temporaries(folder: str | os.PathLike[str]) -> None:
+    """Delete what a killed :func:`atomic_write` left in ``folder``."""
+    for leftover in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
