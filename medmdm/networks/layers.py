@@ -1,0 +1,222 @@
+"""The parts an ADM U-Net is made of; their parameter names are those of the published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+__all__ = [
+    "AttentionBlock",
+    "ConditionedBlock",
+    "Downsample",
+    "Float32GroupNorm",
+    "ResBlock",
+    "Upsample",
+    "convolution",
+    "double",
+    "halve",
+    "sinusoidal_embedding",
+    "with_zero_weights",
+]
+
+
+def sinusoidal_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Embed timesteps as cosines and sines of geometrically spaced frequencies, cosines first.
+
+    Args:
+        timesteps: ``[B]``, integers or floats, usually in ``[0, 1000)``.
+        width: number of values an embedding has; a zero fills up an odd one.
+        max_period: the slowest wave's period over 2π.
+
+    Returns:
+        ``[B, width]`` in float32.
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+def convolution(
+    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
+) -> nn.Module:
+    """Return a convolution with bias that keeps the size at stride 1."""
+    return Conv[Conv.CONV, spatial_dims](
+        in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
+    )
+
+
+def with_zero_weights(layer: nn.Module) -> nn.Module:
+    """Set all parameters of ``layer`` to zero, so that the residual branch it ends starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average pooling by two along every spatial axis."""
+    return F.avg_pool2d(x, 2) if x.ndim == 4 else F.avg_pool3d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Nearest-neighbour up-sampling by two along every spatial axis."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Float32GroupNorm(nn.GroupNorm):
+    """Group normalisation with 32 groups whose statistics are taken in float32 whatever autocast does around it."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(32, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[B, C, ...]``; the result has the dtype of ``x``."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class Downsample(nn.Module):
+    """Halve the size between two levels: a convolution of stride two, or an average without parameters."""
+
+    def __init__(self, spatial_dims: int, channels: int, learned: bool) -> None:
+        super().__init__()
+        self.op = convolution(spatial_dims, channels, channels, stride=2) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *spatial]`` to ``[B, C, *spatial / 2]``."""
+        return halve(x) if self.op is None else self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double the size between two levels: nearest neighbours, then a convolution if it is to be learned."""
+
+    def __init__(self, spatial_dims: int, channels: int, learned: bool) -> None:
+        super().__init__()
+        self.conv = convolution(spatial_dims, channels, channels) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *spatial]`` to ``[B, C, *spatial * 2]``."""
+        return self.conv(double(x))
+
+
+class ResBlock(nn.Module):
+    """A pre-activation residual block conditioned on an embedding.
+
+    The embedding acts as FiLM, ``GroupNorm(h) * (1 + scale) + shift``, or is added before the normalisation.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        embedding_channels: length of the embedding.
+        dropout: probability in ``[0, 1)`` of dropping a value before the last convolution.
+        use_scale_shift_norm: FiLM instead of addition.
+        resample: :func:`halve` or :func:`double` to change the size inside the block, ``None`` to keep it.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float = 0.0,
+        use_scale_shift_norm: bool = True,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resample = resample
+        self.spread = (...,) + (None,) * spatial_dims
+        self.in_layers = nn.Sequential(
+            Float32GroupNorm(in_channels), nn.SiLU(), convolution(spatial_dims, in_channels, out_channels)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            Float32GroupNorm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            with_zero_weights(convolution(spatial_dims, out_channels, out_channels)),
+        )
+        self.skip_connection = (
+            nn.Identity() if in_channels == out_channels else convolution(spatial_dims, in_channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Transform ``x`` ``[B, in_channels, *spatial]`` under ``embedding`` ``[B, embedding_channels]``."""
+        norm, activation, convolve = self.in_layers
+        h = activation(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = convolve(h)
+
+        condition = self.emb_layers(embedding)[self.spread]
+        norm, activation, dropout, convolve = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = condition.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)  # one pass over memory where "* +" makes two
+        else:
+            h = norm(h + condition)
+        return self.skip_connection(x) + convolve(dropout(activation(h)))
+
+
+class PointwiseConv1d(nn.Conv1d):
+    """A 1x1 convolution, with the parameter shapes of one, that acts on tokens ``[B, L, C]``.
+
+    With channels last in memory the tokens of an image are a view of it, and nothing is copied around the product.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, L, in_channels]`` to ``[B, L, out_channels]``."""
+        return F.linear(tokens, self.weight.squeeze(-1), self.bias)
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over all positions of an image or volume.
+
+    Args:
+        channels: channels of input and output.
+        num_heads: number of heads; it divides ``channels``.
+        use_new_attention_order: the channels of ``qkv`` are (q, k, v) x heads; by default they are heads x (q, k, v).
+    """
+
+    #: How queries, keys and values ``[B, heads, L, channels / heads]`` become attended values.
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(F.scaled_dot_product_attention)
+
+    def __init__(self, channels: int, num_heads: int, use_new_attention_order: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.use_new_attention_order = use_new_attention_order
+        self.norm = Float32GroupNorm(channels)
+        self.qkv = PointwiseConv1d(channels, 3 * channels)
+        self.proj_out = with_zero_weights(PointwiseConv1d(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within each of ``[B, C, *spatial]``."""
+        qkv = self.qkv(self.norm(x).flatten(2).transpose(1, 2))
+        if self.use_new_attention_order:
+            q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = qkv.unflatten(2, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4).unbind(0)
+        attended = self.attend(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.proj_out(attended).transpose(1, 2).reshape(x.shape)
+
+
+class ConditionedBlock(nn.ModuleList):
+    """Layers in a row, of which the residual blocks also see the embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Pass ``x`` ``[B, C, *spatial]`` through the layers."""
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
