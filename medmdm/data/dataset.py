@@ -1,0 +1,241 @@
+"""The pre-training data set: sample k is the same crop of the same image whoever asks for it, and whenever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import Dataset, MetaTensor
+from monai.transforms import RandomizableTrait, Transform
+from tqdm import tqdm
+
+from medmdm.data.images import pixel_hash
+from medmdm.data.transforms import cut_region, file_dtype_tensor
+from medmdm.errors import UserError, find_user_error
+
+__all__ = ["CropDataset"]
+
+
+class CropDataset(Dataset):
+    """Random crops, drawn with replacement, each a function of the seed and its number only.
+
+    Sample ``k`` takes its image and the seed of all MONAI random transforms from ``(seed, k)``, so that the number
+    of workers, the batch size, the process and resuming change nothing. (A random transform must draw from its own
+    ``self.R``, as MONAI's do.) ``transform`` is split as MONAI's ``CacheDataset`` splits it: what comes before the
+    first random transform runs once an image and is kept in memory, in the file's own type, as far as ``cache_gib``
+    goes; images beyond that are decoded again for every crop.
+
+    Constructing it decodes every image once and puts it through the whole of ``transform``, so that bad files are
+    found before the first training step.
+
+    Args:
+        data: entries ``{"image": path, ...}`` as :func:`medmdm.data.select_training_images` or
+            :func:`medmdm.data.hold_out` gives them.
+        transform: MONAI dictionary transforms from a path to a float tensor ``[C, h, w]`` in [−1, 1] under "image".
+        seed: whole number ≥ 0.
+        channels: channels the network takes; an image with another number is an error. ``None``: those of most images.
+        cache_gib: memory for decoded images, in GiB, for each process (its workers share it where they are forked).
+        num_samples: length of the data set; batches come by index, so it matters to samplers other than
+            :class:`medmdm.data.StepSampler` only.
+        num_threads: threads that decode at the start; ``None``: up to 8, as there are cores.
+        progress: show a bar while decoding (on a terminal only).
+
+    Raises:
+        UserError: no data, an image that cannot be read or has another number of channels or non-finite values, or
+            crops that differ in size; the sentence names the file.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Sequence[Callable] | Callable | None,
+        seed: int = 0,
+        channels: int | None = None,
+        cache_gib: float = 4.0,
+        num_samples: int = 2**31 - 1,
+        num_threads: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(data=[dict(entry) for entry in data], transform=transform)
+        if not self.data:
+            raise UserError("there is no image to train on: check dataset_dir and data_list")
+        if seed < 0:
+            raise UserError(f"seed is {seed}: give a whole number of 0 or more")
+        if cache_gib < 0:
+            raise UserError(f"cache_gib is {cache_gib}: give 0 or more")
+        self.seed = seed
+        self.num_samples = num_samples
+        first_random = self.transform.get_index_of_first(
+            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
+        )
+        self._first_random = len(self.transform.transforms) if first_random is None else first_random
+        self._cache: dict[int, dict[str, Any]] = {}
+        self._cached_bytes = 0
+        self._hashes: list[tuple[str, str]] = []
+        self._fill(channels, int(cache_gib * 2**30), num_threads or min(8, os.cpu_count() or 1), progress)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    @property
+    def ledger(self) -> list[str]:
+        """Sorted, distinct SHA-256 of the pixels that train: each case, and the whole image where a case is a part."""
+        return sorted({digest for pair in self._hashes for digest in pair})
+
+    @property
+    def case_hashes(self) -> list[str]:
+        """SHA-256 of the pixels of each entry of ``data``, in its order, with the strip that previews took from it."""
+        return [case for case, _ in self._hashes]
+
+    @property
+    def data_hash(self) -> str:
+        """One SHA-256 that stands for all training images, whatever their order, names and file formats."""
+        return sha256("\n".join(sorted(self.case_hashes)).encode()).hexdigest()
+
+    @property
+    def patient_ids(self) -> list[str]:
+        """Sorted, distinct patient ids in clear text: for memory only, hash them before they are written."""
+        return sorted({entry["patient_id"] for entry in self.data if "patient_id" in entry})
+
+    @property
+    def sentences(self) -> list[str]:
+        """What to tell the user about the images and the cache."""
+        images = len(self.data)
+        size = self._cached_bytes / 2**20
+        sentences = [
+            f"{len(self._cache)} of {images} images are kept decoded in memory ({size:.0f} MiB)"
+            + (
+                ""
+                if len(self._cache) == images
+                else "; the others are decoded for every crop: raise cache_gib if you can"
+            )
+        ]
+        repeated = images - len(set(self.case_hashes))
+        if repeated:
+            sentences.append(f"{repeated} of {images} images are pixel-identical to another one")
+        return sentences
+
+    def _transform(self, index: int) -> dict[str, Any]:
+        """Return sample ``index``: ``{"image": [C, h, w] float32 tensor in [-1, 1], "index": index}``."""
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"sample {index} of {self.num_samples}")
+        sequence = np.random.SeedSequence([self.seed, index])
+        choice, randomness = sequence.spawn(2)
+        which = int(np.random.default_rng(choice).integers(len(self.data)))
+        self.transform.set_random_state(state=np.random.RandomState(np.random.MT19937(randomness)))
+        item = self._cache[which] if which in self._cache else self._prepare(which)[0]
+        return {"image": self._finish(item), "index": index}
+
+    def _prepare(self, which: int) -> tuple[dict[str, Any], tuple[str, str]]:
+        """Run the deterministic transforms on entry ``which``; return the item and its (case, whole image) hashes."""
+        entry = self.data[which]
+        item: dict[str, Any] = dict(entry)
+        hashes: tuple[str, str] | None = None
+        with _Naming(entry["image"]):
+            for step in range(self._first_random):
+                item = self.transform(item, start=step, end=step + 1, threading=True)
+                if hashes is None and isinstance(item["image"], torch.Tensor):  # just loaded
+                    hashes = _hash_case(item["image"], entry)
+            if hashes is None:
+                raise UserError("the first random transform comes before the one that loads the image: reorder them")
+            image = item["image"]
+            if image.is_floating_point() and not torch.isfinite(image).all():
+                raise UserError(f"{entry['image']} holds values that are not finite: replace it or remove it")
+        return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": _file_meta(image, entry)}, hashes
+
+    def _finish(self, item: Mapping[str, Any]) -> torch.Tensor:
+        """Run the transforms from the first random one on."""
+        image = item["image"]
+        if image.dtype in (torch.uint16, torch.uint32):  # torch lacks most operations on these
+            image = image.to(torch.int32 if image.dtype == torch.uint16 else torch.int64)
+        sample = {key: value for key, value in item.items() if key != "_meta"}
+        # A fresh wrapper each time: transforms write into the metadata.
+        sample["image"] = MetaTensor(image, meta=dict(item["_meta"]))
+        with _Naming(item["_meta"]["filename_or_obj"]):
+            image = self.transform(sample, start=self._first_random)["image"]
+        plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+        return plain.to(torch.float32).contiguous()
+
+    def _fill(self, channels: int | None, budget: int, num_threads: int, progress: bool) -> None:
+        """Decode every image, check it, and keep those that fit into ``budget`` bytes."""
+        shapes: list[tuple[int, ...]] = []
+        total = len(self.data)
+        with ThreadPool(min(num_threads, total)) as pool:
+            prepared = pool.imap(self._prepare, range(total))
+            bar = tqdm(prepared, total=total, desc="reading images", disable=None if progress else True, leave=False)
+            for which, (item, hashes) in enumerate(bar):
+                self._hashes.append(hashes)
+                self.transform.set_random_state(seed=0)
+                crop = self._finish(item)
+                shapes.append(tuple(crop.shape))
+                if not -1.0001 <= float(crop.min()) <= float(crop.max()) <= 1.0001:
+                    raise UserError(
+                        f"{self.data[which]['image']} gives values outside [-1, 1]: end the transforms with "
+                        "ScaleIntensityByDtyped, with an intensity_range that covers the images"
+                    )
+                size = item["image"].nbytes
+                if self._cached_bytes + size <= budget:
+                    self._cache[which] = item
+                    self._cached_bytes += size
+        self._check_shapes(shapes, channels)
+
+    def _check_shapes(self, shapes: list[tuple[int, ...]], channels: int | None) -> None:
+        counts = [shape[0] for shape in shapes]
+        wanted = max(set(counts), key=counts.count) if channels is None else channels
+        wrong = [which for which, count in enumerate(counts) if count != wanted]
+        if wrong:
+            count = counts[wrong[0]]
+            same = len(wrong) == len(counts) and len(set(counts)) == 1
+            advice = (
+                f"pass --channels {count}"
+                if same
+                else f"{len(wrong)} of {len(counts)} images differ from {wanted}, so convert them or leave them out"
+            )
+            raise UserError(
+                f"{self.data[wrong[0]]['image']} has {count} channel{'' if count == 1 else 's'}, but the network takes "
+                f"{wanted}: {advice}"
+            )
+        for which, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise UserError(
+                    f"{self.data[which]['image']} gives crops of {shape[1:]} but {self.data[0]['image']} of "
+                    f"{shapes[0][1:]}: put PadToSized with the crop size before the random crop"
+                )
+
+
+class _Naming:
+    """Turn MONAI's wrapped errors back into the sentence inside, or say which image it was."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        user_error = find_user_error(error)
+        if user_error is not None:
+            raise user_error from None
+        raise RuntimeError(f"a transform failed on {self.name}") from error
+
+
+def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]:
+    whole = file_dtype_tensor(image).numpy()
+    digest = pixel_hash(whole)
+    # `case_region` is the part the data list names, before a strip was taken from it for previews.
+    region = entry["case_region"] if "case_region" in entry else entry.get("region")
+    return (digest if region is None else pixel_hash(cut_region(whole, region, entry["image"]))), digest
+
+
+def _file_meta(image: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
+    meta = {"filename_or_obj": str(entry["image"])}
+    if isinstance(image, MetaTensor) and "original_dtype" in image.meta:
+        meta["original_dtype"] = image.meta["original_dtype"]
+    return meta

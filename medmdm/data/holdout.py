@@ -1,0 +1,194 @@
+"""Fixed crops for previews: from the list's validation images, from strips no training crop touches, or seen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, LoadImaged
+
+from medmdm.data.images import RasterReader, image_size
+from medmdm.data.selection import Selection
+from medmdm.data.transforms import CutRegiond, PadToSized, ScaleIntensityByDtyped
+from medmdm.errors import UserError, find_user_error
+
+__all__ = ["HeldOut", "hold_out"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A training set and the preview crops taken from beside it.
+
+    Args:
+        training: entries to train on, for :class:`medmdm.data.CropDataset`; all images of the selection are in it.
+        crops: one entry a crop, whose ``region`` is the crop.
+        crop_size: (rows, columns).
+        seen: whether the network trains on the crops.
+        sentence: what to tell the user about them.
+    """
+
+    # Entries hold patient ids, so they stay out of what is printed.
+    training: tuple[dict[str, Any], ...] = field(repr=False)
+    crops: tuple[dict[str, Any], ...] = field(repr=False)
+    crop_size: tuple[int, int]
+    seen: bool
+    sentence: str
+
+    def images(self, transform: Callable | None = None, channels: int | None = None) -> torch.Tensor:
+        """Load the crops.
+
+        Args:
+            transform: MONAI dictionary transforms, none random, from a path to a float tensor in [−1, 1] under
+                "image"; ``None``: load, cut, pad, and scale by the file's type.
+            channels: channels the network takes, checked if given.
+
+        Returns:
+            ``[N, C, h, w]``, float32, in [−1, 1].
+
+        Raises:
+            UserError: an image cannot be read or has another number of channels.
+        """
+        transform = transform or Compose(
+            [
+                LoadImaged("image", reader=RasterReader(), ensure_channel_first=True, dtype=None),
+                CutRegiond("image"),
+                PadToSized("image", self.crop_size),
+                ScaleIntensityByDtyped("image"),
+            ]
+        )
+        images = []
+        for entry in self.crops:
+            try:
+                image = transform(dict(entry))["image"]
+            except Exception as error:
+                raise find_user_error(error) or error from None
+            image = image.as_tensor() if isinstance(image, MetaTensor) else image
+            expected = channels or (len(images[0]) if images else len(image))
+            if len(image) != expected:
+                raise UserError(
+                    f"{entry['image']} has {len(image)} channels, but {expected} are expected: convert it or pass "
+                    f"--channels {len(image)} if all images are like it"
+                )
+            images.append(image.to(torch.float32))
+        return torch.stack(images)
+
+
+def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: int = 4, seed: int = 0) -> HeldOut:
+    """Choose preview crops, and take what they show out of training where that is possible.
+
+    1. From the validation images of the data list, if it has any.
+    2. Else ``num_crops`` images, chosen by seed among those at least two crops wide (or high), give up a strip one
+       crop wide at their right (or lower) end; training uses the rest of them, so every image still trains.
+    3. Where all images are too small, the crops are ones that train, and ``seen`` says so.
+
+    Args:
+        selection: what :func:`medmdm.data.select_training_images` returned.
+        crop_size: pixels, (rows, columns) or one number for both.
+        num_crops: 1 … 16.
+        seed: chooses images and positions.
+
+    Raises:
+        UserError: a number is out of range, or an image whose size is needed cannot be read.
+    """
+    rows, columns = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+    if min(rows, columns) < 1:
+        raise UserError(f"crop_size is {crop_size}: give whole numbers of 1 or more")
+    if not 1 <= num_crops <= 16:
+        raise UserError(f"the number of preview crops is {num_crops}: give 1 to 16")
+    rng = np.random.default_rng([seed, 1])
+    size = (rows, columns)
+    training = [dict(entry) for entry in selection.training]
+    if selection.validation:
+        order = [selection.validation[i] for i in rng.permutation(len(selection.validation))]
+        crops = _spread([(entry, _box(entry)) for entry in order[:num_crops]], size, num_crops, rng)
+        sentence = f"previews: {num_crops} crops of the data list's validation images, not seen in training"
+        return HeldOut(tuple(training), tuple(crops), size, False, sentence)
+    strips = []
+    order = rng.permutation(len(training))
+    for i in order:
+        if len(strips) == num_crops:
+            break
+        entry = training[i]
+        box = _box(entry)
+        cut = _split(box, size)
+        if cut is not None:
+            kept, strip = cut
+            training[i] = {**entry, "region": _region(kept), "case_region": entry.get("region")}
+            strips.append((entry, strip))
+    if strips:
+        crops = _spread(strips, size, num_crops, rng)
+        sentence = (
+            f"previews: {num_crops} crops of strips at the edge of {len(strips)} of {len(training)} images; training "
+            "leaves out the strips, so they are not seen in training"
+        )
+        return HeldOut(tuple(training), tuple(crops), size, False, sentence)
+    seen = [training[i] for i in order[:num_crops]]
+    crops = _spread([(entry, _box(entry)) for entry in seen], size, num_crops, rng)
+    sentence = (
+        f"previews: {num_crops} crops that are seen in training, because every image is smaller than two crops of "
+        f"{rows}x{columns}; name validation images in a data list for unseen ones"
+    )
+    return HeldOut(tuple(training), tuple(crops), size, True, sentence)
+
+
+_Box = tuple[int, int, int, int]  # first row, end row, first column, end column
+
+
+def _box(entry: dict[str, Any]) -> _Box:
+    region = entry.get("region") or {}
+    height, width = image_size(entry["image"])
+    first_row, end_row = region.get("rows", (0, height))
+    first_column, end_column = region.get("columns", (0, width))
+    if end_row > height or end_column > width:
+        raise UserError(
+            f"{entry['image']} is {height}x{width} pixels (rows x columns), but its region in the data list ends at "
+            f"{end_row}x{end_column}: correct the region"
+        )
+    return first_row, end_row, first_column, end_column
+
+
+def _region(box: _Box) -> dict[str, list[int]]:
+    return {"rows": [box[0], box[1]], "columns": [box[2], box[3]]}
+
+
+def _split(box: _Box, size: tuple[int, int]) -> tuple[_Box, _Box] | None:
+    """Return (what is left, the strip), or ``None`` if the box is less than two crops wide and high."""
+    first_row, end_row, first_column, end_column = box
+    rows, columns = size
+    if end_column - first_column >= 2 * columns:
+        middle = end_column - columns
+        return (first_row, end_row, first_column, middle), (first_row, end_row, middle, end_column)
+    if end_row - first_row >= 2 * rows:
+        middle = end_row - rows
+        return (first_row, middle, first_column, end_column), (middle, end_row, first_column, end_column)
+    return None
+
+
+def _spread(
+    boxes: Sequence[tuple[dict[str, Any], _Box]], size: tuple[int, int], num_crops: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Return ``num_crops`` crops, from each box in turn; those of one box do not overlap while there is room."""
+    places = [_positions(box, size, rng) for _, box in boxes]
+    crops = []
+    for i in range(num_crops):
+        (entry, box), turn = boxes[i % len(boxes)], i // len(boxes)
+        grid = places[i % len(boxes)]
+        row, column = grid[turn % len(grid)]
+        crop = (row, min(row + size[0], box[1]), column, min(column + size[1], box[3]))
+        crops.append({"image": entry["image"], "region": _region(crop)})
+    return crops
+
+
+def _positions(box: _Box, size: tuple[int, int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Return the corners of a grid of non-overlapping crops, in random order, the grid itself shifted at random."""
+    corners = []
+    for first, end, step in ((box[0], box[1], size[0]), (box[2], box[3], size[1])):
+        count = max(1, (end - first) // step)
+        slack = max(0, (end - first) - count * step)
+        corners.append([first + int(rng.integers(slack + 1)) + i * step for i in range(count)])
+    grid = [(row, column) for row in corners[0] for column in corners[1]]
+    return [grid[i] for i in rng.permutation(len(grid))]

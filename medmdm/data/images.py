@@ -1,0 +1,248 @@
+"""Reading two-dimensional pictures: every common mode, every bit the file has, channels first, rows before columns."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medmdm.errors import UserError
+
+__all__ = ["IMAGE_SUFFIXES", "RasterReader", "image_size", "pixel_hash", "read_image"]
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+
+# Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
+_FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 274, 258, 262, 284, 339
+
+logger = logging.getLogger(__name__)
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a PNG, TIFF, BMP or JPEG file with the values and the bit depth that it has.
+
+    - One channel stays one channel and RGB three; alpha is dropped; palettes and CMYK become RGB.
+    - 16-bit colour keeps its 16 bits (Pillow would cut it to 8, so SimpleITK reads it).
+    - The orientation tag is honoured, so rows and columns are those an image viewer shows.
+    - Of a file of several pages (stacks, pyramids) the first is read, and a warning says so.
+
+    Args:
+        path: the file.
+
+    Returns:
+        ``[C, H, W]``, C-contiguous, native byte order: ``bool`` (bilevel), ``uint8``, ``uint16``, and for TIFFs
+        that hold them ``int32``, ``uint32`` or ``float32``.
+
+    Raises:
+        UserError: the file is missing, empty, damaged or no such image; the sentence names it.
+    """
+    path = Path(path)
+    with _errors_as_sentences(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+                if pages > 1:
+                    _warn_once(f"{path} has {pages} pages; only the first is used")
+                array = _read_deep_colour(path, image) if _is_deep_colour(path, image) else _array(path, image)
+        except UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            array = _read_with_simpleitk(path)  # TIFFs that Pillow has no mode for, such as float colour
+    array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (rows, columns) of an image as :func:`read_image` would give it, from the header where possible."""
+    path = Path(path)
+    with _errors_as_sentences(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.getexif().get(_ORIENTATION, 1) == 1:
+                    return image.height, image.width
+        except UnidentifiedImageError:
+            pass
+    return read_image(path).shape[1:]
+
+
+def pixel_hash(array: np.ndarray) -> str:
+    """Return the SHA-256 of decoded pixels, so that the same picture in another file format has the same hash.
+
+    Args:
+        array: ``[C, H, W]`` as :func:`read_image` returns it.
+
+    Returns:
+        64 hexadecimal digits over the type's name, the shape and the values in C order, little-endian.
+    """
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{array.dtype.name} {array.shape}\n".encode())
+    digest.update(array.data)
+    return digest.hexdigest()
+
+
+class RasterReader(ImageReader):
+    """MONAI reader of PNG, TIFF, BMP and JPEG files, for ``LoadImaged(reader=...)``; see :func:`read_image`.
+
+    Arrays are ``[C, H, W]`` (``original_channel_dim`` 0), so with ``ensure_channel_first=True`` rows come before
+    columns, unlike MONAI's default for pictures. The metadata entry ``original_dtype`` keeps the file's type, which
+    MONAI's conversion to tensors can widen (16-bit values become 32-bit integers). Several files given together
+    become the channels of one image, in their order.
+    """
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        return all(str(name).lower().endswith(IMAGE_SUFFIXES) for name in _as_tuple(filename))
+
+    def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
+        # Decoding waits for `get_data`: when `read` fails, LoadImage goes on to MONAI's other readers, which would
+        # hide our sentence and could return a picture cut to 8 bits.
+        return tuple(Path(name) for name in _as_tuple(data))
+
+    def get_data(self, img: tuple[Path, ...]) -> tuple[np.ndarray, dict]:
+        arrays = [read_image(path) for path in img]
+        for path, array in zip(img, arrays, strict=True):
+            if array.shape[1:] != arrays[0].shape[1:] or array.dtype != arrays[0].dtype:
+                raise UserError(
+                    f"{path} is {_describe(array)} but {img[0]} is {_describe(arrays[0])}: files given as channels "
+                    "of one image must agree in size and type"
+                )
+        array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        meta = {
+            "original_channel_dim": 0,
+            "spatial_shape": np.asarray(array.shape[1:]),
+            "original_dtype": array.dtype.name,
+        }
+        return array, meta
+
+
+def _as_tuple(data: Any) -> tuple[Any, ...]:
+    return tuple(data) if isinstance(data, (list, tuple)) else (data,)
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}"
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    logger.warning(sentence)
+
+
+@contextmanager
+def _errors_as_sentences(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(
+            f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression bomb: "
+            "cut the image into tiles"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} {_why_unidentified(path)}") from error
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        detail = " ".join(str(error).split())[-120:] or type(error).__name__
+        raise UserError(f"{path} is truncated or damaged ({detail}): replace it or remove it") from error
+
+
+def _is_tiff(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) in (b"II", b"MM")
+
+
+def _why_unidentified(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return "is an empty file (0 bytes): replace it or remove it"
+    return "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
+
+
+def _array(path: Path, image: Image.Image) -> np.ndarray:
+    """Decode what Pillow holds in full: ``[H, W]`` or ``[H, W, C]``."""
+    photometric = image.tag_v2.get(_PHOTOMETRIC) if image.format == "TIFF" else None  # type: ignore[attr-defined]
+    unsigned = image.format == "TIFF" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1  # type: ignore[attr-defined]
+    is_png = image.format == "PNG"
+    # Loading a TIFF applies its orientation and clears the tag, so that this never turns a picture twice.
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode in ("1", "L", "RGB", "F"):
+        return np.asarray(image)
+    if mode in ("LA", "RGBA"):
+        array = np.asarray(image)
+        return array[..., 0] if mode == "LA" else array[..., :3]
+    if mode.startswith("I;16"):
+        array = np.asarray(image)
+        # Pillow turns "white is zero" around for 8 bits but not for 16.
+        return 65535 - array if photometric == 0 else array
+    if mode == "I":
+        array = np.asarray(image)
+        if is_png:  # older versions of Pillow hold 16-bit grey PNGs in 32 bits
+            return array.astype(np.uint16)
+        return array.view(np.uint32) if unsigned else array
+    if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
+        return np.asarray(image.convert("L" if mode == "La" else "RGB"))
+    raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey")
+
+
+def _is_deep_colour(path: Path, image: Image.Image) -> bool:
+    """Whether the file has several channels of 16 bits, which Pillow would cut to 8."""
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+        return len(bits) > 1 and max(bits) > 8
+    if image.format == "PNG" and image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        with open(path, "rb") as file:
+            return file.read(25)[24] == 16  # the header chunk's bit depth
+    return False
+
+
+def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
+    if image.format == "TIFF" and image.tag_v2.get(_PLANAR, 1) == 2:  # type: ignore[attr-defined]
+        raise UserError(f"{path} stores its 16-bit channels as separate planes: save it with interleaved channels")
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    array = _read_with_simpleitk(path)
+    if orientation in (5, 6, 7, 8):
+        array = np.swapaxes(array, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array
+
+
+def _read_with_simpleitk(path: Path) -> np.ndarray:
+    """Decode the first page through SimpleITK, alpha dropped: ``[H, W]`` or ``[H, W, C]`` of more than 8 bits."""
+    import SimpleITK as sitk  # noqa: N813 - slow to import, and few images need it
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        columns, rows, *pages = reader.GetSize()
+        if columns * rows > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
+            raise Image.DecompressionBombError
+        if pages:
+            reader.SetExtractSize([columns, rows, 0])
+        array = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is damaged or has a pixel layout that cannot be read: save it as RGB or grey of 8 or 16 bits"
+        ) from error
+    if array.dtype == np.uint8:  # SimpleITK's last resort, which loses bits
+        raise UserError(f"{path} has a pixel layout that cannot be read in full: save it as RGB or grey PNG or TIFF")
+    if array.ndim == 3:
+        array = array[..., 0] if array.shape[2] == 2 else array[..., :3]
+    return array

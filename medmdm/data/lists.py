@@ -1,0 +1,186 @@
+"""Data lists: which images of a data set train, validate and test, in the JSON layout of the Medical Decathlon."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from medmdm.errors import UserError, nearest
+from medmdm.shipped import shipped_folder
+
+__all__ = ["LIST_NAMES", "SECTIONS", "DataList", "load_data_list", "shipped_data_lists"]
+
+SECTIONS = ("training", "validation", "test")
+LIST_NAMES = ("dataset.json", "datalist.json")
+_TEXT_KEYS = ("name", "description", "licence", "citation")
+
+
+@dataclass(frozen=True)
+class DataList:
+    """A validated data list.
+
+    Args:
+        name: of the data set.
+        training: entries, each a dictionary with ``image`` (path relative to the data set's folder) and whichever of
+            ``label``, ``region``, ``patient_id`` and further columns the list gives.
+        validation: the same.
+        test: the same.
+        path: file it was read from, ``None`` for one given as a dictionary.
+        shipped: whether it came with medmdm; its images are then found by file name anywhere in the folder.
+        information: the other keys (description, licence, citation, channels, labels, ...).
+    """
+
+    name: str
+    # Entries hold patient ids, so they stay out of what is printed.
+    training: tuple[dict[str, Any], ...] = field(repr=False)
+    validation: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    test: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    path: Path | None = None
+    shipped: bool = False
+    information: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def title(self) -> str:
+        """How messages name it: its file, or its name."""
+        if self.path is None:
+            return f"data list {self.name!r}"
+        return f"{self.path.name} (comes with medmdm)" if self.shipped else str(self.path)
+
+
+def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataList:
+    """Read and check a data list.
+
+    ::
+
+        {"name": "...", "description": "...", "licence": "...", "citation": "...",
+         "training": [{"image": "a.png", "label": "a_mask.png", "patient_id": "7",
+                       "region": {"rows": [0, 512], "columns": [0, 384]}}],
+         "validation": [...], "test": [...]}
+
+    Only ``training`` and each entry's ``image`` are required; an entry may be the path alone, as in the Decathlon's
+    ``test``. A ``region`` makes a case of a part of an image (pixels, end excluded).
+
+    Args:
+        source: a JSON file, the name of a list that comes with medmdm (``"glas"``), or the content as a dictionary.
+
+    Raises:
+        UserError: one sentence with the file and the key: not JSON, missing or unknown keys, wrong types, paths that
+            leave the data set's folder, the same image twice or in two sections.
+    """
+    if isinstance(source, Mapping):
+        return _parse(dict(source), f"data list {source.get('name', '(given as a dictionary)')!r}", None, False)
+    path = Path(source)
+    shipped = shipped_folder("data_lists") / f"{path}.json"
+    if not path.exists() and path.name == str(source) and shipped.exists():
+        path = shipped
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        names = sorted(file.stem for file in shipped_folder("data_lists").glob("*.json"))
+        raise UserError(
+            f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"the data list {path} cannot be read ({error.strerror}): check what it is") from error
+    except ValueError as error:
+        raise UserError(f"the data list {path} is not JSON ({error}): correct it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the data list {path} holds a {type(content).__name__}: it must be an object with 'training'")
+    return _parse(content, str(path), path, path == shipped)
+
+
+def shipped_data_lists() -> list[DataList]:
+    """Return the lists that come with medmdm, in the order of their names."""
+    return [load_data_list(path.stem) for path in sorted(shipped_folder("data_lists").glob("*.json"))]
+
+
+def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool) -> DataList:
+    for key in _TEXT_KEYS:
+        if not isinstance(content.get(key, ""), str):
+            raise UserError(f"{title}: {key!r} is {content[key]!r}, but must be text")
+    for key, value in content.items():
+        if key not in SECTIONS and isinstance(value, list) and any(isinstance(v, dict) and "image" in v for v in value):
+            raise UserError(f"{title}: {key!r} is not a section{nearest(key, SECTIONS)}: use {', '.join(SECTIONS)}")
+    if not content.get("training"):
+        raise UserError(f"{title}: 'training' is missing or empty: list the training images there")
+    sections: dict[str, tuple[dict[str, Any], ...]] = {}
+    for section in SECTIONS:
+        entries = content.get(section, [])
+        if not isinstance(entries, list):
+            raise UserError(f"{title}: {section!r} is a {type(entries).__name__}: it must be a list of entries")
+        sections[section] = tuple(_entry(e, f"{title}: {section}[{i}]") for i, e in enumerate(entries))
+    _refuse_overlaps(sections, title)
+    information = {key: value for key, value in content.items() if key not in (*SECTIONS, "name")}
+    name = content.get("name") or (path.stem if path else "unnamed")
+    return DataList(name=name, path=path, shipped=shipped, information=information, **sections)
+
+
+def _entry(value: Any, where: str) -> dict[str, Any]:
+    entry = {"image": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {value!r}: an entry must be an object with 'image'")
+    if "image" not in entry:
+        close = nearest("image", entry)
+        raise UserError(f"{where} has no 'image'{close}: add the path relative to the data set's folder")
+    entry = dict(entry)
+    for key in ("image", "label"):
+        if key in entry:
+            entry[key] = _relative_path(entry[key], f"{where}: {key!r}")
+    if "patient_id" in entry:
+        patient = entry["patient_id"]
+        if not isinstance(patient, (str, int)) or isinstance(patient, bool) or patient == "":
+            raise UserError(f"{where}: 'patient_id' must be text or a whole number")  # its value is not shown
+        entry["patient_id"] = str(patient)
+    if entry.get("region") is None:
+        entry.pop("region", None)
+    else:
+        _check_region(entry["region"], f"{where}: 'region'")
+    return entry
+
+
+def _relative_path(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where} is {value!r}: it must be a path relative to the data set's folder")
+    path = PurePosixPath(value)
+    if path.is_absolute() or PureWindowsPath(value).is_absolute() or ".." in path.parts:
+        raise UserError(f"{where} is {value!r}, which leaves the data set's folder: give a path below it")
+    return path.as_posix()
+
+
+def _check_region(region: Any, where: str) -> None:
+    if not isinstance(region, dict) or not region:
+        raise UserError(f"{where} must be an object with 'rows' and 'columns', each [first, end]")
+    for key, bounds in region.items():
+        if key not in ("rows", "columns"):
+            raise UserError(f"{where} has the key {key!r}{nearest(key, ('rows', 'columns'))}: use 'rows' and 'columns'")
+        whole = isinstance(bounds, list) and len(bounds) == 2 and all(type(b) is int for b in bounds)
+        if not whole or not 0 <= bounds[0] < bounds[1]:
+            raise UserError(f"{where}: {key!r} is {bounds!r}: give [first, end], whole numbers with 0 <= first < end")
+
+
+def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: str) -> None:
+    by_image: dict[str, list[tuple[str, Any]]] = {}
+    for section, entries in sections.items():
+        for entry in entries:
+            region = entry.get("region")
+            for other_section, other in by_image.setdefault(entry["image"], []):
+                if section == other_section and region == other:
+                    raise UserError(f"{title}: {section!r} lists {entry['image']!r} twice: remove one")
+                if section != other_section and _overlap(region, other):
+                    raise UserError(
+                        f"{title}: {entry['image']!r} is in {other_section!r} and in {section!r}: an image, or the "
+                        "same part of one, may be in one section only"
+                    )
+            by_image[entry["image"]].append((section, region))
+
+
+def _overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:
+    for key in ("rows", "columns"):
+        first, second = (a or {}).get(key), (b or {}).get(key)
+        if first and second and (first[1] <= second[0] or second[1] <= first[0]):
+            return False
+    return True
