@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged
 
 from medmdm.data.images import RasterReader, image_size
+from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.data.transforms import CutRegiond, PadToSized, ScaleIntensityByDtyped
 from medmdm.errors import UserError, find_user_error
@@ -60,7 +61,7 @@ class HeldOut:
                 ScaleIntensityByDtyped("image"),
             ]
         )
-        images = []
+        images: list[torch.Tensor] = []
         for entry in self.crops:
             try:
                 image = transform(dict(entry))["image"]
@@ -103,11 +104,11 @@ def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: in
     size = (rows, columns)
     training = [dict(entry) for entry in selection.training]
     if selection.validation:
-        order = [selection.validation[i] for i in rng.permutation(len(selection.validation))]
-        crops = _spread([(entry, _box(entry)) for entry in order[:num_crops]], size, num_crops, rng)
+        chosen = [selection.validation[i] for i in rng.permutation(len(selection.validation))[:num_crops]]
+        crops = _spread([(entry, _box(entry)) for entry in chosen], size, num_crops, rng)
         sentence = f"previews: {num_crops} crops of the data list's validation images, not seen in training"
         return HeldOut(tuple(training), tuple(crops), size, False, sentence)
-    strips = []
+    strips: list[tuple[dict[str, Any], _Box]] = []
     order = rng.permutation(len(training))
     for i in order:
         if len(strips) == num_crops:
@@ -115,8 +116,11 @@ def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: in
         entry = training[i]
         box = _box(entry)
         cut = _split(box, size)
-        if cut is not None:
-            kept, strip = cut
+        if cut is None:
+            continue
+        kept, strip = cut
+        others = (other for j, other in enumerate(training) if j != i and other["image"] == entry["image"])
+        if not any(regions_overlap(_region(strip), other.get("region")) for other in others):
             training[i] = {**entry, "region": _region(kept), "case_region": entry.get("region")}
             strips.append((entry, strip))
     if strips:
@@ -172,23 +176,27 @@ def _spread(
     boxes: Sequence[tuple[dict[str, Any], _Box]], size: tuple[int, int], num_crops: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Return ``num_crops`` crops, from each box in turn; those of one box do not overlap while there is room."""
-    places = [_positions(box, size, rng) for _, box in boxes]
+    each = -(-num_crops // len(boxes))
+    places = [_positions(box, size, each, rng) for _, box in boxes]
     crops = []
     for i in range(num_crops):
         (entry, box), turn = boxes[i % len(boxes)], i // len(boxes)
-        grid = places[i % len(boxes)]
-        row, column = grid[turn % len(grid)]
+        row, column = places[i % len(boxes)][turn]
         crop = (row, min(row + size[0], box[1]), column, min(column + size[1], box[3]))
         crops.append({"image": entry["image"], "region": _region(crop)})
     return crops
 
 
-def _positions(box: _Box, size: tuple[int, int], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Return the corners of a grid of non-overlapping crops, in random order, the grid itself shifted at random."""
+def _positions(box: _Box, size: tuple[int, int], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Return ``count`` corners: of a grid of crops shifted at random, in random order, then anywhere in the box."""
     corners = []
     for first, end, step in ((box[0], box[1], size[0]), (box[2], box[3], size[1])):
-        count = max(1, (end - first) // step)
-        slack = max(0, (end - first) - count * step)
-        corners.append([first + int(rng.integers(slack + 1)) + i * step for i in range(count)])
+        fitting = max(1, (end - first) // step)
+        slack = max(0, (end - first) - fitting * step)
+        corners.append([first + int(rng.integers(slack + 1)) + i * step for i in range(fitting)])
     grid = [(row, column) for row in corners[0] for column in corners[1]]
-    return [grid[i] for i in rng.permutation(len(grid))]
+    places = [grid[i] for i in rng.permutation(len(grid))[:count]]
+    last_row, last_column = max(box[0], box[1] - size[0]), max(box[2], box[3] - size[1])
+    while len(places) < count:
+        places.append((int(rng.integers(box[0], last_row + 1)), int(rng.integers(box[2], last_column + 1))))
+    return places

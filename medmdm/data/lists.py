@@ -12,7 +12,7 @@ from typing import Any
 from medmdm.errors import UserError, nearest
 from medmdm.shipped import shipped_folder
 
-__all__ = ["LIST_NAMES", "SECTIONS", "DataList", "load_data_list", "shipped_data_lists"]
+__all__ = ["LIST_NAMES", "SECTIONS", "DataList", "load_data_list", "regions_overlap", "shipped_data_lists"]
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")
@@ -106,7 +106,10 @@ def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool
         if key not in SECTIONS and isinstance(value, list) and any(isinstance(v, dict) and "image" in v for v in value):
             raise UserError(f"{title}: {key!r} is not a section{nearest(key, SECTIONS)}: use {', '.join(SECTIONS)}")
     if not content.get("training"):
-        raise UserError(f"{title}: 'training' is missing or empty: list the training images there")
+        raise UserError(
+            f"{title}: 'training' is missing or empty: list the training images there, or pass "
+            "--data_list none to use every image of the folder"
+        )
     sections: dict[str, tuple[dict[str, Any], ...]] = {}
     for section in SECTIONS:
         entries = content.get(section, [])
@@ -170,7 +173,7 @@ def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: 
             for other_section, other in by_image.setdefault(entry["image"], []):
                 if section == other_section and region == other:
                     raise UserError(f"{title}: {section!r} lists {entry['image']!r} twice: remove one")
-                if section != other_section and _overlap(region, other):
+                if section != other_section and regions_overlap(region, other):
                     raise UserError(
                         f"{title}: {entry['image']!r} is in {other_section!r} and in {section!r}: an image, or the "
                         "same part of one, may be in one section only"
@@ -178,7 +181,8 @@ def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: 
             by_image[entry["image"]].append((section, region))
 
 
-def _overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:
+def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:
+    """Whether two regions of one image share a pixel; ``None``, or a missing key, means all of it."""
     for key in ("rows", "columns"):
         first, second = (a or {}).get(key), (b or {}).get(key)
         if first and second and (first[1] <= second[0] or second[1] <= first[0]):

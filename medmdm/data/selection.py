@@ -96,7 +96,7 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
         if (folder / name).is_file():
             return load_data_list(folder / name), []
     images = find_images(folder)
-    warnings = []
+    warnings: list[str] = []
     for candidate in shipped_data_lists():
         if candidate.name == DEMO:
             continue
