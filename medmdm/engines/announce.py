@@ -1,0 +1,44 @@
+"""Saying which images a run uses, to the user and to the run's record."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from medmdm.data import CropDataset, HeldOut, Selection
+from medmdm.engines.distributed import is_main_process
+
+__all__ = ["announce", "data_record"]
+
+logger = logging.getLogger(__name__)
+
+
+def announce(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> None:
+    """Log which images were found, which were left out, and where the preview crops come from."""
+    if not is_main_process():
+        return
+    for sentence in (*selection.sentences, held_out.sentence, *dataset.sentences):
+        logger.info(sentence)
+    for warning in selection.warnings:
+        logger.warning(warning)
+
+
+def data_record(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> dict[str, Any]:
+    """Return what ``run.json`` says of the training images; no file names and no patient ids, which may identify.
+
+    Args:
+        selection: the images chosen.
+        held_out: the preview crops beside them.
+        dataset: the training set, its images decoded.
+    """
+    data_list = selection.data_list
+    return {
+        "hash": dataset.data_hash,
+        "images": len(dataset.data),
+        "patients": len(dataset.patient_ids),
+        "data_list": None if data_list is None else data_list.name,
+        "licence": None if data_list is None else data_list.information.get("licence"),
+        "citation": None if data_list is None else data_list.information.get("citation"),
+        "transductive": selection.transductive,
+        "preview_crops_seen_in_training": held_out.seen,
+    }

@@ -1,0 +1,67 @@
+"""The few things that differ when torchrun starts several processes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["average", "device", "is_main_process", "place", "rank", "start", "stop", "unwrap", "world_size"]
+
+
+def device() -> torch.device:
+    """Return this process' GPU (by torchrun's ``LOCAL_RANK``), or the CPU where there is none."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def start() -> None:
+    """Join the process group that torchrun describes: NCCL on GPUs, gloo on CPUs. A no-op where already joined."""
+    if distributed.is_initialized():
+        return
+    where = device()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    distributed.init_process_group(backend="nccl" if where.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group, if any."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process, 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes there are, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
+
+
+def average(value: Tensor) -> Tensor:
+    """Return the mean of ``value`` over all processes."""
+    if not distributed.is_initialized():
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()
+
+
+def place(network: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
+    """Move a network to ``device``, optionally with its convolution weights in channels-last layout."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network inside ``DistributedDataParallel``, or the network itself."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
