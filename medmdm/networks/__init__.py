@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from medmdm.networks.adm_unet import ADMUNet
+from medmdm.networks.checkpoints import convert, load_network, load_pretrained
 
-__all__ = ["ADMUNet"]
+__all__ = ["ADMUNet", "convert", "load_network", "load_pretrained"]
