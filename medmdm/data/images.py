@@ -33,7 +33,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     - One channel stays one channel and RGB three; alpha is dropped; palettes and CMYK become RGB.
     - 16-bit colour keeps its 16 bits (Pillow would cut it to 8, so SimpleITK reads it).
-    - The orientation tag is honoured, so rows and columns are those an image viewer shows.
+    - The orientation tag is honoured, so rows and columns are those an image viewer shows (16-bit colour files that
+      have one are refused).
     - Of a file of several pages (stacks, pyramids) the first is read, and a warning says so.
 
     Args:
@@ -59,7 +60,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
                 raise
             array = _read_with_simpleitk(path)  # TIFFs that Pillow has no mode for, such as float colour
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()  # tensors cannot share Pillow's read-only memory
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -212,15 +214,11 @@ def _is_deep_colour(path: Path, image: Image.Image) -> bool:
 def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
     if image.format == "TIFF" and image.tag_v2.get(_PLANAR, 1) == 2:  # type: ignore[attr-defined]
         raise UserError(f"{path} stores its 16-bit channels as separate planes: save it with interleaved channels")
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    array = _read_with_simpleitk(path)
-    if orientation in (5, 6, 7, 8):
-        array = np.swapaxes(array, 0, 1)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return array
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # SimpleITK ignores the tag or cuts to 8 bits
+        raise UserError(
+            f"{path} has 16-bit colours and an orientation tag, which cannot be read together: save it upright"
+        )
+    return _read_with_simpleitk(path)
 
 
 def _read_with_simpleitk(path: Path) -> np.ndarray:

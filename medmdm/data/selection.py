@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medmdm.data.folders import FolderImages, find_images
+from medmdm.data.images import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, load_data_list, shipped_data_lists
 from medmdm.errors import UserError
 
@@ -83,7 +84,8 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
 
     First ``dataset.json`` and ``datalist.json`` in it. Then the lists that come with medmdm: one matches when at least
     half of its training images are somewhere in the folder (by file name without suffix, so converted and
-    rearranged copies match) and at least half of the folder's images are in the list.
+    rearranged copies match), most of these have a size that the set has (``image_sizes``, where the set's names are
+    ones that others use too) and at least half of the folder's images are in the list.
 
     Returns:
         (list or ``None``, warnings).
@@ -101,17 +103,28 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
         if candidate.name == DEMO:
             continue
         found = {section: _resolve(candidate, section, images) for section in SECTIONS}
-        training = sum(path is not None for path in found["training"])
-        if training < len(found["training"]) / 2:
+        training = [path for path in found["training"] if path is not None]
+        if len(training) < len(found["training"]) / 2:
+            continue
+        if not _sizes_fit(candidate, training):
+            warnings.append(
+                f"{folder} holds images named as in {candidate.name} but of other sizes, so its split is not applied: "
+                f"pass --data_list {candidate.name} if they are its images"
+            )
             continue
         listed = {path for paths in found.values() for path in paths if path is not None}
         if len(listed) >= len(images.images) / 2:
             return candidate, warnings
         warnings.append(
-            f"{folder} holds {training} training images of {candidate.name} among many others: the split of "
+            f"{folder} holds {len(training)} training images of {candidate.name} among many others: the split of "
             f"{candidate.title} is not applied, so its test images train too"
         )
     return None, warnings
+
+
+def _sizes_fit(data_list: DataList, paths: Sequence[Path]) -> bool:
+    sizes = {tuple(size) for size in data_list.information.get("image_sizes", [])}
+    return not sizes or sum(image_size(path) in sizes for path in paths) >= len(paths) / 2
 
 
 def _demo_folder() -> Path:

@@ -1,0 +1,80 @@
+"""A folder is searched for images; masks are left out and counted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from medmdm.data import find_images, is_mask
+from medmdm.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "train_1_anno.bmp", "a_annotation.png", "a_annotated_2.png", "a_mask.png", "a-masks.png", "a_mask_12.tif",
+        "A_MASK.PNG", "mask.png", "mask_3.png", "a.mask.png", "a_label.png", "a_labels.png", "label.png", "a_gt.png",
+        "a_gt2.png", "a_ground_truth.png", "a_groundtruth.png", "a_instance.png", "a_instances.png", "a_seg.png",
+        "a_segmentation.png", "a_seg_1.png", "masks/a.png", "x/masks/a.png", "labelsTr/a.png", "Labels/a.tif",
+        "Annotations/a.png", "Instances/a.png", "gt/a.png", "Ground_Truth/a.png", "ground truth/x/a.png",
+        "train_masks/a.png", "masks_train/a.png", "segmentation/a.png", "test/GroundTruth/a.png",
+    ],
+)  # fmt: skip
+def test_masks_by_name(path):
+    assert is_mask(PurePosixPath(path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "train_1.bmp", "unmasked.png", "x_masked.png", "damask_2.png", "labelled_cells.png", "segment_3.png",
+        "gt3000_scanner.png", "annotators/a.png", "images/a.png", "seg_study/a.png", "unlabelled/a.png", "cannon.png",
+        "instance_7_scan.png", "imagesTr/a.png", "Tissue Images/a.tif",
+    ],
+)  # fmt: skip
+def test_images_by_name(path):
+    assert not is_mask(PurePosixPath(path))
+
+
+def test_finds_images_in_string_order_and_counts_the_rest(write_png, tmp_path):
+    for name in ("b/2.png", "b/10.PNG", "a.png", "b/2_mask.png", "labels/a.png", ".hidden.png", ".git/a.png"):
+        write_png(name, 3, 3)
+    write_png("__MACOSX/._a.png", 3, 3)
+    (tmp_path / "notes.txt").write_text("x")
+    found = find_images(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found.images] == ["a.png", "b/10.PNG", "b/2.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in found.masks] == ["b/2_mask.png", "labels/a.png"]
+    assert found.others == {".txt": 1}
+
+
+def test_only_names_below_the_folder_count(write_png, tmp_path):
+    write_png("labels/masks/images/a.png", 3, 3)
+    assert len(find_images(tmp_path / "labels" / "masks").images) == 1
+    with pytest.raises(UserError, match="all 1 image files in it have names of masks"):
+        find_images(tmp_path)
+
+
+def test_links_are_followed_and_loops_end(write_png, tmp_path):
+    write_png("real/a.png", 3, 3)
+    write_png("elsewhere/b.png", 3, 3)
+    os.symlink(tmp_path / "elsewhere", tmp_path / "real" / "linked")
+    os.symlink(tmp_path / "real", tmp_path / "real" / "loop")
+    os.symlink(tmp_path / "elsewhere" / "b.png", tmp_path / "real" / "c.png")
+    names = [path.name for path in find_images(tmp_path / "real").images]
+    assert names == ["a.png", "c.png", "b.png"]
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"gone does not exist"):
+        find_images(tmp_path / "gone")
+    with pytest.raises(UserError, match="holds no image: it is empty"):
+        find_images(tmp_path)
+    for name in ("1.dcm", "2.dcm", "x.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"holds no image: it was searched for .* and has 2 \.dcm, 1 \.csv instead"):
+        find_images(tmp_path)
+    assert find_images(tmp_path, may_be_empty=True).images == ()
+    with pytest.raises(UserError, match=r"x\.csv is a file"):
+        find_images(Path(tmp_path, "x.csv"))
