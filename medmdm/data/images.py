@@ -181,7 +181,9 @@ def _array(path: Path, image: Image.Image) -> np.ndarray:
     # Loading a TIFF applies its orientation and clears the tag, so that this never turns a picture twice.
     image = ImageOps.exif_transpose(image)
     mode = image.mode
-    if mode in ("1", "L", "RGB", "F"):
+    if mode == "1":
+        return np.asarray(image.convert("L")) > 0  # Pillow's own array of bilevel images has bytes of 255 as True
+    if mode in ("L", "RGB", "F"):
         return np.asarray(image)
     if mode in ("LA", "RGBA"):
         array = np.asarray(image)

@@ -49,6 +49,7 @@ def test_lossless_formats_give_the_pixels_rows_first(tmp_path, rng, mode, suffix
     assert array.shape == (3 if mode == "RGB" else 1, ROWS, COLUMNS)
     assert array.dtype == (bool if mode == "1" else np.uint8)
     np.testing.assert_array_equal(array, expected)
+    assert mode != "1" or set(array.tobytes()) == {0, 1}
     assert image_size(path) == (ROWS, COLUMNS)
     if mode != "1":  # scikit-image reads bilevel files as 0 and 255
         np.testing.assert_array_equal(np.moveaxis(np.atleast_3d(skimage.io.imread(path)), -1, 0), array)

@@ -89,7 +89,7 @@ def test_scale_needs_a_range_for_types_without_one(dtype):
 
 @pytest.mark.parametrize("bad", [(1, 1), (2, 1), (1,), (1, 2, 3)])
 def test_scale_refuses_a_wrong_range(bad):
-    with pytest.raises(UserError, match="give .low, high. with low < high"):
+    with pytest.raises(UserError, match=r"give \[low, high\] with low < high"):
         ScaleIntensityByDtyped("image", bad)
 
 
