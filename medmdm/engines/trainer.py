@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from medmdm.corruption import Corruption, Generators
 from medmdm.engines.checkpoints import Checkpoints, get_random_state, set_random_state
 from medmdm.engines.distributed import is_main_process, rank, unwrap
+from medmdm.engines.dry_run import dry_run
 from medmdm.engines.ema import EMA
 from medmdm.engines.objective import check_target, restored
 from medmdm.engines.run_folder import RunFolder
@@ -264,6 +265,12 @@ class MDMTrainer(SupervisedTrainer):
         if self.run_folder is not None:
             weights = unwrap(self.network) if self.ema is None else self.ema.module
             self.run_folder.save_model(weights.state_dict(), self.state.iteration)
+
+    def dry_run(self) -> None:
+        """Print what the run would do and cost, after one batch; write nothing."""
+        plan = dry_run(self)
+        if is_main_process():
+            print(plan)
 
     def run(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one.
