@@ -1,0 +1,98 @@
+"""Preparation of what a lab has downloaded: images, masks and a data list, as the other commands read them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmdm.errors import UserError, nearest
+
+__all__ = ["KINDS", "Kind", "add_arguments", "prepare", "run"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One layout that can be prepared.
+
+    The module is imported when the kind is used, so that the command line starts fast. It has
+    ``prepare(source: Path, dest: Path, **options) -> str``, which does the work and returns the summary table.
+
+    Args:
+        module: where ``prepare`` is.
+        help: what SOURCE is, for the command line.
+        options: what ``argparse.add_argument`` takes for each option of this kind, by flag.
+    """
+
+    module: str
+    help: str
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+KINDS = {
+    "glas": Kind("medmdm.prepare.glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv"),
+    "monuseg": Kind("medmdm.prepare.monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons"),
+    "dsb2018": Kind("medmdm.prepare.dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask a nucleus"),
+    "folder": Kind(
+        "medmdm.prepare.folder",
+        "any folder of PNG, TIFF, BMP or JPEG images, with or without masks beside them",
+        {
+            "--label-type": {
+                "choices": ("classes", "instances"),
+                "default": "classes",
+                "help": "what mask values mean: class numbers (default), or numbers of objects of one class",
+            }
+        },
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``prepare`` to its parser."""
+    kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
+    for name, kind in KINDS.items():
+        own = kinds.add_parser(name, help=kind.help, description=kind.help)
+        own.add_argument("source", metavar="SOURCE", help="the folder or zip file as published")
+        own.add_argument("dest", metavar="DEST", help="folder to write to; made if missing")
+        for flag, settings in kind.options.items():
+            own.add_argument(flag, **settings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``prepare`` with parsed arguments, print its table and return the exit status."""
+    options = {flag.lstrip("-").replace("-", "_") for flag in KINDS[args.kind].options}
+    print(prepare(args.kind, args.source, args.dest, **{name: getattr(args, name) for name in options}))
+    return 0
+
+
+def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[str], **options: Any) -> str:
+    """Turn a published data set into images, masks and ``dataset.json``.
+
+    Args:
+        kind: a key of :data:`KINDS`.
+        source: the folder or zip file as published; it is only read.
+        dest: folder to write to. What an earlier run finished is kept when its source is unchanged.
+        **options: of the kind.
+
+    Returns:
+        The summary table.
+
+    Raises:
+        UserError: one sentence about the file that is in the way.
+    """
+    if kind not in KINDS:
+        raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}")
+    source, dest = Path(source).expanduser(), Path(dest).expanduser()
+    if not source.exists():
+        raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded")
+    if dest.exists() and not dest.is_dir():
+        raise UserError(f"{dest} is a file: give a folder to write to")
+    real_source, real_dest = source.resolve(), dest.resolve()
+    if real_source == real_dest or real_source in real_dest.parents:
+        raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder")
+    summary: str = importlib.import_module(KINDS[kind].module).prepare(source, dest, **options)
+    return summary
