@@ -1,0 +1,112 @@
+"""GlaS, glands in colon histology (MICCAI 2015), as published by the University of Warwick."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from skimage.segmentation import relabel_sequential
+
+from medmdm.data.lists import SECTIONS, load_data_list
+from medmdm.errors import UserError
+from medmdm.prepare.cases import Case, Plan
+from medmdm.prepare.pixels import Label, make, read_label
+from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
+from medmdm.prepare.writing import carry_out
+
+__all__ = ["prepare"]
+
+_NAME = re.compile(r"(train|testA|testB)_\d+")
+_ROWS = {"train": "training", "testA": "test A", "testB": "test B"}
+
+
+def prepare(source: Path, dest: Path) -> str:
+    """Prepare GlaS: ``train_*.bmp``, ``testA_*.bmp``, ``testB_*.bmp``, their ``*_anno.bmp``, and ``Grade.csv``."""
+    with open_release(source, dest, zips_inside=True) as release:
+        return carry_out(_plan(release), dest)
+
+
+def _plan(release: Release) -> Plan:
+    published = load_data_list("glas")
+    images = by_stem([file for file in release.images if _NAME.fullmatch(file.stem)])
+    masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
+    if not images:
+        raise UserError(
+            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder"
+        )
+    grades, notices = _grades(release)
+    cases, absent, unlabelled = [], Counter[str](), []
+    for section in SECTIONS:
+        for entry in getattr(published, section):
+            stem = Path(entry["image"]).stem
+            row = _ROWS[stem.split("_")[0]]
+            if stem not in images:
+                absent[row] += 1
+                continue
+            mask = masks.get(f"{stem}_anno")
+            if mask is None:
+                unlabelled.append(stem)
+            known = {key: value for key, value in entry.items() if key not in ("image", "label")}
+            cases.append(_case(stem, section, row, images.pop(stem), mask, grades.get(stem, known)))
+    totals = Counter(_ROWS[Path(e["image"]).stem.split("_")[0]] for s in SECTIONS for e in getattr(published, s))
+    notices += [f"{row}: {missing} of {totals[row]} images are not in the source" for row, missing in absent.items()]
+    if unlabelled:
+        notices.append(f"{len(unlabelled)} images have no mask (*_anno) and get no label: {', '.join(unlabelled[:10])}")
+    if images:
+        notices.append(f"{len(images)} images are not in the official release and are left out: {', '.join(images)}")
+    information: dict[str, Any] = {
+        "name": published.name,
+        **published.information,
+        "magnification": 20,
+        "spacing": [0.62, 0.62],
+        "spacing_unit": "micrometre",
+    }
+    return Plan("glas", information, tuple(cases), (*release.notices, *notices))
+
+
+def _case(
+    stem: str, section: str, row: str, image: SourceFile, mask: SourceFile | None, columns: dict[str, str]
+) -> Case:
+    def glands(shape: tuple[int, ...]) -> Label:
+        assert mask is not None
+        numbers = read_label(mask, shape, image)
+        label = relabel_sequential(numbers)[0]
+        closed = (label != numbers).any()
+        return Label(label, notes=(f"{stem}: object numbers had gaps and were closed up",) if closed else ())
+
+    sources = (image,) if mask is None else (image, mask)
+    return Case(stem, section, sources, partial(make, stem, image, None if mask is None else glands), row, columns)
+
+
+def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return patient and grades by image name from Grade.csv."""
+    found = [file for file in release.files if file.path.name.lower() == "grade.csv"]
+    if not found:
+        return {}, ["Grade.csv is not in the source: patients and grades are those of the list that comes with medmdm"]
+    with found[0].local() as path:
+        content = path.read_bytes()
+    try:
+        # The published file ends its lines with bare carriage returns, and some cells begin with a space.
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        table = pd.read_csv(io.StringIO(text), dtype=str, skipinitialspace=True, keep_default_na=False)
+        table.columns = [str(column).strip() for column in table.columns]
+        columns = table[["name", "patient ID", "grade (GlaS)", "grade (Sirinukunwattana et al. 2015)"]]
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{found[0].shown} is not the Grade.csv of the release (columns name, patient ID, grade (GlaS), grade "
+            "(Sirinukunwattana et al. 2015)): take the published one, or remove it"
+        ) from error
+    return {
+        name.strip(): {
+            "patient_id": patient.strip(),
+            "grade": grade.strip(),
+            # The published table leaves an "i" out.
+            "grade_sirinukunwattana_2015": fine.strip().replace("differentated", "differentiated"),
+        }
+        for name, patient, grade, fine in columns.itertuples(index=False)
+    }, []

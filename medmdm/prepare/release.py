@@ -1,0 +1,243 @@
+"""The files of a published data set, whether its folder was unpacked or not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from medmdm.data.images import IMAGE_SUFFIXES
+from medmdm.errors import UserError
+
+__all__ = ["Release", "SourceFile", "by_stem", "open_release"]
+
+# Pictures of one colour shrink a thousandfold, so a ratio means nothing for small files. No data set of images shrinks
+# this much as a whole; an archive that does is built to fill the disk.
+_SUSPICIOUS_SIZE = 1 << 30
+_SUSPICIOUS_RATIO = 200
+_SCRATCH = ".unpacked"
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFile:
+    """One file of a release.
+
+    Args:
+        path: below the release's top.
+        shown: how messages name it.
+        open: opens it for reading bytes.
+        on_disk: where it lies, ``None`` when it is in a zip file.
+        scratch: folder to unpack to for readers that need a path.
+    """
+
+    path: PurePosixPath
+    shown: str
+    open: Callable[[], IO[bytes]]
+    on_disk: Path | None
+    scratch: Path
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix.lower()
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the suffix is one that ``medmdm.data.read_image`` reads."""
+        return self.suffix in IMAGE_SUFFIXES
+
+    def sha256(self) -> str:
+        """Return the hash of the content."""
+        digest = hashlib.sha256()
+        with self._reading() as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    @contextmanager
+    def local(self) -> Iterator[Path]:
+        """Give a path on disk to read from; what had to be unpacked is deleted afterwards."""
+        if self.on_disk is not None:
+            yield self.on_disk
+            return
+        target = self.scratch / self.path.name
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._reading() as file, open(target, "wb") as unpacked:
+                shutil.copyfileobj(file, unpacked, 1 << 20)
+            yield target
+        except UserError as error:
+            raise UserError(str(error).replace(str(target), self.shown)) from error
+        finally:
+            target.unlink(missing_ok=True)
+
+    @contextmanager
+    def _reading(self) -> Iterator[IO[bytes]]:
+        try:
+            with self.open() as file:
+                yield file
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{self.shown} cannot be unpacked ({error}): download the zip file again") from error
+        except OSError as error:
+            raise UserError(f"{self.shown} cannot be read ({error.strerror or error}): check the file") from error
+
+
+@dataclass(frozen=True)
+class Release:
+    """What SOURCE holds.
+
+    Args:
+        source: the folder or zip file.
+        files: all files but hidden ones, in string order of their paths.
+        notices: what was left unread, and why.
+    """
+
+    source: Path
+    files: tuple[SourceFile, ...]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.source.resolve().name
+
+    @property
+    def images(self) -> list[SourceFile]:
+        return [file for file in self.files if file.is_image]
+
+
+@contextmanager
+def open_release(source: Path, dest: Path, zips_inside: bool = False) -> Iterator[Release]:
+    """Open a folder, a zip file, or a folder that holds nothing but the zip files of one release.
+
+    Zip files are checked before anything is read from them: paths that leave the folder, the same path twice, and
+    sizes that only a decompression bomb has are refused. Members are unpacked one at a time below ``dest``, where they
+    are needed, and deleted at once.
+
+    Args:
+        source: folder or zip file; it is only read.
+        dest: folder that is written to.
+        zips_inside: whether zip files in a folder without images belong to the release.
+
+    Raises:
+        UserError: SOURCE is no folder or sound zip file, or is empty.
+    """
+    scratch = dest / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    notices: list[str] = []
+    with ExitStack() as stack:
+        if source.is_dir():
+            files = _folder_files(source, scratch)
+            zips = [file for file in files if file.suffix == ".zip" and file.on_disk is not None]
+            if zips_inside and zips and not any(file.is_image for file in files):
+                for file in zips:
+                    files += _zip_files(stack, source / file.path, file.path.with_suffix(""), scratch)
+            elif zips_inside and zips:
+                notices.append(f"{len(zips)} zip files beside the images are not read")
+        else:
+            files = _zip_files(stack, source, PurePosixPath(), scratch)
+        if not files:
+            raise UserError(f"{source} is empty: give the folder or the zip file as downloaded")
+        try:
+            yield Release(source, tuple(sorted(files, key=lambda file: file.path.as_posix())), tuple(notices))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
+    """Return files by name without suffix; of copies the first is taken.
+
+    Raises:
+        UserError: two files share a name but differ.
+    """
+    found: dict[str, SourceFile] = {}
+    for file in files:
+        other = found.setdefault(file.stem, file)
+        if other is not file and other.sha256() != file.sha256():
+            raise UserError(f"{other.shown} and {file.shown} have one name but differ: keep the one of the release")
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return open(path, "rb")
+
+
+def _folder_files(folder: Path, scratch: Path) -> list[SourceFile]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
+
+    files: list[SourceFile] = []
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(parent)
+        if real in visited:  # a link back to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in names:
+            if not _is_hidden(name):
+                path = Path(parent, name)
+                below = PurePosixPath(path.relative_to(folder).as_posix())
+                files.append(SourceFile(below, str(path), partial(_open, path), path, scratch))
+    return files
+
+
+def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath, scratch: Path) -> list[SourceFile]:
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise UserError(f"{path} is neither a folder nor a sound zip file ({error}): download it again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a zip file ({error}): check the file") from error
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    _refuse_unsafe(path, members)
+    return [
+        SourceFile(
+            prefix / member.filename,
+            f"{path}/{member.filename}",
+            partial(archive.open, member),
+            None,
+            scratch,
+        )
+        for member in members
+        if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts)
+    ]
+
+
+def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    seen: set[str] = set()
+    for member in members:
+        # `filename` ends at a NUL byte and has the host's separators; the name in the archive is what counts.
+        name = member.orig_filename
+        parts = re.split(r"[/\\]", name)
+        if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+            raise UserError(f"{path} holds the path {name!r}, which leaves its folder: the file is not to be trusted")
+        if name in seen:
+            raise UserError(f"{path} holds {name!r} twice: the file is not to be trusted")
+        seen.add(name)
+        if member.flag_bits & 1:
+            raise UserError(f"{path} is encrypted ({name!r}): unpack it and give the folder")
+    # Reading stops at a member's stated size, so the stated sizes bound what is unpacked. Members that share bytes of
+    # the archive are why the sum is compared with the file's own size.
+    total, packed = sum(member.file_size for member in members), max(1, path.stat().st_size)
+    if total > _SUSPICIOUS_SIZE and total > _SUSPICIOUS_RATIO * packed:
+        raise UserError(
+            f"{path} would unpack to {total / 2**30:.1f} GiB, {total // packed} times its size, which is refused as a "
+            "possible zip bomb: if you trust it, unpack it and give the folder"
+        )
