@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from medmdm.check import quick_check
 from medmdm.data import CropDataset, HeldOut, Selection
 from medmdm.engines.distributed import is_main_process
 
@@ -14,12 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 def announce(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> None:
-    """Log which images were found, which were left out, and where the preview crops come from."""
+    """Log which images were found, which were left out, and where the preview crops come from.
+
+    Raises:
+        UserError: an image both trains and is held out.
+    """
+    shared = quick_check(selection)  # in every process, so that all of them end
     if not is_main_process():
         return
     for sentence in (*selection.sentences, held_out.sentence, *dataset.sentences):
         logger.info(sentence)
-    for warning in selection.warnings:
+    for warning in (*selection.warnings, *shared):
         logger.warning(warning)
 
 

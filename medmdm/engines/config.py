@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pydoc import locate
+from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -34,12 +35,12 @@ def current_parser() -> ConfigParser:
     Raises:
         RuntimeError: if called from outside a config expression.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     found = None
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), ConfigParser):
             found = frame.f_locals["self"]  # the outermost parser: the workflow's own
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     if found is None:
         raise RuntimeError("current_parser() works only inside an expression of a bundle's config.")
     return found
@@ -48,7 +49,7 @@ def current_parser() -> ConfigParser:
 def merged() -> dict[str, Any]:
     """Return the config of the running bundle, all files and overrides merged, as JSON-able content."""
     config = {k: v for k, v in current_parser().get().items() if k != "_meta_"}
-    return json.loads(json.dumps(config, default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(config, default=str))
 
 
 def resolved(key: str) -> Any:

@@ -13,7 +13,11 @@ __all__ = ["average", "device", "is_main_process", "place", "rank", "start", "st
 
 def device() -> torch.device:
     """Return this process' GPU (by torchrun's ``LOCAL_RANK``), or the CPU where there is none."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def start() -> None:
@@ -59,7 +63,7 @@ def average(value: Tensor) -> Tensor:
 def place(network: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
     """Move a network to ``device``, optionally with its convolution weights in channels-last layout."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -57,7 +57,9 @@ def dry_run(trainer: Any) -> str:
     if trainer.checkpoints is not None:
         # Weights, their average and AdamW's two moments; while a new checkpoint is written the old ones are still there.
         disk = weights * (4 * (trainer.checkpoints.keep + 1) + 2)
-        lines.append(("disk", f"about {disk / 2**30:.2f} GiB at most ({trainer.checkpoints.keep} checkpoints are kept)"))
+        lines.append(
+            ("disk", f"about {disk / 2**30:.2f} GiB at most ({trainer.checkpoints.keep} checkpoints are kept)")
+        )
     return "\n".join(f"{name + ':':<12}{text}" for name, text in lines)
 
 

@@ -116,7 +116,7 @@ class Preview:
     def _restore_one(self, engine: Engine, x_t: Tensor, t: int) -> Tensor:
         # One crop at a time: the preview must not need more memory than a training step.
         device = engine.state.device
-        restored: Tensor = engine.restore(x_t.to(device), torch.tensor([t], device=device))  # type: ignore[attr-defined]
+        restored: Tensor = engine.restore(x_t.to(device), torch.tensor([t], device=device))
         return restored.cpu().clamp(-1, 1)
 
     def _mean(self, metric: SSIMMetric | PSNRMetric, images: Tensor) -> float:

@@ -78,20 +78,20 @@ class StepLog:
         self.images += engine.state.output["batch_size"]
         step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None)
         if step % self.every == 0 or step == engine.state.epoch_length or heldout:
-            loss = average(engine.loss_sum / max(engine.loss_count, 1))  # type: ignore[attr-defined]
+            loss = average(engine.loss_sum / max(engine.loss_count, 1))
             now = time.perf_counter()
             self.write(
                 engine,
                 {
                     "loss": loss.item(),
-                    "learning_rate": engine.optimizer.param_groups[0]["lr"],  # type: ignore[attr-defined]
+                    "learning_rate": engine.optimizer.param_groups[0]["lr"],
                     "grad_norm": engine.state.output["grad_norm"].item(),
                     "images_per_second": self.images * world_size() / (now - self.since),
                     "seconds": now - self.begun,
                 },
             )
-            engine.loss_sum.zero_()  # type: ignore[attr-defined, operator]
-            engine.loss_count = 0  # type: ignore[attr-defined]
+            engine.loss_sum.zero_()
+            engine.loss_count = 0
             self.since, self.images = time.perf_counter(), 0
         if self.bar is not None:
             self.bar.update()

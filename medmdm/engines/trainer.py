@@ -129,7 +129,9 @@ class MDMTrainer(SupervisedTrainer):
         self.run_folder = run_folder
         self.scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.amp_dtype == torch.float16)
         self.wants_visible = isinstance(loss_function, (ReconstructionLoss, WeightedSumLoss))
-        self.loss_function = loss_function.to(self.state.device) if isinstance(loss_function, nn.Module) else loss_function
+        self.loss_function = (
+            loss_function.to(self.state.device) if isinstance(loss_function, nn.Module) else loss_function
+        )
         # Sum and number of losses since the last line of the log: part of the state, so that a resumed run writes
         # the same line.
         self.loss_sum = torch.zeros((), dtype=torch.float64)
@@ -160,7 +162,8 @@ class MDMTrainer(SupervisedTrainer):
         assert target is not None  # check_target
         if len(images) % self.micro_batches:
             raise UserError(
-                f"A batch of {len(images)} images cannot be cut into accumulation_steps = {self.micro_batches} equal parts."
+                f"A batch of {len(images)} images cannot be cut into {self.micro_batches} equal parts: "
+                "choose an accumulation_steps that divides it."
             )
 
         network.train()
@@ -170,7 +173,7 @@ class MDMTrainer(SupervisedTrainer):
         for part, (x_t, t_, target_, visible) in enumerate(zip(*parts, strict=True), start=1):
             # Processes exchange gradients once a step, after the last micro-batch.
             wait = part < self.micro_batches and isinstance(network, DistributedDataParallel)
-            with network.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            with network.no_sync() if wait else contextlib.nullcontext():
                 with torch.autocast(device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                     pred = self.inferer(x_t, network, t_)
                 pred = pred.float()[:, : target_.shape[1]]  # a learnt sigma's channels are not part of the objective
@@ -224,7 +227,7 @@ class MDMTrainer(SupervisedTrainer):
 
     # -- a run ---------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """Return all that a run needs to go on with the same bits."""
         return {
             "step": self.state.iteration,
@@ -238,7 +241,7 @@ class MDMTrainer(SupervisedTrainer):
             "loss_count": self.loss_count,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned, and start the loader at the step after it."""
         self.state.iteration = state["step"]
         unwrap(self.network).load_state_dict(state["network"])
