@@ -55,7 +55,7 @@ def dry_run(trainer: Any) -> str:
         lines.insert(0, ("run folder", str(trainer.run_folder.path)))
         lines.insert(1, ("images", f"{data['images']} to train on (data hash {data['hash'][:12]})"))
     if trainer.checkpoints is not None:
-        # Weights, their average and AdamW's two moments; while a new checkpoint is written the old ones are still there.
+        # Weights, their average and two moments of AdamW; the old checkpoints are there while a new one is written.
         disk = weights * (4 * (trainer.checkpoints.keep + 1) + 2)
         lines.append(
             ("disk", f"about {disk / 2**30:.2f} GiB at most ({trainer.checkpoints.keep} checkpoints are kept)")

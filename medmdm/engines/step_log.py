@@ -30,7 +30,7 @@ COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "images_per_second", "s
 class StepLog:
     """Write a line a fixed number of steps, and one whenever held-out images were scored.
 
-    ``metrics.csv`` has a row a line: the mean loss since the last row, learning rate and gradient norm of the step, speed
+    ``metrics.csv`` has a row a line: mean loss since the last row, learning rate and gradient norm of the step, speed
     and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint are
     cut off, so that each step has one row. Attach it after the handler that scores held-out images.
 

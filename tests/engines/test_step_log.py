@@ -19,7 +19,7 @@ def engine(start: int, last: int, every: int, folder: Path, scores: tuple[str, .
         trainer.loss_sum += trainer.state.iteration
         trainer.loss_count += 1
         if scores and trainer.state.iteration % 3 == 0:
-            trainer.state.heldout = {name: trainer.state.iteration / 10 for name in scores}
+            trainer.state.heldout = dict.fromkeys(scores, trainer.state.iteration / 10)
         return {"loss": torch.tensor(float(trainer.state.iteration)), "grad_norm": torch.tensor(0.5), "batch_size": 2}
 
     trainer = Engine(step)
