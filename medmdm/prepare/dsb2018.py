@@ -36,7 +36,7 @@ _INFORMATION = {
 
 def prepare(source: Path, dest: Path) -> str:
     """Prepare stage 1 of the Data Science Bowl 2018: ``<id>/images/<id>.png`` and ``<id>/masks/*.png``."""
-    with open_release(source, dest, zips_inside=True) as release:
+    with open_release(source, zips_inside=True) as release:
         return carry_out(_plan(release), dest)
 
 

@@ -44,7 +44,7 @@ def prepare(source: Path, dest: Path, label_type: str = "classes") -> str:
         label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; masks of nothing but
             0 and 255 in the whole folder become 0 and 1. ``instances``: values number objects of one class.
     """
-    with open_release(source, dest) as release:
+    with open_release(source) as release:
         return carry_out(_plan(release, label_type), dest)
 
 

@@ -27,7 +27,7 @@ _ROWS = {"train": "training", "testA": "test A", "testB": "test B"}
 
 def prepare(source: Path, dest: Path) -> str:
     """Prepare GlaS: ``train_*.bmp``, ``testA_*.bmp``, ``testB_*.bmp``, their ``*_anno.bmp``, and ``Grade.csv``."""
-    with open_release(source, dest, zips_inside=True) as release:
+    with open_release(source, zips_inside=True) as release:
         return carry_out(_plan(release), dest)
 
 
@@ -62,9 +62,8 @@ def _plan(release: Release) -> Plan:
     information: dict[str, Any] = {
         "name": published.name,
         **published.information,
-        "magnification": 20,
-        "spacing": [0.62, 0.62],
-        "spacing_unit": "micrometre",
+        "objective": "20x",
+        "spacing": [0.00062, 0.00062],  # mm
     }
     return Plan("glas", information, tuple(cases), (*release.notices, *notices))
 

@@ -30,7 +30,7 @@ _MASK_WORDS = re.compile(r"[_\-](?:instances?|inst|masks?|labels?)$")
 
 def prepare(source: Path, dest: Path) -> str:
     """Prepare MoNuSeg: TIFF images, and for each the Aperio XML or else an instance mask of the same name."""
-    with open_release(source, dest, zips_inside=True) as release:
+    with open_release(source, zips_inside=True) as release:
         return carry_out(_plan(release), dest)
 
 
@@ -70,9 +70,8 @@ def _plan(release: Release) -> Plan:
     information = {
         "name": published.name,
         **published.information,
-        "magnification": 40,
-        "spacing": [0.25, 0.25],
-        "spacing_unit": "micrometre",
+        "objective": "40x",
+        "spacing": [0.00025, 0.00025],  # mm, for images whose XML states none
     }
     return Plan("monuseg", information, tuple(cases), tuple(notices), other_lists)
 
@@ -105,7 +104,7 @@ def _nuclei(image: SourceFile, truth: SourceFile, shape: tuple[int, ...]) -> Lab
         drawing = draw_regions(annotation.regions, shape)
     columns = {}
     if annotation.microns_per_pixel is not None:
-        columns["spacing"] = [annotation.microns_per_pixel] * 2
+        columns["spacing"] = [round(annotation.microns_per_pixel / 1000, 9)] * 2  # mm
     return Label(drawing.mask, {"regions": len(annotation.regions)}, columns, _oddities(truth, drawing))
 
 

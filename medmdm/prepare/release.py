@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,6 @@ __all__ = ["Release", "SourceFile", "by_stem", "open_release"]
 # this much as a whole; an archive that does is built to fill the disk.
 _SUSPICIOUS_SIZE = 1 << 30
 _SUSPICIOUS_RATIO = 200
-_SCRATCH = ".unpacked"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,6 @@ class SourceFile:
             yield self.on_disk
             return
         target = self.scratch / self.path.name
-        self.scratch.mkdir(parents=True, exist_ok=True)
         try:
             with self._reading() as file, open(target, "wb") as unpacked:
                 shutil.copyfileobj(file, unpacked, 1 << 20)
@@ -118,25 +117,23 @@ class Release:
 
 
 @contextmanager
-def open_release(source: Path, dest: Path, zips_inside: bool = False) -> Iterator[Release]:
+def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
     """Open a folder, a zip file, or a folder that holds nothing but the zip files of one release.
 
     Zip files are checked before anything is read from them: paths that leave the folder, the same path twice, and
-    sizes that only a decompression bomb has are refused. Members are unpacked one at a time below ``dest``, where they
-    are needed, and deleted at once.
+    sizes that only a decompression bomb has are refused. Members are unpacked one at a time into a temporary folder,
+    where they are needed, and deleted at once.
 
     Args:
         source: folder or zip file; it is only read.
-        dest: folder that is written to.
         zips_inside: whether zip files in a folder without images belong to the release.
 
     Raises:
         UserError: SOURCE is no folder or sound zip file, or is empty.
     """
-    scratch = dest / _SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     notices: list[str] = []
     with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
         if source.is_dir():
             files = _folder_files(source, scratch)
             zips = [file for file in files if file.suffix == ".zip" and file.on_disk is not None]
@@ -149,10 +146,7 @@ def open_release(source: Path, dest: Path, zips_inside: bool = False) -> Iterato
             files = _zip_files(stack, source, PurePosixPath(), scratch)
         if not files:
             raise UserError(f"{source} is empty: give the folder or the zip file as downloaded")
-        try:
-            yield Release(source, tuple(sorted(files, key=lambda file: file.path.as_posix())), tuple(notices))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        yield Release(source, tuple(sorted(files, key=lambda file: file.path.as_posix())), tuple(notices))
 
 
 def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:

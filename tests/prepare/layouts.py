@@ -1,0 +1,124 @@
+"""Tiny copies of what publishers ship, made on the spot."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def picture(path: Path, rows: int = 20, columns: int = 30, mode: str = "RGB", seed: str = "") -> Path:
+    """Write random pixels that depend on the file's name, or on ``seed``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"RGB": 3, "RGBA": 4}[mode]
+    values = np.random.default_rng(sum((seed or path.name).encode())).integers(
+        0, 256, (rows, columns, channels), dtype=np.uint8
+    )
+    Image.fromarray(values).save(path)
+    return path
+
+
+def mask(path: Path, boxes: Iterable[tuple[int, int, int, int, int]], rows: int = 20, columns: int = 30) -> Path:
+    """Write a grey mask of boxes (first row, end row, first column, end column, value)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.zeros((rows, columns), np.uint8)
+    for top, bottom, left, right, value in boxes:
+        values[top:bottom, left:right] = value
+    Image.fromarray(values).save(path)
+    return path
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> list[tuple[float, float]]:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def aperio(regions: Iterable[list | tuple[list, bool]], header: bool = False, microns: str | None = "0.252000") -> str:
+    """Return Aperio XML of lists of points; a region given as (points, True) is negative."""
+    lines = ['<?xml version="1.0" encoding="utf-8"?>'] if header else []
+    lines.append("<Annotations>" if microns is None else f'<Annotations MicronsPerPixel="{microns}">')
+    lines.append('\t<Annotation Id="1" Name="" Type="4"><Attributes/><Regions><RegionAttributeHeaders/>')
+    for number, region in enumerate(regions, 1):
+        points, negative = region if isinstance(region, tuple) else (region, False)
+        lines.append(f'<Region Id="{number}" Area="1.5" NegativeROA="{int(negative)}"><Attributes/><Vertices>')
+        lines += [f'<Vertex X="{x}" Y="{y}"/>' for x, y in points]
+        lines.append("</Vertices></Region>")
+    return "\n".join([*lines, "</Regions></Annotation></Annotations>\n"])
+
+
+def glas(root: Path) -> Path:
+    """Two training images and one of test A, with the release's Grade.csv in miniature."""
+    for name in ("train_1", "train_10", "testA_2"):
+        picture(root / f"{name}.bmp")
+        mask(root / f"{name}_anno.bmp", [(1, 5, 1, 6, 1), (8, 12, 10, 20, 2), (15, 18, 1, 6, 1)])
+    (root / "Grade.csv").write_bytes(
+        b"name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)\r"
+        b"train_1,21, benign, healthy\rtrain_10,22, malignant, moderately-to-poorly differentated\r"
+        b"testA_2,21, benign, healthy"
+    )
+    return root
+
+
+TRAINED = "TCGA-18-5592-01Z-00-DX1"
+WITH_MASK = "TCGA-A7-A13F-01Z-00-DX1"
+LATER = "TCGA-XX-0000-01Z-00-DX1"
+TESTED = "TCGA-HC-7209-01A-01-TS1"
+
+
+def monuseg(root: Path) -> Path:
+    """One training image with XML, one with an instance mask only, one of the later release, one of the test set."""
+    training, test = root / "MoNuSegTrainingData", root / "MoNuSegTestData"
+    for folder, name in ((training, TRAINED), (training, WITH_MASK), (training, LATER), (test, TESTED)):
+        picture(folder / "Tissue Images" / f"{name}.tif")
+        if name != WITH_MASK:
+            path = folder / "Annotations" / f"{name}.xml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(aperio([rectangle(1, 1, 5, 4), [(7, 7), (9, 9)], rectangle(10, 2, 40, 12)]))
+    mask(training / "Instances" / f"{WITH_MASK}.png", [(1, 5, 1, 6, 1), (8, 12, 10, 20, 4)])
+    return root
+
+
+def dsb2018(root: Path) -> Path:
+    """Two images of stage 1, one of them wider than the other, and one test image."""
+    train = root / "stage1_train"
+    for name, columns in (("aa11", 30), ("bb22", 40)):
+        picture(train / name / "images" / f"{name}.png", columns=columns, mode="RGBA")
+        for number, left in enumerate((1, 12, 20)):
+            mask(train / name / "masks" / f"m{number}.png", [(2, 6, left, left + 5, 255)], columns=columns)
+    picture(root / "stage1_test" / "cc33" / "images" / "cc33.png", mode="RGBA")
+    return root
+
+
+def folder(root: Path) -> Path:
+    """Images and class masks in parallel folders, one image without a mask."""
+    for name in ("a/x", "b/x", "b/y"):
+        picture(root / "images" / f"{name}.tif", seed=name)
+    for name in ("a/x", "b/x"):
+        mask(root / "labels" / f"{name}.png", [(1, 5, 1, 6, 1), (8, 12, 10, 20, 3)])
+    return root
+
+
+MAKERS = {"glas": glas, "monuseg": monuseg, "dsb2018": dsb2018, "folder": folder}
+
+
+def zipped(source: Path, target: Path, top: str = "") -> Path:
+    """Pack a folder as publishers do: below one more folder, with what a Mac adds."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(source.rglob("*")):
+            name = f"{top}{path.relative_to(source).as_posix()}"
+            archive.write(path, name)
+            if path.is_file():
+                archive.writestr(f"__MACOSX/{Path(name).parent}/._{path.name}", b"\0\5\26\7")
+    return target
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def stamps(root: Path) -> dict[str, int]:
+    """Return when every file and folder was last changed."""
+    return {str(path): path.stat().st_mtime_ns for path in (root, *sorted(root.rglob("*")))}
