@@ -6,9 +6,23 @@ from medmdm.data.dataset import CropDataset
 from medmdm.data.folders import FolderImages, find_images, is_mask
 from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.images import IMAGE_SUFFIXES, RasterReader, image_size, pixel_hash, read_image
+from medmdm.data.intensity import (
+    CT_WINDOWS,
+    ScaleByPercentiles,
+    ScaleByPercentilesd,
+    ScaleByWindow,
+    ScaleByWindowd,
+    percentiles_record,
+    scaled_range,
+    window_range,
+)
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
 from medmdm.data.sampler import StepSampler
 from medmdm.data.selection import Selection, find_data_list, select_training_images
+from medmdm.data.slices import LoadSliced, slice_entries, slice_volumes
+from medmdm.data.slicing import SLICE_AXES, Slicing
+from medmdm.data.spacing import ResampleToSpacing, ResampleToSpacingd, as_spacing
+from medmdm.data.store import StoredVolume, VolumeStore, open_slices
 from medmdm.data.transforms import (
     CutRegion,
     CutRegiond,
@@ -17,30 +31,56 @@ from medmdm.data.transforms import (
     ScaleIntensityByDtype,
     ScaleIntensityByDtyped,
 )
+from medmdm.data.volumes import VOLUME_SUFFIXES, SimpleITKReader, Volume, is_volume, read_volume, volume_hash
 
 __all__ = [
+    "CT_WINDOWS",
     "IMAGE_SUFFIXES",
+    "SLICE_AXES",
+    "VOLUME_SUFFIXES",
     "CropDataset",
     "CutRegion",
     "CutRegiond",
     "DataList",
     "FolderImages",
     "HeldOut",
+    "LoadSliced",
     "PadToSize",
     "PadToSized",
     "RasterReader",
+    "ResampleToSpacing",
+    "ResampleToSpacingd",
+    "ScaleByPercentiles",
+    "ScaleByPercentilesd",
+    "ScaleByWindow",
+    "ScaleByWindowd",
     "ScaleIntensityByDtype",
     "ScaleIntensityByDtyped",
     "Selection",
+    "SimpleITKReader",
+    "Slicing",
     "StepSampler",
+    "StoredVolume",
+    "Volume",
+    "VolumeStore",
+    "as_spacing",
     "find_data_list",
     "find_images",
     "hold_out",
     "image_size",
     "is_mask",
+    "is_volume",
     "load_data_list",
+    "open_slices",
+    "percentiles_record",
     "pixel_hash",
     "read_image",
+    "read_volume",
+    "scaled_range",
     "select_training_images",
     "shipped_data_lists",
+    "slice_entries",
+    "slice_volumes",
+    "volume_hash",
+    "window_range",
 ]

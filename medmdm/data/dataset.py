@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -84,8 +85,13 @@ class CropDataset(Dataset):
 
     @property
     def ledger(self) -> list[str]:
-        """Sorted, distinct SHA-256 of the pixels that train: each case, and the whole image where a case is a part."""
-        return sorted({digest for pair in self._hashes for digest in pair})
+        """Sorted, distinct SHA-256 of the pixels that train: each case, and the whole image where a case is a part.
+
+        Slices count as their volume, whose hash does not depend on its file format or the order of its axes.
+        """
+        cases = zip(self.data, self._hashes, strict=True)
+        # Of a volume its own hash says it all: one for each of its slices would only fill the weights file.
+        return sorted({digest for entry, pair in cases for digest in (pair[1:] if "volume_hash" in entry else pair)})
 
     @property
     def case_hashes(self) -> list[str]:
@@ -227,6 +233,9 @@ class _Naming:
 
 
 def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]:
+    if "volume_hash" in entry:  # a slice: its volume was hashed when it was decoded
+        case = [entry["volume_hash"], entry["axis"], entry["slice"], entry.get("case_region", entry.get("region"))]
+        return sha256(json.dumps(case).encode()).hexdigest(), entry["volume_hash"]
     whole = file_dtype_tensor(image).numpy()
     digest = pixel_hash(whole)
     # `case_region` is the part the data list names, before a strip was taken from it for previews.
@@ -235,7 +244,7 @@ def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]
 
 
 def _file_meta(image: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
-    meta = {"filename_or_obj": str(entry["image"])}
-    if isinstance(image, MetaTensor) and "original_dtype" in image.meta:
-        meta["original_dtype"] = image.meta["original_dtype"]
+    meta: dict[str, Any] = {"filename_or_obj": str(entry["image"])}
+    if isinstance(image, MetaTensor):
+        meta.update({key: image.meta[key] for key in ("original_dtype", "spacing") if key in image.meta})
     return meta

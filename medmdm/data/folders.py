@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from medmdm.data.images import IMAGE_SUFFIXES
+from medmdm.data.series import is_dicom
+from medmdm.data.volumes import VOLUME_SUFFIXES
 from medmdm.errors import UserError
 
 __all__ = ["FolderImages", "find_images", "is_mask"]
@@ -33,7 +35,8 @@ class FolderImages:
 
     Args:
         folder: where the search started.
-        images: images that are not masks, in string order of their path below ``folder`` ("a/10" before "a/2").
+        images: pictures, volumes and folders of DICOM files that are not masks, in string order of their path below
+            ``folder`` ("a/10" before "a/2").
         masks: images left out because their name or folder says that they are masks, in the same order.
         others: number of other files by suffix; hidden ones are not counted.
     """
@@ -50,7 +53,7 @@ def is_mask(path: PurePath) -> bool:
     Args:
         path: path *below* the data set's folder, so that a data set kept in ``/data/labels`` is not taken for masks.
     """
-    stem = path.stem.lower()
+    stem = path.stem.lower().removesuffix(".nii")  # of .nii.gz
     if _MASK_ANYWHERE.search(stem) or _MASK_AT_END.search(stem):
         return True
     return any(_is_label_folder(part) for part in path.parent.parts)
@@ -68,7 +71,9 @@ def _is_label_folder(name: str) -> bool:
 
 
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
-    """Search ``folder`` and everything below it for images, leaving masks out.
+    """Search ``folder`` and everything below it for pictures and volumes, leaving masks out.
+
+    A folder that directly holds DICOM files counts as one volume.
 
     Hidden files and folders and ``__MACOSX`` are skipped; links are followed, each folder being visited once.
 
@@ -85,11 +90,18 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     if not root.is_dir():
         raise UserError(f"{root} is a file: give the folder that holds the images")
     images, masks, others = [], [], Counter[str]()
+    series: set[Path] = set()
     for path in _walk(root):
-        relative = path.relative_to(root)
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if is_dicom(path):
+            if path.parent in series:
+                continue
+            path = path.parent
+            series.add(path)
+        elif not path.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)):
             others[path.suffix.lower() or "no suffix"] += 1
-        elif is_mask(relative):
+            continue
+        relative = path.relative_to(root)
+        if is_mask(relative):
             masks.append(path)
         else:
             images.append(path)
@@ -118,7 +130,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _instead(masks: int, others: Counter[str]) -> str:
-    suffixes = ", ".join(IMAGE_SUFFIXES)
+    suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, "DICOM"))
     if masks:
         return (
             f"all {masks} image files in it have names of masks (such as *_mask.png, or a folder named labels); rename "

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImaged
+from monai.transforms import Compose
 
-from medmdm.data.images import RasterReader, image_size
+from medmdm.data.images import image_size
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
+from medmdm.data.slices import LoadSliced
+from medmdm.data.spacing import target_shape
+from medmdm.data.store import open_slices
 from medmdm.data.transforms import CutRegiond, PadToSized, ScaleIntensityByDtyped
 from medmdm.errors import UserError, find_user_error
 
@@ -55,7 +58,7 @@ class HeldOut:
         """
         transform = transform or Compose(
             [
-                LoadImaged("image", reader=RasterReader(), ensure_channel_first=True, dtype=None),
+                LoadSliced("image"),
                 CutRegiond("image"),
                 PadToSized("image", self.crop_size),
                 ScaleIntensityByDtyped("image"),
@@ -78,7 +81,13 @@ class HeldOut:
         return torch.stack(images)
 
 
-def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: int = 4, seed: int = 0) -> HeldOut:
+def hold_out(
+    selection: Selection,
+    crop_size: Sequence[int] | int,
+    num_crops: int = 4,
+    seed: int = 0,
+    spacing: Sequence[float] | None = None,
+) -> HeldOut:
     """Choose preview crops, and take what they show out of training where that is possible.
 
     1. From the validation images of the data list, if it has any.
@@ -91,6 +100,8 @@ def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: in
         crop_size: pixels, (rows, columns) or one number for both.
         num_crops: 1 … 16.
         seed: chooses images and positions.
+        spacing: mm between the pixels of a crop (rows, columns) where images are resampled, else ``None``. The region
+            of a crop is in pixels of its file, and may be a pixel larger than the crop once it is resampled.
 
     Raises:
         UserError: a number is out of range, or an image whose size is needed cannot be read.
@@ -101,13 +112,19 @@ def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: in
     if not 1 <= num_crops <= 16:
         raise UserError(f"the number of preview crops is {num_crops}: give 1 to 16")
     rng = np.random.default_rng([seed, 1])
-    size = (rows, columns)
+
+    def size(entry: dict[str, Any]) -> tuple[int, int]:
+        if spacing is None or "spacing" not in entry:
+            return rows, columns
+        (row_mm, column_mm), own = spacing, entry["spacing"]
+        return _size_before(rows, row_mm, own[0]), _size_before(columns, column_mm, own[1])
+
     training = [dict(entry) for entry in selection.training]
     if selection.validation:
         chosen = [selection.validation[i] for i in rng.permutation(len(selection.validation))[:num_crops]]
         crops = _spread([(entry, _box(entry)) for entry in chosen], size, num_crops, rng)
-        sentence = f"previews: {num_crops} crops of the data list's validation images, not seen in training"
-        return HeldOut(tuple(training), tuple(crops), size, False, sentence)
+        sentence = f"previews: {num_crops} crops of held-out validation images, not seen in training"
+        return HeldOut(tuple(training), tuple(crops), (rows, columns), False, sentence)
     strips: list[tuple[dict[str, Any], _Box]] = []
     order = rng.permutation(len(training))
     for i in order:
@@ -115,7 +132,7 @@ def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: in
             break
         entry = training[i]
         box = _box(entry)
-        cut = _split(box, size)
+        cut = _split(box, size(entry))
         if cut is None:
             continue
         kept, strip = cut
@@ -129,14 +146,14 @@ def hold_out(selection: Selection, crop_size: Sequence[int] | int, num_crops: in
             f"previews: {num_crops} crops of strips at the edge of {len(strips)} of {len(training)} images; training "
             "leaves out the strips, so they are not seen in training"
         )
-        return HeldOut(tuple(training), tuple(crops), size, False, sentence)
+        return HeldOut(tuple(training), tuple(crops), (rows, columns), False, sentence)
     seen = [training[i] for i in order[:num_crops]]
     crops = _spread([(entry, _box(entry)) for entry in seen], size, num_crops, rng)
     sentence = (
         f"previews: {num_crops} crops that are seen in training, because every image is smaller than two crops of "
         f"{rows}x{columns}; name validation images in a data list for unseen ones"
     )
-    return HeldOut(tuple(training), tuple(crops), size, True, sentence)
+    return HeldOut(tuple(training), tuple(crops), (rows, columns), True, sentence)
 
 
 _Box = tuple[int, int, int, int]  # first row, end row, first column, end column
@@ -144,7 +161,7 @@ _Box = tuple[int, int, int, int]  # first row, end row, first column, end column
 
 def _box(entry: dict[str, Any]) -> _Box:
     region = entry.get("region") or {}
-    height, width = image_size(entry["image"])
+    height, width = open_slices(entry["stored"]["image"]).shape[2:] if "slice" in entry else image_size(entry["image"])
     first_row, end_row = region.get("rows", (0, height))
     first_column, end_column = region.get("columns", (0, width))
     if end_row > height or end_column > width:
@@ -153,6 +170,14 @@ def _box(entry: dict[str, Any]) -> _Box:
             f"{end_row}x{end_column}: correct the region"
         )
     return first_row, end_row, first_column, end_column
+
+
+def _size_before(size: int, spacing: float, source: float) -> int:
+    """Return the least number of pixels at ``source`` mm that give ``size`` or more at ``spacing`` mm."""
+    least = max(1, int(size * spacing / source) - 1)
+    while target_shape((least, 1), (source, 1.0), (spacing, 1.0))[0] < size:
+        least += 1
+    return least
 
 
 def _region(box: _Box) -> dict[str, list[int]]:
@@ -173,17 +198,22 @@ def _split(box: _Box, size: tuple[int, int]) -> tuple[_Box, _Box] | None:
 
 
 def _spread(
-    boxes: Sequence[tuple[dict[str, Any], _Box]], size: tuple[int, int], num_crops: int, rng: np.random.Generator
+    boxes: Sequence[tuple[dict[str, Any], _Box]],
+    size: Callable[[dict[str, Any]], tuple[int, int]],
+    num_crops: int,
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """Return ``num_crops`` crops, from each box in turn; those of one box do not overlap while there is room."""
     each = -(-num_crops // len(boxes))
-    places = [_positions(box, size, each, rng) for _, box in boxes]
+    places = [_positions(box, size(entry), each, rng) for entry, box in boxes]
     crops = []
     for i in range(num_crops):
         (entry, box), turn = boxes[i % len(boxes)], i // len(boxes)
         row, column = places[i % len(boxes)][turn]
-        crop = (row, min(row + size[0], box[1]), column, min(column + size[1], box[3]))
-        crops.append({"image": entry["image"], "region": _region(crop)})
+        rows, columns = size(entry)
+        crop = (row, min(row + rows, box[1]), column, min(column + columns, box[3]))
+        own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}
+        crops.append({**own, "region": _region(crop)})
     return crops
 
 

@@ -12,11 +12,19 @@ from typing import Any
 from medmdm.errors import UserError, nearest
 from medmdm.shipped import shipped_folder
 
-__all__ = ["LIST_NAMES", "SECTIONS", "DataList", "load_data_list", "regions_overlap", "shipped_data_lists"]
+__all__ = [
+    "LIST_NAMES",
+    "SECTIONS",
+    "DataList",
+    "image_name",
+    "load_data_list",
+    "regions_overlap",
+    "shipped_data_lists",
+]
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")
-_TEXT_KEYS = ("name", "description", "licence", "citation")
+_TEXT_KEYS = ("name", "description", "licence", "citation", "split")
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,17 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
 
     ::
 
-        {"name": "...", "description": "...", "licence": "...", "citation": "...",
+        {"name": "...", "description": "...", "licence": "...", "citation": "...", "split": "official",
          "training": [{"image": "a.png", "label": "a_mask.png", "patient_id": "7",
                        "region": {"rows": [0, 512], "columns": [0, 384]}}],
          "validation": [...], "test": [...]}
 
     Only ``training`` and each entry's ``image`` are required; an entry may be the path alone, as in the Decathlon's
-    ``test``. A ``region`` makes a case of a part of an image (pixels, end excluded).
+    ``test``. A ``region`` makes a case of a part of an image (pixels, end excluded). ``split`` says where the sections
+    come from, ``"official"`` being the publisher's. The image may be a volume (or the folder of a DICOM series, with
+    ``series_uid`` where it holds several), cut into slices along the entry's ``axis``; a list of paths makes several
+    sequences of one patient the channels of one image. ``spacing`` (mm) or ``magnification``, of the entry or of the
+    whole list, says how large the pixels of pictures are.
 
     Args:
         source: a JSON file, the name of a list that comes with medmdm (``"glas"``), or the content as a dictionary.
@@ -130,9 +142,12 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
         close = nearest("image", entry)
         raise UserError(f"{where} has no 'image'{close}: add the path relative to the data set's folder")
     entry = dict(entry)
-    for key in ("image", "label"):
-        if key in entry:
-            entry[key] = _relative_path(entry[key], f"{where}: {key!r}")
+    if isinstance(entry["image"], list) and entry["image"]:  # several sequences of one patient, as channels
+        entry["image"] = [_relative_path(one, f"{where}: 'image'") for one in entry["image"]]
+    else:
+        entry["image"] = _relative_path(entry["image"], f"{where}: 'image'")
+    if "label" in entry:
+        entry["label"] = _relative_path(entry["label"], f"{where}: 'label'")
     if "patient_id" in entry:
         patient = entry["patient_id"]
         if not isinstance(patient, (str, int)) or isinstance(patient, bool) or patient == "":
@@ -148,8 +163,8 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
 def _relative_path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise UserError(f"{where} is {value!r}: it must be a path relative to the data set's folder")
-    path = PurePosixPath(value)
-    if path.is_absolute() or PureWindowsPath(value).is_absolute() or ".." in path.parts:
+    path, windows = PurePosixPath(value), PureWindowsPath(value)
+    if path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts:
         raise UserError(f"{where} is {value!r}, which leaves the data set's folder: give a path below it")
     return path.as_posix()
 
@@ -170,15 +185,22 @@ def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: 
     for section, entries in sections.items():
         for entry in entries:
             region = entry.get("region")
-            for other_section, other in by_image.setdefault(entry["image"], []):
+            name = image_name(entry)
+            for other_section, other in by_image.setdefault(name, []):
                 if section == other_section and region == other:
-                    raise UserError(f"{title}: {section!r} lists {entry['image']!r} twice: remove one")
+                    raise UserError(f"{title}: {section!r} lists {name!r} twice: remove one")
                 if section != other_section and regions_overlap(region, other):
                     raise UserError(
-                        f"{title}: {entry['image']!r} is in {other_section!r} and in {section!r}: an image, or the "
+                        f"{title}: {name!r} is in {other_section!r} and in {section!r}: an image, or the "
                         "same part of one, may be in one section only"
                     )
-            by_image[entry["image"]].append((section, region))
+            by_image[name].append((section, region))
+
+
+def image_name(entry: Mapping[str, Any]) -> str:
+    """Return how messages name the image of an entry, which several sequences may make together."""
+    image = entry["image"]
+    return image if isinstance(image, str) else " + ".join(image)
 
 
 def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:

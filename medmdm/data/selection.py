@@ -11,11 +11,13 @@ from typing import Any
 from medmdm.data.folders import FolderImages, find_images
 from medmdm.data.images import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, load_data_list, shipped_data_lists
+from medmdm.data.volumes import is_volume
 from medmdm.errors import UserError
 
 __all__ = ["DEMO", "Selection", "find_data_list", "select_training_images"]
 
 DEMO = "demo"
+_ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Selection:
 
     Args:
         dataset_dir: folder they are in.
-        training: entries ``{"image": path, "region": ..., "patient_id": ...}``, the last two where they are known.
+        training: entries ``{"image": path, "region": ..., "patient_id": ...}``, with the keys of the list's entry that
+            say how to read it.
         validation: entries held out by the data list, in the same form.
         data_list: the list that was used, or ``None``.
         transductive: whether the list's validation and test images train too.
         sentences: what to tell the user, one thing each.
         warnings: what the user should act on.
+        test: the list's test entries whose images were found, in the same form; never trained on unless transductive.
     """
 
     dataset_dir: Path
@@ -40,6 +44,7 @@ class Selection:
     transductive: bool
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
+    test: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
 
 def select_training_images(
@@ -138,7 +143,10 @@ def _demo_folder() -> Path:
 
 def _everything(folder: Path, transductive: bool, warnings: Sequence[str]) -> Selection:
     images = find_images(folder)
-    sentences = [f"{folder}: {_count(len(images.images), 'image')}, {_count(len(images.masks), 'mask')} left out"]
+    volumes = sum(is_volume(path) for path in images.images)
+    found = [_count(len(images.images) - volumes, "image")] if volumes < len(images.images) else []
+    found += [_count(volumes, "volume")] if volumes else []
+    sentences = [f"{folder}: {', '.join(found)}, {_count(len(images.masks), 'mask')} left out"]
     if transductive:
         sentences.append("without a data list all images train, so transductive changes nothing")
     training = tuple({"image": str(path)} for path in images.images)
@@ -173,18 +181,25 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
             f"{_count(len(kept['validation']), 'validation image')} held out, "
             f"{_count(len(kept['test']), 'test image')} left out"
         )
-    listed = {entry["image"] for section in SECTIONS for entry in kept[section]}
+    listed = {name for section in SECTIONS for entry in kept[section] for name in _names(entry["image"])}
     unlisted = sum(str(path) not in listed for path in images.images)
     sentences.append(
         f"{_count(len(images.masks), 'mask')} and {_count(unlisted, 'image')} that the list does not name left out"
     )
     return Selection(
-        folder, tuple(training), tuple(validation), data_list, transductive, tuple(sentences), tuple(warnings)
+        folder,
+        tuple(training),
+        tuple(validation),
+        data_list,
+        transductive,
+        tuple(sentences),
+        tuple(warnings),
+        tuple(kept["test"]),
     )
 
 
-def _resolve(data_list: DataList, section: str, images: FolderImages) -> list[Path | None]:
-    """Return the file of each entry of a section, ``None`` where it is missing.
+def _resolve(data_list: DataList, section: str, images: FolderImages) -> list[Any]:
+    """Return the file of each entry of a section (a list of files for several sequences), ``None`` where it is missing.
 
     A user's list says exactly where its images are. A list that comes with medmdm knows the names its publisher gave;
     they are found anywhere in the folder and in any format, unless two files share the name.
@@ -193,19 +208,28 @@ def _resolve(data_list: DataList, section: str, images: FolderImages) -> list[Pa
     if data_list.shipped:
         for path in images.images:
             by_stem.setdefault(path.stem, []).append(path)
-    found: list[Path | None] = []
+    found: list[Any] = []
     for entry in getattr(data_list, section):
+        if isinstance(entry["image"], list):
+            sequences = [images.folder / name for name in entry["image"]]
+            found.append(sequences if all(path.exists() for path in sequences) else None)
+            continue
         exact = images.folder / entry["image"]
         same_name = by_stem.get(exact.stem, [])
-        if exact.is_file():
+        if exact.is_file() or (exact.is_dir() and is_volume(exact)):
             found.append(exact)
         else:
             found.append(same_name[0] if len(same_name) == 1 else None)
     return found
 
 
-def _entry(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    return {"image": str(path), **{key: entry[key] for key in ("region", "patient_id") if key in entry}}
+def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
+    image = [str(one) for one in path] if isinstance(path, list) else str(path)
+    return {"image": image, **{key: entry[key] for key in _ENTRY_KEYS if key in entry}}
+
+
+def _names(image: str | list[str]) -> list[str]:
+    return image if isinstance(image, list) else [image]
 
 
 def _count(number: int, thing: str) -> str:

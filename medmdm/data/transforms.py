@@ -11,6 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
+from medmdm.data.intensity import scale_to_range
 from medmdm.errors import UserError
 
 __all__ = [
@@ -188,6 +189,8 @@ class ScaleIntensityByDtyped(MapTransform):
     Args:
         keys: keys of images.
         intensity_range: (low, high) that become −1 and 1; ``None``: the full range of the file's type.
+        range_key: key of an entry's own [low, high] of each channel, which goes before ``intensity_range``;
+            :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume.
         allow_missing_keys: don't raise if a key is missing.
     """
 
@@ -195,13 +198,16 @@ class ScaleIntensityByDtyped(MapTransform):
         self,
         keys: KeysCollection,
         intensity_range: Sequence[float] | None = None,
+        range_key: str = "intensity_range",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.scale = ScaleIntensityByDtype(intensity_range)
+        self.range_key = range_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.scale(d[key])
+            own = d.get(self.range_key)
+            d[key] = self.scale(d[key]) if own is None else scale_to_range(d[key], own)
         return d

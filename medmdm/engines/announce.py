@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from medmdm.check import quick_check
+from medmdm.check.quick import quick_check
 from medmdm.data import CropDataset, HeldOut, Selection
 from medmdm.engines.distributed import is_main_process
 
@@ -14,8 +14,14 @@ __all__ = ["announce", "data_record"]
 logger = logging.getLogger(__name__)
 
 
-def announce(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> None:
+def announce(selection: Selection, slices: Selection, held_out: HeldOut, dataset: CropDataset) -> None:
     """Log which images were found, which were left out, and where the preview crops come from.
+
+    Args:
+        selection: the files chosen.
+        slices: the same, volumes cut into slices.
+        held_out: the preview crops beside them.
+        dataset: the training set.
 
     Raises:
         UserError: an image both trains and is held out.
@@ -23,9 +29,9 @@ def announce(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> N
     shared = quick_check(selection)  # in every process, so that all of them end
     if not is_main_process():
         return
-    for sentence in (*selection.sentences, held_out.sentence, *dataset.sentences):
+    for sentence in (*slices.sentences, held_out.sentence, *dataset.sentences):
         logger.info(sentence)
-    for warning in (*selection.warnings, *shared):
+    for warning in (*slices.warnings, *shared):
         logger.warning(warning)
 
 

@@ -26,6 +26,10 @@ def make_plan(
     image_hashes: Iterable[str],
     patient_ids: Iterable[str] = (),
     intensity_range: Sequence[float] | None = None,
+    percentiles: dict[str, Any] | None = None,
+    spacing: Sequence[float] | None = None,
+    slice_axis: str | None = None,
+    context_slices: int = 0,
 ) -> dict[str, Any]:
     """Collect the plan of a pre-training run.
 
@@ -40,6 +44,10 @@ def make_plan(
         image_hashes: SHA-256 of the decoded pixels of each training image.
         patient_ids: whose images they are, where known; only salted hashes go into the plan.
         intensity_range: stored values that became -1 and 1; None for the full range of the files' type.
+        percentiles: ``{"lower": %, "upper": %, "nonzero": bool}`` of each volume that became -1 and 1 instead.
+        spacing: mm between the pixels (rows, columns) to which images were resampled; None for their own.
+        slice_axis: along which volumes were cut.
+        context_slices: neighbours on each side of a slice that became channels.
 
     Returns:
         A JSON-able dictionary.
@@ -56,7 +64,10 @@ def make_plan(
         "channels": channels,
         "crop_size": list(crop_size),
         "intensity_range": None if intensity_range is None else list(intensity_range),
-        "spacing": None,
+        "percentiles": percentiles,
+        "spacing": None if spacing is None else list(spacing),
+        "slice_axis": slice_axis,
+        "context_slices": context_slices,
         "ledger": {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt},
     }
 

@@ -26,7 +26,7 @@ __all__ = ["RunFolder"]
 # The training images are compared by the hash of their pixels instead of by their path.
 MAY_CHANGE = (
     "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "keep_checkpoints",
-    "num_workers", "run_dir",
+    "num_workers", "run_dir", "slice_cache",
 )  # fmt: skip
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 

@@ -71,9 +71,9 @@ def test_what_is_wrong_is_said(tmp_path):
         find_images(tmp_path / "gone")
     with pytest.raises(UserError, match="holds no image: it is empty"):
         find_images(tmp_path)
-    for name in ("1.dcm", "2.dcm", "x.csv"):
+    for name in ("1.svs", "2.svs", "x.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"holds no image: it was searched for .* and has 2 \.dcm, 1 \.csv instead"):
+    with pytest.raises(UserError, match=r"holds no image: it was searched for .* and has 2 \.svs, 1 \.csv instead"):
         find_images(tmp_path)
     assert find_images(tmp_path, may_be_empty=True).images == ()
     with pytest.raises(UserError, match=r"x\.csv is a file"):

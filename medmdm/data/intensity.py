@@ -1,0 +1,224 @@
+"""Which intensities become −1 and 1: CT windows by name or by centre and width, MR percentiles of each volume."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+
+from medmdm.errors import UserError, nearest
+
+__all__ = [
+    "CT_WINDOWS",
+    "ScaleByPercentiles",
+    "ScaleByPercentilesd",
+    "ScaleByWindow",
+    "ScaleByWindowd",
+    "check_percentiles",
+    "percentiles_record",
+    "scale_to_range",
+    "scaled_range",
+    "window_range",
+]
+
+# (centre, width) in Hounsfield units, as radiology consoles have them.
+CT_WINDOWS = {
+    "brain": (40.0, 80.0),
+    "stroke": (40.0, 40.0),
+    "subdural": (75.0, 215.0),
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (50.0, 350.0),
+    "soft_tissue": (50.0, 400.0),
+    "abdomen": (50.0, 400.0),
+    "liver": (60.0, 160.0),
+    "bone": (400.0, 1800.0),
+    "spine": (50.0, 250.0),
+    "angiography": (300.0, 600.0),
+    "full": (1000.0, 4096.0),
+}
+
+
+def window_range(window: str | Sequence[float] | None) -> list[float] | None:
+    """Return the [low, high] in Hounsfield units of a CT window.
+
+    Args:
+        window: a key of :data:`CT_WINDOWS`, [centre, width], or ``None`` for ``None``.
+
+    Raises:
+        UserError: the name is unknown or the width is not above 0.
+
+    Example:
+        >>> window_range("lung")
+        [-1350.0, 150.0]
+        >>> window_range([40, 80])
+        [0.0, 80.0]
+    """
+    if window is None:
+        return None
+    if isinstance(window, str):
+        if window not in CT_WINDOWS:
+            raise UserError(
+                f"the window {window!r} is unknown{nearest(window, CT_WINDOWS)}: use one of {', '.join(CT_WINDOWS)}, "
+                "or [centre, width]"
+            )
+        window = CT_WINDOWS[window]
+    if len(window) != 2 or not float(window[1]) > 0:
+        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0")
+    centre, width = map(float, window)
+    return [centre - width / 2, centre + width / 2]
+
+
+def scaled_range(
+    intensity_range: Sequence[float] | None = None, window: str | Sequence[float] | None = None
+) -> list[float] | None:
+    """Return the [low, high] that become −1 and 1, by an intensity range or a CT window; ``None`` without either.
+
+    Raises:
+        UserError: both are given, or the window is wrong.
+    """
+    if intensity_range is not None and window is not None:
+        raise UserError("both intensity_range and window are given: keep one")
+    return window_range(window) if intensity_range is None else [float(value) for value in intensity_range]
+
+
+def percentiles_record(percentiles: Sequence[float] | None, nonzero: bool = False) -> dict[str, Any] | None:
+    """Return what the plan says of percentiles, ``None`` where none are used."""
+    if percentiles is None:
+        return None
+    lower, upper = check_percentiles(percentiles)
+    return {"lower": lower, "upper": upper, "nonzero": nonzero}
+
+
+def check_percentiles(percentiles: Sequence[float]) -> tuple[float, float]:
+    """Return (lower, upper).
+
+    Raises:
+        UserError: they are not two rising numbers from 0 to 100.
+    """
+    if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UserError(f"percentiles is {list(percentiles)}: give [lower, upper] with 0 <= lower < upper <= 100")
+    return float(percentiles[0]), float(percentiles[1])
+
+
+def scale_to_range(img: torch.Tensor, ranges: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Scale each channel so that its [low, high] becomes [−1, 1], and clip.
+
+    Args:
+        img: ``[C, *spatial]``.
+        ranges: one for all channels; or one for each of N groups of C / N channels (sequences with their
+            neighbouring slices). A range without width gives zeros.
+
+    Returns:
+        ``[C, *spatial]``, float32.
+
+    Raises:
+        UserError: N does not divide C.
+    """
+    if len(img) % len(ranges):
+        raise UserError(f"{len(ranges)} intensity ranges do not fit an image of {len(img)} channels")
+    shape = (-1, *[1] * (img.ndim - 1))
+    # In float64: 16-bit intensities with a large offset keep all their steps.
+    bounds = torch.tensor(ranges, dtype=torch.float64).repeat_interleave(len(img) // len(ranges), dim=0)
+    low, width = bounds[:, 0].reshape(shape), (bounds[:, 1] - bounds[:, 0]).reshape(shape)
+    scaled = (img.to(torch.float64) - low) / width.clamp_min(torch.finfo(torch.float64).tiny) * 2 - 1
+    return torch.where(width > 0, scaled.clamp(-1, 1), 0).to(torch.float32)
+
+
+class ScaleByWindow(Transform):
+    """Scale a CT image to [−1, 1] by a window; intensities beyond it are clipped.
+
+    Args:
+        window: a key of :data:`CT_WINDOWS`, or [centre, width] in Hounsfield units.
+    """
+
+    def __init__(self, window: str | Sequence[float]) -> None:
+        self.range = window_range(window)
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        assert self.range is not None
+        return scale_to_range(img, [self.range])
+
+
+class ScaleByPercentiles(Transform):
+    """Scale each channel of an image or volume to [−1, 1] by percentiles of its own intensities, and clip.
+
+    For slices of volumes use the ``percentiles`` of :func:`medmdm.data.slice_volumes` instead, which are the volume's.
+
+    Args:
+        lower: percentage whose intensity becomes −1.
+        upper: percentage whose intensity becomes 1.
+        nonzero: whether voxels of value 0 (background of skull-stripped or defaced images) are left out of the count.
+    """
+
+    def __init__(self, lower: float = 0.5, upper: float = 99.5, nonzero: bool = False) -> None:
+        self.bounds = check_percentiles([lower, upper])
+        self.nonzero = nonzero
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        return scale_to_range(img, [self._range(channel) for channel in img])
+
+    def _range(self, channel: torch.Tensor) -> list[float]:
+        plain = channel.as_tensor() if isinstance(channel, MetaTensor) else channel
+        values = plain.flatten().double().sort().values
+        if self.nonzero and (values != 0).any():
+            values = values[values != 0]
+        bounds = []
+        for percentage in self.bounds:  # torch.quantile refuses volumes of more than 16 million voxels
+            at = percentage / 100 * (len(values) - 1)
+            below = int(at)
+            above = min(below + 1, len(values) - 1)
+            bounds.append(float(values[below] + (at - below) * (values[above] - values[below])))
+        return bounds
+
+
+class ScaleByWindowd(MapTransform):
+    """Dictionary version of :class:`ScaleByWindow`.
+
+    Args:
+        keys: keys of images ``[C, *spatial]``.
+        window: a key of :data:`CT_WINDOWS`, or [centre, width] in Hounsfield units.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(self, keys: KeysCollection, window: str | Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.scale = ScaleByWindow(window)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.scale(d[key])
+        return d
+
+
+class ScaleByPercentilesd(MapTransform):
+    """Dictionary version of :class:`ScaleByPercentiles`.
+
+    Args:
+        keys: keys of images ``[C, *spatial]``.
+        lower: percentage whose intensity becomes −1.
+        upper: percentage whose intensity becomes 1.
+        nonzero: whether voxels of value 0 are left out of the count.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        nonzero: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.scale = ScaleByPercentiles(lower, upper, nonzero)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.scale(d[key])
+        return d

@@ -1,0 +1,160 @@
+"""Images of different resolutions at one: resampling to a pixel spacing in mm, or to a magnification."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import ensure_tuple_rep
+from torch.nn.functional import interpolate
+
+from medmdm.errors import UserError
+
+__all__ = ["ResampleToSpacing", "ResampleToSpacingd", "as_spacing", "resample_to_shape", "target_shape"]
+
+# An objective of magnification m on the common scanners gives 10 / m micrometres a pixel (40x: 0.25).
+_MM_TIMES_MAGNIFICATION = 0.01
+
+
+def as_spacing(
+    spacing: float | Sequence[float] | None = None, magnification: float | None = None, name: str = "the config"
+) -> tuple[float, float] | None:
+    """Return (mm between rows, mm between columns) of a spacing or a magnification; ``None`` where neither is given.
+
+    Args:
+        spacing: mm, one number or (rows, columns).
+        magnification: of the objective; 40 stands for 0.25 µm, in general 10 / magnification µm.
+        name: whose it is, for the error.
+
+    Raises:
+        UserError: both are given, or a number is not above 0.
+    """
+    if spacing is None and magnification is None:
+        return None
+    if spacing is not None and magnification is not None:
+        raise UserError(f"{name} gives both spacing and magnification: keep one")
+    if magnification is not None:
+        numbers = [_MM_TIMES_MAGNIFICATION / magnification if _positive(magnification) else 0.0]
+    else:
+        numbers = list(spacing) if isinstance(spacing, (list, tuple)) else [spacing]  # type: ignore[list-item]
+    if len(numbers) not in (1, 2) or not all(_positive(number) for number in numbers):
+        raise UserError(
+            f"{name} gives {'spacing' if magnification is None else 'magnification'} "
+            f"{spacing if magnification is None else magnification!r}: give a number above 0 (spacing in mm)"
+        )
+    return float(numbers[0]), float(numbers[-1])
+
+
+def _positive(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0
+
+
+def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, int]:
+    """Return the (rows, columns) that an image has after resampling from one spacing to another."""
+    rows, columns = (max(1, round(n * s / t)) for n, s, t in zip(shape, source, target, strict=True))
+    return rows, columns
+
+
+def resample_to_shape(img: torch.Tensor, shape: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
+    """Resample ``[C, H, W]`` so that its edges stay where they are.
+
+    Args:
+        img: any type.
+        shape: (rows, columns) of the result.
+        mode: ``"bilinear"``, low-pass filtered where the image shrinks, gives float32; ``"nearest"`` keeps the type.
+    """
+    if tuple(img.shape[1:]) == tuple(shape):
+        return img
+    plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+    if mode == "nearest":
+        rows, columns = (
+            ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
+            for new, old in zip(shape, img.shape[1:], strict=True)
+        )
+        result = plain[:, rows][:, :, columns]
+    else:
+        size = [int(n) for n in shape]
+        result = interpolate(plain.float()[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return MetaTensor(result, meta=img.meta) if isinstance(img, MetaTensor) else result
+
+
+class ResampleToSpacing(Transform):
+    """Resample images ``[C, H, W]`` to one pixel spacing.
+
+    The number of pixels is rounded and the image's edges stay in place, so that the spacing reached may differ from
+    the one asked for by half a pixel over the whole image.
+
+    Args:
+        spacing: mm between pixels of the result, one number or (rows, columns); ``None``: nothing is resampled, unless
+            a magnification is given.
+        magnification: of the result, instead of a spacing.
+        mode: ``"bilinear"``, or ``"nearest"`` for labels.
+    """
+
+    def __init__(
+        self,
+        spacing: float | Sequence[float] | None = None,
+        magnification: float | None = None,
+        mode: str = "bilinear",
+    ) -> None:
+        if mode not in ("bilinear", "nearest"):
+            raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels")
+        self.target = as_spacing(spacing, magnification)
+        self.mode = mode
+
+    def __call__(self, img: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
+        """Resample.
+
+        Args:
+            img: ``[C, H, W]``.
+            spacing: (rows, columns) in mm of the image as it is; ``None``: its metadata's ``"spacing"``.
+
+        Raises:
+            UserError: the image's spacing is not known.
+        """
+        if self.target is None:
+            return img
+        meta = img.meta if isinstance(img, MetaTensor) else {}
+        spacing = meta.get("spacing") if spacing is None else spacing
+        if spacing is None:
+            raise UserError(
+                f"the pixel spacing of {meta.get('filename_or_obj', 'an image')} is not known, so it cannot be "
+                "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry"
+            )
+        return resample_to_shape(img, target_shape(img.shape[1:], spacing, self.target), self.mode)
+
+
+class ResampleToSpacingd(MapTransform):
+    """Dictionary version of :class:`ResampleToSpacing`, which finds each image's spacing beside it.
+
+    Args:
+        keys: keys of images ``[C, H, W]``.
+        spacing: mm between pixels of the result; ``None`` with no magnification: nothing is resampled.
+        magnification: of the result, instead of a spacing.
+        mode: ``"bilinear"``, or ``"nearest"`` for labels; one for each key or one for all.
+        spacing_key: key of the entry's own (rows, columns) in mm.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: float | Sequence[float] | None = None,
+        magnification: float | None = None,
+        mode: str | Sequence[str] = "bilinear",
+        spacing_key: str = "spacing",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.resample = [ResampleToSpacing(spacing, magnification, m) for m in ensure_tuple_rep(mode, len(self.keys))]
+        self.spacing_key = spacing_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, resample in self.key_iterator(d, self.resample):
+            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=str(d.get("image"))))
+        return d

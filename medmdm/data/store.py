@@ -1,0 +1,236 @@
+"""Decoded volumes on disk, cut into slices, so that each volume is decoded once however often its slices are read."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmdm.data.slicing import Slicing
+from medmdm.data.volumes import Volume, read_volume, volume_hash
+from medmdm.errors import UserError
+from medmdm.files import TEMPORARY_SUFFIX, save_json
+
+__all__ = ["StoredVolume", "VolumeStore", "default_store_folder", "open_slices"]
+
+_FORMAT = 1
+_QUANTILES = 1001  # 0, 0.1, ... 100 per cent
+_SAMPLE = 1_000_000  # voxels from which the threshold between background and foreground is found
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume in the store.
+
+    Args:
+        path: array ``[slices, C, rows, columns]`` in NumPy's format, for :func:`open_slices`.
+        slicing: how its slices go back into the source array.
+        channels: C.
+        digest: SHA-256 of its voxels, see :func:`medmdm.data.volumes.volume_hash`.
+        foreground: for each slice, the share of pixels that are brighter than the volume's background.
+        constant: for each slice, whether all of its pixels are equal (channel by channel).
+        quantiles: ``[C, 1001]``, intensities at 0, 0.1, … 100 per cent of all voxels.
+        quantiles_nonzero: the same of those that are not 0.
+    """
+
+    path: Path
+    slicing: Slicing
+    channels: int
+    digest: str
+    foreground: tuple[float, ...]
+    constant: tuple[bool, ...]
+    quantiles: np.ndarray
+    quantiles_nonzero: np.ndarray
+
+    def percentile_range(self, lower: float, upper: float, nonzero: bool = False) -> list[list[float]]:
+        """Return [low, high] of each channel at two percentages (in between the tenths by linear interpolation)."""
+        table = self.quantiles_nonzero if nonzero else self.quantiles
+        at = np.linspace(0, 100, _QUANTILES)
+        return [[float(np.interp(p, at, channel)) for p in (lower, upper)] for channel in table]
+
+
+class VolumeStore:
+    """A folder of decoded volumes, each an uncompressed array that is mapped into memory rather than read.
+
+    A volume is stored slice after slice along one axis, in the type that it decodes to (float64 as float32 where that
+    loses nothing), under a name that is a hash of the source files' paths, sizes and times and of the axis: later runs
+    and other processes find it, and a changed file is decoded again. Neither the names nor the files hold anything
+    about the patient but the voxels. Deleting the folder loses nothing but time.
+
+    Args:
+        folder: ``None``: ``medmdm/slices`` in the user's cache folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = default_store_folder() if folder is None else Path(folder).expanduser()
+
+    def get(self, path: str | Sequence[str], axis: str = "axial", series_uid: str | None = None) -> StoredVolume:
+        """Return a volume, decoding it if it is not in the store.
+
+        Args:
+            path: what :func:`medmdm.data.read_volume` takes.
+            axis: of the slices.
+            series_uid: the series to read where a folder holds several.
+
+        Raises:
+            UserError: the volume cannot be read, holds values that are not finite, or the folder cannot be written.
+        """
+        key = _key(path, axis, series_uid)
+        array_path, record_path = self.folder / f"{key}.npy", self.folder / f"{key}.json"
+        record = _load_record(record_path, array_path)
+        if record is None:
+            volume = read_volume(path, series_uid)
+            slicing = Slicing(volume.array.shape[1:], volume.affine, axis)
+            record = _describe(volume, slicing, path)
+            try:
+                # Contiguous, so that a slice is one piece of the file.
+                record["bytes"] = _save_array(
+                    np.ascontiguousarray(_narrow(slicing.to_slices(volume.array))), array_path
+                )
+                save_json(record, record_path)  # last: it says that the array is whole
+            except OSError as error:
+                raise UserError(
+                    f"decoded volumes cannot be written to {self.folder} ({error.strerror}): free some space or choose "
+                    "another folder with slice_cache"
+                ) from error
+        return StoredVolume(
+            path=array_path,
+            slicing=Slicing(record["shape"], np.array(record["affine"]), axis),
+            channels=record["channels"],
+            digest=record["digest"],
+            foreground=tuple(record["foreground"]),
+            constant=tuple(record["constant"]),
+            quantiles=np.array(record["quantiles"]),
+            quantiles_nonzero=np.array(record["quantiles_nonzero"]),
+        )
+
+    def sweep(self) -> None:
+        """Delete what killed runs left half-written, a day after."""
+        for leftover in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                leftover.unlink(missing_ok=True)
+
+
+def default_store_folder() -> Path:
+    """Return ``medmdm/slices`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medmdm" / "slices"
+
+
+@functools.lru_cache(maxsize=64)  # each holds a file open
+def open_slices(path: str | os.PathLike[str]) -> np.ndarray:
+    """Map a stored array ``[slices, C, rows, columns]`` into memory; nothing is read before it is indexed."""
+    array: np.ndarray = np.load(path, mmap_mode="r")
+    return array
+
+
+def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
+    sources = []
+    for name in [path] if isinstance(path, (str, os.PathLike)) else path:
+        try:
+            files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
+            # Raw data of .mhd and .nhdr headers lie beside them.
+            if Path(name).suffix.lower() in (".mhd", ".nhdr"):
+                files += sorted(p for p in Path(name).parent.glob(f"{Path(name).stem}.*") if p != Path(name))
+            stats = [(str(file.absolute()), file.stat()) for file in files]
+        except OSError as error:
+            raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path") from error
+        sources.append([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
+    return hashlib.sha256(json.dumps([_FORMAT, sources, axis, series_uid]).encode()).hexdigest()[:40]
+
+
+def _load_record(record_path: Path, array_path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8"))
+        return record if array_path.stat().st_size == record["bytes"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> dict[str, Any]:
+    array = volume.array
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{path} holds values that are not finite (NaN or infinite): replace them, by 0 for background")
+    slices = slicing.to_slices(array)
+    foreground = np.zeros(slices.shape[:1] + slices.shape[2:], dtype=bool)
+    quantiles, nonzero = [], []
+    for channel in range(len(array)):
+        # Sorting once gives all quantiles exactly; small integers sort fast.
+        ordered = np.sort(array[channel], axis=None)
+        first, end = np.searchsorted(ordered, 0, "left"), np.searchsorted(ordered, 0, "right")
+        others = np.concatenate([ordered[:first], ordered[end:]])
+        quantiles.append(_quantiles(ordered))
+        nonzero.append(_quantiles(others if len(others) else ordered))
+        threshold = _threshold(array[channel], quantiles[-1])
+        if threshold is not None:
+            foreground |= slices[:, channel] > threshold
+    low, high = slices.min(axis=(2, 3)), slices.max(axis=(2, 3))
+    return {
+        "format": _FORMAT,
+        "shape": list(slicing.shape),
+        "affine": slicing.affine.tolist(),
+        "channels": len(array),
+        "digest": volume_hash(volume),
+        "foreground": foreground.mean(axis=(1, 2)).tolist(),
+        "constant": (low == high).all(axis=1).tolist(),
+        "quantiles": quantiles,
+        "quantiles_nonzero": nonzero,
+    }
+
+
+def _quantiles(ordered: np.ndarray) -> list[float]:
+    at = np.linspace(0, len(ordered) - 1, _QUANTILES)
+    below = np.floor(at).astype(np.int64)
+    above = np.minimum(below + 1, len(ordered) - 1)
+    low, high = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
+    values: list[float] = (low + (at - below) * (high - low)).tolist()
+    return values
+
+
+def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
+    """Return Otsu's threshold of a volume, ``None`` if it is constant; single extreme voxels do not move it."""
+    from skimage.filters import threshold_otsu  # slow to import
+
+    low, high = quantiles[5], quantiles[-6]
+    if low == high:
+        low, high = quantiles[0], quantiles[-1]
+    if low == high:
+        return None
+    sample = array.ravel()[:: max(1, array.size // _SAMPLE)].clip(low, high)
+    return float(low) if sample.min() == sample.max() else float(threshold_otsu(sample))
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """Return float64 as float32 where that loses nothing: slopes such as 1 or 0.5 widen integers to float64."""
+    if array.dtype != np.float64:
+        return array
+    narrow = array.astype(np.float32)
+    return narrow if np.array_equal(narrow, array) else array
+
+
+def _save_array(array: np.ndarray, path: Path) -> int:
+    """Write an array in NumPy's format, atomically and without a copy of it in memory; return the file's size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            np.lib.format.write_array(file, array, version=(2, 0), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.replace(temporary, path)
+        return size
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.strerror = "no space left"
+        raise
