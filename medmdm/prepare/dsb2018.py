@@ -25,6 +25,7 @@ _INFORMATION = {
     "description": "2018 Data Science Bowl, stage 1: nuclei in fluorescence, H&E and other microscopy at several "
     "magnifications, images of many sizes. Labels number the nuclei 1..n in the order of their masks' names, 0 is "
     "background. There is no patient id. The test images of stage 1 have no masks.",
+    "split": "official",
     "licence": "CC0 1.0",
     "citation": "Caicedo et al., Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl, Nature "
     "Methods 16:1247-1253, 2019, https://doi.org/10.1038/s41592-019-0612-7",

@@ -36,14 +36,14 @@ class SourceFile:
         shown: how messages name it.
         open: opens it for reading bytes.
         on_disk: where it lies, ``None`` when it is in a zip file.
-        scratch: folder to unpack to for readers that need a path.
+        scratch: for a file in a zip file, the folder to unpack to for readers that need a path.
     """
 
     path: PurePosixPath
     shown: str
     open: Callable[[], IO[bytes]]
-    on_disk: Path | None
-    scratch: Path
+    on_disk: Path | None = None
+    scratch: Path | None = None
 
     @property
     def stem(self) -> str:
@@ -72,6 +72,7 @@ class SourceFile:
         if self.on_disk is not None:
             yield self.on_disk
             return
+        assert self.scratch is not None
         target = self.scratch / self.path.name
         try:
             with self._reading() as file, open(target, "wb") as unpacked:
@@ -133,17 +134,16 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
     """
     notices: list[str] = []
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
         if source.is_dir():
-            files = _folder_files(source, scratch)
+            files = _folder_files(source)
             zips = [file for file in files if file.suffix == ".zip" and file.on_disk is not None]
             if zips_inside and zips and not any(file.is_image for file in files):
                 for file in zips:
-                    files += _zip_files(stack, source / file.path, file.path.with_suffix(""), scratch)
+                    files += _zip_files(stack, source / file.path, file.path.with_suffix(""))
             elif zips_inside and zips:
                 notices.append(f"{len(zips)} zip files beside the images are not read")
         else:
-            files = _zip_files(stack, source, PurePosixPath(), scratch)
+            files = _zip_files(stack, source, PurePosixPath())
         if not files:
             raise UserError(f"{source} is empty: give the folder or the zip file as downloaded")
         yield Release(source, tuple(sorted(files, key=lambda file: file.path.as_posix())), tuple(notices))
@@ -171,7 +171,7 @@ def _open(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _folder_files(folder: Path, scratch: Path) -> list[SourceFile]:
+def _folder_files(folder: Path) -> list[SourceFile]:
     def refuse(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
 
@@ -188,11 +188,11 @@ def _folder_files(folder: Path, scratch: Path) -> list[SourceFile]:
             if not _is_hidden(name):
                 path = Path(parent, name)
                 below = PurePosixPath(path.relative_to(folder).as_posix())
-                files.append(SourceFile(below, str(path), partial(_open, path), path, scratch))
+                files.append(SourceFile(below, str(path), partial(_open, path), path))
     return files
 
 
-def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath, scratch: Path) -> list[SourceFile]:
+def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[SourceFile]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
@@ -201,13 +201,13 @@ def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath, scratch: Pat
         raise UserError(f"{path} cannot be read as a zip file ({error}): check the file") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _refuse_unsafe(path, members)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
     return [
         SourceFile(
             prefix / member.filename,
             f"{path}/{member.filename}",
             partial(archive.open, member),
-            None,
-            scratch,
+            scratch=scratch,
         )
         for member in members
         if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts)
