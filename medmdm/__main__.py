@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import medmdm
+from medmdm import check, prepare, split
 from medmdm.errors import UserError
 from medmdm.shipped import shipped_folder
 
@@ -23,7 +24,7 @@ def _init(args: argparse.Namespace) -> int:
     destination = Path(args.folder)
     copied = 0
     for name in ("bundles", "data_lists"):
-        source = shipped_folder(name)  # type: ignore[arg-type]
+        source = shipped_folder(name)
         for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
             target = destination / name / file.relative_to(source)
             if target.exists() and target.read_bytes() != file.read_bytes() and not args.overwrite:
@@ -76,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
         help="an argument of ADMUNet that the file's shapes do not show, for example num_head_channels=64",
     )
     convert.set_defaults(run=_convert)
+
+    for name, module, summary in (
+        ("prepare", prepare, "turn what was downloaded or scanned into images, masks and a data list"),
+        ("check", check, "decode every file of a data list and look for what spoils a training or its test"),
+        ("split", split, "make new data lists from one: by patient, in folds, or with a few training cases"),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser
 
 

@@ -22,6 +22,7 @@ from medmdm.data.selection import Selection, find_data_list, select_training_ima
 from medmdm.data.slices import LoadSliced, slice_entries, slice_volumes
 from medmdm.data.slicing import SLICE_AXES, Slicing
 from medmdm.data.spacing import ResampleToSpacing, ResampleToSpacingd, as_spacing
+from medmdm.data.splits import k_folds, split_by_patient, subset
 from medmdm.data.store import StoredVolume, VolumeStore, open_slices
 from medmdm.data.transforms import (
     CutRegion,
@@ -70,6 +71,7 @@ __all__ = [
     "image_size",
     "is_mask",
     "is_volume",
+    "k_folds",
     "load_data_list",
     "open_slices",
     "percentiles_record",
@@ -81,6 +83,8 @@ __all__ = [
     "shipped_data_lists",
     "slice_entries",
     "slice_volumes",
+    "split_by_patient",
+    "subset",
     "volume_hash",
     "window_range",
 ]

@@ -1,0 +1,162 @@
+"""What cases have in common and should not: pixels, patients, names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from medmdm.check.cases import Case, Facts
+from medmdm.check.report import Finding
+from medmdm.data.lists import SECTIONS, image_name, regions_overlap
+from medmdm.data.volumes import volume_stem
+
+__all__ = ["clashing_names", "identical_images", "shared_patients"]
+
+_NAMED = 4  # patients described one by one
+_T = TypeVar("_T")
+
+
+def identical_images(cases: Sequence[Case], facts: Sequence[Facts]) -> Iterator[Finding]:
+    """Find cases with the same pixels: errors between sections, warnings within one.
+
+    Parts of one image that do not overlap are different cases.
+    """
+    known = [(case, fact) for case, fact in zip(cases, facts, strict=True) if fact.whole_hash is not None]
+    pairs: dict[tuple[int, int], tuple[Case, Case]] = {}
+    for group in _groups(known, lambda pair: pair[1].whole_hash):
+        for case, other in _first_in_sections([case for case, _ in group], _overlap):
+            pairs[id(case), id(other)] = case, other
+    for group in _groups(known, lambda pair: pair[1].case_hash):
+        for case, other in _first_in_sections([case for case, _ in group], lambda a, b: True):
+            pairs.setdefault((id(case), id(other)), (case, other))
+    for case, other in pairs.values():
+        names = (other.name, case.name)
+        if case.section == other.section:
+            yield Finding(
+                "warning",
+                "duplicate-image",
+                f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one",
+                names,
+            )
+        else:
+            yield Finding(
+                "error",
+                "image-in-two-sections",
+                f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels: remove one, "
+                "for a score on an image that was trained on says nothing",
+                names,
+            )
+
+
+def _overlap(a: Case, b: Case) -> bool:
+    return regions_overlap(a.entry.get("region"), b.entry.get("region"))
+
+
+def _first_in_sections(group: Sequence[Case], same: Callable[[Case, Case], bool]) -> Iterator[tuple[Case, Case]]:
+    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs."""
+    for i, case in enumerate(group):
+        met: set[str] = set()
+        for other in group[:i]:
+            if other.section not in met and same(case, other):
+                met.add(other.section)
+                yield case, other
+
+
+def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], official: bool) -> Iterator[Finding]:
+    """Find patients in two sections: a warning for a publisher's split, an error for any other.
+
+    Args:
+        sections: entries of a data list.
+        official: whether the split is the publisher's.
+    """
+    listed = (entry for section in SECTIONS for entry in sections[section])
+    # Numbers in the order of the list stand for patients: ids identify people.
+    number = {p: i for i, p in enumerate(dict.fromkeys(e["patient_id"] for e in listed if "patient_id" in e), 1)}
+    for a, b in combinations(SECTIONS, 2):
+        cases = {section: _groups_by_patient(sections[section]) for section in (a, b)}
+        shared = sorted(cases[a].keys() & cases[b].keys(), key=number.__getitem__)
+        if not shared:
+            continue
+        affected = [image_name(entry) for patient in shared for entry in cases[b][patient]]
+        described = ", ".join(
+            f"patient {number[p]} of {len(number)} ({len(cases[a][p])} + {len(cases[b][p])} cases)"
+            for p in shared[:_NAMED]
+        )
+        more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
+        advice = (
+            "this is the publisher's split, so scores on it are for new images of known patients: say so, or make a "
+            "split by patient (python -m medmdm split)"
+            if official
+            else 'make a split by patient (python -m medmdm split), or add "split": "official" to the list if it is '
+            "the publisher's"
+        )
+        yield Finding(
+            "warning" if official else "error",
+            "patient-in-two-sections",
+            f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}: {described}{more}; "
+            + advice,
+            tuple(affected),
+        )
+
+
+def _groups_by_patient(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        if "patient_id" in entry:
+            groups[entry["patient_id"]].append(entry)
+    return groups
+
+
+def clashing_names(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Find file names that would get into each other's way."""
+    images = list(dict.fromkeys(case.name for case in cases))
+    labels: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        if "label" in case.entry:
+            labels[str(case.entry["label"])].add(case.name)
+    for label, of in labels.items():
+        if label in images:
+            yield Finding(
+                "error", "label-is-image", f"{label} is listed as an image and as a label: correct the list", (label,)
+            )
+        elif len(of) > 1:
+            names = sorted(of)
+            yield Finding(
+                "warning",
+                "shared-label",
+                f"{label} is the label of {len(names)} images ({names[0]}, {names[1]}{', …' if names[2:] else ''}): "
+                "correct the list unless that is meant",
+                (label, *names),
+            )
+    by_case = _groups(dict.fromkeys([*images, *labels]), lambda name: name.casefold())
+    for group in by_case:
+        yield Finding(
+            "warning",
+            "names-differ-in-case",
+            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one",
+            tuple(group),
+        )
+    apart = {name for group in by_case for name in group}
+    for group in _groups([name for name in images if name not in apart], _output_name):
+        yield Finding(
+            "warning",
+            "same-file-name",
+            f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix "
+            f"({group[0]}, {group[1]}{', …' if group[2:] else ''}): masks named after them would overwrite each other",
+            tuple(group),
+        )
+
+
+def _output_name(name: str) -> str:
+    return volume_stem(PurePosixPath(name).name).casefold()
+
+
+def _groups(things: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:
+    """Return the things that share their key with another one."""
+    groups: dict[Hashable, list[_T]] = defaultdict(list)
+    for thing in things:
+        groups[key(thing)].append(thing)
+    return [group for group in groups.values() if len(group) > 1]

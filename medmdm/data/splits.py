@@ -1,0 +1,250 @@
+"""Dividing cases: patients stay whole, the seed decides, and the order of the input never matters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medmdm.data.lists import image_name
+from medmdm.errors import UserError, nearest
+
+__all__ = ["SUBSET_RULES", "k_folds", "patient_groups", "split_by_patient", "subset"]
+
+SUBSET_RULES = ("paper", "seeded")
+_MOST_GROUPS_TO_SWAP = 300
+
+Entry = dict[str, Any]
+
+
+def split_by_patient(
+    entries: Sequence[Mapping[str, Any]], test: float = 0.2, stratify: str | None = None, seed: int = 0
+) -> tuple[list[Entry], list[Entry]]:
+    """Divide cases into a training and a test part that share no patient.
+
+    Args:
+        entries: of a data list; those without ``patient_id`` count as one patient an image.
+        test: share of the cases for the test part, between 0 and 1; whole patients come as near as they can.
+        stratify: column of the entries whose values shall have that share each (such as ``"grade"``).
+        seed: whole number ≥ 0; seeds differ in their divisions as far as the patients leave a choice.
+
+    Returns:
+        (training, test), each in string order of the images.
+
+    Raises:
+        UserError: fewer than two patients, a share outside (0, 1), or an entry without the column.
+    """
+    if not 0 < test < 1:
+        raise UserError(f"test is {test}: give a share between 0 and 1, such as 0.2")
+    training, held_out = _divide(entries, (1 - test, test), stratify, seed)
+    return training, held_out
+
+
+def k_folds(
+    entries: Sequence[Mapping[str, Any]], folds: int = 5, stratify: str | None = None, seed: int = 0
+) -> list[list[Entry]]:
+    """Divide cases into parts of about equal size that share no patient.
+
+    Args:
+        entries: of a data list; those without ``patient_id`` count as one patient an image.
+        folds: number of parts, at least 2.
+        stratify: column of the entries whose values shall be spread evenly.
+        seed: whole number ≥ 0; seeds differ in their divisions as far as the patients leave a choice.
+
+    Returns:
+        The parts; fold ``k`` validates on part ``k`` and trains on the others.
+
+    Raises:
+        UserError: fewer patients than folds, or an entry without the column.
+    """
+    if folds < 2:
+        raise UserError(f"folds is {folds}: give 2 or more")
+    return _divide(entries, (1 / folds,) * folds, stratify, seed)
+
+
+def subset(entries: Sequence[Mapping[str, Any]], n: int, rule: str = "paper", seed: int = 0) -> list[Entry]:
+    """Draw ``n`` cases for few-shot training.
+
+    - ``"paper"``: the first ``n`` in string order of the file names ("train_1, train_10, train_11, …"), which is the
+      one draw that Pan et al. report.
+    - ``"seeded"``: a random draw by ``seed``. Draws of one seed are nested: 4 of them are among 8.
+
+    Args:
+        entries: of a data list, in any order.
+        n: how many.
+        rule: ``"paper"`` or ``"seeded"``.
+        seed: whole number ≥ 0, for ``"seeded"``.
+
+    Returns:
+        The cases, in string order of the images.
+
+    Raises:
+        UserError: more cases than there are, or an unknown rule.
+    """
+    if rule not in SUBSET_RULES:
+        raise UserError(f"the subset rule {rule!r} is unknown{nearest(rule, SUBSET_RULES)}: use paper or seeded")
+    _check_seed(seed)
+    if not 1 <= n <= len(entries):
+        raise UserError(f"a subset of {n} cases was asked for, but there are {len(entries)}: give 1 to {len(entries)}")
+    ordered = sorted((dict(entry) for entry in entries), key=_identity)
+    if rule == "seeded":
+        ordered.sort(key=lambda entry: _shuffled(_identity(entry), seed))
+    return sorted(ordered[:n], key=_identity)
+
+
+def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
+    """Group cases that must stay together.
+
+    Cases of one patient do. So do the cases without ``patient_id`` of one image (its regions), together with the
+    patients who are known to be on that image.
+
+    Returns:
+        Groups, and the cases of each, in string order of the images.
+    """
+    patients_on: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if "patient_id" in entry:
+            patients_on[image_name(entry)].add(entry["patient_id"])
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(key: tuple[str, str]) -> tuple[str, str]:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    def own(entry: Mapping[str, Any]) -> tuple[str, str]:
+        return ("patient", entry["patient_id"]) if "patient_id" in entry else ("image", image_name(entry))
+
+    for entry in entries:
+        if "patient_id" not in entry:
+            for patient in patients_on[image_name(entry)]:
+                parent[root(("patient", patient))] = root(own(entry))
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in sorted((dict(entry) for entry in entries), key=_identity):
+        groups[root(own(entry))].append(entry)
+    return sorted(groups.values(), key=lambda group: _identity(group[0]))
+
+
+def _identity(entry: Mapping[str, Any]) -> str:
+    return f"{image_name(entry)}\n{json.dumps(entry.get('region'), sort_keys=True)}"
+
+
+def _shuffled(identity: str, seed: int) -> bytes:
+    # A hash rather than a generator: the order of two cases never depends on which others there are, nor on the
+    # version of NumPy.
+    return hashlib.sha256(f"{seed}\n{identity}".encode()).digest()
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed is {seed}: give a whole number of 0 or more")
+
+
+def _divide(
+    entries: Sequence[Mapping[str, Any]], shares: Sequence[float], stratify: str | None, seed: int
+) -> list[list[Entry]]:
+    _check_seed(seed)
+    strata = _strata(entries, stratify)
+    groups = patient_groups(entries)
+    if len(groups) < len(shares):
+        raise UserError(
+            f"{len(groups)} {'patient' if len(groups) == 1 else 'patients'} cannot be divided into {len(shares)} parts "
+            "without one being in two of them: ask for fewer parts or add patients"
+        )
+    groups.sort(key=lambda group: _shuffled(_identity(group[0]), seed))
+    counts = np.array([_count(group, strata, stratify) for group in groups])
+    parts = _assign(counts, np.asarray(shares))
+    divided: list[list[Entry]] = [[] for _ in shares]
+    for group, part in zip(groups, parts, strict=True):
+        divided[part].extend(group)
+    return [sorted(part, key=_identity) for part in divided]
+
+
+def _strata(entries: Sequence[Mapping[str, Any]], column: str | None) -> dict[str, int]:
+    if column is None:
+        return {}
+    for entry in entries:
+        if column not in entry:
+            raise UserError(
+                f"{image_name(entry)} has no {column!r} to stratify by{nearest(column, entry)}: add it to every entry"
+            )
+    return {value: number for number, value in enumerate(sorted({json.dumps(entry[column]) for entry in entries}))}
+
+
+def _count(group: Sequence[Mapping[str, Any]], strata: Mapping[str, int], column: str | None) -> list[int]:
+    """Return how many cases a group has in each stratum, and in all."""
+    numbers = [0] * len(strata) + [len(group)]
+    if column is not None:
+        for entry in group:
+            numbers[strata[json.dumps(entry[column])]] += 1
+    return numbers
+
+
+def _assign(counts: np.ndarray, shares: np.ndarray) -> list[int]:
+    """Return the part of each group: greedily, then improved by moves and swaps.
+
+    What is kept small is the sum, over parts and strata and "all", of the squared distance to the number of cases that
+    the part should have.
+
+    Args:
+        counts: ``[groups, strata + 1]`` cases.
+        shares: ``[parts]``, with sum 1.
+    """
+    missing = np.outer(shares, counts.sum(axis=0))  # [parts, strata + 1]
+    parts: list[int] = []
+    for number in counts:
+        cost = (number * (number - 2 * missing)).sum(axis=1)  # of adding it to each part
+        part = int(np.argmin(np.round(cost, 9)))
+        missing[part] -= number
+        parts.append(part)
+    # An empty part takes the group that leaves the others best off.
+    for empty in set(range(len(shares))) - set(parts):
+        movable = [g for g, part in enumerate(parts) if parts.count(part) > 1]
+        best = min(movable, key=lambda g: round(_cost_of_moving(counts[g], missing[parts[g]], missing[empty]), 9))
+        _move(best, empty, parts, counts, missing)
+    while _improve_by_move(parts, counts, missing) or _improve_by_swap(parts, counts, missing):
+        pass  # ends, for the sum falls every time
+    return parts
+
+
+def _improve_by_move(parts: list[int], counts: np.ndarray, missing: np.ndarray) -> bool:
+    moved = False
+    for g, number in enumerate(counts):
+        costs = [_cost_of_moving(number, missing[parts[g]], part) for part in missing]
+        costs[parts[g]] = 0.0
+        target = int(np.argmin(np.round(costs, 9)))
+        if costs[target] < -1e-6 and parts.count(parts[g]) > 1:
+            _move(g, target, parts, counts, missing)
+            moved = True
+    return moved
+
+
+def _improve_by_swap(parts: list[int], counts: np.ndarray, missing: np.ndarray) -> bool:
+    """Exchange the two groups of which that helps most; among very many groups single moves suffice."""
+    if len(parts) > _MOST_GROUPS_TO_SWAP:
+        return False
+    of_group = missing[parts]  # what the part of each group still misses
+    more = counts[None] - counts[:, None]  # [g, h]: what the part of g gains
+    costs = np.round((2 * more * (more - of_group[:, None] + of_group[None])).sum(axis=2), 9)
+    g, h = np.unravel_index(int(np.argmin(costs)), costs.shape)
+    if costs[g, h] > -1e-6:
+        return False
+    part = parts[g]
+    _move(int(g), parts[h], parts, counts, missing)
+    _move(int(h), part, parts, counts, missing)
+    return True
+
+
+def _cost_of_moving(number: np.ndarray, from_part: np.ndarray, to_part: np.ndarray) -> float:
+    return float((number * (2 * number + 2 * from_part - 2 * to_part)).sum())
+
+
+def _move(group: int, target: int, parts: list[int], counts: np.ndarray, missing: np.ndarray) -> None:
+    missing[parts[group]] += counts[group]
+    missing[target] -= counts[group]
+    parts[group] = target
