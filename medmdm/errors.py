@@ -52,7 +52,9 @@ def show_user_errors_as_sentences() -> None:
         if user_error is None:
             previous(kind, error, trace)
         else:
-            print(f"error: {user_error}", file=sys.stderr)
+            # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.
+            sentence = str(user_error).strip().splitlines()[-1].removeprefix("medmdm.errors.UserError: ")
+            print(f"error: {sentence}", file=sys.stderr)
 
     hook._medmdm = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -66,6 +66,19 @@ def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
     assert "Traceback" in result.stderr
 
 
+def test_user_error_in_a_loader_worker_ends_with_its_sentence() -> None:
+    program = (
+        "import torch\nfrom medmdm.errors import *\nshow_user_errors_as_sentences()\n"
+        "class Broken(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, i): raise UserError('the file x is empty.')\n"
+        "next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: the file x is empty.\n"
+
+
 def test_nearest() -> None:
     assert nearest("max_step", ["max_steps", "seed"]) == " (did you mean 'max_steps'?)"
     assert nearest("zzz", ["max_steps"]) == ""

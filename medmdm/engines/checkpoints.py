@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medmdm.engines.distributed import is_main_process
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 
@@ -57,8 +58,9 @@ class Checkpoints:
             try:
                 content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             except Exception as error:  # a cut-off zip archive fails in many ways
-                logger.warning("%s is damaged and is skipped (%s).", path, str(error).split("\n")[0])
-                path.rename(path.with_suffix(".damaged"))
+                if is_main_process():
+                    logger.warning("%s is damaged and is skipped (%s).", path, str(error).split("\n")[0])
+                    path.rename(path.with_suffix(".damaged"))
             else:
                 return content
         return None

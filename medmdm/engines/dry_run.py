@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Any
@@ -33,11 +32,6 @@ def dry_run(trainer: Any) -> str:
         begun = time.perf_counter()
         loss = trainer._iteration(trainer, batch)["loss"].item()  # .item() waits for the GPU
         seconds = time.perf_counter() - begun + loading
-    if device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory"
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
-        memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory"
 
     network = unwrap(trainer.network)
     parameters = sum(p.numel() for p in network.parameters())
@@ -48,7 +42,7 @@ def dry_run(trainer: Any) -> str:
         ("batch", f"{tuple(batch['image'].shape)} a process in {trainer.micro_batches} micro-batch(es)"),
         ("steps", f"{steps}, {seconds:.2f} s each as measured on one batch (loss {loss:.4f})"),
         ("time", f"about {_hours(steps * seconds)}, previews and checkpoints not counted"),
-        ("memory", f"{memory} at the peak of this batch"),
+        ("memory", f"{_peak_memory(device)} at the peak of this batch"),
     ]
     if trainer.run_folder is not None:
         data = trainer.run_folder.data
@@ -61,6 +55,17 @@ def dry_run(trainer: Any) -> str:
             ("disk", f"about {disk / 2**30:.2f} GiB at most ({trainer.checkpoints.keep} checkpoints are kept)")
         )
     return "\n".join(f"{name + ':':<12}{text}" for name, text in lines)
+
+
+def _peak_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory"
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return "memory not measured on this system"
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory"
 
 
 def _hours(seconds: float) -> str:
