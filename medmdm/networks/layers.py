@@ -69,15 +69,16 @@ def double(x: Tensor) -> Tensor:
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """Group normalisation with 32 groups whose statistics are taken in float32 whatever autocast does around it."""
+    """Group normalisation with 32 groups whose statistics are never taken in half precision, whatever autocast does."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(32, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[B, C, ...]``; the result has the dtype of ``x``."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class Downsample(nn.Module):

@@ -94,6 +94,18 @@ def test_group_norm_takes_statistics_in_float32_under_autocast(dtype: torch.dtyp
     torch.testing.assert_close(y, expected.view_as(x).to(dtype), rtol=1e-2, atol=1e-3)
 
 
+def test_double_precision_stays_double(randomise) -> None:
+    block = randomise(ResBlock(2, 32, 32, 8)).double()
+    generator = torch.Generator().manual_seed(0)
+    x, embedding = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((1, 32, 4, 4), (1, 8)))
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    block(x, embedding).sin().sum().backward()
+    with torch.no_grad():  # the slope by central differences, which float32 would blur to three digits
+        up, down = (block(x + step * direction, embedding).sin().sum() for step in (1e-5, -1e-5))
+    assert ((up - down) / 2e-5).item() == pytest.approx((x.grad * direction).sum().item(), rel=1e-7)
+
+
 def test_group_norm_of_half_precision_weights() -> None:
     x = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(0))
     expected = Float32GroupNorm(32)(x)
