@@ -216,7 +216,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     made.initialize()
     made.run()
     plan = capsys.readouterr().out
-    for word in ("3 to train on", "0.2", "M parameters", "6,", "s each", "GiB of memory", "disk"):
+    parameters = sum(p.numel() for p in made.parser.get_parsed_content("network_def").parameters())
+    for word in ("3 to train on", f"{parameters / 1e6:.2f} M parameters", "6,", "s each", "GiB of memory", "disk"):
         assert word in plan
     assert not (tmp_path / "run").exists()
 
