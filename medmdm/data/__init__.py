@@ -32,7 +32,16 @@ from medmdm.data.transforms import (
     ScaleIntensityByDtype,
     ScaleIntensityByDtyped,
 )
-from medmdm.data.volumes import VOLUME_SUFFIXES, SimpleITKReader, Volume, is_volume, read_volume, volume_hash
+from medmdm.data.volumes import (
+    VOLUME_SUFFIXES,
+    SimpleITKReader,
+    Volume,
+    is_volume,
+    read_volume,
+    volume_geometry,
+    volume_hash,
+)
+from medmdm.data.writers import SliceAssembler, write_map, write_mask
 
 __all__ = [
     "CT_WINDOWS",
@@ -59,6 +68,7 @@ __all__ = [
     "ScaleIntensityByDtyped",
     "Selection",
     "SimpleITKReader",
+    "SliceAssembler",
     "Slicing",
     "StepSampler",
     "StoredVolume",
@@ -85,6 +95,9 @@ __all__ = [
     "slice_volumes",
     "split_by_patient",
     "subset",
+    "volume_geometry",
     "volume_hash",
     "window_range",
+    "write_map",
+    "write_mask",
 ]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from medmdm.data.dicom import is_dicom
 from medmdm.data.images import IMAGE_SUFFIXES
-from medmdm.data.series import is_dicom
 from medmdm.data.volumes import VOLUME_SUFFIXES
 from medmdm.errors import UserError
 

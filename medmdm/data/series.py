@@ -1,4 +1,4 @@
-"""DICOM: which files of a folder are the slices of one volume, in which order, and where they lie."""
+"""DICOM series: which files of a folder are the slices of one volume, in which order, and where they lie."""
 
 from __future__ import annotations
 
@@ -13,51 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from medmdm.data.dicom import DicomSlice, decode_slice, is_dicom, read_header, read_tag
 from medmdm.errors import UserError
 
 __all__ = [
-    "DicomSlice",
     "Series",
     "choose_series",
-    "is_dicom",
     "list_series",
     "order_slices",
-    "read_header",
     "read_series",
     "warn_once",
 ]
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _NAMED = 5  # series listed in a message
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DicomSlice:
-    """The header of one file, without anything about the patient.
-
-    Args:
-        path: the file.
-        series_uid: SeriesInstanceUID.
-        description: SeriesDescription, may be empty.
-        frames: number of frames, 1 for a slice.
-        localizer: whether the image type says so.
-        size: (columns, rows).
-        spacing: mm between columns and between rows.
-        origin: centre of the first pixel, mm, LPS.
-        direction: ``[3, 3]``, columns: unit vectors along a row, along a column, and the normal, LPS.
-    """
-
-    path: Path
-    series_uid: str
-    description: str
-    frames: int
-    localizer: bool
-    size: tuple[int, int]
-    spacing: tuple[float, float]
-    origin: np.ndarray
-    direction: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,23 +47,6 @@ class Series:
     slices: tuple[DicomSlice, ...]
     affine: np.ndarray
     warnings: tuple[str, ...] = ()
-
-
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM: by its suffix, or for names without a known one by the letters DICM at byte 128."""
-    path = Path(path)
-    if path.name.upper() == "DICOMDIR":
-        return False
-    suffix = path.suffix.lower()
-    if suffix in DICOM_SUFFIXES:
-        return True
-    if suffix and not suffix[1:].isdigit():  # names that are UIDs end in ".123"
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def list_series(folder: str | os.PathLike[str]) -> dict[str, list[DicomSlice]]:
@@ -209,72 +162,17 @@ def read_series(series: Series) -> np.ndarray:
     Raises:
         UserError: a file is damaged.
     """
-    arrays = [_decode(file.path) for file in series.slices]
+    arrays = [decode_slice(file.path) for file in series.slices]
     common = np.result_type(*{array.dtype for array in arrays})
     stacked = np.stack([array.astype(common, copy=False) for array in arrays])
     return np.swapaxes(stacked, 0, 2)
 
 
-def _decode(path: Path) -> np.ndarray:
-    """Return ``[rows, columns]`` or ``[rows, columns, channels]``."""
-    import SimpleITK as sitk  # noqa: N813
-
-    reader = _reader(path)
-    try:
-        array: np.ndarray = sitk.GetArrayFromImage(reader.Execute())[0]
-    except RuntimeError as error:
-        raise UserError(f"{path} is a damaged or truncated DICOM file: replace it or remove it") from error
-    return array
-
-
-def _reader(path: Path) -> Any:
-    import SimpleITK as sitk  # noqa: N813 - slow to import, and only volumes need it
-
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    return reader
-
-
-def read_header(path: Path) -> DicomSlice:
-    """Read what places one DICOM file in space.
-
-    Raises:
-        UserError: it is damaged or holds no pixels.
-    """
-    reader = _reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it"
-        ) from error
-
-    def tag(key: str) -> str:
-        return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
-
-    size, spacing = reader.GetSize(), reader.GetSpacing()
-    return DicomSlice(
-        path=path,
-        series_uid=tag("0020|000e"),
-        # Header text is in any encoding; what cannot be shown is replaced.
-        description=tag("0008|103e").encode("ascii", "replace").decode(),
-        frames=int(size[2]) if len(size) > 2 else 1,
-        localizer="LOCALIZER" in tag("0008|0008").upper().split("\\"),
-        size=(int(size[0]), int(size[1])),
-        spacing=(float(spacing[0]), float(spacing[1])),
-        origin=np.array(reader.GetOrigin()[:3], dtype=np.float64),
-        direction=np.array(reader.GetDirection(), dtype=np.float64).reshape(len(size), -1)[:3, :3],
-    )
-
-
 def _thickness(path: Path) -> float:
     """Return the slice thickness in mm that the header gives, else 1."""
-    reader = _reader(path)
-    reader.ReadImageInformation()
     try:
-        return float(reader.GetMetaData("0018|0050")) or 1.0
-    except (RuntimeError, ValueError):
+        return float(read_tag(path, "0018|0050")) or 1.0
+    except ValueError:
         return 1.0
 
 

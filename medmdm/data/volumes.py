@@ -15,12 +15,23 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
+from medmdm.data.dicom import is_dicom, read_header
 from medmdm.data.images import pixel_hash
-from medmdm.data.series import choose_series, is_dicom, order_slices, read_header, read_series, warn_once
+from medmdm.data.series import choose_series, order_slices, read_series, warn_once
 from medmdm.data.slicing import Slicing
 from medmdm.errors import UserError
 
-__all__ = ["VOLUME_SUFFIXES", "SimpleITKReader", "Volume", "is_volume", "read_volume", "volume_hash", "volume_stem"]
+__all__ = [
+    "NIFTI_SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "SimpleITKReader",
+    "Volume",
+    "is_volume",
+    "read_volume",
+    "volume_geometry",
+    "volume_hash",
+    "volume_stem",
+]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -90,6 +101,29 @@ def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | 
         raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header")
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine)
+
+
+def volume_geometry(
+    path: str | os.PathLike[str], series_uid: str | None = None
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return the shape (i, j, k) and the RAS affine of a volume; for NIfTI and DICOM from the headers alone.
+
+    Raises:
+        UserError: as :func:`read_volume`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        series = choose_series(path, series_uid)
+        columns, rows = series.slices[0].size
+        return (columns, rows, len(series.slices)), series.affine
+    if path.exists() and path.name.lower().endswith(NIFTI_SUFFIXES):
+        with _errors_as_sentences(path):
+            image = nib.load(path)
+            shape = (*image.shape, 1, 1)[:3]
+        return shape, np.asarray(image.affine, dtype=np.float64)
+    volume = read_volume(path, series_uid)
+    _, i, j, k = volume.array.shape
+    return (i, j, k), volume.affine
 
 
 def volume_hash(volume: Volume) -> str:

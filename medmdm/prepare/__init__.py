@@ -48,6 +48,24 @@ KINDS = {
             }
         },
     ),
+    "volumes": Kind(
+        "medmdm.prepare.volumes",
+        "NIfTI, NRRD or MetaImage volumes with label volumes (images/ and labels/, imagesTr/ and labelsTr/, x_seg "
+        "beside x), or folders of DICOM series",
+        {
+            "--subject": {
+                "metavar": "REGEX",
+                "help": "finds the patient in a file's path, such as 'patient[0-9]+'; default: sub-* folders, else "
+                "every volume is a patient of its own",
+            },
+            "--test": {
+                "type": float,
+                "default": 0.2,
+                "help": "share of the volumes for test where no split is published; 0 for none (default 0.2)",
+            },
+            "--seed": {"type": int, "default": 0, "help": "of that split (default 0)"},
+        },
+    ),
 }
 
 

@@ -1,0 +1,207 @@
+"""Writing masks, probabilities and uncertainty so that they lie on their source, pixel for pixel and mm for mm."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from PIL import Image
+
+from medmdm.data.images import image_size
+from medmdm.data.slicing import Slicing
+from medmdm.data.spacing import resample_to_shape
+from medmdm.data.volumes import NIFTI_SUFFIXES, is_volume, volume_geometry
+from medmdm.errors import UserError
+from medmdm.files import atomic_write
+
+__all__ = ["SliceAssembler", "encode_nifti", "encode_picture", "write_map", "write_mask"]
+
+_COMPRESSION = 3  # a third of the default level's time for a twentieth more space
+_TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    mask: np.ndarray | torch.Tensor,
+    source: str | os.PathLike[str],
+    series_uid: str | None = None,
+) -> Path:
+    """Write numbers of classes or objects in the smallest type that holds them, atomically.
+
+    Args:
+        path: ``.png`` or ``.tif`` for a picture, ``.nii`` or ``.nii.gz`` for a volume.
+        mask: whole numbers, ``[H, W]`` or ``[1, H, W]``; for volumes ``[i, j, k]`` or ``[1, i, j, k]``.
+        source: image that it was made of: picture, volume file or folder of a DICOM series.
+        series_uid: the series where a folder holds several.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: sizes differ, values are no whole numbers from 0, or the suffix does not fit.
+    """
+    array = _array(mask)
+    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
+        raise UserError(f"the mask for {source} holds fractions: masks hold numbers of classes or objects")
+    if array.size and array.min() < 0:
+        raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0")
+    top = int(array.max()) if array.size else 0
+    small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32)
+    return _write(Path(path), small, source, series_uid, spatial_only=True)
+
+
+def write_map(
+    path: str | os.PathLike[str],
+    values: np.ndarray | torch.Tensor,
+    source: str | os.PathLike[str],
+    series_uid: str | None = None,
+) -> Path:
+    """Write probabilities or uncertainty as float32, atomically.
+
+    Args:
+        path: ``.tif`` for a picture (a page for each class), ``.nii`` or ``.nii.gz`` for a volume (a fourth axis).
+        values: ``[K, H, W]`` or ``[H, W]``; for volumes ``[K, i, j, k]`` or ``[i, j, k]``.
+        source: image that it was made of.
+        series_uid: the series where a folder holds several.
+
+    Raises:
+        UserError: sizes differ or the suffix does not fit.
+    """
+    return _write(Path(path), _array(values).astype(np.float32), source, series_uid, spatial_only=False)
+
+
+class SliceAssembler:
+    """Collect what was made of the slices of a volume, and give it back in the volume's own order of axes.
+
+    Args:
+        slicing: of the source, along the axis that the slices were cut (``StoredVolume.slicing``, or
+            ``Slicing(*volume_geometry(path), axis)``).
+        channels: of what is collected.
+        dtype: of what is collected; whole numbers are resized by nearest neighbour, others bilinearly.
+        fill: value of slices that were never added, such as empty ones.
+    """
+
+    def __init__(self, slicing: Slicing, channels: int = 1, dtype: str | np.dtype = "uint8", fill: float = 0) -> None:
+        self.slicing = slicing
+        self.slices = np.full((slicing.num_slices, channels, *slicing.slice_shape), fill, dtype=dtype)
+        self.added: set[int] = set()
+
+    def add(self, number: int, values: np.ndarray | torch.Tensor) -> None:
+        """Put in slice ``number``: ``[C, rows, columns]``, resized to the source's where it was resampled."""
+        plain = torch.as_tensor(_array(values))
+        if tuple(plain.shape[1:]) != self.slicing.slice_shape:
+            mode = "nearest" if self.slices.dtype.kind in "bui" else "bilinear"
+            plain = resample_to_shape(plain, self.slicing.slice_shape, mode)
+        self.slices[number] = plain.numpy()
+        self.added.add(number)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slice was added."""
+        return len(self.added) == len(self.slices)
+
+    def volume(self) -> np.ndarray:
+        """Return ``[C, i, j, k]`` on the source's grid."""
+        return self.slicing.to_volume(self.slices)
+
+
+def encode_picture(array: np.ndarray, suffix: str) -> bytes:
+    """Return ``[C, H, W]`` or ``[H, W]`` as the bytes of a file: rows are rows, columns are columns.
+
+    Args:
+        array: for PNG ``uint8`` or ``uint16``, one channel, or three of ``uint8``; for TIFF ``uint8``, ``uint16``,
+            ``int32`` or ``float32``, a page a channel.
+        suffix: ``.png``, ``.tif`` or ``.tiff``.
+
+    Raises:
+        UserError: the format cannot hold the values.
+    """
+    pages = array[None] if array.ndim == 2 else array
+    buffer = io.BytesIO()
+    if suffix.lower() in (".tif", ".tiff"):
+        first, *rest = [Image.fromarray(np.ascontiguousarray(page)) for page in pages]
+        first.save(buffer, format="TIFF", compression="tiff_adobe_deflate", save_all=bool(rest), append_images=rest)
+    elif suffix.lower() == ".png" and array.dtype in (np.uint8, np.uint16) and len(pages) in (1, 3):
+        if len(pages) == 3 and array.dtype != np.uint8:
+            raise UserError("PNG pictures of three channels are written with 8 bits only: use .tif")
+        picture = Image.fromarray(np.ascontiguousarray(pages[0] if len(pages) == 1 else np.moveaxis(pages, 0, -1)))
+        picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
+    else:
+        raise UserError(
+            f"{array.dtype} values of shape {array.shape} cannot be written as {suffix or 'that'}: use .tif"
+        )
+    return buffer.getvalue()
+
+
+def encode_nifti(
+    array: np.ndarray, affine: np.ndarray, source: str | os.PathLike[str] | None = None, compress: bool = True
+) -> bytes:
+    """Return a volume as the bytes of a NIfTI file; equal content gives equal bytes.
+
+    Args:
+        array: ``[i, j, k]``, or ``[C, i, j, k]``, whose channels become the fourth axis.
+        affine: ``[4, 4]``, RAS mm.
+        source: NIfTI file whose header says how the volume lies in space (qform, sform, their codes, spacing, units);
+            its text fields and extensions, which may name the patient, are left out.
+        compress: whether it is a ``.nii.gz``.
+    """
+    data = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
+    if data.dtype == np.int64 or data.dtype == np.uint64:
+        data = data.astype(np.float64)  # few programs read 64-bit integers
+    elif data.dtype in (np.bool_, np.float16):
+        data = data.astype(np.uint8 if data.dtype == np.bool_ else np.float32)
+    if source is not None:
+        original = nib.load(source)
+        header = original.header.copy()
+        header.extensions.clear()
+        for field in _TEXT_FIELDS:
+            header[field] = b""
+        header["cal_max"], header["cal_min"], header["intent_code"] = 0, 0, 0
+        header.set_data_dtype(data.dtype)
+        image = type(original)(data, original.affine, header)
+    else:
+        image = nib.Nifti1Image(data, affine)
+        image.header.set_data_dtype(data.dtype)
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)  # shears of tilted series are in the sform only
+        image.header.set_xyzt_units("mm")
+    content: bytes = image.to_bytes()
+    return gzip.compress(content, compresslevel=6, mtime=0) if compress else content
+
+
+def _array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _write(
+    path: Path, array: np.ndarray, source: str | os.PathLike[str], series_uid: str | None, spatial_only: bool
+) -> Path:
+    volume = is_volume(source)
+    axes = 3 if volume else 2
+    if array.ndim == axes + 1 and array.shape[0] == 1:
+        array = array[0]
+    affine = np.eye(4)
+    shape: tuple[int, ...]
+    if volume:
+        shape, affine = volume_geometry(source, series_uid)
+    else:
+        shape = image_size(source)
+    if array.ndim not in ((axes,) if spatial_only else (axes, axes + 1)) or array.shape[-axes:] != tuple(shape):
+        raise UserError(
+            f"{source} has {'x'.join(map(str, shape))} pixels, what is to be written for it is "
+            f"{'x'.join(map(str, array.shape))}: they must agree"
+        )
+    if not volume:
+        content = encode_picture(array, path.suffix)
+    elif path.name.lower().endswith(NIFTI_SUFFIXES):
+        like = source if str(source).lower().endswith(NIFTI_SUFFIXES) else None
+        content = encode_nifti(array, affine, like, compress=path.name.lower().endswith(".gz"))
+    else:
+        raise UserError(f"{path} cannot hold a volume: name it .nii.gz")
+    atomic_write(path, content)
+    return path

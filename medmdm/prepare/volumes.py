@@ -1,0 +1,262 @@
+"""Volumes: NIfTI, NRRD and MetaImage files with label volumes beside them, and DICOM series."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from medmdm.data import Volume, is_mask, read_volume
+from medmdm.data.splits import split_by_patient
+from medmdm.data.volumes import VOLUME_SUFFIXES
+from medmdm.data.writers import encode_nifti
+from medmdm.errors import UserError
+from medmdm.prepare.cases import Case, Made, Plan
+from medmdm.prepare.dicom import dicom_cases, unpacked
+from medmdm.prepare.published import read_published
+from medmdm.prepare.release import Release, SourceFile, open_release
+from medmdm.prepare.writing import carry_out
+
+__all__ = ["prepare"]
+
+_LABEL_ENDING = re.compile(r"[_\-. ](?:labels?|seg|segmentations?|masks?|gt|anno(?:tation)?)$", re.IGNORECASE)
+_LABEL_BEGINNING = re.compile(r"^(?:labels?|seg|segmentations?|masks?)[_\-. ]", re.IGNORECASE)
+_CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net: case_0000, case_0001 are sequences of one patient
+_BIDS_SUBJECT = re.compile(r"^sub-[A-Za-z0-9]+")
+_MOST_CLASSES = 256
+
+
+def prepare(source: Path, dest: Path, subject: str | None = None, test: float = 0.2, seed: int = 0) -> str:
+    """Prepare volumes: NIfTI files as they are, other formats and DICOM series as NIfTI without patient data.
+
+    Labels are found by name: the same name in a folder of labels (``labels``, ``labelsTr``), or ``case_seg.nii.gz``
+    beside ``case.nii.gz``. ``dataset.json`` in the source, as the Medical Decathlon has it, gives split and classes;
+    else whole patients are drawn for the test part by seed.
+
+    Args:
+        source: folder or zip file.
+        dest: folder to write to.
+        subject: regular expression that finds the patient in the path of a file, by its first group if it has one;
+            ``None``: a folder ``sub-…`` (BIDS), else the volume's own name.
+        test: share of the volumes for the test part where no split is published; 0 for none.
+        seed: of that split.
+
+    Raises:
+        UserError: one sentence about the file that is in the way.
+    """
+    with open_release(source) as release, ExitStack() as stack:
+        return carry_out(_plan(release, stack, _compiled(subject), test, seed), dest)
+
+
+def _compiled(subject: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if subject is None else re.compile(subject)
+    except re.error as error:
+        raise UserError(
+            f"--subject {subject!r} is no regular expression ({error}): give one such as 'patient[0-9]+'"
+        ) from error
+
+
+def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, test: float, seed: int) -> Plan:
+    files = [file for file in release.files if file.path.name.lower().endswith(VOLUME_SUFFIXES)]
+    labels = [file for file in files if is_mask(file.path)]
+    by_name = _by_name(labels)
+    images = _by_case([file for file in files if not is_mask(file.path)])
+    published = read_published(release)
+    notices = [*release.notices, *published.notices]
+    cases: list[Case] = []
+    used = set()
+    names = _names({key: sequences[0] for key, sequences in images.items()})
+    for key, sequences in images.items():
+        label = _label_of(key[1], sequences[0], by_name)
+        if label is not None:
+            used.add(label)
+        columns = {"patient_id": _subject(sequences[0].path, key[1], subject)}
+        make = partial(_make_volume, names[key], sequences, label)
+        sources = (*sequences, label) if label is not None else tuple(sequences)
+        section = published.section(sequences[0].path) or ("test" if _is_test(sequences[0].path) else "training")
+        cases.append(Case(names[key], section, sources, make, columns=columns))
+    cases += dicom_cases(release, stack, notices)
+    if not cases:
+        raise UserError(
+            f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
+        )
+    unused = [file for file in labels if file not in used]
+    if unused:
+        notices.append(f"{len(unused)} label files belong to no volume and are left out (first: {unused[0].path})")
+    information = {
+        "name": published.name or re.sub(r"\.zip$", "", release.name, flags=re.IGNORECASE),
+        **published.information,
+        "labels": published.labels or _labels_in([file for file in labels if file in used]),
+        "label_type": "classes",
+    }
+    if not information["labels"]:
+        del information["labels"]
+    if published.has_split or any(case.section == "test" for case in cases):
+        information["split"] = "official"
+    else:
+        cases, information["split"], sentence = _split(cases, test, seed)
+        notices.append(sentence)
+    return Plan("volumes", information, tuple(cases), tuple(notices))
+
+
+def _stem(file: SourceFile) -> str:
+    name = file.path.name
+    for suffix in (".nii.gz", *VOLUME_SUFFIXES):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return file.stem
+
+
+def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], list[SourceFile]]:
+    """Group the sequences of a case; most have one."""
+    cases: dict[tuple[PurePosixPath, str], list[SourceFile]] = defaultdict(list)
+    in_folder = Counter(file.path.parent for file in files if _CHANNEL.search(_stem(file)))
+    for file in files:
+        stem = _stem(file)
+        # "x_0000" names a sequence only where all files of the folder are named so, else it may be a number.
+        channels = in_folder[file.path.parent] == sum(other.path.parent == file.path.parent for other in files)
+        cases[file.path.parent, _CHANNEL.sub("", stem) if channels else stem].append(file)
+    return cases
+
+
+def _names(files: dict[Any, SourceFile]) -> dict[Any, str]:
+    """Return a name for each case: the file's own, or where two share it with the folders before it."""
+    count = Counter(key[1].lower() for key in files)
+    return {
+        key: key[1] if count[key[1].lower()] == 1 else "_".join((*file.path.parent.parts, key[1]))
+        for key, file in files.items()
+    }
+
+
+def _by_name(labels: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
+    """Return label files by each name that their image may have."""
+    found: dict[str, list[SourceFile]] = defaultdict(list)
+    for file in labels:
+        stem = _stem(file)
+        for name in {stem, _LABEL_ENDING.sub("", stem), _LABEL_BEGINNING.sub("", stem)}:
+            found[name].append(file)
+    return found
+
+
+def _label_of(stem: str, image: SourceFile, labels: dict[str, list[SourceFile]]) -> SourceFile | None:
+    """Return the label of that name nearest to the image, by the folders that they share."""
+    candidates = labels.get(stem, [])
+    shared = [_shared_folders(file.path, image.path) for file in candidates]
+    best = [file for file, depth in zip(candidates, shared, strict=True) if depth == max(shared)]
+    if len(best) > 1:
+        raise UserError(f"{best[0].shown} and {best[1].shown} could both label {image.shown}: keep one")
+    return best[0] if best else None
+
+
+def _shared_folders(a: PurePosixPath, b: PurePosixPath) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a.parts[:-1], b.parts[:-1], strict=False)))
+
+
+def _subject(path: PurePosixPath, stem: str, pattern: re.Pattern[str] | None) -> str:
+    if pattern is not None:
+        found = pattern.search(path.as_posix())
+        if found is None:
+            raise UserError(f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file")
+        return found.group(1) if pattern.groups else found.group(0)
+    for part in (*path.parts[:-1], stem):
+        bids = _BIDS_SUBJECT.match(part)
+        if bids:
+            return bids.group(0)
+    return stem
+
+
+def _is_test(path: PurePosixPath) -> bool:
+    return any(part.lower() in ("imagests", "test", "testing") for part in path.parent.parts)
+
+
+def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None) -> Made:
+    with ExitStack() as stack:
+        paths = [unpacked(file, stack) for file in sequences]
+        volume = read_volume([str(path) for path in paths]) if len(paths) > 1 else read_volume(paths[0])
+        if len(paths) == 1 and paths[0].name.lower().endswith((".nii", ".nii.gz")):
+            suffix = ".nii.gz" if paths[0].name.lower().endswith(".gz") else ".nii"
+            content = paths[0].read_bytes()
+            notes = _header_notes(name, paths[0])
+        else:
+            suffix, content, notes = ".nii.gz", encode_nifti(_squeezed(volume.array), volume.affine), []
+    files = {"image": (f"images/{name}{suffix}", content)}
+    facts: dict[str, Any] = {"shape": list(volume.array.shape[1:])}
+    if label is not None:
+        array = _read_label(label, volume, sequences[0])
+        files["label"] = (f"labels/{name}.nii.gz", encode_nifti(array, volume.affine))
+        values, counts = np.unique(array, return_counts=True)
+        facts["pixels"] = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+    return Made(files, facts, notes=tuple(notes))
+
+
+def _squeezed(array: np.ndarray) -> np.ndarray:
+    return array[0] if len(array) == 1 else array
+
+
+def _header_notes(name: str, path: Path) -> list[str]:
+    header = nib.load(path).header
+    if len(getattr(header, "extensions", ())):
+        return [f"{name}: its NIfTI header has extensions, which may name the patient; they are kept as they are"]
+    return []
+
+
+def _read_label(file: SourceFile, volume: Volume, image: SourceFile) -> np.ndarray:
+    with file.local() as path:
+        label = read_volume(path)
+    if label.array.shape[1:] != volume.array.shape[1:] or len(label.array) > 1:
+        raise UserError(
+            f"{file.shown} has {'x'.join(map(str, label.array.shape[1:]))} voxels but {image.shown} has "
+            f"{'x'.join(map(str, volume.array.shape[1:]))}: a label must lie on its image's grid"
+        )
+    shift = np.abs(label.affine - volume.affine) @ np.array([*volume.array.shape[1:], 1.0])
+    if shift.max() > 0.1:
+        raise UserError(
+            f"{file.shown} lies up to {shift.max():.1f} mm from {image.shown} by their affines: correct its header"
+        )
+    return _whole(label.array[0], file)
+
+
+def _whole(array: np.ndarray, file: SourceFile) -> np.ndarray:
+    """Return a label as unsigned numbers; floats that are whole are fine."""
+    if not np.isfinite(array).all() or not np.array_equal(array, np.round(array)) or array.min() < 0:
+        raise UserError(f"{file.shown} holds values that are no class numbers (negative, fractions or NaN): correct it")
+    if array.max() > 65535:
+        raise UserError(f"{file.shown} holds the class number {int(array.max())}: numbers up to 65535 are supported")
+    return array.astype(np.uint8 if array.max() < 256 else np.uint16)
+
+
+def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
+    """Return names for the class numbers that occur where no list says what they mean."""
+    found: set[int] = set()
+    for file in tqdm(files, desc="reading labels", unit="case", disable=None, leave=False):
+        with file.local() as path:
+            found |= set(np.unique(_whole(read_volume(path).array, file)).tolist())
+        if len(found) > _MOST_CLASSES:
+            raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers")
+    return {"background" if number == 0 else f"class {number}": number for number in sorted(found)}
+
+
+def _split(cases: list[Case], test: float, seed: int) -> tuple[list[Case], str, str]:
+    """Return the cases with their sections, what the data list says of them, and a sentence."""
+    patients = {case.columns["patient_id"] for case in cases}
+    if test == 0 or len(patients) < 2:
+        return cases, "none", "no split is published and none was made: all volumes are for training"
+    entries = [{"image": case.name, **case.columns} for case in cases]
+    _, held_out = split_by_patient(entries, test, seed=seed)
+    chosen = {entry["image"] for entry in held_out}
+    divided = [dataclasses.replace(case, section="test" if case.name in chosen else "training") for case in cases]
+    sentence = (
+        f"no split is published: {len(chosen)} of {len(cases)} volumes are for test, whole patients (seed {seed})"
+    )
+    return divided, f"by patient, seed {seed}", sentence
