@@ -90,6 +90,7 @@ def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, t
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
+            + (f" ({notices[-1]})" if notices else "")
         )
     unused = [file for file in labels if file not in used]
     if unused:

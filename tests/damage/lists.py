@@ -1,0 +1,195 @@
+"""Data lists, labels and what cases share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.damage.attempts import Attempt, Damage, check, damage, prepare, pretrain, split
+from tests.damage.sound import data_list, picture
+
+__all__ = ["LISTS"]
+
+LISTS: list[Damage] = []
+
+
+def every_door(listed: Path) -> list[Attempt]:
+    """A list is used for training, checked and split."""
+    return [pretrain(listed.parent), check(listed), split(listed, "--subset", "1")]
+
+
+def broken(name: str, words: str, text: str) -> None:
+    def make(root: Path) -> list[Attempt]:
+        listed = data_list(root)
+        listed.write_text(text)
+        return every_door(listed)
+
+    LISTS.append(damage(name, words)(make))
+
+
+broken("a list that is no JSON", r"dataset\.json is not JSON \(.*line 1", '{"training": [')
+broken("a list of the wrong type", r"dataset\.json holds a list: it must be an object", "[1, 2]")
+broken("a section of the wrong type", r"'training' is a dict: it must be a list", '{"training": {"image": "a.png"}}')
+broken("an entry of the wrong type", r"training\[0\] is 3: an entry must be an object", '{"training": [3]}')
+broken(
+    "an unknown section",
+    r"'trainning' is not a section \(did you mean 'training'\?\)",
+    '{"trainning": [{"image": "a.png"}], "training": [{"image": "b.png"}]}',
+)
+broken("no training section", r"'training' is missing or empty", '{"test": [{"image": "a.png"}]}')
+broken("a path outside the folder", r"'\.\./a\.png', which leaves the data set's folder", '{"training": ["../a.png"]}')
+broken("an absolute path", r"'/etc/passwd', which leaves the data set's folder", '{"training": ["/etc/passwd"]}')
+broken("a path outside, Windows' way", r"which leaves the data set's folder", r'{"training": ["x\\..\\..\\a.png"]}')
+broken("an image listed twice", r"'training' lists 'a\.png' twice", '{"training": ["a.png", "a.png"]}')
+broken(
+    "an image in two sections by its name",
+    r"'a\.png' is in 'training' and in 'test'",
+    '{"training": ["a.png"], "test": ["a.png"]}',
+)
+
+
+@LISTS.append
+@damage(
+    "a region outside its image",
+    r"a\.png (has 24 rows, .* asks for rows 0 to 99|is 24x32 .* ends at 99x32)",
+)
+def _(root: Path) -> list[Attempt]:
+    data_list(root)
+    listed = data_list(root, [{"image": "a.png", "region": {"rows": [0, 99]}}])
+    return [pretrain(root), check(listed)]
+
+
+@LISTS.append
+@damage("a missing file", r"gone\.png( in training does not exist|\): correct)")
+def _(root: Path) -> list[Attempt]:
+    data_list(root)
+    listed = data_list(root, [{"image": "a.png"}, {"image": "gone.png"}])
+    return [pretrain(root), check(listed)]
+
+
+@LISTS.append
+@damage("a link to nowhere", r"link\.png( in training does not exist: it is a link to nowhere|\): correct)")
+def _(root: Path) -> list[Attempt]:
+    data_list(root)
+    os.symlink("nowhere.png", root / "link.png")
+    listed = data_list(root, [{"image": "a.png"}, {"image": "link.png"}])
+    return [pretrain(root), check(listed)]
+
+
+@LISTS.append
+@damage("an identical image in train and test", r"a copy of it, .*a\.png, in training|hold the same pixels")
+def _(root: Path) -> list[Attempt]:
+    listed = data_list(root)
+    shutil.copy(root / "a.png", root / "c.png")
+    return [pretrain(root), check(listed)]
+
+
+@LISTS.append
+@damage("the same in another file format", r"a\.png in training and c\.bmp in test hold the same pixels")
+def _(root: Path) -> list[Attempt]:
+    data_list(root)
+    Image.open(root / "a.png").save(root / "c.bmp")
+    return [check(data_list(root, [{"image": "a.png"}], test=[{"image": "c.bmp"}]))]
+
+
+@LISTS.append
+@damage("a copy within a section", r"a\.png and b\.png, both in training|b\.png and a\.png, both in", "warning")
+def _(root: Path) -> list[Attempt]:
+    listed = data_list(root)
+    shutil.copy(root / "a.png", root / "b.png")
+    return [check(listed)]
+
+
+def shared_patient(**keys: Any) -> Path:
+    root = keys.pop("root")
+    data_list(root)
+    entries = [{"image": f"{name}.png", "label": f"{name}_mask.png", "patient_id": "DOE^JANE"} for name in "ac"]
+    return data_list(root, entries[:1], test=entries[1:], **keys)
+
+
+@LISTS.append
+@damage("a patient in both parts of a split of ours", r"1 of 1 test cases .*: patient 1 of 1 \(1 \+ 1 cases\)")
+def _(root: Path) -> list[Attempt]:
+    return [check(shared_patient(root=root))]
+
+
+@LISTS.append
+@damage("a patient in both parts of an official split", r"patient 1 of 1 .*this is the publisher's split", "warning")
+def _(root: Path) -> list[Attempt]:
+    return [check(shared_patient(root=root, split="official")), pretrain(root)]
+
+
+@LISTS.append
+@damage(
+    "names that differ in letter case only", r"(a\.png and A\.png|A\.png and a\.png) differ in letter case", "warning"
+)
+def _(root: Path) -> list[Attempt]:
+    data_list(root)
+    picture(root / "A.png")
+    if len(os.listdir(root)) == 7:
+        pytest.skip("this file system does not tell letter cases apart")
+    return [check(data_list(root, [{"image": "a.png"}, {"image": "A.png"}]))]
+
+
+@LISTS.append
+@damage("names that would become one", r"would both become images/\w+\.png|would both become")
+def _(root: Path) -> list[Attempt]:
+    picture(root / "a.png")
+    picture(root / "A.tif")
+    return [prepare("folder", root)]
+
+
+@LISTS.append
+@damage("more folds than patients", r"3 patients cannot be divided into 5 parts")
+def _(root: Path) -> list[Attempt]:
+    listed = data_list(root)
+    pooled = json.loads(listed.read_text())
+    return [split(data_list(root, [*pooled["training"], *pooled["test"]]), "--folds", "5")]
+
+
+def label(name: str, words: str, array: np.ndarray, level: str = "error", prepared: str | None = None) -> None:
+    """Add a row on a label that ``check`` complains of, and ``prepare`` too where it says something."""
+
+    def make(root: Path) -> list[Attempt]:
+        listed = data_list(root)
+        suffix = ".tif" if array.dtype == np.float32 else ".png"
+        picture(root / f"x_mask{suffix}", array)
+        picture(root / "x.png")
+        entries = json.loads(listed.read_text())["training"]
+        doors = [check(data_list(root, [*entries, {"image": "x.png", "label": f"x_mask{suffix}"}]))]
+        return doors if prepared is None else [*doors, prepare("folder", root)]
+
+    LISTS.append(damage(name, words if prepared is None else f"{words}|{prepared}", level)(make))
+
+
+SIZE = r"x_mask\.png is 24x33 but its image"
+label("a label of another size", SIZE, np.eye(24, 33), prepared=SIZE)
+label(
+    "a label with swapped axes", r"is 32x24 but its image .*axes are swapped", np.eye(32, 24), prepared=r"is 32x24 but"
+)
+label("a label value out of range", r"x_mask\.png holds 2, but the list declares the classes 0, 1", 2 * np.eye(24, 32))
+FRACTIONS = np.eye(24, 32, dtype=np.float32) / 2
+label("a float label with fractions", r"not whole numbers \(such as 0\.5\)", FRACTIONS, prepared=r"no whole numbers")
+label(
+    "NaN in a label", r"x_mask\.tif holds values that are not finite", FRACTIONS * np.nan, prepared="no whole numbers"
+)
+label("negative labels", r"x_mask\.tif holds negative values", -2 * FRACTIONS, prepared="no whole numbers")
+COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 3))
+label("a label of colours", r"x_mask\.png has 3 channels", COLOURS, prepared=r"x_mask\.png has colours")
+label("a label without any object", r"x_mask\.png holds no object", np.zeros((24, 32)), "warning")
+
+
+@LISTS.append
+@damage("labels painted with 255, which means ignore", r"none of the 3 labels holds an object, and 255 means")
+def _(root: Path) -> list[Attempt]:
+    listed = data_list(root)
+    for name in "abc":
+        picture(root / f"{name}_mask.png", np.eye(24, 32) * 255)
+    return [check(listed)]

@@ -1,0 +1,67 @@
+"""A user's damaged file ends in one sentence or a listed warning, and nothing half-written stays behind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from medmdm.data import images, read_image, series
+from medmdm.files import TEMPORARY_SUFFIX
+from tests.damage.attempts import Damage
+from tests.damage.lists import LISTS
+from tests.damage.pictures import PICTURES
+from tests.damage.releases import RELEASES
+from tests.damage.volumes import VOLUMES
+
+TABLE = [*PICTURES, *LISTS, *RELEASES, *VOLUMES]
+
+
+def listing(root: Path) -> dict[str, int]:
+    """Return every file and folder below ``root``, with the size of files."""
+    return {
+        path.relative_to(root).as_posix(): path.lstat().st_size if path.is_file() or path.is_symlink() else -1
+        for path in sorted(root.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_damaged_input(row: Damage, tmp_path: Path) -> None:
+    source = tmp_path / "input"
+    source.mkdir()
+    doors = row.make(source)
+    before = listing(source)
+    assert doors
+    for number, door in enumerate(doors):
+        out = tmp_path / f"out{number}"
+        for once in (images._warn_once, series.warn_once):  # once a process, and each door stands for one
+            once.cache_clear()
+        outcome = door(out)
+        assert outcome.level == row.level, outcome
+        assert any(re.search(row.words, sentence) for sentence in outcome.sentences), outcome.sentences
+        assert not re.search("DOE|4711", " ".join(outcome.sentences))  # the patient of the DICOM files and lists
+        if row.level == "error":
+            for sentence in outcome.sentences:
+                assert is_sentence(sentence), sentence
+        assert listing(source) == before
+        assert_nothing_half_written(out, failed=outcome.level == "error")
+
+
+def is_sentence(text: str) -> bool:
+    return "\n" not in text and 20 < len(text) < 700 and not re.search(r"Traceback|Error\(|<class|object at 0x", text)
+
+
+def assert_nothing_half_written(out: Path, failed: bool) -> None:
+    """What a failed command wrote before it failed is whole, and does not pass for a finished data set."""
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.name.endswith(TEMPORARY_SUFFIX)]
+    assert not list(out.rglob(".unpacked"))
+    assert not failed or not [path for path in files if path.name in ("dataset.json", "split.json")]
+    for path in files:
+        if path.suffix == ".png":
+            read_image(path)
+
+
+def test_table_is_long_enough_and_names_differ() -> None:
+    assert len({row.name for row in TABLE}) == len(TABLE) >= 25
