@@ -73,6 +73,13 @@ class Facts:
     pixels: int = 0
     foreground: int = 0
 
+    @property
+    def kind(self) -> tuple[int, str, str] | None:
+        """Channels, size and type of the image."""
+        if self.channels is None or self.size is None or self.dtype is None:
+            return None
+        return self.channels, self.size, self.dtype
+
 
 def inspect(case: Case, classes: frozenset[int] | None, instances: bool) -> Facts:
     """Decode the files of a case and check what they hold.

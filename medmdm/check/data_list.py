@@ -211,7 +211,7 @@ def _row(section: str, cases: Sequence[Case], facts: Sequence[Facts]) -> Row:
         cases=len(own),
         labels=sum("label" in case.entry for case, _ in own),
         patients=len(patients) or None,
-        images=Counter(f"{fact.channels} x {fact.size} {fact.dtype}" for _, fact in own if fact.size is not None),
+        images=Counter(fact.kind for _, fact in own if fact.kind is not None),
         values={value: count / values.total() for value, count in values.items()},
         instances=sum(counted) if counted else None,
         foreground=sum(fact.foreground for _, fact in own) / pixels if pixels else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Row:
         cases: entries.
         labels: entries with a label.
         patients: distinct patients, ``None`` where no entry has one.
-        images: what they are, such as ``"3 x 522x775 uint8"``, with the number of cases.
+        images: (channels, size, type), such as ``(3, "522x775", "uint8")``, with the number of cases.
         values: label value → share of all labelled pixels, for class labels.
         instances: objects in all labels, for instance labels.
         foreground: share of labelled pixels that are not background, ``None`` without labels.
@@ -47,7 +48,7 @@ class Row:
     cases: int
     labels: int
     patients: int | None
-    images: Mapping[str, int]
+    images: Mapping[tuple[int, str, str], int]
     values: Mapping[int, float] = field(default_factory=dict)
     instances: int | None = None
     foreground: float | None = None
@@ -88,7 +89,7 @@ class Report:
                     "cases": row.cases,
                     "labels": row.labels,
                     "patients": row.patients,
-                    "images": dict(row.images),
+                    "images": {_kind(kind): count for kind, count in row.images.items()},
                     "label_values": {str(value): share for value, share in sorted(row.values.items())},
                     "instances": row.instances,
                     "foreground": row.foreground,
@@ -124,7 +125,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
             str(row.cases),
             str(row.labels),
             "-" if row.patients is None else str(row.patients),
-            _few(f"{count} of {what}" for what, count in sorted(row.images.items(), key=lambda item: -item[1])),
+            _images(row.images),
             "-" if row.foreground is None else f"{100 * row.foreground:.1f} %",
             _values(row),
         )
@@ -134,6 +135,24 @@ def _table(rows: Sequence[Row]) -> list[str]:
     rule = tuple("-" * width for width in widths)
     lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (header, rule, *body)]
     return ["  ".join(line).rstrip() for line in lines]
+
+
+def _images(images: Mapping[tuple[int, str, str], int]) -> str:
+    if len(images) <= 4:
+        return (
+            ", ".join(f"{n} of {_kind(kind)}" for kind, n in sorted(images.items(), key=lambda item: -item[1])) or "-"
+        )
+    cases, sizes = Counter[tuple[int, str]](), Counter[tuple[int, str]]()
+    for (channels, _, dtype), n in images.items():
+        cases[channels, dtype] += n
+        sizes[channels, dtype] += 1
+    most = cases.most_common(4)
+    return ", ".join(f"{n} of {channels} x {dtype} in {sizes[channels, dtype]} sizes" for (channels, dtype), n in most)
+
+
+def _kind(kind: tuple[int, str, str]) -> str:
+    channels, size, dtype = kind
+    return f"{channels} x {size} {dtype}"
 
 
 def _few(things: Iterable[str]) -> str:

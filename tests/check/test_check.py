@@ -23,7 +23,7 @@ def test_sound_data_has_no_findings(data: DataSet) -> None:
     assert report.findings == ()
     training, test = report.rows
     assert (training.cases, training.labels, training.patients) == (3, 3, 3)
-    assert training.images == {"3 x 12x20 uint8": 3}
+    assert training.images == {(3, "12x20", "uint8"): 3}
     assert training.foreground == pytest.approx(12 / 240)
     assert training.values[1] == pytest.approx(12 / 240)
     assert test.cases == 1
@@ -209,7 +209,7 @@ def volumes(tmp_path: Path) -> DataSet:
 def test_volumes(volumes: DataSet, only: Callable) -> None:
     report = volumes.check()
     assert report.findings == ()
-    assert report.rows[0].images == {"1 x 5x6x7 float32": 2}
+    assert report.rows[0].images == {(1, "5x6x7", "float32"): 2}
     shifted = np.diag([1.0, 2.0, 3.0, 1.0])
     shifted[2, 3] = 1.5
     volumes.volume("v1_label.nii.gz", np.eye(5, 6)[..., None].repeat(7, 2).astype(np.uint8), shifted)
@@ -232,7 +232,7 @@ def test_sequences_as_channels(volumes: DataSet) -> None:
     volumes.sections["test"] = []
     report = volumes.check()
     assert report.findings == ()
-    assert report.rows[0].images == {"2 x 5x6x7 float32": 1}
+    assert report.rows[0].images == {(2, "5x6x7", "float32"): 1}
     volumes.sections["training"][0]["image"][1] = "gone.nii.gz"
     assert [finding.check for finding in volumes.check().findings] == ["missing-file"]
 
@@ -257,6 +257,15 @@ def test_table_cuts_long_lists_short_and_json_does_not(data: DataSet, capsys: py
     assert len(content["errors"]) == 9
     assert content["errors"][0]["files"] == ["gone0.png"]
     assert content["sections"]["training"]["cases"] == 12
+    assert content["sections"]["training"]["images"] == {"3 x 12x20 uint8": 3}
+
+
+def test_many_sizes_are_summed_up(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        data.picture(f"wide{i}.png", np.random.default_rng(i).integers(0, 256, (12, 30 + i, 3)))
+        data.sections["training"].append({"image": f"wide{i}.png"})
+    assert main(["check", str(data.write())]) == 0
+    assert "9 of 3 x uint8 in 7 sizes" in capsys.readouterr().out
 
 
 def test_exit_codes_and_ways_to_name_the_list(
