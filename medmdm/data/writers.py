@@ -93,11 +93,12 @@ class SliceAssembler:
 
     def add(self, number: int, values: np.ndarray | torch.Tensor) -> None:
         """Put in slice ``number``: ``[C, rows, columns]``, resized to the source's where it was resampled."""
-        plain = torch.as_tensor(_array(values))
-        if tuple(plain.shape[1:]) != self.slicing.slice_shape:
+        array = _array(values)
+        if tuple(array.shape[1:]) != self.slicing.slice_shape:
             mode = "nearest" if self.slices.dtype.kind in "bui" else "bilinear"
-            plain = resample_to_shape(plain, self.slicing.slice_shape, mode)
-        self.slices[number] = plain.numpy()
+            plain = torch.from_numpy(np.ascontiguousarray(array))
+            array = resample_to_shape(plain, self.slicing.slice_shape, mode).numpy()
+        self.slices[number] = array
         self.added.add(number)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -25,17 +26,20 @@ __all__ = ["dicom_cases", "unpacked"]
 def dicom_cases(release: Release, stack: ExitStack, notices: list[str]) -> list[Case]:
     """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
     groups: dict[tuple[str, PurePosixPath, str], list[tuple[SourceFile, Path]]] = defaultdict(list)
+    left_out = 0
     for file in release.files:
         if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not _is_dicom(file):
             continue
         path = unpacked(file, stack)
         header = read_header(path)
         if header.localizer or header.frames > 1:
-            notices.append(f"{file.path}: a {'localiser' if header.localizer else 'multi-frame file'}, left out")
+            left_out += 1
             continue
         # Files without a patient id: a study has one patient.
         patient = read_tag(path, "0010|0020") or read_tag(path, "0020|000d")
         groups[patient, file.path.parent, header.series_uid].append((file, path))
+    if left_out:
+        notices.append(f"{left_out} localisers or multi-frame DICOM files left out")
     patients = {key: i + 1 for i, key in enumerate(dict.fromkeys(patient for patient, _, _ in groups))}
     number: Counter[str] = Counter()
     cases = []
@@ -62,7 +66,8 @@ def _make_series(name: str, paths: Sequence[Path], first: SourceFile) -> Made:
     series = order_slices([read_header(path) for path in paths], first.shown)
     array = read_series(series)
     channels_first = array if array.ndim == 3 else np.moveaxis(array, 3, 0)
-    notes = [f"{name}: {warning.split(': ', 1)[-1]}" for warning in series.warnings]
+    # Names of folders and files, which may be the patient's, stay behind.
+    notes = [f"{name}: {re.sub(r' [(]first: .*?[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
     content = encode_nifti(channels_first, series.affine)
     return Made({"image": (f"images/{name}.nii.gz", content)}, {"shape": list(array.shape[:3])}, notes=tuple(notes))
 

@@ -1,0 +1,47 @@
+"""Small NIfTI files whose every voxel differs, so that a swapped or flipped axis shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+SHAPE = (5, 7, 4)
+
+
+def oblique(flips: tuple[int, int, int] = (1, 1, 1), order: tuple[int, int, int] = (0, 1, 2)) -> np.ndarray:
+    """Return an affine with spacings 0.8, 1.1, 2.5 mm, axes in ``order`` and turned by 10 and 15 degrees."""
+    a, b = np.deg2rad(10), np.deg2rad(15)
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = (turn * np.array(flips))[:, list(order)] * np.array([0.8, 1.1, 2.5])
+    affine[:3, 3] = [-31.5, 12.25, 7.75]
+    return affine
+
+
+def write_nifti(
+    path: Path,
+    array: np.ndarray | None = None,
+    affine: np.ndarray | None = None,
+    slope: float | None = None,
+    intercept: float = 0.0,
+) -> Path:
+    """Write a NIfTI file; with ``slope`` the array is what is stored, before slope and intercept."""
+    if array is None:
+        array = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    image = nib.Nifti1Image(array, oblique() if affine is None else affine)
+    image.header.set_data_dtype(array.dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if slope is None:
+        nib.save(image, path)
+        return path
+    image.header.set_slope_inter(slope, intercept)
+    # Stored values as they are: nibabel would divide by the slope.
+    raw = image.header.structarr
+    raw["vox_offset"], raw["scl_slope"], raw["scl_inter"] = 352, slope, intercept
+    raw["magic"] = b"n+1"
+    path.write_bytes(raw.tobytes() + b"\0" * 4 + array.tobytes(order="F"))
+    return path
