@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from monai.transforms import LoadImage
 
 from medmdm.data import SimpleITKReader, is_volume, read_volume, volume_geometry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from PIL import Image
 
@@ -114,7 +114,6 @@ def test_volumes_from_slices(tmp_path, axis):
     path = write_mask(tmp_path / "mask.nii.gz", assembler.volume(), source)
     assert np.array_equal(np.asanyarray(nib.load(path).dataobj), truth[0])
     # What was made at another spacing comes back to the source's pixels.
-    rows, columns = slicing.slice_shape
     assembler.add(0, np.repeat(np.repeat(slices[0], 2, axis=1), 3, axis=2))
     assert np.array_equal(assembler.slices[0], slices[0])
 
