@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from multiprocessing.pool import ThreadPool
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ class CropDataset(Dataset):
         shapes: list[tuple[int, ...]] = []
         total = len(self.data)
         with ThreadPool(min(num_threads, total)) as pool:
-            prepared = pool.imap(self._prepare, range(total))
+            prepared = self._prepare_in_order(pool, 2 * num_threads)
             bar = tqdm(prepared, total=total, desc="reading images", disable=None if progress else True, leave=False)
             for which, (item, hashes) in enumerate(bar):
                 self._hashes.append(hashes)
@@ -189,6 +190,16 @@ class CropDataset(Dataset):
                     self._cache[which] = item
                     self._cached_bytes += size
         self._check_shapes(shapes, channels)
+
+    def _prepare_in_order(self, pool: ThreadPool, ahead: int) -> Iterator[tuple[dict[str, Any], tuple[str, str]]]:
+        """Yield every entry prepared, few ahead of the consumer: ``imap`` could pile up the whole set in memory."""
+        waiting: deque[AsyncResult] = deque()
+        for which in range(len(self.data)):
+            waiting.append(pool.apply_async(self._prepare, (which,)))
+            if len(waiting) > ahead:
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
 
     def _check_shapes(self, shapes: list[tuple[int, ...]], channels: int | None) -> None:
         counts = [shape[0] for shape in shapes]

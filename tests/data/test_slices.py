@@ -282,6 +282,27 @@ def test_crops_of_slices(cohort, tmp_path):
     assert all("patient_id" not in crop for crop in held_out.crops)
 
 
+def test_few_slices_are_in_memory_at_a_time(cohort, tmp_path, monkeypatch):
+    sliced = slice_volumes(select_training_images(cohort()), intensity_range=[0, 1000], store=tmp_path / "store")
+    waiting, most = [0], [0]
+    prepare, finish = CropDataset._prepare, CropDataset._finish
+
+    def counted_prepare(self, which):
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        return prepare(self, which)
+
+    def counted_finish(self, item):
+        waiting[0] -= 1
+        return finish(self, item)
+
+    monkeypatch.setattr(CropDataset, "_prepare", counted_prepare)
+    monkeypatch.setattr(CropDataset, "_finish", counted_finish)
+    CropDataset(sliced.training, Compose(pipeline(16)), cache_gib=0, num_threads=2, progress=False)
+    assert waiting[0] == 0
+    assert most[0] <= 8
+
+
 def test_crops_at_another_spacing(cohort, tmp_path):
     sliced = slice_volumes(select_training_images(cohort()), intensity_range=[0, 1000], store=tmp_path / "store")
     assert np.allclose(sliced.training[0]["spacing"], [1.1, 0.8])
