@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from monai.data import DataLoader
 from monai.transforms import Compose, RandSpatialCropd
 from PIL import Image
 
@@ -23,6 +24,7 @@ from medmdm.data import (
     ResampleToSpacingd,
     ScaleIntensityByDtyped,
     Slicing,
+    StepSampler,
     VolumeStore,
     hold_out,
     open_slices,
@@ -280,6 +282,16 @@ def test_crops_of_slices(cohort, tmp_path):
     crops = held_out.images(Compose(pipeline(16)[:4] + pipeline(16)[5:]))
     assert crops.shape == (4, 1, 16, 16)
     assert all("patient_id" not in crop for crop in held_out.crops)
+
+
+def test_workers_change_nothing(cohort, tmp_path):
+    sliced = slice_volumes(select_training_images(cohort()), intensity_range=[0, 1000], store=tmp_path / "store")
+    dataset = CropDataset(sliced.training, Compose(pipeline(16)), cache_gib=0, progress=False)
+    batches = [
+        [batch["image"] for batch in DataLoader(dataset, batch_sampler=StepSampler(4, 6), num_workers=workers)]
+        for workers in (0, 2)
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*batches, strict=True))
 
 
 def test_few_slices_are_in_memory_at_a_time(cohort, tmp_path, monkeypatch):

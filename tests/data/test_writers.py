@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -124,6 +127,24 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     assert first == write_mask(tmp_path / "2.nii.gz", np.ones(SHAPE, int), source).read_bytes()
     assert not list(tmp_path.glob(".*"))
     assert nib.Nifti1Image.from_bytes(encode_nifti(np.ones(SHAPE, bool), np.eye(4), compress=False)).shape == SHAPE
+
+
+def test_the_page_on_writing(tmp_path, write_png, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "writing.md").read_text(encoding="utf-8")
+    Image.open(write_png("data/case_1.png", 20, 35)).save(tmp_path / "data" / "case_1.tif")
+    write_nifti(tmp_path / "data" / "case_2.nii.gz", affine=np.eye(4))
+    write_series(tmp_path / "data" / "case_3_dicom", np.zeros((4, 7, 5), np.int16))
+    given = {
+        "mask": np.ones((20, 35), int),
+        "probabilities": np.ones((2, 20, 35)),
+        "volume_mask": np.ones(SHAPE, int),
+        "uncertainty": np.ones((5, 7, 4)),
+        "masks_of_slices": [(k, np.ones((1, 4, 5), np.uint8)) for k in range(7)],
+    }
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(block, dict(given))
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_what_is_wrong_is_said(tmp_path, write_png):
