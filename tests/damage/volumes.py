@@ -176,7 +176,11 @@ def _(root: Path) -> list[Attempt]:
 
 
 @VOLUMES.append
-@damage("a localiser among the slices", r"1 file of 13 left out|scout.dcm: a localiser, left out", "warning")
+@damage(
+    "a localiser among the slices",
+    r"1 file of 13 left out|1 localisers? or multi-frame DICOM files? left out",
+    "warning",
+)
 def _(root: Path) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
     tags = {(0x0020, 0x0037): "0\\1\\0\\0\\0\\-1", (0x0008, 0x0008): "ORIGINAL\\PRIMARY\\LOCALIZER"}
@@ -187,7 +191,7 @@ def _(root: Path) -> list[Attempt]:
 @VOLUMES.append
 @damage(
     "a series of localisers beside the slices",
-    r"2 files of localisers left out|scout_003.dcm: a localiser, left out",
+    r"2 files of localisers left out|2 localisers or multi-frame DICOM files left out",
     "warning",
 )
 def _(root: Path) -> list[Attempt]:
@@ -206,7 +210,10 @@ def _(root: Path) -> list[Attempt]:
 
 
 @VOLUMES.append
-@damage("a multi-frame DICOM file", r"many\.dcm is a multi-frame DICOM file \(5 frames\)|many\.dcm: a multi-frame file")
+@damage(
+    "a multi-frame DICOM file",
+    r"many\.dcm is a multi-frame DICOM file \(5 frames\)|holds no volume.*multi-frame DICOM files? left out",
+)
 def _(root: Path) -> list[Attempt]:
     path = write_dicom(root / "series" / "many.dcm", SLICES[:5])
     return every_door(root, path.parent)
