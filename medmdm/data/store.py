@@ -164,8 +164,8 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
     foreground = np.zeros(slices.shape[:1] + slices.shape[2:], dtype=bool)
     quantiles, nonzero = [], []
     for channel in range(len(array)):
-        # Sorting once gives all quantiles exactly; small integers sort fast.
-        ordered = np.sort(array[channel], axis=None)
+        # Sorting once gives all quantiles exactly. In the order of memory, for NIfTI lies column after column.
+        ordered = np.sort(array[channel].ravel(order="K"))
         first, end = np.searchsorted(ordered, 0, "left"), np.searchsorted(ordered, 0, "right")
         others = np.concatenate([ordered[:first], ordered[end:]])
         quantiles.append(_quantiles(ordered))
@@ -205,7 +205,7 @@ def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
         low, high = quantiles[0], quantiles[-1]
     if low == high:
         return None
-    sample = array.ravel()[:: max(1, array.size // _SAMPLE)].clip(low, high)
+    sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE)].clip(low, high)
     return float(low) if sample.min() == sample.max() else float(threshold_otsu(sample))
 
 
