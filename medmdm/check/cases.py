@@ -205,7 +205,7 @@ def _look_at_label(
         _error(
             facts,
             "label-values",
-            f"{name} holds {len(broken)} values that are not whole numbers (such as {broken[0]:g}): it may have been "
+            f"{name} holds values that are not whole numbers (such as {broken[0]:g}): it may have been "
             "resampled with interpolation; make it again with nearest neighbours",
             name,
         )
