@@ -23,6 +23,7 @@ from medmdm.data.slices import LoadSliced, slice_entries, slice_volumes
 from medmdm.data.slicing import SLICE_AXES, Slicing
 from medmdm.data.spacing import ResampleToSpacing, ResampleToSpacingd, as_spacing
 from medmdm.data.splits import k_folds, split_by_patient, subset
+from medmdm.data.stain import RandStainJitter, RandStainJitterd
 from medmdm.data.store import StoredVolume, VolumeStore, open_slices
 from medmdm.data.transforms import (
     CutRegion,
@@ -57,6 +58,8 @@ __all__ = [
     "LoadSliced",
     "PadToSize",
     "PadToSized",
+    "RandStainJitter",
+    "RandStainJitterd",
     "RasterReader",
     "ResampleToSpacing",
     "ResampleToSpacingd",
