@@ -95,7 +95,9 @@ class StepLog:
             self.since, self.images = time.perf_counter(), 0
         if self.bar is not None:
             self.bar.update()
-            self.bar.set_postfix(loss=f"{engine.state.output[Keys.LOSS].item():.4f}", refresh=False)
+            rate = (self.bar.format_dict["rate"] or 0.0) * engine.state.output["batch_size"] * world_size()
+            loss = engine.state.output[Keys.LOSS].item()
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
 
     def write(self, engine: Engine, values: dict[str, float]) -> None:
         """Write a line of ``values`` and of the held-out scores, which are then used up."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,9 @@ from medmdm.engines import StepLog
 from medmdm.engines.step_log import COLUMNS, _duration
 
 
-def engine(start: int, last: int, every: int, folder: Path, scores: tuple[str, ...] = ()) -> Engine:
+def engine(
+    start: int, last: int, every: int, folder: Path, scores: tuple[str, ...] = (), progress: bool = False
+) -> Engine:
     """An engine whose loss at step n is n, from ``start`` on."""
 
     def step(trainer: Engine, batch: int) -> dict:
@@ -25,7 +28,7 @@ def engine(start: int, last: int, every: int, folder: Path, scores: tuple[str, .
     trainer = Engine(step)
     trainer.loss_sum, trainer.loss_count = torch.zeros((), dtype=torch.float64), 0
     trainer.optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.25)
-    StepLog(folder, every, scores, progress=False).attach(trainer)
+    StepLog(folder, every, scores, progress).attach(trainer)
     trainer.state.iteration, trainer.state.epoch_length, trainer.state.max_epochs = start, last, 1
     trainer.run(range(start, last), max_epochs=1, epoch_length=last)
     return trainer
@@ -44,6 +47,12 @@ def test_rows_are_means_over_their_interval(tmp_path: Path) -> None:
     assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == list(
         zip(log["step"], log["loss"], strict=True)
     )
+
+
+def test_progress_bar_shows_loss_speed_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine(4, 8, 2, tmp_path, progress=True)
+    shown = capsys.readouterr().err
+    assert re.search(r"8/8 \[00:00<00:00, .*loss 8\.0000, \d+\.\d images/s", shown.replace("\r", "\n"))
 
 
 def test_resuming_cuts_later_rows_off(tmp_path: Path) -> None:
