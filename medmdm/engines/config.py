@@ -7,6 +7,7 @@ bundles calls :func:`start`, which compares what was merged (files and overrides
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 import sys

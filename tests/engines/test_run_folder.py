@@ -82,8 +82,9 @@ def test_plan_rebuilds_the_network_and_hides_patients(tmp_path: Path) -> None:
     assert plan["corruption"]["patch_size"] == 4
 
 
+@pytest.mark.parametrize("inline", [False, True])
 def test_no_patient_id_and_every_image_in_what_a_run_writes(
-    workflow: Workflow, image_folder: Path, tmp_path: Path
+    workflow: Workflow, image_folder: Path, tmp_path: Path, inline: bool
 ) -> None:
     data_list = {
         "name": "mine",
@@ -93,8 +94,11 @@ def test_no_patient_id_and_every_image_in_what_a_run_writes(
         ],
         "test": [{"image": "c_x.png", "patient_id": "PATIENT-0042"}],
     }
-    (image_folder / "dataset.json").write_text(json.dumps(data_list))
-    made = workflow(max_steps=2)
+    if inline:
+        made = workflow(max_steps=2, data_list=data_list)
+    else:
+        (image_folder / "dataset.json").write_text(json.dumps(data_list))
+        made = workflow(max_steps=2)
     made.initialize()
     made.run()
     plan = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["plan"]
