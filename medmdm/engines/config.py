@@ -48,8 +48,14 @@ def current_parser() -> ConfigParser:
 
 
 def merged() -> dict[str, Any]:
-    """Return the config of the running bundle, all files and overrides merged, as JSON-able content."""
+    """Return the config of the running bundle, all files and overrides merged, as JSON-able content.
+
+    A data list given in place of its file's name may hold patient ids: it becomes its hash.
+    """
     config = {k: v for k, v in current_parser().get().items() if k != "_meta_"}
+    if isinstance(config.get("data_list"), dict):
+        content = json.dumps(config["data_list"], sort_keys=True).encode()
+        config["data_list"] = f"given in the config, SHA-256 {hashlib.sha256(content).hexdigest()}"
     return json.loads(json.dumps(config, default=str))
 
 
