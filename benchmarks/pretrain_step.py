@@ -77,7 +77,11 @@ class Setting:
         return {"image": torch.stack(crops), "index": numbers}
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(network.parameters(), lr=self.config["learning_rate"], weight_decay=0.0)
+        """Build the bundle's AdamW, fused if it says so."""
+        arguments = {
+            k: v for k, v in self.config["optimizer"].items() if k in ("weight_decay", "betas", "eps", "fused")
+        }
+        return torch.optim.AdamW(network.parameters(), lr=self.config["learning_rate"], **arguments)
 
 
 class Ours:

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["TEMPORARY_SUFFIX", "atomic_write", "save_json", "save_torch", "sweep_temporaries"]
+__all__ = ["TEMPORARY_SUFFIX", "atomic_file", "atomic_write", "save_json", "save_torch", "sweep_temporaries"]
 
 TEMPORARY_SUFFIX = ".part"
 
 
-def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part.
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open ``path`` for writing so that a reader sees the old file or the whole new one, never a part.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed.
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed; after an
+    exception the old file stays.
 
     Args:
         path: where to write; missing parent folders are made.
-        content: bytes, or text written as UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     with open(temporary, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def save_torch(content: Any, path: str | os.PathLike[str], write: Callable[..., None] = atomic_write) -> None:
+def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write ``content`` (bytes, or text as UTF-8) to ``path``, see :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to ``path``, atomically.
 
-    It goes through a buffer because ``torch.save(path)`` puts the file's name into the archive, so that equal
+    It is given an open file because ``torch.save(path)`` puts the file's name into the archive, so that equal
     contents under two names would differ in bytes.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        torch.save(content, file)
 
 
 def save_json(content: Any, path: str | os.PathLike[str]) -> None:

@@ -27,6 +27,7 @@ from medmdm.engines.checkpoints import Checkpoints, get_random_state, set_random
 from medmdm.engines.distributed import is_main_process, rank, unwrap
 from medmdm.engines.dry_run import dry_run
 from medmdm.engines.ema import EMA
+from medmdm.engines.memory import keep_freed_memory
 from medmdm.engines.objective import check_target, restored
 from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError
@@ -294,6 +295,8 @@ class MDMTrainer(SupervisedTrainer):
                 self.run_folder.finish(last)
             logger.info("This run is finished: all %d steps are done.", last)
             return
+        if self.state.device.type == "cpu":
+            keep_freed_memory()
         if checkpoint is not None:
             logger.info("Going on after step %d of %d.", self.state.iteration, last)
         with _terminate_on_signal(self) as received:

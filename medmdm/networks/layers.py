@@ -78,6 +78,9 @@ class Float32GroupNorm(nn.GroupNorm):
         """Normalise ``[B, C, ...]``; the result has the dtype of ``x``."""
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
+        # On a CPU, torch's kernel for channels last loses the variance of a group whose mean is far from zero (10 % off
+        # at a hundred standard deviations) and is several times slower backward; CUDA makes this copy itself.
+        x = x.contiguous()
         return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 

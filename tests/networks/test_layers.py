@@ -94,6 +94,14 @@ def test_group_norm_takes_statistics_in_float32_under_autocast(dtype: torch.dtyp
     torch.testing.assert_close(y, expected.view_as(x).to(dtype), rtol=1e-2, atol=1e-3)
 
 
+def test_group_norm_keeps_small_variation_around_a_large_mean_in_both_layouts() -> None:
+    x = 100 + torch.randn(2, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = F.group_norm(x.double(), 32).float()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y = Float32GroupNorm(32)(x.contiguous(memory_format=layout))
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
+
+
 def test_double_precision_stays_double(randomise) -> None:
     block = randomise(ResBlock(2, 32, 32, 8)).double()
     generator = torch.Generator().manual_seed(0)
