@@ -79,7 +79,7 @@ class Float32GroupNorm(nn.GroupNorm):
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
         # On a CPU, torch's kernel for channels last loses the variance of a group whose mean is far from zero (10 % off
-        # at a hundred standard deviations) and is several times slower backward; CUDA makes this copy itself.
+        # at a hundred standard deviations) and is slow backward; CUDA has no such kernel and makes this copy itself.
         x = x.contiguous()
         return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
