@@ -13,13 +13,15 @@ layout                    contiguous, or ``--channels_last``          contiguous
 ========================  ==========================================  ===============================================
 
 A timed step holds corruption, forward, loss, backward, clipping, AdamW and moving average; loading images is on neither
-side. After warm-up the sides take turns; the ratio is the median over the pairs, so that a slow moment of the machine
-falls on both. After each pair the losses and the gradients of the two sides are compared, and the straightforward side
-takes over the weights of the other: Adam would let two runs that differ by rounding drift apart.
+side. On CPUs the trainer keeps freed memory in the process; that setting holds for both sides, unless
+``--system_memory`` leaves it out. After warm-up the sides take turns; the ratio is the median over the pairs, so that a
+slow moment of the machine falls on both. After each pair the losses and the gradients of both sides are compared, and
+the straightforward side takes over the weights of the other: Adam would let two runs that differ by rounding drift
+apart.
 
 Usage::
 
-    python benchmarks/pretrain_step.py                      # demo size and the paper's width, on the CPU
+    python benchmarks/pretrain_step.py                      # demo size and the paper's width (16 GB), on the CPU
     python benchmarks/pretrain_step.py --quick --json       # one line, demo size, under a minute
     python benchmarks/pretrain_step.py --device cuda --sizes paper --batch_size 16   # 256 x 256 crops in bfloat16
 """
@@ -45,6 +47,7 @@ from torch.utils.data import DataLoader
 
 from medmdm.corruption import PatchMasking, UniformTimesteps
 from medmdm.engines import EMA, MDMTrainer
+from medmdm.engines.memory import keep_freed_memory
 from medmdm.networks.layers import AttentionBlock
 from medmdm.shipped import shipped_folder
 
@@ -273,9 +276,12 @@ def main() -> None:
     parser.add_argument("--warmups", type=int, default=2, help="pairs of steps before the clock counts")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: all CPUs)")
     parser.add_argument("--channels_last", action="store_true", help="our side in channels-last layout")
+    parser.add_argument("--system_memory", action="store_true", help="let both sides return freed memory to the system")
     arguments = parser.parse_args()
     budget, warmups = (20.0, 1) if arguments.quick else (math.inf, arguments.warmups)
     torch.set_num_threads(arguments.threads)
+    if not arguments.system_memory:
+        keep_freed_memory()
     device = torch.device(arguments.device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     if not arguments.json:
