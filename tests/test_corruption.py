@@ -28,6 +28,11 @@ CORRUPTIONS = [
 ]
 
 
+def name_of(part: object) -> str:
+    """Return a test id that is the same in every process."""
+    return f"{type(part).__name__}-{getattr(part, 'schedule', '')}"
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -75,7 +80,7 @@ def test_hidden_patches_are_uniform_and_independent_over_images() -> None:
     assert abs(float(neighbours) - 0.0625) < 4.5 * math.sqrt(0.0625 * 0.9375 / (12 * repeats))
 
 
-@pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=repr)
+@pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=name_of)
 @pytest.mark.parametrize("shape", [(3, 1, 8, 12), (2, 3, 16, 4), (2, 2, 8, 4, 12)])
 def test_shapes_and_determinism(corrupt: Corruption, shape: tuple[int, ...]) -> None:
     x0, t = images(*shape), torch.arange(shape[0]) * 300
@@ -90,7 +95,7 @@ def test_shapes_and_determinism(corrupt: Corruption, shape: tuple[int, ...]) -> 
     assert (first.noise is not None) == corrupt.has_noise
 
 
-@pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=repr)
+@pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=name_of)
 def test_one_generator_an_image_makes_damage_independent_of_the_batch(corrupt: Corruption) -> None:
     x0, t = images(4, 2, 8, 12), torch.tensor([10, 400, 700, 999])
     whole = corrupt(x0, t, [seeded(i) for i in range(4)])
@@ -168,7 +173,7 @@ def test_timesteps() -> None:
     assert FixedTimesteps(700)(3).tolist() == [700, 700, 700]
 
 
-@pytest.mark.parametrize("part", [*CORRUPTIONS, UniformTimesteps(50), FixedTimesteps(3, 50)], ids=repr)
+@pytest.mark.parametrize("part", [*CORRUPTIONS, UniformTimesteps(50), FixedTimesteps(3, 50)], ids=name_of)
 def test_config_round_trip(part: Corruption) -> None:
     config = part.to_config()
     parser = ConfigParser({"part": config})
