@@ -257,9 +257,8 @@ def synchronise(device: torch.device) -> None:
 def make_setting(size: str, device: torch.device, batch_size: int | None) -> Setting:
     """Read a size's components from the shipped bundle: the demo's, or the paper's with a crop that fits the device."""
     bundles = shipped_folder("bundles")
-    config = ConfigParser.load_config_files([bundles / "mdm_pretrain.json"])
-    if size == "paper":
-        config.update(ConfigParser.load_config_files([bundles / "overlays" / "paper.json"]))
+    overlays = [bundles / "overlays" / "paper.json"] if size == "paper" else []
+    config = ConfigParser.load_config_files([bundles / "mdm_pretrain.json", *overlays])
     on_gpu = device.type == "cuda"
     crop = config["crop_size"][0] if size == "demo" else 256 if on_gpu else 64
     return Setting(size, config, crop, batch_size or 8, device, "bfloat16" if on_gpu else None)
