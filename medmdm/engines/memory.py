@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep the memory of freed activations for the next step.
 
     By default glibc returns large blocks to the system as soon as they are freed, which then clears every page of
-    them again for the next step: 10 to 15 % of a step of the demo (``docs/benchmarks.md``).
+    them again for the next step: more than a tenth of a step of the demo (``docs/benchmarks.md``).
 
     Returns:
         Whether the setting was made; False where the C library is another one.

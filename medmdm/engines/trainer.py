@@ -100,7 +100,7 @@ class MDMTrainer(SupervisedTrainer):
         if max_epochs != 1:
             raise UserError(f"max_epochs must stay 1, got {max_epochs}: set the length of a run with max_steps.")
         if amp_dtype not in AMP_DTYPES:
-            raise UserError(f"amp_dtype must be null, 'bfloat16' or 'float16', got {amp_dtype!r}.")
+            raise UserError(f"amp_dtype must be 'bfloat16', 'float16' or None (null in JSON), got {amp_dtype!r}.")
         if accumulation_steps < 1:
             raise UserError(f"accumulation_steps must be at least 1, got {accumulation_steps}.")
         check_target(target, corruption)
@@ -212,7 +212,7 @@ class MDMTrainer(SupervisedTrainer):
             raise UserError(
                 f"The {what} became {float(value)} at step {self.state.iteration}; "
                 + (f"the last good checkpoint is {kept[0]}; " if kept else "no checkpoint had been written yet; ")
-                + "try a lower learning rate, gradient clipping (max_grad_norm) or amp_dtype 'bfloat16' or null."
+                + "try a lower learning rate, gradient clipping (max_grad_norm) or amp_dtype 'bfloat16' or None."
             )
 
     @torch.no_grad()
