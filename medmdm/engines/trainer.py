@@ -37,7 +37,7 @@ __all__ = ["MDMTrainer"]
 
 logger = logging.getLogger(__name__)
 
-AMP_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class MDMTrainer(SupervisedTrainer):
@@ -62,7 +62,7 @@ class MDMTrainer(SupervisedTrainer):
         ema: moving average of the network's weights, or None.
         target: what the network predicts: ``"image"`` or, for corruptions that add noise, ``"noise"``.
         seed: of timesteps, corruption and dropout.
-        amp_dtype: ``"bfloat16"`` or ``"float16"`` for mixed precision on any device, or None.
+        amp_dtype: ``"bfloat16"`` or ``"float16"`` for mixed precision on any device; "float32" or None for none.
         accumulation_steps: micro-batches into which each batch is cut.
         max_grad_norm: clip the gradient's global L2 norm to this, or None.
         lr_scheduler: stepped after each optimiser step, or None.
@@ -100,7 +100,7 @@ class MDMTrainer(SupervisedTrainer):
         if max_epochs != 1:
             raise UserError(f"max_epochs must stay 1, got {max_epochs}: set the length of a run with max_steps.")
         if amp_dtype not in AMP_DTYPES:
-            raise UserError(f"amp_dtype must be 'bfloat16', 'float16' or None (null in JSON), got {amp_dtype!r}.")
+            raise UserError(f"amp_dtype must be 'bfloat16', 'float16', 'float32' or null, got {amp_dtype!r}.")
         if accumulation_steps < 1:
             raise UserError(f"accumulation_steps must be at least 1, got {accumulation_steps}.")
         check_target(target, corruption)
@@ -212,7 +212,7 @@ class MDMTrainer(SupervisedTrainer):
             raise UserError(
                 f"The {what} became {float(value)} at step {self.state.iteration}; "
                 + (f"the last good checkpoint is {kept[0]}; " if kept else "no checkpoint had been written yet; ")
-                + "try a lower learning rate, gradient clipping (max_grad_norm) or amp_dtype 'bfloat16' or None."
+                + "try a lower learning rate, gradient clipping (max_grad_norm) or amp_dtype 'bfloat16' or 'float32'."
             )
 
     @torch.no_grad()
