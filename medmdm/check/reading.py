@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medmdm.data.aperio import draw_regions, read_aperio
 from medmdm.data.images import IMAGE_SUFFIXES, pixel_hash, read_image
 from medmdm.data.series import choose_series
 from medmdm.data.volumes import VOLUME_SUFFIXES, Volume, is_volume, read_volume, volume_hash
 from medmdm.errors import UserError
-from medmdm.prepare.aperio import draw_regions, read_aperio
 
 __all__ = ["Decoded", "decode", "decode_label"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from skimage.segmentation import relabel_sequential
 
 from medmdm.data import is_mask
+from medmdm.data.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.data.lists import DataList, load_data_list
 from medmdm.errors import UserError
-from medmdm.prepare.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.prepare.cases import Case, Plan
 from medmdm.prepare.pixels import Label, make, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from medmdm.data import load_data_list, pixel_hash, read_image
+from medmdm.data.aperio import Region, draw_regions, read_aperio
 from medmdm.prepare import prepare
-from medmdm.prepare.aperio import Region, draw_regions, read_aperio
 
 
 def facts(dest: Path) -> list[dict]:

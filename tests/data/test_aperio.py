@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import points_in_poly
 
+from medmdm.data import aperio as aperio_module
+from medmdm.data.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.errors import UserError
-from medmdm.prepare import aperio as aperio_module
-from medmdm.prepare.aperio import Drawing, Region, draw_regions, read_aperio
 from tests.prepare.layouts import aperio, rectangle
 
 
