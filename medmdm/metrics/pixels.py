@@ -1,0 +1,145 @@
+"""How well the pixels of classes are found: overlap and surface metrics of a case, and pooled over cases.
+
+Counts are whole numbers of any size; the formulas on them and the distances between surfaces are MONAI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.metrics import compute_confusion_matrix_metric
+from numpy.typing import ArrayLike, NDArray
+
+from medmdm.data.labels import IGNORE
+from medmdm.errors import UserError
+from medmdm.metrics.overlap import check_pair
+from medmdm.metrics.surface import surface_scores
+
+__all__ = ["dice", "iou", "pixel_scores", "pool"]
+
+COUNTS = ("tp", "fp", "tn", "fn")  # the order of MONAI's confusion matrices
+FORMULAS = {"dice": "f1 score", "iou": "threat score", "precision": "precision", "recall": "sensitivity"}
+CHUNK = 1 << 22  # pixels counted at a time: bounds the memory of volumes
+
+
+def dice(pred: ArrayLike, true: ArrayLike) -> float:
+    """Dice of the foreground (everything above 0), the F1 of its pixels.
+
+    Args:
+        pred: predicted label map, classes or instances.
+        true: true label map of the same shape.
+
+    Returns:
+        A number in [0, 1]; NaN where both are empty.
+
+    Raises:
+        ValueError: the maps differ in shape, are not integers, or hold negative numbers.
+    """
+    return _foreground(pred, true)["dice"]
+
+
+def iou(pred: ArrayLike, true: ArrayLike) -> float:
+    """Intersection over union of the foreground; see :func:`dice`."""
+    return _foreground(pred, true)["iou"]
+
+
+def _foreground(pred: ArrayLike, true: ArrayLike) -> dict[str, float]:
+    pred, true = check_pair(pred, true)
+    return pixel_scores(pred > 0, true > 0, 2, ignore=None, surface=False)[1]
+
+
+def pixel_scores(
+    pred: ArrayLike,
+    true: ArrayLike,
+    num_classes: int,
+    spacing: Sequence[float] | float | None = None,
+    ignore: int | None = IGNORE,
+    surface: bool = True,
+    tolerance: float = 1.0,
+) -> dict[int, dict[str, float]]:
+    """Score one case, an image or a whole volume.
+
+    Args:
+        pred: predicted class of each pixel, integers in [0, num_classes), 2-D or 3-D.
+        true: true class of each pixel, of the same shape; may hold ``ignore`` besides.
+        num_classes: how many classes there are, background 0 among them.
+        spacing: size of a pixel along each axis (or one size for all), in mm; distances are in pixels without it.
+        ignore: value of true pixels that are left out; ``None`` for no such value. Surfaces end where they begin.
+        surface: also the metrics of surfaces, which take longer.
+        tolerance: how far a surface may be off for ``surface_dice`` and ``boundary_f``, in the unit of ``spacing``.
+
+    Returns:
+        For each class from 1 on: ``dice``, ``iou``, ``precision``, ``recall``; the counts ``tp``, ``fp``, ``fn``,
+        ``tn``, ``n_true`` and ``n_pred`` in pixels; with ``surface`` also ``hausdorff95``, ``surface_dice`` and
+        ``boundary_f``. Where a class is in neither map all but the counts are NaN; where it is in one only,
+        ``hausdorff95`` is infinite, ``precision`` or ``recall`` NaN and the others 0.
+
+    Raises:
+        ValueError: the maps differ in shape, are not integers, or hold other values than classes.
+        UserError: ``ignore`` is a class, or ``spacing`` or ``tolerance`` make no sense.
+    """
+    pred, true = check_pair(pred, true)
+    if ignore is not None and 0 <= ignore < num_classes:
+        raise UserError(f"ignore {ignore} is one of the {num_classes} classes: use None or a larger number.")
+    confusion = _confusion(pred, true, num_classes, ignore)
+    scores = _from_confusion(confusion)
+    if surface:
+        valid = None if ignore is None else true != ignore
+        for number, row in scores.items():
+            here = [labels == number if valid is None else (labels == number) & valid for labels in (pred, true)]
+            row.update(surface_scores(here[0], here[1], spacing, tolerance))
+    return scores
+
+
+def pool(cases: Iterable[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[str, float]]:
+    """Add up the pixels of many cases, as if they were one (micro average).
+
+    Args:
+        cases: what :func:`pixel_scores` returned for each.
+
+    Returns:
+        The overlap metrics and counts of each class, as :func:`pixel_scores`.
+    """
+    sums: dict[int, NDArray[np.int64]] = {}
+    for case in cases:
+        for number, row in case.items():
+            counts = np.array([int(row[name]) for name in COUNTS], np.int64)
+            sums[number] = sums.get(number, 0) + counts
+    return {number: _formulas(counts) for number, counts in sorted(sums.items())}
+
+
+def _confusion(
+    pred: NDArray[np.integer], true: NDArray[np.integer], num_classes: int, ignore: int | None
+) -> NDArray[np.int64]:
+    """Count pixels by true and predicted class, ``[num_classes, num_classes]``."""
+    pred, true = pred.ravel(), true.ravel()
+    total = np.zeros(num_classes**2, np.int64)
+    for start in range(0, pred.size, CHUNK):
+        p, t = pred[start : start + CHUNK], true[start : start + CHUNK]
+        if ignore is not None:
+            valid = t != ignore
+            p, t = p[valid], t[valid]
+        for name, part in (("pred", p), ("true", t)):
+            if part.size and part.max() >= num_classes:
+                raise ValueError(f"{name} holds {part.max()}: its classes are 0 to {num_classes - 1}")
+        total += np.bincount(t.astype(np.int64) * num_classes + p, minlength=num_classes**2)
+    return total.reshape(num_classes, num_classes)
+
+
+def _from_confusion(confusion: NDArray[np.int64]) -> dict[int, dict[str, float]]:
+    scores = {}
+    for number in range(1, len(confusion)):
+        tp = confusion[number, number]
+        fp, fn = confusion[:, number].sum() - tp, confusion[number].sum() - tp
+        scores[number] = _formulas(np.array([tp, fp, confusion.sum() - tp - fp - fn, fn]))
+    return scores
+
+
+def _formulas(counts: NDArray[np.int64]) -> dict[str, float]:
+    # In double precision: single has too few digits for the voxels of a volume.
+    matrix = torch.from_numpy(counts.astype(np.float64))[None, None]
+    row = {name: compute_confusion_matrix_metric(formula, matrix).item() for name, formula in FORMULAS.items()}
+    tp, fp, tn, fn = (int(count) for count in counts)
+    return row | {"tp": tp, "fp": fp, "fn": fn, "tn": tn, "n_true": tp + fn, "n_pred": tp + fp}
