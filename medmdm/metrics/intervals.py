@@ -1,0 +1,90 @@
+"""95 % intervals of a mean: how far it may be from the mean over all cases like these.
+
+What they cover in truth is measured by ``benchmarks/intervals.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from medmdm.errors import UserError
+
+__all__ = ["CONFIDENCE", "bca_interval", "t_interval"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+
+Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Bounds:
+    """Return Student's interval of the mean.
+
+    Args:
+        values: finite and independent, ``[..., n]``.
+        confidence: nominal coverage, in (0, 1).
+
+    Returns:
+        Lower and upper bounds, ``[...]`` each; NaN where n is below 2.
+    """
+    samples = _samples(values, confidence)
+    n = samples.shape[-1]
+    if n < 2:
+        return _undefined(samples)
+    middle = samples.mean(-1)
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * samples.std(-1, ddof=1) / np.sqrt(n)
+    return middle - half, middle + half
+
+
+def bca_interval(
+    values: ArrayLike, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> Bounds:
+    """Return the bias-corrected and accelerated bootstrap interval of the mean (Efron 1987), by SciPy.
+
+    It stays within the range of the values and follows their skew. Values that are all equal give an interval
+    without width.
+
+    Args:
+        values: finite and independent, ``[..., n]``.
+        confidence: nominal coverage, in (0, 1).
+        resamples: how often to draw n values with replacement.
+        seed: of these draws.
+
+    Returns:
+        Lower and upper bounds, ``[...]`` each; NaN where n is below 2.
+    """
+    samples = _samples(values, confidence)
+    if samples.shape[-1] < 2:
+        return _undefined(samples)
+    low, high = samples.mean(-1), samples.mean(-1)
+    varied = np.ptp(samples, -1) > 0
+    if varied.any():
+        result = stats.bootstrap(
+            (samples[varied],),
+            np.mean,
+            axis=-1,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            batch=max(1, (1 << 21) // samples[varied].size),
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+        low, high = np.array(low), np.array(high)
+        low[varied], high[varied] = result.confidence_interval
+    return low, high
+
+
+def _samples(values: ArrayLike, confidence: float) -> NDArray[np.float64]:
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence must lie between 0 and 1, got {confidence}.")
+    samples = np.asarray(values, np.float64)
+    if not np.isfinite(samples).all():
+        raise ValueError("an interval needs finite values; leave undefined ones out and count them")
+    return samples
+
+
+def _undefined(samples: NDArray[np.float64]) -> Bounds:
+    nothing = np.full(samples.shape[:-1], np.nan)
+    return nothing, nothing.copy()
