@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from medmdm.data.case_transforms import LabelToClassesd, LoadCased, case_transforms
+from medmdm.data.cases import Cases, select_cases
 from medmdm.data.dataset import CropDataset
 from medmdm.data.folders import FolderImages, find_images, is_mask
 from medmdm.data.holdout import HeldOut, hold_out
@@ -17,8 +19,9 @@ from medmdm.data.intensity import (
     window_range,
 )
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
+from medmdm.data.lookup import find_data_list
 from medmdm.data.sampler import StepSampler
-from medmdm.data.selection import Selection, find_data_list, select_training_images
+from medmdm.data.selection import Selection, select_training_images
 from medmdm.data.slices import LoadSliced, slice_entries, slice_volumes
 from medmdm.data.slicing import SLICE_AXES, Slicing
 from medmdm.data.spacing import ResampleToSpacing, ResampleToSpacingd, as_spacing
@@ -49,12 +52,15 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "SLICE_AXES",
     "VOLUME_SUFFIXES",
+    "Cases",
     "CropDataset",
     "CutRegion",
     "CutRegiond",
     "DataList",
     "FolderImages",
     "HeldOut",
+    "LabelToClassesd",
+    "LoadCased",
     "LoadSliced",
     "PadToSize",
     "PadToSized",
@@ -78,6 +84,7 @@ __all__ = [
     "Volume",
     "VolumeStore",
     "as_spacing",
+    "case_transforms",
     "find_data_list",
     "find_images",
     "hold_out",
@@ -92,6 +99,7 @@ __all__ = [
     "read_image",
     "read_volume",
     "scaled_range",
+    "select_cases",
     "select_training_images",
     "shipped_data_lists",
     "slice_entries",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -14,7 +14,7 @@ from medmdm.data.images import IMAGE_SUFFIXES
 from medmdm.data.volumes import VOLUME_SUFFIXES
 from medmdm.errors import UserError
 
-__all__ = ["FolderImages", "find_images", "is_mask"]
+__all__ = ["FolderImages", "find_files", "find_images", "is_mask"]
 
 # `x_anno.bmp`, `x_annotation_2.png`, `x-mask.png`, `mask.png`, `x_mask_3.tif`; not `x_masked.png`.
 _MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
@@ -112,6 +112,11 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
         return path.relative_to(root).as_posix()
 
     return FolderImages(root, tuple(sorted(images, key=order)), tuple(sorted(masks, key=order)), dict(others))
+
+
+def find_files(folder: str | os.PathLike[str], suffixes: Sequence[str]) -> list[Path]:
+    """Return the files below ``folder`` that have one of ``suffixes`` (".xml"), searched as by :func:`find_images`."""
+    return sorted(path for path in _walk(Path(folder)) if path.suffix.lower() in suffixes)
 
 
 def _walk(root: Path) -> Iterator[Path]:

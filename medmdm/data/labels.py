@@ -7,7 +7,7 @@ from typing import Any
 
 from medmdm.errors import UserError, nearest
 
-__all__ = ["IGNORE", "LABEL_TYPES", "label_classes", "label_type"]
+__all__ = ["IGNORE", "LABEL_TYPES", "label_classes", "label_names", "label_type"]
 
 IGNORE = 255  # pixels that losses and metrics leave out, unless the list declares a class of that number
 LABEL_TYPES = ("classes", "instances")
@@ -46,3 +46,24 @@ def label_classes(information: Mapping[str, Any]) -> frozenset[int] | None:
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise problem
     return frozenset(numbers)
+
+
+def label_names(information: Mapping[str, Any]) -> dict[int, str]:
+    """Return the name of each number that ``labels`` of a data list declares; ``{}`` where it has none.
+
+    Numbers that share a name get it with their number behind it.
+
+    Raises:
+        UserError: as :func:`label_classes`.
+    """
+    if label_classes(information) is None:
+        return {}
+    names: dict[int, str] = {}
+    for key, value in information["labels"].items():
+        if isinstance(value, str):
+            names[int(key)] = value
+        elif isinstance(value, list):
+            names |= {n: f"{key} {n}" if len(value) > 1 else key for n in value if n not in names}
+        else:
+            names[value] = key
+    return names

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from medmdm.data.images import RasterReader
 from medmdm.data.intensity import check_percentiles
 from medmdm.data.selection import Selection
-from medmdm.data.spacing import as_spacing
+from medmdm.data.spacing import with_spacing
 from medmdm.data.store import StoredVolume, VolumeStore, open_slices
 from medmdm.data.volumes import is_volume
 from medmdm.errors import UserError
@@ -74,11 +74,12 @@ def slice_volumes(
             raise UserError("both percentiles and an intensity range (or window) are given: keep one")
     if min_foreground is not None and not 0 <= min_foreground < 1:
         raise UserError(f"min_foreground is {min_foreground}: give a share of pixels, 0 <= min_foreground < 1, or null")
+    information = selection.data_list.information if selection.data_list is not None else {}
     entries = [*selection.training, *selection.validation]
     which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
     if not which:
         _refuse_percentiles(percentiles)
-        spaced = [_with_spacing(entry, selection) for entry in entries]
+        spaced = [with_spacing(entry, information) for entry in entries]
         return _selection(selection, spaced[: len(selection.training)], spaced[len(selection.training) :], ())
     if percentiles is None and intensity_range is None:
         raise UserError(
@@ -108,7 +109,7 @@ def slice_volumes(
         f"{_count(len(which), 'volume')} cut into {_count(all_slices, 'slice')}, {all_slices - all_kept} of them left "
         f"out as empty; decoded volumes are kept in {volumes.folder}"
     ]
-    expanded = [kept.get(i, [_with_spacing(entry, selection)]) for i, entry in enumerate(entries)]
+    expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
     training, validation = expanded[: len(selection.training)], expanded[len(selection.training) :]
     if not selection.validation and len(which) == len(entries):
         training, validation, sentence = _hold_out_volumes(training, context_slices, seed)
@@ -260,18 +261,6 @@ def _refuse_percentiles(percentiles: Sequence[float] | None) -> None:
             "percentiles scale volumes, and the data set holds pictures only: set percentiles to null, and "
             "intensity_range if the files' type does not say it"
         )
-
-
-def _with_spacing(entry: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """Return a picture's entry with its spacing as the entry or its list gives it, else without one."""
-    information = selection.data_list.information if selection.data_list is not None else {}
-    spacing = None
-    for source, name in ((entry, str(entry["image"])), (information, "the data list")):
-        for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
-            if spacing is None and source.get(key) is not None:
-                spacing = as_spacing(**{key: source[key]}, name=name)
-    plain = {key: value for key, value in entry.items() if key not in ("spacing", "magnification")}
-    return plain if spacing is None else {**plain, "spacing": list(spacing)}
 
 
 def _selection(

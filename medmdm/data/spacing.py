@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from medmdm.errors import UserError
 
-__all__ = ["ResampleToSpacing", "ResampleToSpacingd", "as_spacing", "resample_to_shape", "target_shape"]
+__all__ = ["ResampleToSpacing", "ResampleToSpacingd", "as_spacing", "resample_to_shape", "target_shape", "with_spacing"]
 
 # An objective of magnification m on the common scanners gives 10 / m micrometres a pixel (40x: 0.25).
 _MM_TIMES_MAGNIFICATION = 0.01
@@ -47,6 +47,28 @@ def as_spacing(
             f"{spacing if magnification is None else magnification!r}: give a number above 0 (spacing in mm)"
         )
     return float(numbers[0]), float(numbers[-1])
+
+
+def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a picture's entry with its spacing as the entry or its list gives it, else without one.
+
+    Args:
+        entry: of a data list, with ``"image"``.
+        information: of the list.
+
+    Returns:
+        The entry with ``"spacing"`` as [rows, columns] in mm, where known, and without ``"magnification"``.
+
+    Raises:
+        UserError: a number is not above 0.
+    """
+    spacing = None
+    for source, name in ((entry, str(entry["image"])), (information, "the data list")):
+        for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
+            if spacing is None and source.get(key) is not None:
+                spacing = as_spacing(**{key: source[key]}, name=name)
+    plain = {key: value for key, value in entry.items() if key not in ("spacing", "magnification")}
+    return plain if spacing is None else {**plain, "spacing": list(spacing)}
 
 
 def _positive(number: Any) -> bool:

@@ -20,7 +20,7 @@ from medmdm.data.volumes import Volume, read_volume, volume_hash
 from medmdm.errors import UserError
 from medmdm.files import TEMPORARY_SUFFIX, save_json
 
-__all__ = ["StoredVolume", "VolumeStore", "default_store_folder", "open_slices"]
+__all__ = ["StoredVolume", "VolumeStore", "cache_folder", "open_slices"]
 
 _FORMAT = 1
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent
@@ -72,7 +72,7 @@ class VolumeStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = default_store_folder() if folder is None else Path(folder).expanduser()
+        self.folder = cache_folder("slices") if folder is None else Path(folder).expanduser()
 
     def get(self, path: str | Sequence[str], axis: str = "axial", series_uid: str | None = None) -> StoredVolume:
         """Return a volume, decoding it if it is not in the store.
@@ -121,9 +121,9 @@ class VolumeStore:
                 leftover.unlink(missing_ok=True)
 
 
-def default_store_folder() -> Path:
-    """Return ``medmdm/slices`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medmdm" / "slices"
+def cache_folder(name: str) -> Path:
+    """Return ``medmdm/<name>`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medmdm" / name
 
 
 @functools.lru_cache(maxsize=64)  # each holds a file open

@@ -74,7 +74,7 @@ def test_mistakes_are_one_sentence_with_file_and_key(tmp_path, content, sentence
 
 
 def test_files_that_are_no_list(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere does not exist: give a JSON file or one of demo, glas, monuseg"):
+    with pytest.raises(UserError, match=r"nowhere does not exist: give a JSON file or one of demo, demo_labelled, glas, monuseg"):
         load_data_list("nowhere")
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UserError, match=r"a\.json is not JSON"):
@@ -122,7 +122,7 @@ def test_monuseg_is_the_papers_thirty_and_the_official_fourteen():
 
 def test_shipped_lists_name_licence_and_citation():
     lists = shipped_data_lists()
-    assert [data_list.name for data_list in lists] == ["demo", "glas", "monuseg"]
+    assert [data_list.name for data_list in lists] == ["demo", "demo_labelled", "glas", "monuseg"]
     for data_list in lists:
         assert data_list.information["licence"]
         assert data_list.information["citation"]

@@ -1,0 +1,288 @@
+"""Choosing labelled cases: what a data list says of each, where its files are, and what its labels mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmdm.data.case_names import case_names
+from medmdm.data.demo import SILVER_STANDARD, demo_labels
+from medmdm.data.folders import FolderImages, find_images
+from medmdm.data.labels import IGNORE, label_classes, label_names, label_type
+from medmdm.data.lists import SECTIONS, DataList, image_name
+from medmdm.data.lookup import DEMO, DEMO_LABELLED, choose_data_list, image_files, label_files
+from medmdm.data.spacing import with_spacing
+from medmdm.data.splits import subset
+from medmdm.data.volumes import is_volume
+from medmdm.errors import UserError, nearest
+
+__all__ = ["Cases", "select_cases"]
+
+_ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid")
+_KNOWN_KEYS = ("image", "label", "spacing", "magnification", *_ENTRY_KEYS)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Cases to learn a segmentation from and to test it on.
+
+    An entry is ``{"case": file-name-safe id, "name": of the image in the list, "image": path (a list of paths for
+    several sequences), "label": path, "columns": {...}}``, with ``region``, ``patient_id``, ``axis`` and ``series_uid``
+    where the list gives them, and for pictures ``spacing`` ([rows, columns] in mm) where the entry or the list does.
+
+    Args:
+        dataset_dir: folder they are in.
+        data_list: the list that was used; ``None`` for a folder of images without one.
+        training: entries to learn from.
+        validation: entries to choose settings by.
+        test: entries to report on.
+        sentences: what to tell the user, one thing each.
+        warnings: what the user should act on.
+    """
+
+    dataset_dir: Path
+    data_list: DataList | None
+    # Entries hold patient ids, so they stay out of what is printed.
+    training: tuple[dict[str, Any], ...] = field(repr=False)
+    validation: tuple[dict[str, Any], ...] = field(repr=False)
+    test: tuple[dict[str, Any], ...] = field(repr=False)
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def label_type(self) -> str:
+        """``"classes"``, or ``"instances"`` where labels number objects of one class."""
+        with _Naming(self.data_list):
+            return label_type(self._information)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The class numbers that labels may have, rising; 0 and 1 for instances.
+
+        Raises:
+            UserError: the list declares none, or one that 8 bits cannot hold beside :attr:`ignore`.
+        """
+        with _Naming(self.data_list):
+            return _classes(self._information)
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest class number, so that class numbers are channels of a prediction."""
+        return self.classes[-1] + 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class number from 0 to ``num_classes`` − 1, ``"class 3"`` where 3 is not declared."""
+        names = label_names(self._information)
+        if self.label_type == "instances":
+            objects = [name for number, name in sorted(names.items()) if number]
+            return names.get(0, "background"), objects[0] if len(objects) == 1 else "object"
+        return tuple(names.get(number, f"class {number}") for number in range(self.num_classes))
+
+    @property
+    def ignore(self) -> int:
+        """The number of pixels that losses and metrics leave out."""
+        return IGNORE
+
+    def subset(self, n: int, rule: str = "paper", seed: int = 0) -> Cases:
+        """Keep ``n`` training cases, the same that ``python -m medmdm split --subset`` keeps.
+
+        Args:
+            n: how many.
+            rule: ``"paper"`` or ``"seeded"``; see :func:`medmdm.data.subset`.
+            seed: of the draw.
+
+        Raises:
+            UserError: more cases than there are, or an unknown rule.
+        """
+        # By the names in the list: where the folder lies must not change a draw.
+        drawn = subset([{**entry, "image": entry["name"], "_entry": entry} for entry in self.training], n, rule, seed)
+        return dataclasses.replace(self, training=tuple(entry["_entry"] for entry in drawn))
+
+    @property
+    def _information(self) -> Mapping[str, Any]:
+        return {} if self.data_list is None else self.data_list.information
+
+
+def select_cases(
+    dataset_dir: str | os.PathLike[str],
+    data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    sections: Sequence[str] = SECTIONS,
+    labelled: bool = True,
+) -> Cases:
+    """Choose the cases of a data set by its data list; volumes stay one case each.
+
+    The list is found as by :func:`medmdm.data.select_training_images`, and images and labels of a list that comes with
+    medmdm are found by file name anywhere in the folder.
+
+    - Of the user's own list every image must be there; where *all* of its test images are missing (often they are kept
+      elsewhere, or back) a warning says so. Of a list that comes with medmdm those images are used that are there.
+    - Every case of a labelled section must have its label. A validation or test section without any label, as the
+      Decathlon's, is left out with a warning.
+
+    Args:
+        dataset_dir: folder, or ``"demo"`` for the image in scikit-image's wheel with labels made by colour
+            deconvolution (a silver standard).
+        data_list: JSON file, name of a list that comes with medmdm, or its content; ``None``: look for one.
+        sections: those to use, among training, validation and test; the others stay empty.
+        labelled: whether labels are needed. ``False`` takes them where they are, and a folder without a list (or with
+            ``data_list="none"``) as test cases.
+
+    Returns:
+        The cases.
+
+    Raises:
+        UserError: one sentence: the folder or the list is missing or wrong, images or labels that it names are missing,
+            it does not say what its labels mean, or no case is left.
+    """
+    for section in sections:
+        if section not in SECTIONS:
+            raise UserError(
+                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}"
+            )
+    folder, chosen, warnings = choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
+    images = find_images(folder, may_be_empty=chosen is not None)
+    if chosen is None:
+        return _folder_cases(images, labelled, warnings)
+    is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
+    names = iter(case_names([e for section in SECTIONS for e in getattr(chosen, section)], folder))
+    kept: dict[str, tuple[dict[str, Any], ...]] = {}
+    for section in SECTIONS:
+        named = [(entry, next(names)) for entry in getattr(chosen, section)]
+        kept[section] = ()
+        if named and section in sections:
+            files = (
+                image_files(chosen, section, images),
+                label_files(chosen, section, images, demo_labels() if is_demo else None),
+            )
+            kept[section] = _section(chosen, section, named, files, folder, labelled, warnings)
+    counts = [f"{len(kept[section])} {section}" for section in SECTIONS if kept[section]]
+    if not counts:
+        raise UserError(
+            f"{chosen.title}: no case is left in {', '.join(sections)}"
+            + (f"; {'; '.join(warnings)}" if warnings else "")
+        )
+    sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
+    cases = Cases(folder, chosen, kept["training"], kept["validation"], kept["test"], (), tuple(warnings))
+    if labelled:
+        named_classes = ", ".join(f"{number} {cases.class_names[number]}" for number in cases.classes)
+        sentences.append(f"classes: {named_classes}" + (" (instances)" if cases.label_type == "instances" else ""))
+    if is_demo:
+        sentences.append(SILVER_STANDARD)
+    return dataclasses.replace(cases, sentences=tuple(sentences))
+
+
+def _folder_cases(images: FolderImages, labelled: bool, warnings: Sequence[str]) -> Cases:
+    if labelled:
+        raise UserError(
+            f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
+            "medmdm prepare does, or pass --data_list"
+        )
+    entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
+    named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
+    test = tuple(_entry(entry, case, path, None, {}) for entry, case, path in named)
+    sentence = f"{images.folder}: {len(test)} image{'' if len(test) == 1 else 's'}, no data list"
+    return Cases(images.folder, None, (), (), test, (sentence,), tuple(warnings))
+
+
+def _section(
+    data_list: DataList,
+    section: str,
+    named: Sequence[tuple[dict[str, Any], str]],
+    files: tuple[list[Any], list[Path | None]],
+    folder: Path,
+    labelled: bool,
+    warnings: list[str],
+) -> tuple[dict[str, Any], ...]:
+    """Return the cases of a section whose images are there; add to ``warnings`` what is left out."""
+    images, labels = files
+    found = [
+        (entry, case, image, label) for (entry, case), image, label in zip(named, images, labels, strict=True) if image
+    ]
+    missing = [image_name(entry) for (entry, _), image in zip(named, images, strict=True) if not image]
+    if missing:
+        sentence = f"{data_list.title}: {len(missing)} of {len(named)} {section} images are not in {folder}"
+        sentence += f" (first: {missing[0]})"
+        all_of_test = section == "test" and not found
+        if not all_of_test and not (data_list.shipped and found):
+            raise UserError(f"{sentence}: correct dataset_dir or the list")
+        warnings.append(f"{sentence}; {'the others are used' if found else 'there is no test'}")
+    if labelled and found:
+        without = [image_name(entry) for entry, *_ in found if "label" not in entry]
+        if len(without) == len(found) and section != "training":
+            warnings.append(f"{data_list.title}: no {section} case has a 'label', so {section} is left out")
+            return ()
+        if without:
+            raise UserError(
+                f"{data_list.title}: {len(without)} of {len(found)} {section} cases have no 'label' (first: "
+                f"{without[0]}): add it, or take them out of the list"
+            )
+        lost = [entry["label"] for entry, _, _, label in found if label is None]
+        if lost:
+            raise UserError(
+                f"{data_list.title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: "
+                f"{lost[0]}): correct dataset_dir or the list"
+            )
+    return tuple(_entry(entry, case, image, label, data_list.information) for entry, case, image, label in found)
+
+
+def _entry(
+    entry: Mapping[str, Any],
+    case: str,
+    image: Path | list[Path],
+    label: Path | None,
+    information: Mapping[str, Any],
+) -> dict[str, Any]:
+    paths = [one.absolute() for one in image] if isinstance(image, list) else [image.absolute()]
+    result: dict[str, Any] = {
+        "case": case,
+        "name": image_name(entry),
+        "image": [str(path) for path in paths] if isinstance(image, list) else str(paths[0]),
+        **({} if label is None else {"label": str(label.absolute())}),
+        **{key: entry[key] for key in _ENTRY_KEYS if key in entry},
+        "columns": {key: value for key, value in entry.items() if key not in _KNOWN_KEYS},
+    }
+    if any(is_volume(path) for path in paths):  # these know their spacing
+        return result
+    sizes = {key: entry[key] for key in ("spacing", "magnification") if key in entry}
+    return with_spacing({**result, **sizes}, information)
+
+
+def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
+    if label_type(information) == "instances":
+        return 0, 1
+    declared = label_classes(information)
+    if declared is None:
+        raise UserError(
+            'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
+            '(or "label_type": "instances" if labels number objects)'
+        )
+    names = label_names(information)
+    numbers = sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore"))
+    for number in numbers:
+        if names[number] == "ignore":
+            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}")
+        if number >= IGNORE:
+            raise UserError(
+                f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
+                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)"
+            )
+    return tuple(numbers)
+
+
+class _Naming:
+    """Put the list's title before a sentence about its content."""
+
+    def __init__(self, data_list: DataList | None) -> None:
+        self.title = "no data list" if data_list is None else data_list.title
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError):
+            raise UserError(f"{self.title}: {error}") from error
