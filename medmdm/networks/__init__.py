@@ -4,5 +4,19 @@ from __future__ import annotations
 
 from medmdm.networks.adm_unet import ADMUNet
 from medmdm.networks.checkpoints import convert, load_network, load_pretrained
+from medmdm.networks.extractor import FeatureExtractor
+from medmdm.networks.padded import PaddedNetwork
+from medmdm.networks.pixel_classifier import LinearClassifier, PixelClassifier
+from medmdm.networks.segmenter import Segmenter
 
-__all__ = ["ADMUNet", "convert", "load_network", "load_pretrained"]
+__all__ = [
+    "ADMUNet",
+    "FeatureExtractor",
+    "LinearClassifier",
+    "PaddedNetwork",
+    "PixelClassifier",
+    "Segmenter",
+    "convert",
+    "load_network",
+    "load_pretrained",
+]

@@ -1,0 +1,195 @@
+"""Per-pixel features of a frozen backbone: decoder activations of a corrupted image (arXiv 2308.05695, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmdm.corruption import Corrupted, Corruption
+from medmdm.errors import UserError
+from medmdm.networks.feature_maps import NORMALIZATIONS, normalize
+
+__all__ = ["MASKINGS", "FeatureExtractor"]
+
+MASKINGS = ("seeded", "none", "partition")
+
+
+class FeatureExtractor(nn.Module):
+    """Run a backbone on a corrupted image and return the outputs of some decoder blocks, at their own resolution.
+
+    Nothing here is random from call to call: the same image always gives the same features.
+
+    Args:
+        backbone: has ``features(x, timesteps, blocks)`` and ``feature_info``, see :class:`medmdm.networks.ADMUNet`.
+        blocks: numbers of decoder blocks; the paper's are 8 to 12 for histology.
+        timesteps: the image is corrupted and read at each of these; the paper's is 50 of 1000 for histology.
+        corruption: what the backbone was trained on; None shows the image as it is, as ``masking="none"`` does.
+        masking: ``"seeded"`` corrupts every window of one shape by one mask (or noise) drawn from ``seed``; ``"none"``
+            does not corrupt; ``"partition"`` averages over complementary masks, each patch being hidden by exactly one.
+        partitions: number of these masks; None for the one that hides as much as t does, ``round(T / t)``.
+        normalize: ``"global_l2"`` (the paper's, valid for windows of one size), ``"rms"`` or ``"none"``; see
+            :func:`medmdm.networks.feature_maps.normalize`.
+        seed: of the masks.
+
+    Raises:
+        UserError: a block or timestep does not exist, or a masking does not go with the corruption.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        blocks: Sequence[int] = (8, 9, 10, 11, 12),
+        timesteps: Sequence[int] = (50,),
+        corruption: Corruption | None = None,
+        masking: str = "seeded",
+        partitions: int | None = None,
+        normalize: str = "global_l2",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
+        missing = [block for block in blocks if block not in known]
+        if missing or not blocks:
+            raise UserError(
+                f"blocks is {list(blocks)}, but the backbone has the decoder blocks {min(known)} to {max(known)}."
+            )
+        if masking not in MASKINGS:
+            raise UserError(f"masking must be one of {', '.join(MASKINGS)}, got {masking!r}.")
+        if normalize not in NORMALIZATIONS:
+            raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}.")
+        last = 1000 if corruption is None else corruption.num_timesteps
+        if not timesteps or not all(0 <= t < last for t in timesteps):
+            raise UserError(f"timesteps is {list(timesteps)}: give one or more numbers from 0 to {last - 1}.")
+        if masking == "partition" and not hasattr(corruption, "patch_size"):
+            raise UserError("masking 'partition' needs a backbone that was trained with PatchMasking; use 'seeded'.")
+        self.backbone = backbone
+        self.corruption = corruption
+        self._config: dict[str, Any] = {
+            "blocks": list(blocks),
+            "timesteps": list(timesteps),
+            "masking": masking,
+            "partitions": partitions,
+            "normalize": normalize,
+            "seed": seed,
+        }
+        self.feature_info = [{**known[block], "timestep": t} for t in timesteps for block in blocks]
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments apart from backbone and corruption, ready for JSON."""
+        return {key: list(v) if isinstance(v, list) else v for key, v in self._config.items()}
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the up-sampled and concatenated stack."""
+        return sum(info["channels"] for info in self.feature_info)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the backbone's input are multiples of; other images are padded at their lower right."""
+        patch = getattr(self.corruption, "patch_size", None)
+        if patch is None and hasattr(self.corruption, "masking"):
+            patch = self.corruption.masking.patch_size  # type: ignore[union-attr]
+        edges = [patch] if isinstance(patch, int) else list(patch or [1])
+        return math.lcm(int(self.backbone.reduction), *edges)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the normalised maps of images of any size.
+
+        Args:
+            x: ``[B, C, *spatial]`` in [-1, 1].
+
+        Returns:
+            ``[B, C_i, *spatial_i]`` for each of :attr:`feature_info`. They are of the padded image: up-sample them to
+            :meth:`padded_size` and cut.
+        """
+        return normalize(self.raw(x), self.padded_size(x.shape[2:]), self._config["normalize"])
+
+    def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Return the size of an image after padding to multiples of :attr:`multiple`."""
+        return tuple(-(-int(n) // self.multiple) * self.multiple for n in spatial)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Repeat the last row and column until the sides are multiples of :attr:`multiple`."""
+        missing = [new - old for new, old in zip(self.padded_size(x.shape[2:]), x.shape[2:], strict=True)]
+        if not any(missing):
+            return x
+        return F.pad(x, [n for m in reversed(missing) for n in (0, int(m))], mode="replicate")
+
+    def raw(self, x: Tensor) -> list[Tensor]:
+        """Return the maps before normalisation."""
+        x = self.pad(x)
+        maps: list[Tensor] = []
+        for t in self._config["timesteps"]:
+            views = [self._features(corrupted.x_t, t) for corrupted in self.corruptions(x, t)]
+            maps += views[0] if len(views) == 1 else [torch.stack(same).mean(0) for same in zip(*views, strict=True)]
+        return maps
+
+    def views(self, x: Tensor) -> Iterator[list[Tensor]]:
+        """Yield the normalised maps under each mask of a partition; their spread is an uncertainty."""
+        x = self.pad(x)
+        per_t = [self.corruptions(x, t) for t in self._config["timesteps"]]
+        if len({len(c) for c in per_t}) > 1:
+            raise UserError("The timesteps have partitions of different sizes: set `partitions`.")
+        for corrupted in zip(*per_t, strict=True):
+            maps = [
+                f for c, t in zip(corrupted, self._config["timesteps"], strict=True) for f in self._features(c.x_t, t)
+            ]
+            yield normalize(maps, x.shape[2:], self._config["normalize"])
+
+    def corruptions(self, x: Tensor, t: int) -> list[Corrupted]:
+        """Return the corrupted versions of ``x`` (padded) that are read at ``t``; all images share the masks."""
+        masking, corruption = self._config["masking"], self.corruption
+        shown = torch.ones_like(x[:, :1])
+        if masking == "none" or corruption is None:
+            return [Corrupted(x, shown)]
+        generator = torch.Generator().manual_seed(_seed(self._config["seed"], t, *x.shape[2:]))
+        if masking == "seeded":
+            # Drawn for one image of this shape, so that neither the batch nor its order matters.
+            blank = torch.zeros(1, *x.shape[1:], dtype=x.dtype)
+            time = torch.tensor([t])
+            one = corruption(blank, time, generator)
+            if one.noise is None:
+                visible = one.visible.to(x)
+                return [Corrupted(x * visible, visible.expand_as(shown))]
+            repeated = [torch.Generator().manual_seed(generator.initial_seed()) for _ in range(len(x))]
+            return [corruption(x, time.expand(len(x)).to(x.device), repeated)]
+        count = self._config["partitions"] or max(2, round(corruption.num_timesteps / max(t, 1)))
+        return [
+            Corrupted(x * v.to(x), v.to(x).expand_as(shown)) for v in self._partition(x.shape[2:], count, generator)
+        ]
+
+    def _partition(self, spatial: Sequence[int], count: int, generator: torch.Generator) -> list[Tensor]:
+        """Return ``count`` masks ``[1, 1, *spatial]``, each patch being hidden by exactly one of them."""
+        patch = self.corruption.patch_size  # type: ignore[union-attr]
+        edges = [patch] * len(spatial) if isinstance(patch, int) else list(patch)
+        grid = [n // e for n, e in zip(spatial, edges, strict=True)]
+        order = torch.randperm(math.prod(grid), generator=generator) % min(count, math.prod(grid))
+        masks = []
+        for part in range(min(count, math.prod(grid))):
+            visible = (order != part).float().reshape(1, 1, *grid)
+            for axis, edge in enumerate(edges, start=2):
+                visible = visible.repeat_interleave(edge, dim=axis)
+            masks.append(visible)
+        return masks
+
+    def _features(self, x_t: Tensor, t: int) -> list[Tensor]:
+        times = torch.full((x_t.shape[0],), t, dtype=torch.long, device=x_t.device)
+        features: list[Tensor] = self.backbone.features(x_t, times, self._config["blocks"])  # type: ignore[operator]
+        return features
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stay in evaluation mode: the backbone is frozen."""
+        return super().train(False)
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence([int(k) for k in key]).generate_state(1, np.uint64)[0] >> np.uint64(1))

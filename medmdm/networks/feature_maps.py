@@ -1,0 +1,179 @@
+"""Exact arithmetic on feature maps of several resolutions, as if they had been up-sampled and concatenated.
+
+Bilinear up-sampling is a fixed linear map ``U`` that works on each axis by itself, so whatever is linear or quadratic
+in the up-sampled features can be computed from the small maps. A list of maps ``f_i`` of shape ``[B, C_i, *spatial_i]``
+stands for the stack ``x = concat_i U_i f_i`` of shape ``[B, sum C_i, *size]``, which is never made (453 MB for one crop
+of 256x256 pixels with the network of arXiv 2308.05695).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medmdm.errors import UserError
+
+__all__ = ["NORMALIZATIONS", "factor", "gather", "gram", "normalize", "stack", "sum_products", "sums", "upsample"]
+
+#: What :func:`normalize` knows.
+NORMALIZATIONS = ("global_l2", "rms", "none")
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def upsample(f: Tensor, size: Sequence[int]) -> Tensor:
+    """Up-sample one map ``[B, C, *spatial]`` to ``size`` linearly (``align_corners=False``, as the paper does)."""
+    if tuple(f.shape[2:]) == tuple(size):
+        return f
+    return F.interpolate(f, size=list(size), mode=_MODES[f.ndim - 2], align_corners=False)
+
+
+def stack(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Return ``[B, sum C_i, *size]``: what all other functions of this module avoid making."""
+    return torch.cat([upsample(f, size) for f in maps], dim=1)
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(source: int, target: int) -> Tensor:
+    """The up-sampling of one axis as a matrix ``[target, source]``, float64, made by torch's own interpolation."""
+    identity = torch.eye(source, dtype=torch.float64)[None]
+    if source == target:
+        return identity[0]
+    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def _kept(f: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> list[Tensor]:
+    """The up-sampling of each axis of ``f`` to ``size``, of which only the first ``crop`` rows are looked at."""
+    crop = size if crop is None else crop
+    return [_matrix(int(a), int(b))[: int(n)] for a, b, n in zip(f.shape[2:], size, crop, strict=True)]
+
+
+def _apply(f: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Apply one matrix ``[new, old]`` to each spatial axis of ``[B, C, *spatial]``."""
+    for axis, matrix in enumerate(matrices, start=2):
+        f = torch.movedim(torch.movedim(f, axis, -1) @ matrix.T.to(f), -1, axis)
+    return f
+
+
+def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Return ``|x|^2`` of each image, ``[B]`` in float64: a quadratic form with a narrow stencil along each axis."""
+    total = torch.zeros(len(maps[0]), dtype=torch.float64, device=maps[0].device)
+    for f in maps:
+        g = f
+        if tuple(f.shape[2:]) != tuple(size):
+            g = _apply(f, [m.T @ m for m in (_matrix(a, b) for a, b in zip(f.shape[2:], size, strict=True))])
+        total += (f * g).flatten(1).double().sum(1)
+    return total
+
+
+def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
+    """Return the number by which :func:`normalize` multiplies the maps of each image, ``[B]`` in float64."""
+    if kind not in NORMALIZATIONS:
+        raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}.")
+    if kind == "none":
+        return torch.ones(len(maps[0]), dtype=torch.float64, device=maps[0].device)
+    square = _squared_norm(maps, size)
+    if kind == "rms":
+        square = square / (sum(f.shape[1] for f in maps) * math.prod(size))
+    return square.clamp_min(1e-30).rsqrt()
+
+
+def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> list[Tensor]:
+    """Scale all maps of an image by one number.
+
+    Args:
+        maps: ``[B, C_i, *spatial_i]``.
+        size: to which they would be up-sampled.
+        kind: ``"global_l2"`` divides by the L2 norm of the up-sampled stack (the paper; it grows with the area, so it
+            is valid for windows of one size only), ``"rms"`` by its root mean square, ``"none"`` does nothing.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if kind == "none":
+        return list(maps)
+    scale = factor(maps, size, kind)
+    return [f * scale.to(f.dtype).reshape(-1, *[1] * (f.ndim - 1)) for f in maps]
+
+
+def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the up-sampled features of some pixels of one image.
+
+    Args:
+        maps: ``[1, C_i, *spatial_i]``.
+        pixels: ``[N]`` flat indices (row-major) into ``size``.
+        size: to which the maps would be up-sampled.
+
+    Returns:
+        ``[N, sum C_i]``.
+    """
+    coordinates = torch.unravel_index(pixels, tuple(size))
+    columns = []
+    for f in maps:
+        neighbours = []  # for each axis the two source positions of each pixel and their weights
+        for target, source, length in zip(coordinates, f.shape[2:], size, strict=True):
+            x = ((target.double() + 0.5) * (source / length) - 0.5).clamp_min(0)
+            low = x.floor().long().clamp_max(source - 1)
+            weight = x - low
+            neighbours.append(((low, 1 - weight), ((low + 1).clamp_max(source - 1), weight)))
+        flat = f[0].flatten(1).T.contiguous()  # [prod spatial, C]: a pixel's channels side by side
+        value = torch.zeros(len(pixels), f.shape[1], dtype=f.dtype, device=f.device)
+        strides = [math.prod(f.shape[3 + axis :]) for axis in range(len(size))]
+        for corner in itertools.product(*neighbours):
+            index = sum(position * stride for (position, _), stride in zip(corner, strides, strict=True))
+            share = functools.reduce(torch.mul, [w for _, w in corner])
+            value += flat[index] * share.to(f.dtype)[:, None]
+        columns.append(value)
+    return torch.cat(columns, dim=1)
+
+
+def sums(maps: Sequence[Tensor], size: Sequence[int], crop: Sequence[int] | None = None) -> Tensor:
+    """Return ``sum_p x_p`` over the pixels of one image, ``[sum C_i]`` in float64; arguments as for :func:`gram`."""
+    ones = torch.ones((1, *(size if crop is None else crop)), dtype=torch.float64, device=maps[0].device)
+    return sum_products(maps, ones, size)[:, 0]
+
+
+def sum_products(maps: Sequence[Tensor], targets: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``sum_p x_p y_p^T`` over the pixels of one image, ``[sum C_i, K]`` in float64.
+
+    The targets are brought down to each map's resolution by the transpose of up-sampling.
+
+    Args:
+        maps: ``[1, C_i, *spatial_i]``.
+        targets: ``[K, *crop]``; where that is smaller than ``size`` they belong to its first rows and columns.
+        size: to which the maps would be up-sampled.
+    """
+    rows = []
+    y = targets.double()[None]
+    for f in maps:
+        down = _apply(y, [m.T for m in _kept(f, size, targets.shape[1:])])
+        rows.append(f[0].double().flatten(1) @ down[0].flatten(1).T)
+    return torch.cat(rows)
+
+
+def gram(maps: Sequence[Tensor], size: Sequence[int], crop: Sequence[int] | None = None) -> Tensor:
+    """Return ``sum_p x_p x_p^T`` over the pixels of one image, ``[sum C_i, sum C_i]`` in float64.
+
+    For two maps this is ``f_i (U_i^T U_j) f_j^T``: the larger is brought to the smaller's grid first.
+
+    Args:
+        maps: ``[1, C_i, *spatial_i]``.
+        size: to which the maps would be up-sampled.
+        crop: the sum goes over the first rows and columns only, that many: the rest is padding.
+    """
+    blocks: list[list[Tensor]] = [[torch.empty(0)] * len(maps) for _ in maps]
+    for i, a in enumerate(maps):
+        for j, b in enumerate(maps[: i + 1]):
+            small, large = (a, b) if math.prod(a.shape[2:]) <= math.prod(b.shape[2:]) else (b, a)
+            pairs = zip(_kept(small, size, crop), _kept(large, size, crop), strict=True)
+            moved = _apply(large.double(), [s.T @ w for s, w in pairs])
+            product = small[0].double().flatten(1) @ moved[0].flatten(1).T
+            blocks[i][j] = product if small is a else product.T
+            blocks[j][i] = blocks[i][j].T
+    return torch.cat([torch.cat(row, dim=1) for row in blocks])

@@ -1,0 +1,63 @@
+"""What a way of fitting is given: the labelled images, the backbone, and how predictions will be made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from medmdm.features.cache import CachedExtractor
+from medmdm.networks.extractor import FeatureExtractor
+from medmdm.segment.views import Example
+
+__all__ = ["Fitted", "Fitter", "Task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A segmentation to be learnt.
+
+    Args:
+        examples: the labelled support.
+        num_classes: K, background included.
+        window: size of the windows that images are read in.
+        whole: images are read whole instead.
+        overlap: of neighbouring windows.
+        seed: of everything random.
+        device: where to compute.
+    """
+
+    examples: Sequence[Example]
+    num_classes: int
+    window: tuple[int, ...]
+    whole: bool = False
+    overlap: float = 0.2
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What comes out of a fit.
+
+    Args:
+        model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``, in evaluation mode.
+        evidence: what was chosen and why, learning curves, epochs: JSON-able.
+    """
+
+    model: nn.Module
+    evidence: dict[str, Any]
+
+
+class Fitter(Protocol):
+    """A way to learn a segmentation, constructible from JSON."""
+
+    #: Whether ``fit`` needs a backbone's features (else ``extractor`` may be None).
+    needs_backbone: bool
+
+    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+        """Learn from ``task.examples`` alone."""
+        ...

@@ -1,0 +1,239 @@
+"""Fit the paper's pixel classifier, all members of the ensemble at once, on cached features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from medmdm.data.labels import IGNORE
+from medmdm.errors import UserError
+from medmdm.features.cache import CachedExtractor
+from medmdm.networks.extractor import FeatureExtractor
+from medmdm.networks.feature_maps import gather
+from medmdm.networks.pixel_classifier import PixelClassifier, classify_memory
+from medmdm.networks.segmenter import Segmenter
+from medmdm.segment.context import Fitted, Task
+from medmdm.segment.views import Example, random_crop, views
+
+__all__ = ["PixelClassifierHead"]
+
+logger = logging.getLogger(__name__)
+
+_MEMORY = 1 << 30  # bytes of one hidden layer that members may take together
+
+
+class PixelClassifierHead:
+    """Train :class:`medmdm.networks.PixelClassifier` as section 3.2 of arXiv 2308.05695 does.
+
+    All members see the same images and pixels in the same order and differ in their initial weights; nothing of one
+    member enters another, so an ensemble equals its members trained one by one.
+
+    Args:
+        members: size of the ensemble; the paper trains ten.
+        hidden: hidden widths; None for the paper's.
+        learning_rate: of Adam.
+        max_epochs: the training ends here at the latest.
+        min_epochs: the stopping rule counts after this epoch (the paper: 40 for GlaS, 30 for MoNuSeg).
+        patience: a member stops when the loss of an epoch's last batch has not improved for so many epochs.
+        batch_size: views a step (the paper: 1 for GlaS, 16 for MoNuSeg).
+        pixels: train on so many random labelled pixels of each view and step; None for all of them.
+        views: what the backbone reads: ``"crops"`` (the paper), ``"windows"`` that cover the images, or ``"whole"``
+            images; None for what predictions will be made from.
+        per_image: number of crops of each image.
+        fresh: draw new crops and a new mask at every step, as published, instead of cached ones; the backbone then
+            runs at every step.
+        class_weights: one a class, or None.
+        ensemble: how members are joined, see :class:`medmdm.networks.Segmenter`.
+    """
+
+    needs_backbone = True
+
+    def __init__(
+        self,
+        members: int = 10,
+        hidden: Sequence[int] | None = None,
+        learning_rate: float = 1e-3,
+        max_epochs: int = 200,
+        min_epochs: int = 40,
+        patience: int = 20,
+        batch_size: int = 1,
+        pixels: int | None = None,
+        views: str | None = None,
+        per_image: int = 1,
+        fresh: bool = False,
+        class_weights: Sequence[float] | None = None,
+        ensemble: str = "mean",
+    ) -> None:
+        if min(members, max_epochs, patience, batch_size, per_image, pixels or 1) < 1:
+            raise UserError("members, max_epochs, patience, batch_size, per_image and pixels must be at least 1.")
+        self.members = members
+        self.hidden = hidden
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.min_epochs = min_epochs
+        self.patience = patience
+        self.batch_size = batch_size
+        self.pixels = pixels
+        self.views = views
+        self.per_image = per_image
+        self.fresh = fresh
+        self.class_weights = class_weights
+        self.ensemble = ensemble
+
+    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+        """Train on the labelled images; see :class:`medmdm.segment.context.Fitter`."""
+        assert extractor is not None
+        head = PixelClassifier(extractor.num_features, task.num_classes, self.hidden, self.members, task.seed)
+        head.to(task.device)
+        kind = self.views or ("whole" if task.whole else "windows")
+        samples = [
+            view
+            for example in task.examples
+            for view in views(example, kind, task.window, task.overlap, self.per_image, task.seed)
+            if bool((view.label != IGNORE).any())
+        ]
+        if not samples:
+            raise UserError("There is no labelled pixel to train a head on: check the labels and the ignore value.")
+        losses, stopped = self._train(head, samples, task, extractor)
+        model = Segmenter(extractor, head, self.ensemble)  # type: ignore[arg-type]
+        return Fitted(model, {"epochs": stopped, "final_losses": losses, "views": len(samples)})
+
+    def _train(
+        self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Any
+    ) -> tuple[list[float], list[int]]:
+        """Return the last loss and the number of epochs of each member."""
+        optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
+        order = torch.Generator().manual_seed(task.seed)
+        numbers: Any = range(len(samples))
+        loader: DataLoader = DataLoader(numbers, batch_size=self.batch_size, shuffle=True, generator=order)
+        rule = StoppingRule(self.members, self.min_epochs, self.patience)
+        losses = torch.zeros(self.members)
+        finished: dict[int, dict[str, Tensor]] = {}
+
+        def step(engine: Engine, batch: Tensor) -> dict[str, Tensor]:
+            nonlocal losses
+            head.train()
+            optimizer.zero_grad(set_to_none=True)
+            chosen = [samples[int(i)] for i in batch]
+            rng = np.random.default_rng([task.seed, 6, engine.state.iteration])
+            if self.fresh:
+                chosen = [random_crop(view, task.window, int(rng.integers(2**31))) for view in chosen]
+                chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
+                if not chosen:  # scribbles: nothing labelled in this crop
+                    return {"loss": losses.mean()}
+            losses = self._losses(head, chosen, task, extractor, rng)
+            optimizer.step()
+            return {"loss": losses.mean()}
+
+        def end_of_epoch(engine: Engine) -> None:
+            for member in rule.update(engine.state.epoch, losses.tolist()):
+                finished[member] = head.member(member)
+            if len(finished) == self.members:
+                engine.terminate()
+
+        trainer = SupervisedTrainer(
+            device=task.device,
+            max_epochs=self.max_epochs,
+            train_data_loader=loader,
+            network=head,
+            optimizer=optimizer,
+            loss_function=F.cross_entropy,
+            iteration_update=step,
+            train_handlers=[],
+        )
+        trainer.logger.setLevel(logging.WARNING)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, end_of_epoch)
+        trainer.run()
+        for member, state in finished.items():
+            head.set_member(member, state)
+        head.eval()
+        return rule.last, rule.epochs
+
+    def _losses(
+        self, head: PixelClassifier, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
+    ) -> Tensor:
+        """Compute the gradients of all members; return their losses ``[M]``."""
+        images = torch.stack([view.image for view in chosen]).to(task.device)
+        label = torch.stack([view.label for view in chosen]).long().to(task.device)
+        size = extractor.padded_size(images.shape[2:])
+        with torch.no_grad():
+            maps = self._fresh_maps(extractor, images, rng) if self.fresh else extractor(images)
+        weight = None if self.class_weights is None else torch.tensor(self.class_weights, device=task.device)
+        if self.pixels is not None:
+            x, y = _sample(maps, label, size, self.pixels, rng)
+            logits = head.forward_pixels(x)  # [M, N, K]
+            losses = torch.stack([F.cross_entropy(member, y, weight) for member in logits])
+            losses.sum().backward()
+            return losses.detach().cpu()
+        # Members do not share anything but the features, so they can take turns where memory is short.
+        width = head.config["hidden"][0] if head.config["hidden"] else head.num_classes
+        at_once = max(1, _MEMORY // (classify_memory(1, width, size) * len(images)))
+        parts = []
+        for first in range(0, self.members, at_once):
+            logits = head(maps, size, slice(first, min(first + at_once, self.members)))
+            logits = logits[..., : label.shape[1], : label.shape[2]]
+            losses = torch.stack([F.cross_entropy(m, label, weight, ignore_index=IGNORE) for m in logits])
+            losses.sum().backward()
+            parts.append(losses.detach().cpu())
+        return torch.cat(parts)
+
+    def _fresh_maps(self, extractor: Any, images: Tensor, rng: np.random.Generator) -> list[Tensor]:
+        inner = getattr(extractor, "extractor", extractor)
+        again = FeatureExtractor(
+            inner.backbone, corruption=inner.corruption, **{**inner.config, "seed": int(rng.integers(2**31))}
+        )
+        return again(images)
+
+
+class StoppingRule:
+    """Stop each member when its loss has not improved for ``patience`` epochs, counted after ``min_epochs``."""
+
+    def __init__(self, members: int, min_epochs: int, patience: int) -> None:
+        self.min_epochs = min_epochs
+        self.patience = patience
+        self.best = [float("inf")] * members
+        self.last = [float("nan")] * members
+        self.waited = [0] * members
+        self.epochs = [0] * members
+        self.running = set(range(members))
+
+    def update(self, epoch: int, losses: Sequence[float]) -> list[int]:
+        """Take in the losses at the end of an epoch; return the members that stop now."""
+        stopping = []
+        for member in sorted(self.running):
+            self.epochs[member] = epoch
+            self.last[member] = losses[member]
+            if epoch <= self.min_epochs:
+                continue
+            if losses[member] < self.best[member]:
+                self.best[member] = losses[member]
+                self.waited[member] = 0
+            else:
+                self.waited[member] += 1
+            if self.waited[member] >= self.patience:
+                stopping.append(member)
+        self.running -= set(stopping)
+        return stopping
+
+
+def _sample(
+    maps: Sequence[Tensor], label: Tensor, size: Sequence[int], count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return features ``[N, C]`` and classes ``[N]`` of up to ``count`` labelled pixels of each image of a batch."""
+    features, classes = [], []
+    for i, one in enumerate(label):
+        known = (one != IGNORE).nonzero()
+        picked = known[torch.from_numpy(rng.integers(len(known), size=count))]
+        index = picked[:, 0] * size[1] + picked[:, 1]
+        features.append(gather([f[i : i + 1] for f in maps], index, size))
+        classes.append(one[picked[:, 0], picked[:, 1]])
+    return torch.cat(features), torch.cat(classes)
