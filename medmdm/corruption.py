@@ -7,9 +7,10 @@ diffusion into a masked autoencoder and Gaussian diffusion into a denoising auto
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedNoise",
     "PatchMasking",
     "UniformTimesteps",
+    "from_config",
 ]
 
 # One generator for the batch or, as in diffusers, one for each image: then an image's damage does not depend on
@@ -304,3 +306,35 @@ class FixedTimesteps:
             "timestep": self.timestep,
             "num_timesteps": self.num_timesteps,
         }
+
+
+def from_config(config: Mapping[str, Any]) -> Any:
+    """Rebuild what ``to_config`` of a class of this module described, as the plan in a weights file holds it.
+
+    Args:
+        config: ``{"_target_": "medmdm.corruption.<class>", arguments}``.
+
+    Returns:
+        The :class:`Corruption`, or the draw of timesteps.
+
+    Raises:
+        UserError: another target (nothing outside this module is run on the word of a file), or arguments that do not
+            fit.
+
+    Example:
+        >>> from_config({"_target_": "medmdm.corruption.PatchMasking", "patch_size": 4}).patch_size
+        4
+    """
+    target = config.get("_target_")
+    known = {f"{__name__}.{name}": globals()[name] for name in __all__}
+    known = {name: c for name, c in known.items() if hasattr(c, "to_config") and not inspect.isabstract(c)}
+    if target not in known:
+        raise UserError(
+            f"The corruption {target!r} is none of {', '.join(known)}{nearest(str(target), known)}; a corruption of "
+            "your own must be passed as an object."
+        )
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return known[target](**arguments)
+    except TypeError as error:
+        raise UserError(f"The corruption {target!r} cannot be built: {error}.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medmdm.networks.adm_unet import ADMUNet
+from medmdm.networks.backbone import make_extractor
 from medmdm.networks.checkpoints import convert, load_network, load_pretrained
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.padded import PaddedNetwork
@@ -19,4 +20,5 @@ __all__ = [
     "convert",
     "load_network",
     "load_pretrained",
+    "make_extractor",
 ]

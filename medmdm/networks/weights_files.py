@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medmdm.errors import UserError
 
-__all__ = ["find_state", "read_checkpoint", "sha256"]
+__all__ = ["find_state", "read_checkpoint", "sha256", "weights_hash"]
 
 #: Where training programs put the state dict, averaged weights first.
 WRAPPERS = ("ema", "state_dict", "model")
@@ -70,4 +70,14 @@ def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict: names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(dtype=torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()
