@@ -1,0 +1,342 @@
+"""From scores to what is counted: class masks without specks and pinholes, instances, and their boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import ndimage
+from torch import Tensor
+
+from medmdm.errors import UserError, nearest
+
+__all__ = ["PostProcess", "boxes"]
+
+METHODS: dict[str, dict[str, float]] = {
+    "components": {},
+    "watershed": {"min_distance": 5.0, "smooth": 1.0, "depth": 0.75},
+}
+ACTIVATIONS = ("softmax", "sigmoid")
+_DECIMALS = 3  # of the smoothed distance in pixels: equal heights along a ridge must stay equal
+
+
+class PostProcess:
+    """Turn the scores of an image or a volume into a mask of class numbers and, if asked for, a map of instances.
+
+    In this order: choose the class of each pixel; remove small objects of each class; fill small holes; find instances.
+    Objects are connected across faces and corners, holes across faces only.
+
+    Args:
+        argmax: take the class of the highest score. ``False`` needs a ``threshold``: the best class that is not
+            background wins wherever it reaches that, even where background scores higher.
+        threshold: score below which a pixel is background whatever wins. For a single channel of scores (class 1
+            against background) it decides alone.
+        remove_small_objects: connected parts of a class smaller than this become background.
+        fill_holes_below: background smaller than this that one class encloses becomes that class; background that
+            touches the edge of the image, or several classes, stays.
+        instances: ``None``; ``"components"``: connected parts of a class; ``"watershed"``: these cut where they are
+            narrow (distance to the background, its maxima as seeds), or ``{"method": "watershed", "min_distance": 5,
+            "smooth": 1, "depth": 0.75}`` with the least distance between two seeds, the standard deviation of the
+            Gaussian that smooths the distance, and by how much a neck must be narrower (in half widths) than what it
+            joins.
+        background: number of the class that is no object.
+        activation: ``"softmax"`` or ``"sigmoid"`` where scores are logits and a threshold means probabilities.
+        in_mm: sizes are mm² (mm³ in volumes) and distances mm instead of pixels; calls then need the spacing.
+
+    Raises:
+        UserError: an argument is out of range, unknown, or does not go with the others.
+
+    Example:
+        >>> scores = np.zeros((2, 4, 5)); scores[1, 1:3, 1:4] = 1
+        >>> int(PostProcess(instances="components")(scores)["instances"].max())
+        1
+    """
+
+    def __init__(
+        self,
+        argmax: bool = True,
+        threshold: float | None = None,
+        remove_small_objects: float = 0,
+        fill_holes_below: float = 0,
+        instances: str | Mapping[str, Any] | None = None,
+        background: int = 0,
+        activation: str | None = None,
+        in_mm: bool = False,
+    ) -> None:
+        if not argmax and threshold is None:
+            raise UserError("PostProcess: argmax is false and no threshold is given: set one of them")
+        if activation is not None and activation not in ACTIVATIONS:
+            raise UserError(
+                f"PostProcess: activation is {activation!r}{nearest(activation, ACTIVATIONS)}: use softmax, sigmoid or "
+                "null"
+            )
+        for key, value in {"remove_small_objects": remove_small_objects, "fill_holes_below": fill_holes_below}.items():
+            if not value >= 0:
+                raise UserError(f"PostProcess: {key} is {value!r}: give a size of 0 or more")
+        if not 0 <= background <= 255:
+            raise UserError(f"PostProcess: background is {background!r}: give a class number from 0 to 255")
+        self.argmax = argmax
+        self.threshold = threshold
+        self.remove_small_objects = remove_small_objects
+        self.fill_holes_below = fill_holes_below
+        self.instances = _instances(instances)
+        self.background = background
+        self.activation = activation
+        self.in_mm = in_mm
+
+    def __call__(
+        self, scores: Tensor | ArrayLike, spacing: Sequence[float] | None = None
+    ) -> dict[str, np.ndarray | None]:
+        """Process one image or volume.
+
+        Args:
+            scores: ``[K, *spatial]``, a channel for each class, or one channel for class 1 against background.
+            spacing: mm between pixels along each spatial axis, for ``in_mm``.
+
+        Returns:
+            ``mask``: ``[*spatial]`` uint8 class numbers. ``instances``: ``[*spatial]`` int32, 1..n in the order of
+            their first pixels, each of one class, 0 is background; ``None`` unless asked for.
+
+        Raises:
+            UserError: the scores' shape or values do not fit the settings, or a spacing is missing.
+        """
+        values = np.asarray(scores.detach().cpu().float() if isinstance(scores, Tensor) else scores)
+        if values.ndim < 2 or not 1 <= len(values) <= 256:
+            raise UserError(f"PostProcess: the scores have the shape {values.shape}, expected [classes, *spatial]")
+        steps = self._steps(spacing, values.ndim - 1)
+        mask = self._classes(values)
+        mask = _without_small_objects(mask, self.remove_small_objects / math.prod(steps), self.background)
+        mask = _without_holes(mask, self.fill_holes_below / math.prod(steps), self.background)
+        if self.instances is None:
+            return {"mask": mask, "instances": None}
+        return {"mask": mask, "instances": self._split(mask, steps)}
+
+    def _steps(self, spacing: Sequence[float] | None, dimensions: int) -> tuple[float, ...]:
+        """Return the distance between neighbours along each axis, in the unit that the settings are in."""
+        if not self.in_mm:
+            return (1.0,) * dimensions
+        if spacing is None:
+            raise UserError("PostProcess: in_mm is set, and the image's spacing is not known: give it in the data list")
+        if len(spacing) != dimensions or not all(step > 0 for step in spacing):
+            raise UserError(f"PostProcess: the spacing is {list(spacing)}, expected {dimensions} numbers above 0 (mm)")
+        return tuple(float(step) for step in spacing)
+
+    def _classes(self, values: np.ndarray) -> np.ndarray:
+        probabilities = _activate(values, self.activation) if self.threshold is not None else values
+        if self.threshold is not None and self.activation is None and not _are_probabilities(values):
+            raise UserError(
+                f"PostProcess: threshold is {self.threshold} and the scores go from {values.min():.3g} to "
+                f"{values.max():.3g}: set activation to softmax or sigmoid, for these are no probabilities"
+            )
+        if len(values) == 1:
+            if self.threshold is None:
+                raise UserError("PostProcess: one channel of scores has no largest: set a threshold")
+            if self.background != 0:
+                raise UserError(f"PostProcess: background is {self.background}, expected 0 for one channel of scores")
+            return (probabilities[0] >= self.threshold).astype(np.uint8)
+        if self.background >= len(values):
+            raise UserError(f"PostProcess: background is {self.background}, but there are {len(values)} classes")
+        if self.argmax:
+            best = probabilities.argmax(axis=0)
+        else:
+            others = [k for k in range(len(values)) if k != self.background]
+            best = np.asarray(others)[probabilities[others].argmax(axis=0)]
+        if self.threshold is not None:
+            score = np.take_along_axis(probabilities, best[None], axis=0)[0]
+            best = np.where(score >= self.threshold, best, self.background)
+        return best.astype(np.uint8)
+
+    def _split(self, mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
+        """Number the instances of all classes."""
+        assert self.instances is not None
+        instances = np.zeros(mask.shape, np.int32)
+        for _, part in _by_class(mask, self.background):
+            labels = _components(part)
+            if self.instances["method"] == "watershed":
+                labels = _watershed(labels, steps, **{k: v for k, v in self.instances.items() if k != "method"})
+            instances[part] = labels[part] + instances.max(initial=0)
+        return _in_order(instances)
+
+
+def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
+    """Return a table of instances: a row each, by rising label.
+
+    Args:
+        instances: ``[H, W]`` or ``[D, H, W]`` whole numbers, 0 is background.
+        mask: class numbers of the same shape, which the column ``class`` is read from; without them it is 1.
+
+    Returns:
+        Whole numbers: ``label``, ``min_row``, ``min_col``, ``max_row``, ``max_col`` (in volumes ``min_slice`` and
+        ``max_slice`` before), ends excluded, ``area`` in pixels, ``class``.
+
+    Raises:
+        UserError: the shapes differ, or are of other dimensions.
+    """
+    instances = np.asarray(instances)
+    if instances.ndim not in (2, 3):
+        raise UserError(f"boxes: the instances have the shape {instances.shape}, expected [H, W] or [D, H, W]")
+    classes = (instances > 0).astype(np.uint8) if mask is None else np.asarray(mask)
+    if classes.shape != instances.shape:
+        raise UserError(f"boxes: the mask has the shape {classes.shape}, but the instances {instances.shape}")
+    axes = ("slice", "row", "col")[-instances.ndim :]
+    columns = ["label", *(f"min_{axis}" for axis in axes), *(f"max_{axis}" for axis in axes), "area", "class"]
+    labels, first, numbers, areas = np.unique(instances, return_index=True, return_inverse=True, return_counts=True)
+    # Numbered anew, for the time of `find_objects` grows with the largest number.
+    places = ndimage.find_objects(numbers.reshape(instances.shape) + 1)
+    rows = [
+        [label, *(p.start for p in place), *(p.stop for p in place), area, classes.flat[index]]
+        for label, place, area, index in zip(labels, places, areas, first, strict=True)
+        if label != 0
+    ]
+    return pd.DataFrame(np.array(rows, dtype=np.int64).reshape(len(rows), len(columns)), columns=columns)
+
+
+def _instances(instances: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if instances is None:
+        return None
+    given = {"method": instances} if isinstance(instances, str) else dict(instances)
+    method = given.get("method", "watershed")
+    if method not in METHODS:
+        raise UserError(
+            f"PostProcess: instances is {method!r}{nearest(str(method), METHODS)}: use components, watershed or null"
+        )
+    defaults = METHODS[method]
+    numbers: dict[str, Any] = {key: value for key, value in given.items() if key != "method"}
+    for key, value in numbers.items():
+        if key not in defaults:
+            raise UserError(
+                f"PostProcess: instances has the key {key!r}{nearest(key, defaults)}, which {method} does not take"
+            )
+        if not value >= 0:
+            raise UserError(f"PostProcess: instances: {key} is {value!r}: give a number of 0 or more")
+    return {"method": method, **defaults, **numbers}
+
+
+def _activate(values: np.ndarray, activation: str | None) -> np.ndarray:
+    if activation is None:
+        return values
+    if activation == "sigmoid":
+        return 0.5 * (1 + np.tanh(values / 2))  # does not overflow
+    powers = np.exp(values - values.max(axis=0, keepdims=True))
+    return powers / powers.sum(axis=0, keepdims=True)
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    return not values.size or bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
+
+
+def _by_class(mask: np.ndarray, background: int) -> Iterator[tuple[int, np.ndarray]]:
+    return ((int(k), mask == k) for k in np.unique(mask) if k != background)
+
+
+def _components(part: np.ndarray, corners: bool = True) -> np.ndarray:
+    labels: np.ndarray = ndimage.label(part, ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1))[
+        0
+    ]
+    return labels
+
+
+def _without_small_objects(mask: np.ndarray, least: float, background: int) -> np.ndarray:
+    if least <= 0:
+        return mask
+    result = mask.copy()
+    for _, part in _by_class(mask, background):
+        labels = _components(part)
+        small = np.bincount(labels.ravel()) < least
+        result[small[labels] & part] = background
+    return result
+
+
+def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarray:
+    """Fill each small part of the background that touches no edge and one class only with that class."""
+    if least <= 0 or not mask.size:
+        return mask
+    labels = _components(mask == background, corners=False)
+    sizes = np.bincount(labels.ravel())
+    fillable = sizes < least
+    fillable[0] = False
+    for axis, size in enumerate(mask.shape):
+        if size > 1:  # in an image kept as a volume of one slice everything touches the edge of that axis
+            fillable[np.take(labels, [0, -1], axis=axis)] = False
+    # The lowest and highest class among a hole's neighbours: they differ where several classes touch it.
+    lowest, highest = np.full(len(sizes), 256), np.full(len(sizes), -1)
+    for axis in range(mask.ndim):
+        for a, b in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
+            here, there = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
+            here[axis], there[axis] = a, b
+            hole, neighbour = labels[tuple(here)], mask[tuple(there)]
+            edge = (hole > 0) & (neighbour != background)
+            np.minimum.at(lowest, hole[edge], neighbour[edge])
+            np.maximum.at(highest, hole[edge], neighbour[edge])
+    fillable &= lowest == highest
+    return np.where(fillable[labels], lowest[labels], mask).astype(np.uint8)
+
+
+def _watershed(
+    labels: np.ndarray, steps: tuple[float, ...], min_distance: float, smooth: float, depth: float
+) -> np.ndarray:
+    """Cut connected parts at their necks.
+
+    Args:
+        labels: parts, numbered 1..n.
+        steps: distance between neighbours along each axis.
+        min_distance: between seeds.
+        smooth: standard deviation of the Gaussian that smooths the distance to the background.
+        depth: of the saddle between two maxima of the distance that are both seeds.
+    """
+    from skimage.feature import peak_local_max  # slow to import
+    from skimage.morphology import local_maxima, reconstruction
+    from skimage.segmentation import watershed
+
+    inside = labels > 0
+    # The edge of the image is no edge of an object: only background counts.
+    distance = ndimage.distance_transform_edt(inside, sampling=steps) if not inside.all() else np.ones(labels.shape)
+    if smooth > 0:
+        distance = ndimage.gaussian_filter(distance, [smooth / step for step in steps], mode="nearest")
+    pixel = math.prod(steps) ** (1 / len(steps))
+    distance = np.where(inside, np.round(distance / pixel, _DECIMALS), 0)
+    # Maxima that are lower than `depth` over the saddle to a higher one are steps of a slanted edge; and a ridge of one
+    # height is one seed, where `peak_local_max` alone would set one at every `min_distance` along it.
+    levelled = reconstruction(distance - depth / pixel, distance) if depth > 0 else distance
+    tops = _components(local_maxima(np.round(levelled, _DECIMALS), allow_borders=True) & inside)
+    heights = np.zeros(labels.shape)
+    centres = _middles(tops)
+    heights[centres] = distance[centres]
+    seeds = peak_local_max(
+        heights, min_distance=max(1, round(min_distance / pixel)), exclude_border=False, labels=labels
+    )
+    markers = np.zeros(labels.shape, np.int32)
+    markers[tuple(seeds.T)] = np.arange(1, len(seeds) + 1)
+    # A part of one height has no maximum, yet is an object.
+    seedless = np.where(np.isin(labels, labels[tuple(seeds.T)]), 0, labels)
+    others = _middles(_in_order(seedless))
+    markers[others] = np.arange(len(seeds) + 1, len(seeds) + 1 + len(others[0]))
+    result: np.ndarray = watershed(-distance, markers, mask=inside, connectivity=labels.ndim)
+    return result
+
+
+def _middles(tops: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the index of the pixel of each part that is nearest to the part's centre."""
+    index = np.nonzero(tops)
+    part = tops[index] - 1
+    points = np.stack(index, axis=1).astype(float)
+    count = np.bincount(part)
+    centre = np.stack([np.bincount(part, weights=p) / count for p in points.T], axis=1)
+    away = np.round(((points - centre[part]) ** 2).sum(axis=1), 6)
+    order = np.lexsort((np.arange(len(part)), away, part))  # of equally near ones the first in the image
+    chosen = order[np.unique(part[order], return_index=True)[1]]
+    return tuple(axis[chosen] for axis in index)
+
+
+def _in_order(instances: np.ndarray) -> np.ndarray:
+    """Number instances 1..n by their first pixels."""
+    numbers, first = np.unique(instances, return_index=True)
+    first = first[numbers > 0]
+    numbers = numbers[numbers > 0]
+    new = np.zeros(int(instances.max(initial=0)) + 1, np.int32)
+    new[numbers[np.argsort(first)]] = np.arange(1, len(numbers) + 1)
+    return new[instances]
