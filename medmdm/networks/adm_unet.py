@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -166,7 +167,7 @@ class ADMUNet(nn.Module):
                 self.output_blocks.append(ConditionedBlock(layers))
                 channels = width
 
-        self.out = nn.Sequential(
+        self.out: nn.Sequential | None = nn.Sequential(
             Float32GroupNorm(channels),
             nn.SiLU(),
             with_zero_weights(convolution(spatial_dims, channels, out_channels)),
@@ -180,12 +181,36 @@ class ADMUNet(nn.Module):
     @property
     def feature_info(self) -> list[dict[str, int]]:
         """For each decoder block its number, the channels of its output and how much smaller that is than the input."""
-        return [dict(info) for info in self._feature_info]
+        return [dict(info) for info in self._feature_info[: len(self.output_blocks)]]
 
     @property
     def reduction(self) -> int:
         """The total down-sampling rate; it divides the size of every input."""
         return int(2 ** (len(self._config["channel_mult"]) - 1))
+
+    def truncated(self, last_block: int) -> ADMUNet:
+        """Return this network without all that :meth:`features` of blocks up to ``last_block`` does not need.
+
+        It shares its parameters with this one, cannot be called, and has the ``config`` of the whole: to rebuild it,
+        make the whole (on the meta device, where it takes no memory) and truncate that.
+
+        Args:
+            last_block: number of the last decoder block to keep.
+
+        Raises:
+            UserError: there is no such block.
+        """
+        if last_block not in range(len(self.output_blocks)):
+            raise UserError(
+                f"truncated: there is no block {last_block!r}; this network has the decoder blocks 0 to "
+                f"{len(self.output_blocks) - 1}."
+            )
+        part = ADMUNet.__new__(type(self))
+        # The containers are copied, so that taking a module out of one network leaves the other whole.
+        part.__dict__.update({key: copy.copy(v) if isinstance(v, dict) else v for key, v in self.__dict__.items()})
+        part.output_blocks = nn.ModuleList(list(self.output_blocks)[: last_block + 1])
+        part.out = None
+        return part
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict the clean image, or the noise, from a corrupted image.
@@ -199,8 +224,13 @@ class ADMUNet(nn.Module):
             ``[B, out_channels, *spatial]``.
 
         Raises:
-            UserError: if a shape does not fit, or ``y`` is missing or superfluous.
+            UserError: if a shape does not fit, ``y`` is missing or superfluous, or the network was truncated.
         """
+        if self.out is None:
+            raise UserError(
+                f"ADMUNet: this network was truncated after decoder block {len(self.output_blocks) - 1}: it gives "
+                "features, but no image; load the whole from its model.pt."
+            )
         h, _ = self._decode(x, timesteps, y, range(len(self.output_blocks)), keep=())
         return self.out(h)
 

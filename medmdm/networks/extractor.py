@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from medmdm.networks.feature_maps import NORMALIZATIONS, normalize
 __all__ = ["MASKINGS", "FeatureExtractor"]
 
 MASKINGS = ("seeded", "none", "partition")
+_MOST_SHAPES = 32  # whose masks are remembered
 
 
 class FeatureExtractor(nn.Module):
@@ -79,6 +81,7 @@ class FeatureExtractor(nn.Module):
             "seed": seed,
         }
         self.feature_info = [{**known[block], "timestep": t} for t in timesteps for block in blocks]
+        self._drawn: dict[tuple[Any, ...], list[_Damage]] = {}
         self.requires_grad_(False)
         self.eval()
 
@@ -147,34 +150,61 @@ class FeatureExtractor(nn.Module):
 
     def corruptions(self, x: Tensor, t: int) -> list[Corrupted]:
         """Return the corrupted versions of ``x`` (padded) that are read at ``t``; all images share the masks."""
-        masking, corruption = self._config["masking"], self.corruption
         shown = torch.ones_like(x[:, :1])
-        if masking == "none" or corruption is None:
+        if self._config["masking"] == "none" or self.corruption is None:
             return [Corrupted(x, shown)]
-        generator = torch.Generator().manual_seed(_seed(self._config["seed"], t, *x.shape[2:]))
-        if masking == "seeded":
-            # Drawn for one image of this shape, so that neither the batch nor its order matters.
-            blank = torch.zeros(1, *x.shape[1:], dtype=x.dtype)
-            time = torch.tensor([t])
-            one = corruption(blank, time, generator)
-            if one.noise is None:
-                visible = one.visible.to(x)
-                return [Corrupted(x * visible, visible.expand_as(shown))]
-            repeated = [torch.Generator().manual_seed(generator.initial_seed()) for _ in range(len(x))]
-            return [corruption(x, time.expand(len(x)).to(x.device), repeated)]
-        count = self._config["partitions"] or max(2, round(corruption.num_timesteps / max(t, 1)))
-        return [
-            Corrupted(x * v.to(x), v.to(x).expand_as(shown)) for v in self._partition(x.shape[2:], count, generator)
-        ]
+        result = []
+        for view in self._damage(t, x.shape[1:], x):
+            x_t = x * view.scale if view.offset is None else x * view.scale + view.offset
+            result.append(Corrupted(x_t, view.visible.expand_as(shown)))
+        return result
 
-    def _partition(self, spatial: Sequence[int], count: int, generator: torch.Generator) -> list[Tensor]:
-        """Return ``count`` masks ``[1, 1, *spatial]``, each patch being hidden by exactly one of them."""
-        patch = self.corruption.patch_size  # type: ignore[union-attr]
+    def prepare(self, spatial: Sequence[int], channels: int | None = None) -> None:
+        """Draw the masks of images of a size, so that what traces or exports this module next sees constants.
+
+        Args:
+            spatial: size of the images, before padding.
+            channels: of the images; None for what the backbone's ``config`` says.
+        """
+        count: int = self.backbone.config["in_channels"] if channels is None else channels  # type: ignore[index,assignment]
+        like = next(iter(self.backbone.parameters()))
+        if self._config["masking"] != "none" and self.corruption is not None:
+            for t in self._config["timesteps"]:
+                self._damage(t, (count, *self.padded_size(spatial)), like)
+
+    def _damage(self, t: int, shape: Sequence[int], like: Tensor) -> list[_Damage]:
+        """Return what is done to images ``[channels, *spatial]`` at ``t``; drawn once a shape, then remembered.
+
+        It is drawn for one image, so that neither the batch nor its order matters.
+        """
+        assert self.corruption is not None
+        channels, *spatial = (int(n) for n in shape)
+        key = (t, channels, *spatial, like.device, like.dtype)
+        if key not in self._drawn:
+            if torch.jit.is_tracing() or torch.compiler.is_compiling():
+                raise UserError(
+                    f"The masks for images of {'x'.join(map(str, spatial))} pixels are not drawn yet, and what is traced "
+                    "here would draw them at every call: call extractor.prepare(size) first, or the module itself."
+                )
+            while len(self._drawn) >= _MOST_SHAPES:
+                self._drawn.pop(next(iter(self._drawn)))
+            generator = torch.Generator().manual_seed(_seed(self._config["seed"], t, *spatial))
+            if self._config["masking"] == "seeded":
+                views = [_seeded_damage(self.corruption, t, (channels, *spatial), generator)]
+            else:
+                views = [_Damage(v, None, v) for v in self._partition(t, spatial, generator)]
+            self._drawn[key] = [view.to(like) for view in views]
+        return self._drawn[key]
+
+    def _partition(self, t: int, spatial: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+        """Return masks ``[1, 1, *spatial]``, each patch being hidden by exactly one of them."""
+        patch, total = self.corruption.patch_size, self.corruption.num_timesteps  # type: ignore[union-attr]
         edges = [patch] * len(spatial) if isinstance(patch, int) else list(patch)
         grid = [n // e for n, e in zip(spatial, edges, strict=True)]
-        order = torch.randperm(math.prod(grid), generator=generator) % min(count, math.prod(grid))
+        count = min(self._config["partitions"] or max(2, round(total / max(t, 1))), math.prod(grid))
+        order = torch.randperm(math.prod(grid), generator=generator) % count
         masks = []
-        for part in range(min(count, math.prod(grid))):
+        for part in range(count):
             visible = (order != part).float().reshape(1, 1, *grid)
             for axis, edge in enumerate(edges, start=2):
                 visible = visible.repeat_interleave(edge, dim=axis)
@@ -189,6 +219,29 @@ class FeatureExtractor(nn.Module):
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: the backbone is frozen."""
         return super().train(False)
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """With its randomness fixed a corruption is ``x * scale + offset``, pixel by pixel."""
+
+    scale: Tensor  # [1, 1 or C, *spatial]
+    offset: Tensor | None
+    visible: Tensor  # [1, 1, *spatial]
+
+    def to(self, like: Tensor) -> _Damage:
+        return _Damage(
+            self.scale.to(like), None if self.offset is None else self.offset.to(like), self.visible.to(like)
+        )
+
+
+def _seeded_damage(corruption: Corruption, t: int, shape: Sequence[int], generator: torch.Generator) -> _Damage:
+    """Find scale and offset by corrupting a black and a white image in the same way."""
+    time, seed = torch.tensor([t]), generator.initial_seed()
+    zero = torch.zeros(1, *shape, dtype=torch.float64)
+    offset, visible = corruption(zero, time, generator)
+    white, _ = corruption(zero + 1, time, torch.Generator().manual_seed(seed))
+    return _Damage(white - offset, offset if bool(offset.any()) else None, visible)
 
 
 def _seed(*key: int) -> int:

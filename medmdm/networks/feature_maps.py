@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,13 +40,29 @@ def stack(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     return torch.cat([upsample(f, size) for f in maps], dim=1)
 
 
-@functools.lru_cache(maxsize=64)
 def _matrix(source: int, target: int) -> Tensor:
-    """The up-sampling of one axis as a matrix ``[target, source]``, float64, made by torch's own interpolation."""
-    identity = torch.eye(source, dtype=torch.float64)[None]
-    if source == target:
-        return identity[0]
-    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T.contiguous()
+    """The up-sampling of one axis as a matrix ``[target, source]`` in float64: torch's linear interpolation."""
+    return torch.from_numpy(_interpolation(source, target))
+
+
+# The two below are NumPy's, so that they are constants where a network is being traced or exported.
+@functools.lru_cache(maxsize=64)
+def _interpolation(source: int, target: int) -> np.ndarray:
+    rows = np.arange(target)
+    x = ((rows + 0.5) * (source / target) - 0.5).clip(min=0)
+    low = np.minimum(x.astype(int), source - 1)
+    weight = x - low
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (rows, low), 1 - weight)
+    np.add.at(matrix, (rows, np.minimum(low + 1, source - 1)), weight)
+    return matrix
+
+
+@functools.lru_cache(maxsize=64)
+def _form(source: int, target: int) -> np.ndarray:
+    """``U^T U`` of the up-sampling U of one axis, ``[source, source]``."""
+    matrix = _interpolation(source, target)
+    return matrix.T @ matrix
 
 
 def _kept(f: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> list[Tensor]:
@@ -67,7 +84,7 @@ def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     for f in maps:
         g = f
         if tuple(f.shape[2:]) != tuple(size):
-            g = _apply(f, [m.T @ m for m in (_matrix(a, b) for a, b in zip(f.shape[2:], size, strict=True))])
+            g = _apply(f, [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(f.shape[2:], size, strict=True)])
         total += (f * g).flatten(1).double().sum(1)
     return total
 
