@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medmdm.networks.adapters import MONAIDiffusionBackbone, RawPixels, randomise
 from medmdm.networks.adm_unet import ADMUNet
 from medmdm.networks.backbone import make_extractor
 from medmdm.networks.checkpoints import convert, load_network, load_pretrained
@@ -14,11 +15,14 @@ __all__ = [
     "ADMUNet",
     "FeatureExtractor",
     "LinearClassifier",
+    "MONAIDiffusionBackbone",
     "PaddedNetwork",
     "PixelClassifier",
+    "RawPixels",
     "Segmenter",
     "convert",
     "load_network",
     "load_pretrained",
     "make_extractor",
+    "randomise",
 ]
