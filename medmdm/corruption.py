@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -308,11 +309,12 @@ class FixedTimesteps:
         }
 
 
-def from_config(config: Mapping[str, Any]) -> Any:
+def from_config(config: Mapping[str, Any], trust: bool = False) -> Any:
     """Rebuild what ``to_config`` of a class of this module described, as the plan in a weights file holds it.
 
     Args:
         config: ``{"_target_": "medmdm.corruption.<class>", arguments}``.
+        trust: also import and call another target; use it for files of your own.
 
     Returns:
         The :class:`Corruption`, or the draw of timesteps.
@@ -328,13 +330,16 @@ def from_config(config: Mapping[str, Any]) -> Any:
     target = config.get("_target_")
     known = {f"{__name__}.{name}": globals()[name] for name in __all__}
     known = {name: c for name, c in known.items() if hasattr(c, "to_config") and not inspect.isabstract(c)}
-    if target not in known:
+    found = known.get(str(target))
+    if found is None and trust:
+        found = locate(str(target))
+    if found is None:
         raise UserError(
-            f"The corruption {target!r} is none of {', '.join(known)}{nearest(str(target), known)}; a corruption of "
-            "your own must be passed as an object."
+            f"The corruption {target!r} is none of {', '.join(known)}{nearest(str(target), known)}; pass trust=True "
+            "if it is one of your own."
         )
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        return known[target](**arguments)
+        return found(**arguments)
     except TypeError as error:
         raise UserError(f"The corruption {target!r} cannot be built: {error}.") from error

@@ -10,6 +10,7 @@ from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.padded import PaddedNetwork
 from medmdm.networks.pixel_classifier import LinearClassifier, PixelClassifier
 from medmdm.networks.segmenter import Segmenter
+from medmdm.networks.segmenter_files import load_segmenter, save_segmenter
 
 __all__ = [
     "ADMUNet",
@@ -23,6 +24,8 @@ __all__ = [
     "convert",
     "load_network",
     "load_pretrained",
+    "load_segmenter",
     "make_extractor",
     "randomise",
+    "save_segmenter",
 ]

@@ -42,7 +42,7 @@ def make_extractor(
         seed: of the masks.
         corruption: what the backbone was trained on, as an object or its config, where the plan does not say it
             (published files) or something else is wanted.
-        trust: build any network that the file names, see :func:`medmdm.networks.load_pretrained`.
+        trust: build any network and corruption that the file names, see :func:`medmdm.networks.load_pretrained`.
 
     Returns:
         The extractor, the backbone's plan and the hash of its weights
@@ -67,7 +67,7 @@ def make_extractor(
             "wrap it in an adapter that has."
         )
     described = plan.get("corruption") if corruption is None else corruption
-    damage: Corruption | None = from_config(described) if isinstance(described, Mapping) else described
+    damage: Corruption | None = from_config(described, trust) if isinstance(described, Mapping) else described
     if damage is None and masking != "none":
         raise UserError(
             f"{name}: the plan does not say what the backbone was trained on: pass corruption, for the paper's "

@@ -50,7 +50,7 @@ def load_pretrained(
 
     Returns:
         The network, in evaluation mode on the CPU, and the plan. The plan of a published file has the keys ``format``,
-        ``network``, ``num_timesteps`` (1000), ``intensity_range`` ([-1, 1]), ``ledger`` (``None``: the training images
+        ``network``, ``num_timesteps`` (1000), ``intensity_range`` (``None``: the files' full range), ``ledger`` (``None``: the training images
         are not known) and ``source`` (file name, SHA-256 and the arguments that were assumed).
 
     Raises:
@@ -63,6 +63,8 @@ def load_pretrained(
     path = Path(path)
     content = read_checkpoint(path)
     plan = content.get("plan")
+    if "kind" in content and "state" in content:
+        raise UserError(f"{path}: this is a segmenter, not a backbone: name the model.pt that it was made from.")
     if plan is None:
         state = find_state(content)
         if state is None:
@@ -142,7 +144,7 @@ def _from_published(
         "format": 1,
         "network": {"_target_": ADM_TARGET, **network.config},
         "num_timesteps": 1000,
-        "intensity_range": [-1.0, 1.0],
+        "intensity_range": None,  # files of 8 or 16 bits: their full range becomes -1 and 1
         "ledger": None,
         "source": {"file": path.name, "sha256": sha256(path), "assumed": assumed},
     }

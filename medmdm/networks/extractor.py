@@ -183,8 +183,8 @@ class FeatureExtractor(nn.Module):
         if key not in self._drawn:
             if torch.jit.is_tracing() or torch.compiler.is_compiling():
                 raise UserError(
-                    f"The masks for images of {'x'.join(map(str, spatial))} pixels are not drawn yet, and what is traced "
-                    "here would draw them at every call: call extractor.prepare(size) first, or the module itself."
+                    f"The masks for images of {'x'.join(map(str, spatial))} pixels are not drawn yet, and what is "
+                    "traced here would draw them at every call: call extractor.prepare(size) or the module first."
                 )
             while len(self._drawn) >= _MOST_SHAPES:
                 self._drawn.pop(next(iter(self._drawn)))
