@@ -80,13 +80,13 @@ def _apply(f: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Return ``|x|^2`` of each image, ``[B]`` in float64: a quadratic form with a narrow stencil along each axis."""
-    total = torch.zeros(len(maps[0]), dtype=torch.float64, device=maps[0].device)
+    squares = []
     for f in maps:
         g = f
         if tuple(f.shape[2:]) != tuple(size):
             g = _apply(f, [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(f.shape[2:], size, strict=True)])
-        total += (f * g).flatten(1).double().sum(1)
-    return total
+        squares.append((f * g).flatten(1).double().sum(1))
+    return torch.stack(squares).sum(0)
 
 
 def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
@@ -94,7 +94,7 @@ def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
     if kind not in NORMALIZATIONS:
         raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}.")
     if kind == "none":
-        return torch.ones(len(maps[0]), dtype=torch.float64, device=maps[0].device)
+        return torch.ones(maps[0].shape[0], dtype=torch.float64, device=maps[0].device)
     square = _squared_norm(maps, size)
     if kind == "rms":
         square = square / (sum(f.shape[1] for f in maps) * math.prod(size))
