@@ -1,4 +1,9 @@
-"""The object Hausdorff distance: exact, from distance transforms of small boxes instead of whole images."""
+"""The object Hausdorff distance, exact and without distance transforms of whole images.
+
+Two small instances are compared by distance transforms of the box around both. Where that box is large, few of its
+pixels can matter: the pixel of A that is furthest from B lies in B's bounding box or is the first or last of A on its
+row or column (going on outwards leads away from all of B); and the pixel of B nearest to it lies on B's border.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,15 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 from scipy.spatial import KDTree
 from skimage.util import map_array
 
-from medmdm.metrics.overlap import Floats, Integers, Overlaps, check_pair
+from medmdm.metrics.overlap import Integers, Overlaps, check_pair
 
 __all__ = ["hausdorff_of_objects"]
+
+SMALL_BOX = 16384  # pixels of a box of two instances up to which a distance transform is the faster way
 
 
 def hausdorff_of_objects(pred: ArrayLike, true: ArrayLike, table: Overlaps) -> float:
@@ -49,7 +56,7 @@ def hausdorff_of_objects(pred: ArrayLike, true: ArrayLike, table: Overlaps) -> f
 
 
 class _Objects:
-    """The instances of one label map with their bounding boxes.
+    """The instances of one label map with their bounding boxes, and what has been computed of them.
 
     Args:
         labels: label map.
@@ -61,27 +68,39 @@ class _Objects:
         boxes = find_objects(self.numbers)
         self.low: Integers = np.array([[axis.start for axis in box] for box in boxes], np.int64)
         self.high: Integers = np.array([[axis.stop for axis in box] for box in boxes], np.int64)
+        self._trees: dict[int, KDTree] = {}
+        self._extremes: dict[int, Integers] = {}
 
     def mask(self, number: int, low: Integers, high: Integers) -> NDArray[np.bool_]:
         """Return where an instance lies inside a box."""
         window = tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
         return self.numbers[window] == number + 1
 
-    def points(self, number: int) -> Floats:
-        """Return the coordinates of an instance's pixels, ``[pixels, axes]``."""
-        low = self.low[number]
-        return np.argwhere(self.mask(number, low, self.high[number])).astype(np.float64) + low
+    def border(self, number: int) -> KDTree:
+        """Return a search tree of the instance's pixels that touch one outside with a side."""
+        if number not in self._trees:
+            mask = self.mask(number, self.low[number], self.high[number])
+            self._trees[number] = KDTree(np.argwhere(mask & ~binary_erosion(mask)) + self.low[number])
+        return self._trees[number]
+
+    def extremes(self, number: int) -> Integers:
+        """Return the instance's first and last pixel on every line along each axis, ``[pixels, axes]``."""
+        if number not in self._extremes:
+            mask = self.mask(number, self.low[number], self.high[number])
+            found = []
+            for axis, length in enumerate(mask.shape):
+                lines = mask.any(axis)
+                for ends in (mask.argmax(axis), length - 1 - np.flip(mask, axis).argmax(axis)):
+                    found.append(np.insert(np.argwhere(lines), axis, ends[lines], axis=1))
+            self._extremes[number] = np.unique(np.concatenate(found), axis=0) + self.low[number]
+        return self._extremes[number]
 
 
 def _distance(ours: _Objects, i: int, theirs: _Objects, j: int) -> float:
     """Return the Hausdorff distance between the pixels of two instances."""
     low, high = np.minimum(ours.low[i], theirs.low[j]), np.maximum(ours.high[i], theirs.high[j])
-    own_boxes = np.prod(ours.high[i] - ours.low[i]) + np.prod(theirs.high[j] - theirs.low[j])
-    if np.prod(high - low) > 4 * own_boxes:
-        # Small and far apart: the box of both would be nearly empty.
-        our_points, their_points = ours.points(i), theirs.points(j)
-        there, back = KDTree(their_points).query(our_points)[0], KDTree(our_points).query(their_points)[0]
-        return float(max(there.max(), back.max()))
+    if np.prod(high - low) > SMALL_BOX:
+        return max(_directed(ours, i, theirs, j), _directed(theirs, j, ours, i))
     # All pixels of both lie in the box, so the nearest pixel of one to a pixel of the other does, too.
     a, b = ours.mask(i, low, high), theirs.mask(j, low, high)
     distance = 0.0
@@ -90,6 +109,17 @@ def _distance(ours: _Objects, i: int, theirs: _Objects, j: int) -> float:
         if outside.any():
             distance = max(distance, float(distance_transform_edt(~other)[outside].max()))
     return distance
+
+
+def _directed(ours: _Objects, i: int, theirs: _Objects, j: int) -> float:
+    """Return the largest distance of a pixel of ours to the nearest pixel of theirs."""
+    points = ours.extremes(i)
+    points = points[theirs.numbers[tuple(points.T)] != j + 1]
+    low, high = np.maximum(ours.low[i], theirs.low[j]), np.minimum(ours.high[i], theirs.high[j])
+    if (low < high).all():
+        inside = np.argwhere(ours.mask(i, low, high) & ~theirs.mask(j, low, high)) + low
+        points = np.concatenate([points, inside])
+    return float(theirs.border(j).query(points)[0].max()) if len(points) else 0.0
 
 
 def _nearest(ours: _Objects, i: int, theirs: _Objects) -> float:

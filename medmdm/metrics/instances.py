@@ -190,11 +190,10 @@ def _one_to_one(table: Overlaps) -> Integers:
         rows, row = np.unique(table.true_index[pairs], return_inverse=True)
         columns, column = np.unique(table.pred_index[pairs], return_inverse=True)
         gain = np.zeros((len(rows), len(columns)))
-        which = np.full(gain.shape, -1)
         gain[row, column] = iou[pairs]
-        which[row, column] = pairs
-        assigned = which[linear_sum_assignment(gain, maximize=True)]
-        chosen.extend(assigned[assigned >= 0].tolist())
+        assigned = linear_sum_assignment(gain, maximize=True)
+        # An assigned pair may have no pixel in common; those of the list are its true members.
+        chosen.extend(pairs[np.isin(row * len(columns) + column, assigned[0] * len(columns) + assigned[1])].tolist())
     return np.array(chosen, np.int64)
 
 

@@ -85,7 +85,7 @@ class Overlaps:
 
 
 def check_pair(pred: ArrayLike, true: ArrayLike) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Return both label maps as integer arrays.
+    """Return both label maps as integer arrays in the machine's byte order.
 
     Raises:
         ValueError: they differ in shape, are not integers (or booleans), or hold negative numbers.
@@ -99,7 +99,8 @@ def check_pair(pred: ArrayLike, true: ArrayLike) -> tuple[NDArray[np.integer], N
             raise ValueError(f"{name} must be a map of integers, got {array.dtype}")
         if array.size and array.min() < 0:
             raise ValueError(f"{name} must not hold negative labels, got {array.min()}")
-        arrays.append(array)
+        # Files may hold the other byte order (NIfTI, TIFF), which compiled code refuses.
+        arrays.append(array.astype(array.dtype.newbyteorder("="), copy=False))
     if arrays[0].shape != arrays[1].shape:
         raise ValueError(f"pred and true must have one shape, got {arrays[0].shape} and {arrays[1].shape}")
     return arrays[0], arrays[1]
