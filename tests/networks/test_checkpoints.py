@@ -155,7 +155,7 @@ def test_bare_state_dict(published, caplog: pytest.LogCaptureFixture) -> None:
         "format": 1,
         "network": {"_target_": TARGET, **network.config},
         "num_timesteps": 1000,
-        "intensity_range": [-1.0, 1.0],
+        "intensity_range": None,
         "ledger": None,
         "source": {
             "file": path.name,

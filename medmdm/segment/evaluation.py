@@ -1,0 +1,168 @@
+"""Predict, write and score the cases of a section; what is left behind makes the report again without the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmdm.data.cases import Cases
+from medmdm.data.writers import write_map, write_mask
+from medmdm.files import save_json
+from medmdm.metrics.pixels import pixel_scores
+from medmdm.segment.prediction import Prediction, Predictor
+from medmdm.segment.reading import LoadedCase
+
+__all__ = ["case_scores", "evaluate", "write_prediction"]
+
+logger = logging.getLogger(__name__)
+
+
+def case_scores(mask: np.ndarray, case: LoadedCase, num_classes: int, ignore: int) -> dict[str, float]:
+    """Return mean Dice and IoU of a case over the classes that it or its prediction holds.
+
+    Args:
+        mask: predicted class numbers on the file's grid.
+        case: with its truth.
+        num_classes: K.
+        ignore: truth that is left out.
+
+    Returns:
+        ``{"dice": ..., "iou": ...}``, NaN where there is nothing to find and nothing was found.
+    """
+    assert case.truth is not None
+    scores = pixel_scores(mask.astype(np.int64), case.truth.astype(np.int64), num_classes, ignore=ignore, surface=False)
+    result = {}
+    for name in ("dice", "iou"):
+        values = np.array([row[name] for row in scores.values()], dtype=float)
+        result[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    return result
+
+
+def write_prediction(
+    folder: Path,
+    case: LoadedCase,
+    prediction: Prediction,
+    processed: Mapping[str, np.ndarray | None],
+    probabilities: bool = False,
+) -> dict[str, str]:
+    """Write what was predicted for a case beside its source's grid; return the files by kind, relative to ``folder``.
+
+    A case that is a part of a picture is written in place: zeros fill the rest.
+    """
+    source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
+    uid = case.entry.get("series_uid")
+    volume = case.slicing is not None
+    masks, maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
+    written = {}
+
+    def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
+        name = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
+        write(folder / name, _in_place(values, case), source, uid)
+        written[kind] = name
+
+    mask, instances = processed["mask"], processed.get("instances")
+    assert mask is not None
+    put("prediction", mask, masks, write_mask)
+    if instances is not None:
+        large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
+        put("instances", instances, ".tif" if large else masks, write_mask)
+    if probabilities:
+        put("probabilities", prediction.probabilities, maps, write_map)
+    if prediction.uncertainty is not None:
+        put("uncertainty", prediction.uncertainty[0], maps, write_map)
+        put("disagreement", prediction.uncertainty[1], maps, write_map)
+    return written
+
+
+def _in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
+    region = case.entry.get("region")
+    if region is None:
+        return values
+    from medmdm.data.images import image_size
+
+    whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
+    rows = slice(*region.get("rows", (0, whole.shape[-2])))
+    columns = slice(*region.get("columns", (0, whole.shape[-1])))
+    whole[..., rows, columns] = values
+    return whole
+
+
+def evaluate(
+    folder: Path,
+    loaded: Sequence[LoadedCase],
+    cases: Cases,
+    predictor: Predictor,
+    postprocess: Callable[..., dict[str, np.ndarray | None]],
+    stamp: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    section: str,
+    probabilities: bool = False,
+) -> dict[str, float]:
+    """Predict and write every case, and write ``evaluation.json``, from which :mod:`medmdm.reports` makes the report.
+
+    Args:
+        folder: run folder.
+        loaded: the cases.
+        cases: the data set they are of.
+        predictor: makes the predictions.
+        postprocess: probabilities → masks, see :class:`medmdm.postprocess.PostProcess`.
+        stamp: see :func:`medmdm.segment.stamp.ledger_stamp`.
+        protocol: JSON-able: how the model came about.
+        section: which section of the data list they are.
+        probabilities: write them too.
+
+    Returns:
+        Mean Dice and IoU over the labelled cases.
+    """
+    records, scores = [], []
+    for case in loaded:
+        prediction = predictor.case(case)
+        processed = postprocess(prediction.probabilities, case.spacing)
+        files = write_prediction(folder, case, prediction, processed, probabilities)
+        if case.truth is not None:
+            mask = processed["mask"]
+            assert mask is not None
+            scores.append(case_scores(mask, case, cases.num_classes, cases.ignore))
+            logger.info("%s: Dice %.4f, IoU %.4f", case.name, scores[-1]["dice"], scores[-1]["iou"])
+        records.append(_record(case, files))
+    information = {} if cases.data_list is None else dict(cases.data_list.information)
+    name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
+    labelled = cases.data_list is not None
+    save_json(
+        {
+            "format": 1,
+            "dataset": name,
+            "dataset_dir": str(cases.dataset_dir),
+            "data_list": {"name": name, **information},
+            "section": section,
+            "num_classes": cases.num_classes if labelled else int(protocol["num_classes"]),
+            "class_names": list(cases.class_names) if labelled else list(protocol["class_names"]),
+            "ignore": cases.ignore,
+            "stamp": dict(stamp),
+            "protocol": dict(protocol),
+            "record": "run.json",
+            "cases": records,
+            "study": None,
+        },
+        folder / "evaluation.json",
+    )
+    if not scores:
+        return {}
+    return {name: float(np.nanmean([score[name] for score in scores])) for name in ("dice", "iou")}
+
+
+def _record(case: LoadedCase, files: Mapping[str, str]) -> dict[str, Any]:
+    entry = case.entry
+    return {
+        "case": case.name,
+        "image": entry["image"],
+        "label": entry.get("label"),
+        **{key: entry[key] for key in ("region", "series_uid", "patient_id") if key in entry},
+        "spacing": None if case.spacing is None else list(case.spacing),
+        "columns": dict(entry.get("columns", {})),
+        **{kind: files.get(kind) for kind in ("prediction", "instances", "uncertainty", "disagreement")},
+    }

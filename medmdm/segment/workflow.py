@@ -1,0 +1,204 @@
+"""The segmentation workflow: read, fit, save, evaluate, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medmdm.data.cases import Cases
+from medmdm.engines.run_folder import RunFolder
+from medmdm.errors import UserError
+from medmdm.files import save_json
+from medmdm.networks.padded import PaddedNetwork
+from medmdm.networks.segmenter_files import load_segmenter, save_segmenter
+from medmdm.reports import write_report
+from medmdm.segment.backbones import OpenBackbone
+from medmdm.segment.context import Fitter, Task
+from medmdm.segment.evaluation import evaluate
+from medmdm.segment.prediction import Predictor
+from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
+from medmdm.segment.stamp import ledger_stamp
+
+__all__ = ["Segmentation"]
+
+logger = logging.getLogger(__name__)
+
+
+class Segmentation:
+    """Fit a head (or a network) to the labelled training cases and evaluate it.
+
+    The run folder receives ``segmenter.pt``, ``plan.json`` (what was chosen, and the evidence), ``run.json``,
+    ``predictions/``, ``evaluation.json`` and the report. A run that was killed goes on: features come from the cache,
+    and a segmenter that is there is not fitted again.
+
+    Args:
+        run_dir: the run folder.
+        backbone: see :func:`open_backbone`.
+        cases: training and test cases, see :func:`medmdm.data.select_cases`.
+        head: how to fit; see :class:`medmdm.segment.context.Fitter`.
+        head_config: its config, which tells a later run whether the segmenter in the folder is the same.
+        config: merged config of the run.
+        postprocess: probabilities → masks.
+        window: of the images that are read; None for the size of the backbone's training crops.
+        whole: read images whole, where they fit.
+        overlap: of windows.
+        shots: number of training cases; None for all.
+        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`.
+        draw: seed of the subset.
+        section: to evaluate, ``"test"`` or ``"validation"``.
+        seed: of the fit.
+        probabilities: write them.
+        uncertainty: write maps of it.
+        include_backbone: save the backbone with the head, so that the file stands alone.
+        report: write the report.
+        strict: a case that cannot be scored stops the report.
+        slice_cache: folder of decoded volumes.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        backbone: OpenBackbone,
+        cases: Cases,
+        head: Fitter,
+        head_config: Mapping[str, Any],
+        config: Mapping[str, Any],
+        postprocess: Callable[..., dict[str, np.ndarray | None]],
+        window: Sequence[int] | None = None,
+        whole: bool = False,
+        overlap: float = 0.2,
+        shots: int | None = None,
+        rule: str = "paper",
+        draw: int = 0,
+        section: str = "test",
+        seed: int = 0,
+        probabilities: bool = False,
+        uncertainty: bool = True,
+        include_backbone: bool = True,
+        report: bool = True,
+        strict: bool = False,
+        slice_cache: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if section not in ("test", "validation"):
+            raise UserError(f"section must be 'test' or 'validation', got {section!r}.")
+        if head.needs_backbone and backbone.extractor is None:
+            raise UserError(f"{type(head).__name__} needs a backbone: set backbone to a model.pt.")
+        if not getattr(cases, section):
+            raise UserError(f"There is no {section} case to evaluate: correct the data list or choose another section.")
+        self.folder = Path(run_dir)
+        self.backbone = backbone
+        self.cases = cases if shots is None else cases.subset(shots, rule, draw)
+        self.head = head
+        self.head_config = dict(head_config)
+        self.config = dict(config)
+        self.postprocess = postprocess
+        self.window = tuple(window or backbone.plan.get("crop_size") or (256, 256))
+        self.whole = whole
+        self.overlap = overlap
+        self.shots = shots
+        self.rule = rule
+        self.draw = draw
+        self.section = section
+        self.seed = seed
+        self.probabilities = probabilities
+        self.uncertainty = uncertainty
+        self.include_backbone = include_backbone
+        self.report = report
+        self.strict = strict
+        self.reader = CaseReader(cases, backbone.plan, slice_cache)
+        self.device = torch.device(device)
+
+    @property
+    def model_path(self) -> Path:
+        """The segmenter's file."""
+        return self.folder / "segmenter.pt"
+
+    def run(self) -> dict[str, float]:
+        """Do what is not done yet; return mean Dice and IoU."""
+        for sentence in self.cases.sentences:
+            logger.info(sentence)
+        for warning in self.cases.warnings:
+            logger.warning(warning)
+        support = list(self.reader.read_all(self.cases.training))
+        tested = list(self.reader.read_all(getattr(self.cases, self.section)))
+        data = {
+            "hash": data_hash([*support, *tested]),
+            "training_cases": len(support),
+            f"{self.section}_cases": len(tested),
+        }
+        record = RunFolder(self.folder, self.config, {}, data, self.seed)
+        record.open()
+        task = Task(
+            [example for case in support for example in case.examples],
+            self.cases.num_classes,
+            self.window,
+            self.whole,
+            self.overlap,
+            self.seed,
+            self.device,
+        )
+        protocol = self._protocol(support)
+        if self.model_path.is_file():
+            logger.info("%s is there; it is not fitted again.", self.model_path)
+            model = load_segmenter(self.model_path, backbone=self.backbone.path or None)[0].to(self.device)
+        else:
+            if self.backbone.extractor is not None and self.head.needs_backbone:
+                logger.info(self.backbone.extractor.announce([e.image.shape[1:] for e in task.examples]))
+            fitted = self.head.fit(task, self.backbone.extractor)
+            model = fitted.model
+            save_json({"protocol": protocol, "head": self.head_config, **fitted.evidence}, self.folder / "plan.json")
+            self._save(model, protocol, support)
+        stamp = ledger_stamp(tested, self.backbone.plan.get("ledger"), support)
+        logger.info(stamp["sentence"])
+        predictor = Predictor(
+            model, self.window, self.whole, self.overlap, uncertainty=self.uncertainty, device=self.device
+        )
+        scores = evaluate(
+            self.folder, tested, self.cases, predictor, self.postprocess, stamp, protocol, self.section,
+            self.probabilities,
+        )  # fmt: skip
+        record.finish(0)
+        if scores:
+            logger.info("mean over %d cases: Dice %.4f, IoU %.4f", len(tested), scores["dice"], scores["iou"])
+        if self.report:
+            logger.info("report: %s", write_report(self.folder, strict=self.strict))
+        return scores
+
+    def _protocol(self, support: Sequence[LoadedCase]) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone.path or None,
+            "backbone_sha256": self.backbone.identity or None,
+            "features": None if self.backbone.extractor is None else dict(self.backbone.extractor.config),
+            "head": self.head_config,
+            "shots": len(support),
+            "subset": None if self.shots is None else {"rule": self.rule, "draw": self.draw},
+            "training_cases": [case.name for case in support],
+            "seed": self.seed,
+            "window": list(self.window),
+            "whole_images": self.whole,
+            "overlap": self.overlap,
+            "num_classes": self.cases.num_classes,
+            "class_names": list(self.cases.class_names),
+            "label_type": self.cases.label_type,
+        }
+
+    def _save(self, model: torch.nn.Module, protocol: Mapping[str, Any], support: Sequence[LoadedCase]) -> None:
+        task = {
+            **protocol,
+            "postprocess": self.config.get("postprocess"),
+            "training_hashes": sorted({case.hashes[0] for case in support}),
+        }
+        plan: dict[str, Any] = {"backbone": dict(self.backbone.plan), "task": task}
+        if isinstance(model, PaddedNetwork):
+            plan["network"] = self.head_config["network"]
+        else:
+            plan["backbone_sha256"] = self.backbone.identity
+        save_segmenter(self.model_path, model, plan, self.include_backbone)
