@@ -14,6 +14,7 @@ from typing import Any
 import medmdm
 from medmdm import check, prepare, split
 from medmdm.errors import UserError
+from medmdm.reports import compare_command, report_command
 from medmdm.shipped import shipped_folder
 
 __all__ = ["main"]
@@ -82,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         ("prepare", prepare, "turn what was downloaded or scanned into images, masks and a data list"),
         ("check", check, "decode every file of a data list and look for what spoils a training or its test"),
         ("split", split, "make new data lists from one: by patient, in folds, or with a few training cases"),
+        ("report", report_command, "make tables and a page of what an evaluation left, every number from the files"),
+        ("compare", compare_command, "compare runs on the same cases: differences, intervals, tests"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)

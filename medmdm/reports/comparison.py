@@ -1,0 +1,241 @@
+"""Comparing runs on the same cases: differences with intervals, permutation tests, corrected for their number."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import medmdm
+from medmdm.errors import UserError, nearest
+from medmdm.metrics import holm, json_ready, paired, summarise
+from medmdm.reports.definitions import METRICS
+from medmdm.reports.evaluation import Evaluation, load_evaluation
+from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
+from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.run_report import make_report
+from medmdm.reports.scoring import ScoredCase, Scores
+from medmdm.reports.wording import counted
+
+__all__ = ["LEVEL", "Run", "compare", "load_runs"]
+
+LEVEL = 0.05
+_TESTED = ("dice", "hausdorff95", "object_dice", "object_f1", "aji", "pq")
+_NAMED = 5  # cases that a sentence names
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is compared.
+
+    Args:
+        letter: by which tables refer to it: ``"A"``, ``"B"``, ...
+        name: its folder, with as much of the path as tells the runs apart.
+        evaluation: its record.
+        scores: of its cases, names and patients as in the record.
+    """
+
+    letter: str
+    name: str
+    evaluation: Evaluation
+    scores: Scores
+
+    @property
+    def cases(self) -> dict[str, ScoredCase]:
+        """The scored cases by name."""
+        return {case.name: case for case in self.scores.cases}
+
+
+def load_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Read the scores of runs; where there is no ``per_case.csv`` yet, its report is made first.
+
+    Raises:
+        UserError: there are fewer than two, one is given twice, or one cannot be read.
+    """
+    folders = [Path(folder) for folder in run_dirs]
+    if len(folders) < 2:
+        raise UserError(f"{counted(len(folders), 'run')} given: a comparison needs at least two run folders")
+    resolved = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise UserError(f"{folder} is given twice: name different runs")
+    runs = []
+    for number, (folder, name) in enumerate(zip(folders, _names(resolved), strict=True)):
+        evaluation = load_evaluation(folder)
+        table = folder / PER_CASE_FILE
+        if not table.is_file():
+            make_report(folder)
+        runs.append(Run(_letter(number), name, evaluation, read_per_case(table, evaluation)))
+    return runs
+
+
+def compare(
+    runs: Sequence[Run], metrics: Sequence[str] | None = None, pseudonyms: Pseudonyms | None = None
+) -> dict[str, Any]:
+    """Compare every run with every other one on the cases that all of them scored.
+
+    Args:
+        runs: from :func:`load_runs`.
+        metrics: to be tested; default: Dice, and Hausdorff 95 % and the metrics of objects where all runs have them.
+        pseudonyms: what stands for patients in what is returned.
+
+    Returns:
+        JSON-able: ``runs``, ``cases``, ``left_out``, ``notes``, ``means`` (by metric and run, on the common cases),
+        ``comparisons`` (of each pair and metric, differences being the first less the second), ``rows`` (by case) and
+        ``protocols`` (what differs).
+
+    Raises:
+        UserError: the runs have no case in common, or lack a metric.
+    """
+    names = [name for name in runs[0].cases if all(name in run.cases for run in runs)]
+    if not names:
+        raise UserError(
+            f"the runs {', '.join(run.name for run in runs)} have no scored case in common: compare evaluations of one "
+            "data set"
+        )
+    rows = [[run.cases[name] for name in names] for run in runs]
+    keys = _metrics(runs, rows, metrics)
+    patients = [next((run.cases[name].patient for run in runs if run.cases[name].patient), None) for name in names]
+    values = {key: [[case.scores.get(key, math.nan) for case in row] for row in rows] for key in keys}
+    found = []
+    for (i, a), (j, b) in itertools.combinations(enumerate(runs), 2):
+        for key in keys:
+            outcome = paired(values[key][i], values[key][j], patients, higher_is_better=not METRICS[key].distance)
+            found.append({"a": a.letter, "b": b.letter, "metric": key, **outcome.as_dict()})
+    p_values = [math.nan if one["p_value"] is None else one["p_value"] for one in found]
+    for one, adjusted in zip(found, holm(p_values), strict=True):
+        one["p_holm"] = None if math.isnan(adjusted) else float(adjusted)
+        one["verdict"] = _verdict(one, METRICS[one["metric"]].distance)
+    everyone = dict.fromkeys(case.name for run in runs for case in run.evaluation.cases)
+    left_out = [name for name in everyone if name not in set(names)]
+    hide = pseudonyms or Pseudonyms(patient for run in runs for patient in (c.patient for c in run.evaluation.cases))
+    content = {
+        "format": 1,
+        "medmdm": medmdm.__version__,
+        "runs": [_run_record(run) for run in runs],
+        "distance_unit": runs[0].scores.ruler.unit,
+        "metrics": keys,
+        "tests": sum(not math.isnan(p) for p in p_values),
+        "cases": len(names),
+        "left_out": left_out,
+        "notes": _notes(runs, left_out, found),
+        "means": {
+            key: {
+                run.letter: summarise(column, patients).as_dict() for run, column in zip(runs, values[key], strict=True)
+            }
+            for key in keys
+        },
+        "comparisons": found,
+        "rows": [
+            {
+                "case": name,
+                "patient_number": hide.name(patients[i]),
+                **{key: {run.letter: column[i] for run, column in zip(runs, values[key], strict=True)} for key in keys},
+            }
+            for i, name in enumerate(names)
+        ],
+        "protocols": _differing(runs),
+    }
+    cleaned: dict[str, Any] = hide.clean_all(json_ready(content))
+    return cleaned
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"R{number + 1}"
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the ends of paths, as long as it takes to tell them apart."""
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _metrics(runs: Sequence[Run], rows: Sequence[Sequence[ScoredCase]], wanted: Sequence[str] | None) -> list[str]:
+    def lacks(key: str) -> str | None:
+        for run, row in zip(runs, rows, strict=True):
+            if not any(key in case.scores for case in row):
+                return f"{run.name} has no {METRICS[key].title} for the common cases"
+        rulers = {(run.scores.ruler.unit, run.scores.ruler.tolerance) for run in runs}
+        if METRICS[key].group == "surfaces" and len(rulers) > 1:
+            return "the runs measure distances in different units, or with different tolerances"
+        return None
+
+    if wanted is None:
+        return [key for key in _TESTED if lacks(key) is None]
+    for key in wanted:
+        if key not in METRICS:
+            raise UserError(f"{key!r} is no metric{nearest(key, METRICS)}: use one of {', '.join(METRICS)}")
+        problem = lacks(key)
+        if problem is not None:
+            raise UserError(f"{key} cannot be compared, for {problem}: choose another metric")
+    return list(dict.fromkeys(wanted))
+
+
+def _verdict(outcome: Mapping[str, Any], distance: bool) -> str:
+    """Say in words what the corrected test says, and no more."""
+    p, difference = outcome["p_holm"], outcome["difference"]
+    if p is None or difference is None:
+        return "no test"
+    if p >= LEVEL:
+        return "no difference shown"
+    better = outcome["a"] if (difference < 0) == distance else outcome["b"]
+    return f"{better} better"
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    evaluation = run.evaluation
+    return {
+        "letter": run.letter,
+        "name": run.name,
+        "dataset": evaluation.dataset,
+        "section": evaluation.section,
+        "stamp": evaluation.stamp.kind,
+        "scored": len(run.scores.cases),
+        "excluded": len(run.scores.excluded),
+    }
+
+
+def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    datasets = {(run.evaluation.dataset, run.evaluation.section) for run in runs}
+    if len(datasets) > 1:
+        listed = ", ".join(f"{run.letter} on {run.evaluation.dataset}, {run.evaluation.section}" for run in runs)
+        notes.append(f"The runs were evaluated on data sets of different names: {listed}.")
+    if len({run.evaluation.stamp.kind for run in runs}) > 1:
+        listed = ", ".join(f"{run.letter} {run.evaluation.stamp.kind}" for run in runs)
+        notes.append(f"The encoders have not seen the same of the test cases: {listed}.")
+    if left_out:
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        notes.append(
+            f"{counted(len(left_out), 'case')} not scored in every run {'is' if len(left_out) == 1 else 'are'} left "
+            f"out: {', '.join(left_out[:_NAMED])}{more}."
+        )
+    notes += [warning for one in found if one["metric"] == found[0]["metric"] for warning in one["warnings"]]
+    return list(dict.fromkeys(notes))
+
+
+def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what the protocols say differently, which is what the comparison compares."""
+    flat = [dict(_flat(run.evaluation.protocol)) for run in runs]
+    keys = dict.fromkeys(key for protocol in flat for key in protocol)
+    rows = []
+    for key in keys:
+        values = [protocol.get(key) for protocol in flat]
+        if any(value != values[0] for value in values):
+            rows.append({"what": key, **{run.letter: value for run, value in zip(runs, values, strict=True)}})
+    return rows
+
+
+def _flat(content: Any, name: str = "") -> list[tuple[str, str]]:
+    if isinstance(content, Mapping) and content:
+        inner = [(f"{name}.{key}" if name else str(key), value) for key, value in content.items()]
+        return [fact for key, value in inner for fact in _flat(value, key)]
+    return [(name, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))]

@@ -1,0 +1,116 @@
+"""``per_case.csv``: a row a case, from which the report can be made again when the masks are gone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+
+from medmdm.errors import UserError
+from medmdm.files import atomic_write
+from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
+from medmdm.reports.evaluation import MAPS, Evaluation
+from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
+
+__all__ = ["PER_CASE_FILE", "read_per_case", "write_per_case"]
+
+PER_CASE_FILE = "per_case.csv"
+_FIXED = ("case", "patient", "seen", "excluded", "distance_unit", "tolerance", "prediction_file", "reference_file")
+_SCORES = (*METRICS, *MAPS, *OBJECT_COUNTS.values())
+_NUMBERED = re.compile(rf"(?:{'|'.join((*PER_CLASS, *COUNTS))})_\d+")
+
+
+def write_per_case(scores: Scores, path: Path) -> None:
+    """Write a row for each case, excluded ones with their reason.
+
+    Numbers have all their digits; an empty cell is an undefined value, ``inf`` an infinite distance. Columns of the
+    data list stand between, one that has the name of another column under ``list_<name>``.
+    """
+    keys = list(dict.fromkeys(key for case in scores.cases for key in case.scores))
+    columns = list(dict.fromkeys(name for case in scores.cases for name in case.columns))
+    titles = [f"list_{name}" if name in (*_FIXED, *_SCORES) or _NUMBERED.fullmatch(name) else name for name in columns]
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*_FIXED, *titles, *keys])
+    rows: dict[int, list[str]] = {}
+    ruler = [scores.ruler.unit, _text(scores.ruler.tolerance)]
+    for case in scores.cases:
+        fixed = [case.name, case.patient or "", "yes" if case.seen else "", "", *ruler, *case.files]
+        values = [_text(case.scores.get(key, math.nan)) for key in keys]
+        rows[case.number] = [*fixed, *(case.columns.get(name, "") for name in columns), *values]
+    for excluded in scores.excluded:
+        rows[excluded.number] = [
+            excluded.name,
+            "",
+            "",
+            excluded.reason,
+            *ruler,
+            "",
+            "",
+            *[""] * (len(columns) + len(keys)),
+        ]
+    writer.writerows(row for _, row in sorted(rows.items()))
+    atomic_write(path, buffer.getvalue())
+
+
+def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
+    """Read the scores back; names, patients and columns of the data list come from the evaluation.
+
+    Args:
+        path: a ``per_case.csv``.
+        evaluation: of the same cases.
+
+    Raises:
+        UserError: it cannot be read, or is of other cases.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
+    by_name = {row.get("case"): row for row in rows}
+    found = Scores([], [], Ruler("pixels", 0.0, 0.0))
+    pseudonyms = Pseudonyms([case.patient for case in evaluation.cases])
+    for number, case in enumerate(evaluation.cases):
+        row = by_name.get(case.name) or by_name.get(pseudonyms.clean(case.name))
+        if row is None:
+            raise UserError(f"{path} has no row for {pseudonyms.clean(case.name)}: evaluate again")
+        if row.get("excluded"):
+            found.excluded.append(Excluded(case.name, number, row["excluded"]))
+            continue
+        keys = [key for key in row if key in _SCORES or _NUMBERED.fullmatch(key or "")]
+        found.cases.append(
+            ScoredCase(
+                name=case.name,
+                number=number,
+                patient=case.patient,
+                columns=case.columns,
+                seen=case.name in evaluation.stamp.overlapping,
+                scores={key: _number(row[key], key, path) for key in keys},
+                files=(row.get("prediction_file") or "", row.get("reference_file") or ""),
+            )
+        )
+    first = rows[0]
+    unit = first.get("distance_unit") or "pixels"
+    found.ruler = Ruler(
+        unit, {"mm": 1.0, "µm": 1000.0}.get(unit, 0.0), _number(first.get("tolerance"), "tolerance", path)
+    )
+    return found
+
+
+def _text(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return repr(value) if isinstance(value, int) else repr(float(value))
+
+
+def _number(text: str | None, key: str, path: Path) -> float:
+    if not text:
+        return math.nan
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {key} is {text!r}, which is no number: evaluate again") from error

@@ -1,0 +1,203 @@
+"""Scoring every case of an evaluation from its files, and setting aside the ones that are wrong."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from medmdm.data.volumes import is_volume, volume_geometry
+from medmdm.errors import UserError
+from medmdm.metrics import instance_scores, pixel_scores
+from medmdm.reports.case_files import CaseArrays, read_case
+from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
+from medmdm.reports.evaluation import EvaluatedCase, Evaluation
+from medmdm.reports.pictures import CasePicture, draw_case, picture_side
+
+__all__ = ["Excluded", "Ruler", "ScoredCase", "Scores", "choose_ruler", "score_cases"]
+
+_MICROSCOPY_MM = 0.02  # pixels smaller than this are given in micrometres
+_TOLERANCE_MM = 1.0
+_TOLERANCE_PIXELS = 2
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """The unit of all distances of a report.
+
+    Args:
+        unit: ``"mm"``, ``"µm"`` or ``"pixels"``.
+        factor: of this unit in a millimetre; 0 where distances are in pixels.
+        tolerance: by which outlines may differ and still agree, in this unit.
+    """
+
+    unit: str
+    factor: float
+    tolerance: float
+
+
+@dataclass
+class ScoredCase:
+    """A case with its scores.
+
+    Args:
+        name: of the case.
+        number: its place in the evaluation, from 0.
+        patient: as it is shown: a pseudonym.
+        columns: of the data list.
+        seen: whether the encoder saw the image or the patient, as far as the stamp says.
+        scores: ``per_case.csv``'s numbers by column.
+        picture: for the page; ``None`` where the files are gone.
+        files: names of the predicted mask and of the label.
+    """
+
+    name: str
+    number: int
+    patient: str | None
+    columns: Mapping[str, str]
+    seen: bool
+    scores: dict[str, float]
+    picture: CasePicture | None = None
+    files: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A case that could not be scored, and why, in one sentence."""
+
+    name: str
+    number: int
+    reason: str
+
+
+@dataclass
+class Scores:
+    """The outcome for all cases.
+
+    Args:
+        cases: those that were scored, in the order of the evaluation.
+        excluded: the others.
+        ruler: of the distances.
+        notes: sentences that a reader of the numbers should know.
+    """
+
+    cases: list[ScoredCase]
+    excluded: list[Excluded]
+    ruler: Ruler
+    notes: list[str] = field(default_factory=list)
+
+
+def choose_ruler(evaluation: Evaluation) -> Ruler:
+    """Choose the unit of distances: millimetres or micrometres if all cases say how large a pixel is, else pixels.
+
+    Outlines agree within 1 mm; in micrometres and pixels within two pixels.
+    """
+    sizes = [spacing for case in evaluation.cases if (spacing := _spacing(case)) is not None]
+    if len(sizes) < len(evaluation.cases):
+        return Ruler("pixels", 0.0, float(_TOLERANCE_PIXELS))
+    pixel = statistics.median(min(spacing) for spacing in sizes)
+    if pixel >= _MICROSCOPY_MM:
+        return Ruler("mm", 1.0, _TOLERANCE_MM)
+    return Ruler("µm", 1000.0, float(f"{_TOLERANCE_PIXELS * pixel * 1000:.3g}"))
+
+
+def score_cases(evaluation: Evaluation, surface: bool = True, progress: bool = True) -> Scores:
+    """Read, score and draw every case.
+
+    Args:
+        evaluation: the record.
+        surface: also distances between outlines, which take most of the time.
+        progress: show a bar (on a terminal only).
+
+    Returns:
+        The scores; names of patients are as in the evaluation.
+    """
+    ruler = choose_ruler(evaluation)
+    side = picture_side(len(evaluation.cases))
+    found = Scores([], [], ruler)
+    for number, case in enumerate(
+        tqdm(evaluation.cases, desc="report", unit="case", disable=None if progress else True, leave=False)
+    ):
+        try:
+            arrays = read_case(case, evaluation)
+            scores = _score(case, arrays, evaluation, ruler, surface)
+        except UserError as error:
+            found.excluded.append(Excluded(case.name, number, str(error)))
+            continue
+        scored = ScoredCase(
+            name=case.name,
+            number=number,
+            patient=case.patient,
+            columns=case.columns,
+            seen=case.name in evaluation.stamp.overlapping,
+            scores=scores,
+            picture=draw_case(arrays, evaluation.num_classes, side),
+            files=(case.prediction.name if case.prediction else "", case.label.name if case.label else ""),
+        )
+        found.cases.append(scored)
+    without = [case.name for case in evaluation.cases if case.instances is None]
+    if evaluation.instance_labels and without:
+        found.notes.append(
+            f"No map of objects was written for {_of(len(without), len(evaluation.cases))}: there the connected parts "
+            "of the predicted mask count as objects, so that objects that touch count as one."
+        )
+    return found
+
+
+def _spacing(case: EvaluatedCase) -> tuple[float, ...] | None:
+    if case.spacing is not None:
+        return case.spacing
+    for path in (case.label, case.prediction):  # volumes say it themselves
+        if path is not None and path.exists() and is_volume(path):
+            try:
+                affine = volume_geometry(path)[1]
+            except UserError:
+                return None
+            return tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
+    return None
+
+
+def _score(
+    case: EvaluatedCase, arrays: CaseArrays, evaluation: Evaluation, ruler: Ruler, surface: bool
+) -> dict[str, float]:
+    """Return the numbers of a case by column."""
+    spacing: Sequence[float] | None = None
+    if ruler.factor:  # of volumes by the order of the array's axes
+        spacing = case.spacing if arrays.affine is None else np.linalg.norm(arrays.affine[:3, :3], axis=0).tolist()
+    by_class = pixel_scores(
+        arrays.prediction,
+        arrays.truth,
+        evaluation.num_classes,
+        spacing=None if spacing is None else [size * ruler.factor for size in spacing],
+        ignore=evaluation.ignore if not evaluation.instance_labels else None,
+        surface=surface,
+        tolerance=ruler.tolerance,
+    )
+    scores: dict[str, float] = {}
+    for key in PER_CLASS:
+        values = [row[key] for row in by_class.values() if key in row]
+        if values:  # the mean over those classes of the case that have a value
+            defined = [value for value in values if not math.isnan(value)]
+            scores[key] = statistics.fmean(defined) if defined else math.nan
+    for number, row in by_class.items():
+        keys = (*((key for key in PER_CLASS if key in row) if evaluation.num_classes > 2 else ()), *COUNTS)
+        scores |= {f"{key}_{number}": row[key] for key in keys}
+    if arrays.truth_instances is not None:
+        objects = arrays.predicted_instances
+        if objects is None:
+            structure = ndimage.generate_binary_structure(arrays.prediction.ndim, arrays.prediction.ndim)
+            objects = ndimage.label(arrays.prediction > 0, structure)[0]
+        found = instance_scores(objects, arrays.truth_instances, hausdorff=surface)
+        scores |= {key: found[key] for key in METRICS if METRICS[key].group == "objects" and key in found}
+        scores |= {column: found[key] for key, column in OBJECT_COUNTS.items()}
+    scores |= {name: float(values.mean(dtype=np.float64)) for name, values in arrays.maps.items()}
+    return scores
+
+
+def _of(some: int, all_: int) -> str:
+    return f"all {all_} cases" if some == all_ else f"{some} of {all_} cases"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medmdm.reports.charts import Band, Line, Strip, curves, differences, interval_bar, intervals, strips, ticks
+
+FINITE = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@given(FINITE, FINITE)
+def test_ticks_enclose_the_values(a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    marks = ticks(low, high)
+    assert 2 <= len(marks) <= 12
+    slack = 1e-6 * max(1, abs(low), abs(high))
+    assert marks[0] <= low + slack
+    assert marks[-1] >= high - slack
+    assert marks == sorted(set(marks))
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0.13, 0.92) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert 3 in ticks(3, 3)
+
+
+def strip(values: list[float]) -> Strip:
+    return Strip("Dice", values, list(range(len(values))), [str(v) for v in values], sum(values) / len(values), None)
+
+
+def test_points_stand_where_their_values_are() -> None:
+    values = [0.5, 1.0, 0.75, 0.75, 0.75]
+    svg = ElementTree.fromstring(strips([strip(values)], "score"))
+    points = {int(c.attrib["data-case"]): (float(c.attrib["cx"]), float(c.attrib["cy"])) for c in svg.iter("circle")}
+    assert len(points) == 5
+    left, right = points[0][0], points[1][0]
+    assert points[2][0] == pytest.approx((left + right) / 2, abs=0.11)
+    assert len({points[i] for i in (2, 3, 4)}) == 3  # heaped, not on each other
+    assert [title.text for title in svg.iter("title")].count("0.75") == 3
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_any_scores_can_be_drawn_inside_the_picture(values: list[float]) -> None:
+    svg = ElementTree.fromstring(strips([strip(values)], "score"))
+    width, height = (float(size) for size in svg.attrib["viewBox"].split()[2:])
+    for circle in svg.iter("circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= width
+        assert 0 <= float(circle.attrib["cy"]) <= height
+
+
+def test_distances_start_at_zero() -> None:
+    svg = ElementTree.fromstring(strips([strip([3.0, 40.0])], "mm"))
+    assert "0" in [text.text for text in svg.iter("text")]
+    assert "40" in [text.text for text in svg.iter("text")]
+
+
+def test_lines_differ_in_dashes_and_markers() -> None:
+    lines = [Line(f"line {i}", [1, 8, 85], [0.1 * i, 0.2, 0.3], [0, 0, 0], [1, 1, 1]) for i in range(8)]
+    svg = ElementTree.fromstring(curves(lines, "x", "y", "title", x_marks=[1, 8, 85]))
+    drawn = [line.attrib.get("stroke-dasharray", "") for line in svg.iter("polyline")][::2]
+    assert len(set(drawn)) == 8
+    assert [text.text for text in svg.iter("text")].count("85") == 1
+    assert sum(line.attrib["class"].startswith("whisker") for line in svg.iter("line")) == 24
+
+
+def test_a_flat_line_and_one_point() -> None:
+    ElementTree.fromstring(curves([Line("a", [0.5], [0.2])], "x", "y", "one point"))
+    ElementTree.fromstring(curves([Line("a", [0.0, 1.0], [0.0, 0.0])], "x", "y", "flat"))
+
+
+def test_interval_bar_is_cut_at_0_and_1() -> None:
+    svg = ElementTree.fromstring(interval_bar(0.5, -3.0, 2.0))
+    (interval,) = [line for line in svg.iter("line") if line.attrib["class"] == "interval"]
+    assert (interval.attrib["x1"], interval.attrib["x2"]) == ("4", "116")
+    assert len(list(ElementTree.fromstring(interval_bar(0.5, None, None)).iter("line"))) == 4
+
+
+def test_intervals_show_zero() -> None:
+    svg = ElementTree.fromstring(intervals([Band("a", 0.2, 0.1, 0.3, "b"), Band("c", 0.1, None, None)], "x", "title"))
+    (zero,) = [line for line in svg.iter("line") if line.attrib["class"] == "zero"]
+    dots = [float(circle.attrib["cx"]) for circle in svg.iter("circle")]
+    assert float(zero.attrib["x1"]) < dots[1] < dots[0]
+
+
+def test_bars_of_differences_are_ordered_and_losses_marked() -> None:
+    svg = ElementTree.fromstring(differences([-0.1, 0.2, 0.0, -0.3], list("abcd"), "y", "title"))
+    bars = list(svg.iter("rect"))
+    assert [bar.find("title").text[0] for bar in bars] == ["b", "c", "a", "d"]  # type: ignore[union-attr, index]
+    assert [bar.attrib["class"] for bar in bars] == ["gain", "gain", "loss", "loss"]
+    assert float(bars[3].attrib["height"]) == pytest.approx(3 * float(bars[2].attrib["height"]), rel=0.02)
