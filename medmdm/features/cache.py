@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medmdm.features.identity import weights_hash
+from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.feature_maps import factor
+from medmdm.networks.weights_files import weights_hash
 
-__all__ = ["CachedExtractor"]
+__all__ = ["CachedExtractor", "tensor_hash"]
 
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
-# Maps in 16 bits, what each is multiplied by, and the factors of the normalisations that were asked for.
-_Stored = tuple[list[Tensor], list[float], dict[str, float]]
+_FORMAT = 1  # of the files, and of how features are computed from the same settings
+_TOP = 15  # half precision ends at 65504: the largest value of a map is brought to between 2**14 and 2**15
 
 
 class CachedExtractor(nn.Module):
@@ -40,7 +43,7 @@ class CachedExtractor(nn.Module):
         folder: where the files go; None keeps features in memory only.
         max_gib: when the files of this folder are larger, further features are streamed: computed at every use.
         memory_gib: features that are also kept in memory, the longest unused being dropped.
-        backbone_hash: :func:`medmdm.features.identity.weights_hash` of the backbone where it is known.
+        backbone_hash: :func:`medmdm.networks.weights_files.weights_hash` of the backbone where it is known.
     """
 
     def __init__(
@@ -54,14 +57,19 @@ class CachedExtractor(nn.Module):
         super().__init__()
         self.extractor = extractor
         self.backbone_hash = backbone_hash or weights_hash(extractor.backbone.state_dict())
-        corruption = None if extractor.corruption is None else extractor.corruption.to_config()
         settings = {k: v for k, v in extractor.config.items() if k != "normalize"}
-        settings |= {"backbone": self.backbone_hash, "corruption": corruption}
-        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        settings |= {
+            "format": _FORMAT,
+            "weights": self.backbone_hash,
+            # Heads and strides are not seen in the weights.
+            "backbone": [type(extractor.backbone).__name__, getattr(extractor.backbone, "config", None)],
+            "corruption": None if extractor.corruption is None else extractor.corruption.to_config(),
+        }
+        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
         self.folder = None if folder is None else Path(folder) / self.key
         self.max_bytes = max_gib * _GIB
         self.memory_bytes = memory_gib * _GIB
-        self.memory: OrderedDict[str, _Stored] = OrderedDict()
+        self.memory: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.in_memory = 0
         self.on_disk = 0
         self.extracted = 0  # windows computed by this object
@@ -106,57 +114,89 @@ class CachedExtractor(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the normalised maps, as :meth:`medmdm.networks.FeatureExtractor.forward` does but for 16 bits."""
-        each = [self._one(image[None]) for image in x]
-        return [torch.cat(same).to(x.device) for same in zip(*each, strict=True)]
+        each = [self._one(image[None]) for image in x.as_subclass(Tensor)]
+        return [torch.cat(same) for same in zip(*each, strict=True)]
 
-    def _one(self, x: Tensor) -> list[Tensor]:
-        array = x.detach().cpu().float().contiguous().numpy()
-        name = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-        kind = str(self.config["normalize"])
+    def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what was computed under a name before, in this run or an earlier one, or compute it now.
+
+        Features are kept in this way, and what heads derive from them.
+
+        Args:
+            name: tells the content from all others of this extractor; the name of a file.
+            compute: gives the content, a dictionary of tensors, lists of tensors and numbers.
+        """
         if name in self.memory:
             self.memory.move_to_end(name)
-            stored = self.memory[name]
-        else:
-            stored = self._load(name) or self._compute(x, name)
-            self._remember(name, stored)
-        maps, scales, factors = stored
+            return self.memory[name]
+        content = self._load(name)
+        if content is None:
+            content = compute()
+            self._save(name, content)
+        size = _size(content)
+        if size <= self.memory_bytes:
+            self.memory[name] = content
+            self.in_memory += size
+            while self.in_memory > self.memory_bytes:
+                self.in_memory -= _size(self.memory.popitem(last=False)[1])
+        return content
+
+    def _one(self, x: Tensor) -> list[Tensor]:
+        content = self.remembered(tensor_hash(x.float()), functools.partial(self._extract, x))
+        kind = str(self.config["normalize"])
+        maps = [f.to(x.device).float() for f in content["maps"]]
+        factors: dict[str, float] = content.setdefault("factors", {})
         if kind not in factors:
-            raw = [f.float() * scale for f, scale in zip(maps, scales, strict=True)]
+            raw = [f * scale for f, scale in zip(maps, content["scales"], strict=True)]
             factors[kind] = float(factor(raw, self.padded_size(x.shape[2:]), kind))
-        return [f.float() * (scale * factors[kind]) for f, scale in zip(maps, scales, strict=True)]
+        return [f.mul_(scale * factors[kind]) for f, scale in zip(maps, content["scales"], strict=True)]
 
-    def _compute(self, x: Tensor, name: str) -> _Stored:
-        maps = [f.float().cpu() for f in self.extractor.raw(x)]
+    def _extract(self, x: Tensor) -> dict[str, Any]:
+        maps = [f.float() for f in self.extractor.raw(x)]
         self.extracted += 1
-        # A power of two brings the largest value near the middle of half precision's range and loses nothing.
-        scales = [2.0 ** math.ceil(math.log2(max(float(f.abs().max()), 1e-12)) - 8) for f in maps]
-        stored: _Stored = [(f / scale).half() for f, scale in zip(maps, scales, strict=True)], scales, {}
-        size = _size(stored)
-        if self.folder is not None and self.on_disk + size <= self.max_bytes:
-            save_torch({"maps": stored[0], "scales": scales}, self.folder / f"{name}.pt")
-            self.on_disk += size
-        return stored
+        tops = [float(f.abs().max()) for f in maps]
+        if not all(map(math.isfinite, tops)):
+            raise UserError("The backbone's features are not finite: its weights, or the image, hold NaN or infinity.")
+        # Powers of two lose nothing.
+        scales = [math.ldexp(1.0, math.frexp(top)[1] - _TOP) for top in tops]
+        return {"maps": [(f / scale).half().cpu() for f, scale in zip(maps, scales, strict=True)], "scales": scales}
 
-    def _load(self, name: str) -> _Stored | None:
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
+            return
+        try:
+            save_torch(content, self.folder / f"{name}.pt")
+        except OSError as error:  # a full disk must not end a run that can do without
+            logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error)
+            self.max_bytes = 0
+            return
+        self.on_disk += _size(content)
+
+    def _load(self, name: str) -> dict[str, Any] | None:
         path = None if self.folder is None else self.folder / f"{name}.pt"
         if path is None or not path.is_file():
             return None
         try:
-            content = torch.load(path, weights_only=True)
-            return content["maps"], content["scales"], {}
+            content: dict[str, Any] = torch.load(path, weights_only=True)
+            _size(content)
+            return content
         except Exception:  # damaged by something else than us: computed again
-            logger.warning("%s is damaged; its features are computed again.", path)
-            path.unlink(missing_ok=True)
+            logger.warning("%s is damaged; it is computed again.", path)
+            self.on_disk -= path.stat().st_size
+            path.unlink()
             return None
 
-    def _remember(self, name: str, stored: _Stored) -> None:
-        if _size(stored) > self.memory_bytes:
-            return
-        self.memory[name] = stored
-        self.in_memory += _size(stored)
-        while self.in_memory > self.memory_bytes:
-            self.in_memory -= _size(self.memory.popitem(last=False)[1])
+
+def tensor_hash(*tensors: Tensor) -> str:
+    """Return the SHA-256 of types, shapes and values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
-def _size(stored: _Stored) -> int:
-    return sum(f.numel() * f.element_size() for f in stored[0])
+def _size(content: dict[str, Any]) -> int:
+    """Bytes of all tensors."""
+    tensors = [t for value in content.values() for t in (value if isinstance(value, list) else [value])]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))

@@ -23,7 +23,8 @@ from medmdm.networks.pixel_classifier import LinearClassifier
 __all__ = ["METHODS", "PixelSums", "fit_linear", "left_out_errors", "pixel_sums"]
 
 METHODS = ("ridge", "lda")
-_PIXELS_AT_ONCE = 1 << 15
+_PIXELS_AT_ONCE = 1 << 12  # their features in float64: 57 MB for the paper's 1728 channels
+_CONSTANT = 1e-10  # a channel whose variance is a smaller share of its mean square does not vary but for rounding
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PixelSums:
 
     @staticmethod
     def total(parts: Iterable[PixelSums]) -> PixelSums:
-        """Add up the sums of several images."""
+        """Add up the sums of one or more images; of an iterator one at a time is in memory."""
         return functools.reduce(operator.add, parts)
 
 
@@ -78,7 +79,7 @@ def pixel_sums(
     targets = one_hot.movedim(-1, 0)
     products = sum_products(maps, targets, size)
     counts = targets.flatten(1).sum(1)
-    if known.float().mean() < 0.5:  # scribbles: the few labelled pixels are gathered
+    if known.double().mean() < 0.5:  # scribbles: the few labelled pixels are gathered
         return PixelSums(_gathered_gram(maps, known, size), products, counts)
     matrix = gram(maps, size, label.shape)
     if not bool(known.all()):
@@ -87,58 +88,61 @@ def pixel_sums(
 
 
 def _gathered_gram(maps: Sequence[Tensor], chosen: Tensor, size: Sequence[int]) -> Tensor:
-    coordinates = chosen.nonzero()
-    strides = torch.tensor([int(torch.tensor(size[axis + 1 :]).prod()) for axis in range(len(size))])
-    index = (coordinates * strides.to(coordinates)).sum(1)
-    channels = sum(f.shape[1] for f in maps)
-    matrix = torch.zeros(channels, channels, dtype=torch.float64)
+    missing = [new - old for new, old in zip(size, chosen.shape, strict=True)]
+    index = F.pad(chosen, [n for m in reversed(missing) for n in (0, m)]).flatten().nonzero()[:, 0]
     double = [f.double() for f in maps]
+    channels = sum(f.shape[1] for f in maps)
+    matrix = torch.zeros(channels, channels, dtype=torch.float64, device=chosen.device)
     for part in index.split(_PIXELS_AT_ONCE):
         x = gather(double, part, size)
         matrix += x.T @ x
     return matrix
 
 
-@dataclass(frozen=True)
-class _Solver:
-    """The eigenvectors of the centred (within-class) covariance: one solve serves every ridge."""
+class _System:
+    """The linear system of a head before the ridge is added: that is all which differs from ridge to ridge.
 
-    mean: Tensor  # [C]
-    scale: Tensor  # [C]
-    values: Tensor  # [C]
-    vectors: Tensor  # [C, C]
-    projected: Tensor  # [C, K] right-hand sides in the eigenbasis
-    counts: Tensor  # [K]
-    means: Tensor  # [K, C]
-    method: str
+    With one scale for both methods and two classes, ridge regression and discriminants give the same direction and
+    differ in the threshold alone: the between-class part of the covariance is parallel to the right-hand side.
+    """
+
+    def __init__(self, sums_: PixelSums, method: str, standardize: bool) -> None:
+        self.method = method
+        self.counts = sums_.counts
+        self.n = sums_.counts.sum()
+        self.mean = sums_.products.sum(1) / self.n
+        self.means = (sums_.products / sums_.counts.clamp_min(1)).T  # [K, C]
+        shares = sums_.counts / self.n
+        square = sums_.gram / self.n
+        covariance = square - torch.outer(self.mean, self.mean)
+        if method == "ridge":
+            right = sums_.products / self.n - torch.outer(self.mean, shares)
+        else:
+            centred = torch.where(sums_.counts > 0, (self.means - self.mean).T, 0.0)
+            covariance = covariance - (centred * shares) @ centred.T
+            right = centred
+        variance = torch.diagonal(square) - self.mean.square()
+        varies = variance > _CONSTANT * torch.diagonal(square)
+        # Dividing by infinity leaves constant channels out.
+        unit = variance.clamp_min(0).sqrt() if standardize else torch.ones_like(variance)
+        self.scale = torch.where(varies, unit, torch.inf)
+        self.matrix = covariance / torch.outer(self.scale, self.scale)
+        self.right = right / self.scale[:, None]
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return (weight ``[K, C]``, bias ``[K]``)."""
-        n = self.counts.sum()
-        w = (self.vectors @ (self.projected / (self.values + ridge)[:, None])) / self.scale[:, None]
+        matrix = self.matrix.clone()
+        matrix.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if ridge == 0 or int(failed):  # perhaps singular: the smallest of all solutions
+            w = torch.linalg.pinv(matrix, hermitian=True) @ self.right
+        else:
+            w = torch.cholesky_solve(self.right, factor)
+        w = w / self.scale[:, None]
         if self.method == "ridge":
-            return w.T, self.counts / n - self.mean @ w
-        prior = (self.counts.clamp_min(1e-9) / n).log()
-        centred = self.means - self.mean
-        return w.T, prior - 0.5 * (centred * w.T).sum(1) - self.mean @ w
-
-
-def _solver(sums_: PixelSums, method: str, standardize: bool) -> _Solver:
-    n = sums_.counts.sum()
-    mean = sums_.products.sum(1) / n
-    covariance = sums_.gram / n - torch.outer(mean, mean)
-    scale = covariance.diagonal().clamp_min(1e-18).sqrt() if standardize else torch.ones_like(mean)
-    means = (sums_.products / sums_.counts.clamp_min(1)).T  # [K, C]
-    if method == "ridge":
-        right = sums_.products / n - torch.outer(mean, sums_.counts / n)
-    else:
-        present = sums_.counts > 0
-        between = (means[present] - mean) * (sums_.counts[present] / n).sqrt()[:, None]
-        covariance = covariance - between.T @ between
-        right = torch.where(present, (means - mean).T, 0.0)
-    values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-    projected = vectors.T @ (right / scale[:, None])
-    return _Solver(mean, scale, values.clamp_min(0), vectors, projected, sums_.counts, means, method)
+            return w.T, self.counts / self.n - self.mean @ w
+        prior = (self.counts.clamp_min(1e-9) / self.n).log()
+        return w.T, prior - 0.5 * ((self.means - self.mean) * w.T).sum(1) - self.mean @ w
 
 
 def fit_linear(
@@ -148,53 +152,48 @@ def fit_linear(
 
     Args:
         sums_: of the training pixels.
-        ridge: penalty on the squared weights, per pixel: scikit-learn's ``Ridge(alpha)`` is ``alpha / n``.
+        ridge: penalty on the squared weights, per pixel: scikit-learn's ``Ridge(alpha)`` is ``alpha / n``. With 0 the
+            smallest of all solutions is taken.
         method: ``"ridge"``, least squares on one-hot classes; ``"lda"``, linear discriminants (Gaussian classes of one
-            covariance) with the ridge added to the covariance, whose scores are log posteriors up to a constant.
-        standardize: give every channel unit variance first.
+            covariance) with the ridge added to the covariance, whose scores are log posteriors up to a constant. A
+            class without pixels is never predicted.
+        standardize: give every channel unit variance first. Channels that do not vary get no weight in any case.
 
     Raises:
         UserError: an unknown method, a negative ridge, or no labelled pixel.
     """
-    _check(method, [ridge])
+    check_method(method, [ridge])
     if float(sums_.counts.sum()) == 0:
         raise UserError("There is no labelled pixel to fit a head to: check the labels and the ignore value.")
-    weight, bias = _solver(sums_, method, standardize).solve(ridge)
-    return LinearClassifier(weight, bias)
+    return LinearClassifier(*_System(sums_, method, standardize).solve(ridge))
 
 
-def left_out_errors(
-    images: Sequence[PixelSums],
-    ridges: Sequence[float],
-    standardize: bool = True,
-    most_folds: int = 10,
-) -> Tensor:
-    """Return the error on images that were left out, for each ridge: ``[len(ridges)]`` in float64, lower is better.
+def left_out_errors(parts: Sequence[PixelSums], ridges: Sequence[float], standardize: bool = True) -> Tensor:
+    """Return the error on what was left out, for each ridge: ``[len(ridges)]`` in float64, lower is better.
 
-    The error is the mean squared distance of the least-squares scores to the one-hot classes: it needs no pixel again,
-    so it can compare hundreds of ridges, blocks and timesteps on the labelled support alone.
+    Every part, an image or several, is left out in turn. The error is the mean squared distance of the least-squares
+    scores to the one-hot classes: it needs no pixel again, so it can compare hundreds of ridges, blocks and timesteps
+    on the labelled support alone.
 
     Args:
-        images: the sums of each labelled image, at least two.
+        parts: the sums of each; those without a labelled pixel are passed over.
         ridges: to compare, see :func:`fit_linear`.
         standardize: as in :func:`fit_linear`.
-        most_folds: with more images, as many groups of them are left out in turn.
 
     Raises:
-        UserError: fewer than two images.
+        UserError: fewer than two parts with labelled pixels.
     """
-    _check("ridge", ridges)
-    if len(images) < 2:
+    check_method("ridge", ridges)
+    parts = [part for part in parts if float(part.counts.sum()) > 0]
+    if len(parts) < 2:
         raise UserError("Leaving one image out needs two or more labelled images: give the ridge and the blocks.")
-    total = PixelSums.total(images)
-    folds = min(most_folds, len(images))
+    total = PixelSums.total(parts)
     errors = torch.zeros(len(ridges), dtype=torch.float64)
-    for fold in range(folds):
-        left_out = PixelSums.total(images[fold::folds])
-        solver = _solver(total - left_out, "ridge", standardize)
+    for left_out in parts:
+        system = _System(total - left_out, "ridge", standardize)
         for i, ridge in enumerate(ridges):
-            errors[i] += _squared_error(left_out, *solver.solve(ridge))
-    return errors / total.counts.sum()
+            errors[i] += float(_squared_error(left_out, *system.solve(ridge)))
+    return errors / float(total.counts.sum())
 
 
 def _squared_error(sums_: PixelSums, weight: Tensor, bias: Tensor) -> Tensor:
@@ -205,7 +204,8 @@ def _squared_error(sums_: PixelSums, weight: Tensor, bias: Tensor) -> Tensor:
     return n - 2 * cross + square
 
 
-def _check(method: str, ridges: Sequence[float]) -> None:
+def check_method(method: str, ridges: Sequence[float]) -> None:
+    """Refuse an unknown method or a ridge that is not a number of at least 0."""
     if method not in METHODS:
         raise UserError(f"The closed-form method must be 'ridge' or 'lda', got {method!r}.")
     if not ridges or min(ridges) < 0:

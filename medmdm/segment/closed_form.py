@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from medmdm.data.labels import IGNORE
 from medmdm.errors import UserError
-from medmdm.features.cache import CachedExtractor
-from medmdm.features.closed_form import PixelSums, fit_linear, left_out_errors, pixel_sums
+from medmdm.features.cache import CachedExtractor, tensor_hash
+from medmdm.features.closed_form import PixelSums, check_method, fit_linear, left_out_errors, pixel_sums
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.pixel_classifier import LinearClassifier
 from medmdm.networks.segmenter import Segmenter
@@ -23,15 +25,20 @@ __all__ = ["ClosedFormHead"]
 class ClosedFormHead:
     """Ridge regression or linear discriminants on the features: no epochs, no seeds.
 
-    The sums of each image are computed once and kept, so that a second fit with other images of the same set, as in a
-    study, costs a linear solve.
+    Images are read in the views that predictions are made in; where windows overlap, a pixel counts once in each of
+    them. The sums of an image are kept as features are (24 MB an image for the paper's 1728 channels), so that a
+    second fit with other images of the same set, as in a study, costs a linear solve.
 
     Args:
         method: ``"ridge"`` or ``"lda"``, see :func:`medmdm.features.fit_linear`.
-        ridges: compared by leaving one labelled image out; with a single image the largest is taken.
+        ridges: compared by leaving one labelled image (or volume) out; with a single one the largest is taken.
         choices: sets of the extractor's features to compare in the same way, each ``{"blocks": [...], "timesteps":
-            [...]}``; None for all features that the extractor gives.
+            [...]}``; None for all features that the extractor gives. With a single image the first is taken.
         standardize: give every channel unit variance first.
+        most_folds: with more images, as many groups of them are left out in turn.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     needs_backbone = True
@@ -42,49 +49,72 @@ class ClosedFormHead:
         ridges: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         choices: Sequence[Mapping[str, Sequence[int]]] | None = None,
         standardize: bool = True,
+        most_folds: int = 10,
     ) -> None:
+        check_method(method, ridges)
+        if most_folds < 2:
+            raise UserError(f"most_folds must be at least 2, got {most_folds}.")
         self.method = method
         self.ridges = list(ridges)
         self.choices = choices
         self.standardize = standardize
-        self._sums: dict[tuple[str, str], PixelSums] = {}
+        self.most_folds = most_folds
 
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Fit to the labelled images; see :class:`medmdm.segment.context.Fitter`."""
         assert extractor is not None
-        images = [self.sums(example, task, extractor) for example in task.examples]
         choices = self._choices(extractor)
+        folds = self._folds(task, extractor)
         tried = []
         for choice, channels in choices:
-            parts = [image.select(channels) for image in images]
-            errors = left_out_errors(parts, self.ridges, self.standardize) if len(parts) > 1 else None
+            parts = [fold.select(channels) for fold in folds]
+            errors = left_out_errors(parts, self.ridges, self.standardize).tolist() if len(parts) > 1 else None
             for i, ridge in enumerate(self.ridges):
-                error = None if errors is None else float(errors[i])
-                tried.append({**choice, "ridge": ridge, "left_out_error": error})
+                tried.append({**choice, "ridge": ridge, "left_out_error": None if errors is None else errors[i]})
         best = min(range(len(tried)), key=lambda i: (tried[i]["left_out_error"] or 0.0, -tried[i]["ridge"]))
         channels = choices[best // len(self.ridges)][1]
-        total = PixelSums.total(image.select(channels) for image in images)
-        small = fit_linear(total, tried[best]["ridge"], self.method, self.standardize)
+        small = fit_linear(PixelSums.total(folds).select(channels), tried[best]["ridge"], self.method, self.standardize)
         weight = torch.zeros(task.num_classes, extractor.num_features)
         weight[:, channels] = small.weight
-        head = LinearClassifier(weight, small.bias)
-        return Fitted(Segmenter(extractor, head), {"chosen": tried[best], "tried": tried})  # type: ignore[arg-type]
+        head = LinearClassifier(weight, small.bias).to(task.device)
+        evidence = {"chosen": tried[best], "tried": tried, "left_out_in_turn": len(folds)}
+        return Fitted(Segmenter(extractor, head), evidence)  # type: ignore[arg-type]
+
+    def _folds(self, task: Task, extractor: CachedExtractor | FeatureExtractor) -> list[PixelSums]:
+        """Return the sums of what is left out together; the images' own sums need not be in memory at once."""
+        groups: dict[str, list[Example]] = {}
+        for number, example in enumerate(task.examples):
+            if bool((example.label != IGNORE).any()):
+                groups.setdefault(example.group or f"image {number}", []).append(example)
+        if not groups:
+            raise UserError("There is no labelled pixel to fit a head to: check the labels and the ignore value.")
+        names = list(groups)
+        return [
+            PixelSums.total(
+                self.sums(e, task, extractor) for name in names[fold :: self.most_folds] for e in groups[name]
+            )
+            for fold in range(min(self.most_folds, len(names)))
+        ]
 
     def sums(self, example: Example, task: Task, extractor: CachedExtractor | FeatureExtractor) -> PixelSums:
         """Return the sums of one image over the views that predictions will be made in."""
-        key = (
-            f"{getattr(extractor, 'key', id(extractor))} {extractor.config} {task.whole} {task.window}",
-            example.case,
-        )
-        if key not in self._sums:
-            kind = "whole" if task.whole else "windows"
+
+        def compute() -> dict[str, Tensor]:
             parts = []
-            for view in views(example, kind, task.window, task.overlap):
+            for view in views(example, "whole" if task.whole else "windows", task.window, task.overlap):
                 maps = extractor(view.image[None].to(task.device))
                 size = extractor.padded_size(view.image.shape[1:])
-                parts.append(pixel_sums([f.cpu() for f in maps], view.label, task.num_classes, size))
-            self._sums[key] = PixelSums.total(parts)
-        return self._sums[key]
+                parts.append(pixel_sums(maps, view.label.to(task.device), task.num_classes, size))
+            total = PixelSums.total(parts)
+            return {"gram": total.gram.cpu(), "products": total.products.cpu(), "counts": total.counts.cpu()}
+
+        if not isinstance(extractor, CachedExtractor):
+            return PixelSums(**compute())
+        reading = "whole" if task.whole else f"{task.window} {task.overlap}"
+        settings = f"sums {extractor.config['normalize']} {task.num_classes} {reading}"
+        content = tensor_hash(example.image, example.label)
+        name = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()
+        return PixelSums(**extractor.remembered(name, compute))
 
     def _choices(self, extractor: Any) -> list[tuple[dict[str, Any], Tensor]]:
         """Return each choice and the channels that it stands for."""
@@ -94,8 +124,11 @@ class ClosedFormHead:
         everything = {"blocks": sorted({i["block"] for i in info}), "timesteps": sorted({i["timestep"] for i in info})}
         result = []
         for choice in self.choices or [everything]:
+            wrong = [key for key in choice if key not in everything]
+            if wrong:
+                raise UserError(f"A choice is made of 'blocks' and 'timesteps', got {wrong[0]!r}.")
             wanted = {**everything, **choice}
-            unknown = [k for k in ("blocks", "timesteps") for v in wanted[k] if v not in everything[k]]
+            unknown = [key for key in everything if not wanted[key] or not set(wanted[key]) <= set(everything[key])]
             if unknown:
                 raise UserError(
                     f"choices asks for {unknown[0]} {list(wanted[unknown[0]])}, but features are extracted at "

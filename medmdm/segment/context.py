@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from medmdm.data.labels import IGNORE
+from medmdm.errors import UserError
 from medmdm.features.cache import CachedExtractor
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.segment.views import Example
@@ -28,6 +30,9 @@ class Task:
         overlap: of neighbouring windows.
         seed: of everything random.
         device: where to compute.
+
+    Raises:
+        UserError: there is no labelled image, less than two classes, or a label names a class that does not exist.
     """
 
     examples: Sequence[Example]
@@ -37,6 +42,19 @@ class Task:
     overlap: float = 0.2
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise UserError("There is no labelled image to learn from: the training list is empty.")
+        if self.num_classes < 2:
+            raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
+        for example in self.examples:
+            wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
+            if len(wrong):
+                raise UserError(
+                    f"The label of {example.case or 'an image'} holds the class {int(wrong[0])}, but there are "
+                    f"{self.num_classes} classes, 0 to {self.num_classes - 1}."
+                )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,23 @@ class Example:
     """A labelled image as a head sees it.
 
     Args:
-        image: ``[C, H, W]`` in [-1, 1], at the spacing of the backbone.
-        label: ``[H, W]`` class numbers, :data:`medmdm.data.labels.IGNORE` where nothing is known.
+        image: ``[C, *spatial]`` in [-1, 1], at the spacing of the backbone.
+        label: ``[*spatial]`` class numbers, :data:`medmdm.data.labels.IGNORE` where nothing is known.
         case: id of the case it is of.
         record: the entry of the data list and what else is known; holds the patient id.
+        group: what is left out together when cases are left out in turn: the volume of a slice; "" for the image alone.
     """
 
     image: Tensor = field(repr=False)
     label: Tensor = field(repr=False)
     case: str = ""
     record: dict[str, Any] = field(default_factory=dict, repr=False)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        # MONAI's metadata would travel through every operation of a network, and into the files of the cache.
+        object.__setattr__(self, "image", self.image.as_subclass(Tensor))
+        object.__setattr__(self, "label", self.label.as_subclass(Tensor))
 
 
 def views(
@@ -72,7 +79,7 @@ def views(
     step = [max(1, int(n * (1 - overlap))) for n in window]
     places = dense_patch_slices(tuple(label.shape), tuple(window), tuple(step))
     parts = [(tuple(place), (slice(None), *place)) for place in places]
-    return [Example(image[every], label[place], example.case, example.record) for place, every in parts]
+    return [replace(example, image=image[every], label=label[place]) for place, every in parts]
 
 
 def random_crop(
@@ -98,17 +105,16 @@ def random_crop(
     )
     chain.set_random_state(seed=seed)
     out = chain({"image": image, "label": label[None]})
-    return Example(
-        torch.as_tensor(out["image"]).contiguous(),
-        torch.as_tensor(out["label"])[0].contiguous(),
-        example.case,
-        example.record,
+    return replace(
+        example,
+        image=torch.as_tensor(out["image"]).contiguous(),
+        label=torch.as_tensor(out["label"])[0].contiguous(),
     )
 
 
 def _padded(example: Example, window: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Pad to at least the window: the image by reflection, on both sides; the label by the ignored class."""
-    image = torch.as_tensor(PadToSize(window)(example.image))
+    image = PadToSize(window)(example.image)
     missing = [new - old for new, old in zip(image.shape[1:], example.label.shape, strict=True)]
     both = [n for m in reversed(missing) for n in (m // 2, m - m // 2)]
     return image, F.pad(example.label, both, value=IGNORE)
