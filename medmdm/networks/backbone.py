@@ -46,7 +46,7 @@ def make_extractor(
 
     Returns:
         The extractor, the backbone's plan and the hash of its weights
-        (:func:`medmdm.features.identity.weights_hash`).
+        (:func:`medmdm.networks.weights_files.weights_hash`).
 
     Raises:
         UserError: the file cannot be read, the plan does not name the corruption that a masking needs, or blocks,

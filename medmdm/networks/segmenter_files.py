@@ -43,7 +43,7 @@ def save_segmenter(
             :class:`medmdm.networks.PaddedNetwork`.
         plan: JSON-able. ``"backbone"``: the plan of the backbone's file, as it says how images are read and which ones
             were seen; ``"backbone_sha256"``: hash of the weights in that file
-            (:func:`medmdm.features.identity.weights_hash`), needed where they are not at hand whole;
+            (:func:`medmdm.networks.weights_files.weights_hash`), needed where they are not at hand whole;
             ``"network"``: for a PaddedNetwork the ``_target_`` and arguments of what is padded; ``"task"``: classes,
             windows, post-processing and whatever else prediction needs. Other keys are kept.
         include_backbone: False for a file of kind ``"head"``.
