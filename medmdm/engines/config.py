@@ -102,7 +102,7 @@ def check_keys(config: dict[str, Any], known: dict[str, Any], extra: list[str] |
 
     Args:
         config: the merged config.
-        known: the bundle's config as shipped.
+        known: the bundle's config as shipped; below its ``free_names`` any name is fine.
         extra: further top-level keys that are fine (the config's ``extra_keys``).
 
     Raises:
@@ -115,9 +115,10 @@ def check_keys(config: dict[str, Any], known: dict[str, Any], extra: list[str] |
             raise UserError(
                 f"Unknown key {key!r} in the config{where}; a constant of your own must be listed in `extra_keys`."
             )
+    free = known.get("free_names", ())  # dictionaries whose names the user chooses
     for key, part in config.items():
         if key not in _MONAI_KEYS:
-            _check_part(part, known.get(key), key)
+            _check_part(part, None if key in free else known.get(key), key)
 
 
 def _paths_ending_in(name: str, known: dict[str, Any]) -> str:

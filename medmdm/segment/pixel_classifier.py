@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from medmdm.data.labels import IGNORE
 from medmdm.errors import UserError
 from medmdm.features.cache import CachedExtractor
+from medmdm.losses import CrossEntropyDiceLoss
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.feature_maps import gather
 from medmdm.networks.pixel_classifier import PixelClassifier, classify_memory
@@ -51,7 +52,8 @@ class PixelClassifierHead:
         per_image: number of crops of each image.
         fresh: draw new crops and a new mask at every step, as published, instead of cached ones; the backbone then
             runs at every step.
-        class_weights: one a class, or None.
+        class_weights: of the cross-entropy, one a class, or None.
+        dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
         ensemble: how members are joined, see :class:`medmdm.networks.Segmenter`.
     """
 
@@ -71,6 +73,7 @@ class PixelClassifierHead:
         per_image: int = 1,
         fresh: bool = False,
         class_weights: Sequence[float] | None = None,
+        dice_weight: float = 0.0,
         ensemble: str = "mean",
     ) -> None:
         if min(members, max_epochs, patience, batch_size, per_image, pixels or 1) < 1:
@@ -86,7 +89,7 @@ class PixelClassifierHead:
         self.views = views
         self.per_image = per_image
         self.fresh = fresh
-        self.class_weights = class_weights
+        self.loss_function = CrossEntropyDiceLoss(dice_weight, class_weights)
         self.ensemble = ensemble
 
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
@@ -146,7 +149,7 @@ class PixelClassifierHead:
             train_data_loader=loader,
             network=head,
             optimizer=optimizer,
-            loss_function=F.cross_entropy,
+            loss_function=self.loss_function,
             iteration_update=step,
             train_handlers=[],
         )
@@ -162,18 +165,24 @@ class PixelClassifierHead:
         self, head: PixelClassifier, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
     ) -> Tensor:
         """Compute the gradients of all members; return their losses ``[M]``."""
+        if self.fresh:
+            extractor = _with_new_mask(extractor, int(rng.integers(2**31)))
+        if self.pixels is not None:
+            sampled = [_sample(view, self.pixels, task, extractor, rng) for view in chosen]
+            x, y = (torch.cat(same) for same in zip(*sampled, strict=True))
+            logits = head.forward_pixels(x)  # [M, N, K]
+            losses = torch.stack([self.loss_function(member.T[None], y[None]) for member in logits])
+            losses.sum().backward()
+            return losses.detach().cpu()
+        if len({view.label.shape for view in chosen}) > 1:
+            raise UserError(
+                "Images of different sizes cannot be read whole in one batch: set batch_size to 1, or train on sampled "
+                "pixels or windows."
+            )
         images = torch.stack([view.image for view in chosen]).to(task.device)
         label = torch.stack([view.label for view in chosen]).long().to(task.device)
         size = extractor.padded_size(images.shape[2:])
-        with torch.no_grad():
-            maps = self._fresh_maps(extractor, images, rng) if self.fresh else extractor(images)
-        weight = None if self.class_weights is None else torch.tensor(self.class_weights, device=task.device)
-        if self.pixels is not None:
-            x, y = _sample(maps, label, size, self.pixels, rng)
-            logits = head.forward_pixels(x)  # [M, N, K]
-            losses = torch.stack([F.cross_entropy(member, y, weight) for member in logits])
-            losses.sum().backward()
-            return losses.detach().cpu()
+        maps = extractor(images)
         # Members do not share anything but the features, so they can take turns where memory is short.
         width = head.config["hidden"][0] if head.config["hidden"] else head.num_classes
         at_once = max(1, _MEMORY // (classify_memory(1, width, size) * len(images)))
@@ -181,17 +190,15 @@ class PixelClassifierHead:
         for first in range(0, self.members, at_once):
             logits = head(maps, size, slice(first, min(first + at_once, self.members)))
             logits = logits[..., : label.shape[1], : label.shape[2]]
-            losses = torch.stack([F.cross_entropy(m, label, weight, ignore_index=IGNORE) for m in logits])
+            losses = torch.stack([self.loss_function(member, label) for member in logits])
             losses.sum().backward()
             parts.append(losses.detach().cpu())
         return torch.cat(parts)
 
-    def _fresh_maps(self, extractor: Any, images: Tensor, rng: np.random.Generator) -> list[Tensor]:
-        inner = getattr(extractor, "extractor", extractor)
-        again = FeatureExtractor(
-            inner.backbone, corruption=inner.corruption, **{**inner.config, "seed": int(rng.integers(2**31))}
-        )
-        return again(images)
+
+def _with_new_mask(extractor: CachedExtractor | FeatureExtractor, seed: int) -> FeatureExtractor:
+    inner = extractor.extractor if isinstance(extractor, CachedExtractor) else extractor
+    return FeatureExtractor(inner.backbone, corruption=inner.corruption, **{**inner.config, "seed": seed})
 
 
 class StoppingRule:
@@ -226,14 +233,13 @@ class StoppingRule:
 
 
 def _sample(
-    maps: Sequence[Tensor], label: Tensor, size: Sequence[int], count: int, rng: np.random.Generator
+    view: Example, count: int, task: Task, extractor: CachedExtractor | FeatureExtractor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return features ``[N, C]`` and classes ``[N]`` of up to ``count`` labelled pixels of each image of a batch."""
-    features, classes = [], []
-    for i, one in enumerate(label):
-        known = (one != IGNORE).nonzero()
-        picked = known[torch.from_numpy(rng.integers(len(known), size=count))]
-        index = picked[:, 0] * size[1] + picked[:, 1]
-        features.append(gather([f[i : i + 1] for f in maps], index, size))
-        classes.append(one[picked[:, 0], picked[:, 1]])
-    return torch.cat(features), torch.cat(classes)
+    """Return features ``[count, C]`` and classes ``[count]`` of labelled pixels of a view, drawn with replacement."""
+    known = (view.label != IGNORE).nonzero()
+    picked = known[torch.from_numpy(rng.integers(len(known), size=count))]
+    size = extractor.padded_size(view.label.shape)
+    strides = torch.tensor([math.prod(size[axis + 1 :]) for axis in range(len(size))])
+    maps = extractor(view.image[None].to(task.device))
+    features = gather(maps, (picked * strides).sum(1).to(task.device), size)
+    return features, view.label[tuple(picked.T)].long().to(task.device)

@@ -63,8 +63,7 @@ class Study:
         cases: training and test cases.
         backbones: by name; :func:`medmdm.segment.open_backbone` makes them.
         heads: by name; each is tried on every backbone, one that needs none only once.
-        settings: JSON-able configs by the same names, ``{"backbones": ..., "heads": ..., "postprocess": ...}``: a cell
-            whose settings have changed is computed again.
+        heads_config: their configs by the same names: a cell whose head has another config now is computed again.
         config: merged config of the run.
         postprocess: probabilities → masks, before scoring.
         shots: numbers of labelled training images; null stands for all of them.
@@ -87,7 +86,7 @@ class Study:
         cases: Cases,
         backbones: Mapping[str, OpenBackbone],
         heads: Mapping[str, Fitter],
-        settings: Mapping[str, Any],
+        heads_config: Mapping[str, Any],
         config: Mapping[str, Any],
         postprocess: Any,
         shots: Sequence[int | None] = (8, None),
@@ -107,7 +106,7 @@ class Study:
         self.cases = cases
         self.backbones = dict(backbones)
         self.heads = dict(heads)
-        self.settings = settings
+        self.heads_config = heads_config
         self.config = dict(config)
         self.postprocess = postprocess
         self.shots = [len(cases.training) if n is None else int(n) for n in shots]
@@ -232,8 +231,8 @@ class Study:
         content = {
             "cell": _columns(cell),
             "data": data,
-            "head": self.settings["heads"].get(cell.head),
-            "postprocess": self.settings.get("postprocess"),
+            "head": self.heads_config.get(cell.head),
+            "postprocess": self.config.get("postprocess"),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
             "reading": [list(self.window), self.whole, self.overlap, self.rule, self.section],
         }
