@@ -152,9 +152,15 @@ def sign_flip_test(differences: ArrayLike, resamples: int = RESAMPLES, seed: int
     exact = len(values) <= EXACT_UP_TO
     if len(values) < 2:  # of two lists of signs each is as far out as the other
         return (1.0 if len(values) else math.nan), exact
+    scale = abs(values).mean() or 1.0
+
+    def mean(signed: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        # Without the last digits: sums of the same numbers in another order must count as equal.
+        return np.round(signed.mean(axis=axis) / scale, 12)
+
     result = stats.permutation_test(
         (values,),
-        np.mean,
+        mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=2 ** len(values) if exact else resamples,

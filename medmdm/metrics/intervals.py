@@ -58,7 +58,7 @@ def bca_interval(
     samples = _samples(values, confidence)
     if samples.shape[-1] < 2:
         return _undefined(samples)
-    low, high = samples.mean(-1), samples.mean(-1)
+    low, high = np.array(samples.mean(-1)), np.array(samples.mean(-1))
     varied = np.ptp(samples, -1) > 0
     if varied.any():
         result = stats.bootstrap(
@@ -71,9 +71,8 @@ def bca_interval(
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-        low, high = np.array(low), np.array(high)
         low[varied], high[varied] = result.confidence_interval
-    return low, high
+    return low[()], high[()]
 
 
 def _samples(values: ArrayLike, confidence: float) -> NDArray[np.float64]:
