@@ -47,6 +47,15 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    """Write a segmenter for other programs."""
+    from medmdm.networks.export import export_segmenter
+
+    difference = export_segmenter(args.source, args.destination, args.size, args.backbone)
+    print(f"wrote {args.destination}: on a new image its logits differ by at most {difference:.1e} from the original's")
+    return 0
+
+
 def _override(text: str) -> tuple[str, Any]:
     name, _, value = text.partition("=")
     if not value:
@@ -78,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         help="an argument of ADMUNet that the file's shapes do not show, for example num_head_channels=64",
     )
     convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="write a segmenter as ONNX, torch.export or TorchScript, and check it")
+    export.add_argument("source", help="the segmenter.pt")
+    export.add_argument("destination", help="the file to write: .onnx, .pt2 (torch.export) or .ts (TorchScript)")
+    export.add_argument("--size", type=int, nargs="+", required=True, metavar="N", help="pixels along each axis")
+    export.add_argument("--backbone", help="its model.pt, where the segmenter was saved without")
+    export.set_defaults(run=_export)
 
     for name, module, summary in (
         ("prepare", prepare, "turn what was downloaded or scanned into images, masks and a data list"),
