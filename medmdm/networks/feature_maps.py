@@ -139,14 +139,17 @@ def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tenso
             low = x.floor().long().clamp_max(source - 1)
             weight = x - low
             neighbours.append(((low, 1 - weight), ((low + 1).clamp_max(source - 1), weight)))
-        flat = f[0].flatten(1).T.contiguous()  # [prod spatial, C]: a pixel's channels side by side
-        value = torch.zeros(len(pixels), f.shape[1], dtype=f.dtype, device=f.device)
         strides = [math.prod(f.shape[3 + axis :]) for axis in range(len(size))]
-        for corner in itertools.product(*neighbours):
-            index = sum(position * stride for (position, _), stride in zip(corner, strides, strict=True))
-            share = functools.reduce(torch.mul, [w for _, w in corner])
-            value += flat[index] * share.to(f.dtype)[:, None]
-        columns.append(value)
+        corners = list(itertools.product(*neighbours))
+        index = [
+            functools.reduce(torch.add, [p * stride for (p, _), stride in zip(corner, strides, strict=True)])
+            for corner in corners
+        ]
+        share = [functools.reduce(torch.mul, [weight for _, weight in corner]) for corner in corners]
+        flat = f[0].flatten(1).T.contiguous()  # [prod spatial, C]: a pixel's channels side by side
+        # "Embedding bag" is torch's name for a weighted sum of some rows of a table.
+        weights = torch.stack(share, dim=1).to(f.dtype)
+        columns.append(F.embedding_bag(torch.stack(index, dim=1), flat, per_sample_weights=weights, mode="sum"))
     return torch.cat(columns, dim=1)
 
 
@@ -184,13 +187,23 @@ def gram(maps: Sequence[Tensor], size: Sequence[int], crop: Sequence[int] | None
         size: to which the maps would be up-sampled.
         crop: the sum goes over the first rows and columns only, that many: the rest is padding.
     """
+    double = [f[:1].double() for f in maps]
+    brought: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def on_grid(number: int, grid: Tensor) -> Tensor:
+        key = (number, grid.shape[2:])
+        if key not in brought:
+            f = double[number]
+            pairs = zip(_kept(grid, size, crop), _kept(f, size, crop), strict=True)
+            brought[key] = _apply(f, [a.T @ b for a, b in pairs])[0].flatten(1)
+        return brought[key]
+
     blocks: list[list[Tensor]] = [[torch.empty(0)] * len(maps) for _ in maps]
-    for i, a in enumerate(maps):
-        for j, b in enumerate(maps[: i + 1]):
-            small, large = (a, b) if math.prod(a.shape[2:]) <= math.prod(b.shape[2:]) else (b, a)
-            pairs = zip(_kept(small, size, crop), _kept(large, size, crop), strict=True)
-            moved = _apply(large.double(), [s.T @ w for s, w in pairs])
-            product = small[0].double().flatten(1) @ moved[0].flatten(1).T
-            blocks[i][j] = product if small is a else product.T
+    for i, a in enumerate(double):
+        for j, b in enumerate(double[: i + 1]):
+            if math.prod(a.shape[2:]) <= math.prod(b.shape[2:]):
+                blocks[i][j] = a[0].flatten(1) @ on_grid(j, a).T
+            else:
+                blocks[i][j] = on_grid(i, b) @ b[0].flatten(1).T
             blocks[j][i] = blocks[i][j].T
     return torch.cat([torch.cat(row, dim=1) for row in blocks])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -96,16 +97,7 @@ class PixelClassifier(nn.Module):
         which = slice(0, self.members) if members is None else members
         weight, bias = self.weights[0][which], self.biases[0][which]
         m, width, _ = weight.shape
-        h: Tensor | None = None
-        first = 0
-        for f in maps:
-            part = weight[:, :, first : first + f.shape[1]].reshape(m * width, -1)
-            first += f.shape[1]
-            small = torch.matmul(part, f.flatten(2)).unflatten(2, f.shape[2:])  # [B, M * H, *spatial_i]
-            large = upsample(small, size)
-            h = large if h is None else h + large
-        if h is None or first != weight.shape[2]:
-            raise UserError(f"PixelClassifier: {first} channels of features were given, expected {weight.shape[2]}.")
+        h = _linear(weight.flatten(0, 1), maps, size)
         hidden = h.flatten(2).unflatten(1, (m, width)) + bias[None, :, :, None]
         out = self._rest(hidden, which)  # [B, M, K, P]
         return out.transpose(0, 1).unflatten(3, tuple(size))
@@ -208,20 +200,27 @@ class LinearClassifier(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int], members: slice | None = None) -> Tensor:
         """Return scores ``[1, B, K, *size]``; see :meth:`PixelClassifier.forward`."""
-        out: Tensor | None = None
-        first = 0
-        for f in maps:
-            part = self.weight[:, first : first + f.shape[1]]
-            first += f.shape[1]
-            large = upsample(torch.matmul(part, f.flatten(2)).unflatten(2, f.shape[2:]), size)
-            out = large if out is None else out + large
-        if out is None or first != self.weight.shape[1]:
-            raise UserError(f"LinearClassifier: {first} channels were given, expected {self.weight.shape[1]}.")
-        return (out + self.bias.reshape(-1, *[1] * len(size)))[None]
+        return (_linear(self.weight, maps, size) + self.bias.reshape(-1, *[1] * len(size)))[None]
 
     def forward_pixels(self, x: Tensor) -> Tensor:
         """Return scores ``[1, N, K]`` of gathered pixels ``[N, C]``."""
         return (x @ self.weight.T + self.bias)[None]
+
+
+def _linear(weight: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Apply ``weight`` ``[H, sum C_i]`` to the up-sampled stack of maps ``[B, C_i, *spatial_i]``: ``[B, H, *size]``.
+
+    The products of maps of one resolution are added before they are up-sampled: a decoder has several such blocks.
+    """
+    channels = [f.shape[1] for f in maps]
+    if sum(channels) != weight.shape[1]:
+        raise UserError(f"{sum(channels)} channels of features were given, but the head expects {weight.shape[1]}.")
+    small: dict[tuple[int, ...], Tensor] = {}
+    for f, part in zip(maps, weight.split(channels, dim=1), strict=True):
+        product = torch.matmul(part, f.flatten(2)).unflatten(2, f.shape[2:])
+        grid = tuple(int(n) for n in f.shape[2:])
+        small[grid] = small[grid] + product if grid in small else product
+    return functools.reduce(torch.add, [upsample(product, size) for product in small.values()])
 
 
 def classify_memory(members: int, width: int, size: Sequence[int], bytes_per_value: int = 4) -> int:

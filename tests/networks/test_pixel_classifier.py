@@ -137,7 +137,7 @@ def test_sizes_out_of_range_are_refused(make: object) -> None:
 
 
 def test_features_of_another_width_are_refused() -> None:
-    with pytest.raises(UserError, match="5 channels of features were given, expected 6"):
+    with pytest.raises(UserError, match="5 channels of features were given, but the head expects 6"):
         PixelClassifier(6, 2, (4,), members=1)(draw([(5, (3, 5))]), (6, 10))
     with pytest.raises(UserError, match="5 channels"):
         LinearClassifier(in_channels=6)(draw([(5, (3, 5))]), (6, 10))
