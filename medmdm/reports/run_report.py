@@ -16,6 +16,7 @@ from medmdm.reports.per_case import PER_CASE_FILE, read_per_case, write_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import Excluded, ScoredCase, Scores, score_cases
 from medmdm.reports.summary import SUMMARY_FILE, make_summary
+from medmdm.reports.wording import counted
 
 __all__ = ["MARKDOWN_FILE", "PAGE_FILE", "collect_scores", "make_report"]
 
@@ -36,7 +37,8 @@ def make_report(
     evaluation = load_evaluation(run_dir)
     scores, source = collect_scores(evaluation, surface, progress)
     if strict and scores.excluded:
-        more = f" ({len(scores.excluded) - 1} more cases are wrong)" if scores.excluded[1:] else ""
+        others = len(scores.excluded) - 1
+        more = f" ({counted(others, 'more case')} {'is' if others == 1 else 'are'} wrong)" if others else ""
         raise UserError(f"{scores.excluded[0].reason}{more}: correct it, or report without strict")
     pseudonyms = Pseudonyms([case.patient for case in evaluation.cases], keep_patient_ids)
     summary = make_summary(evaluation, scores, pseudonyms, source)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medmdm.__main__ import main
+from medmdm.errors import UserError
+from medmdm.reports import write_comparison, write_report
+from medmdm.reports.comparison import compare, load_runs
+from tests.reports.runs import change, change_case, columns, picture_run, volume_run
+
+
+def dices(run: Path) -> dict[str, float]:
+    return {row["case"]: float(row["dice"]) for row in columns(run / "per_case.csv") if row["dice"]}
+
+
+def test_two_runs_on_the_same_cases(tmp_path: Path) -> None:
+    good, bad = (picture_run(tmp_path, cases=12, name=name, shift=shift) for name, shift in (("good", 1), ("bad", 3)))
+    change(bad, protocol={"head": "other", "shots": 8})
+    page = write_comparison([good, bad], tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "index.html", "comparison.csv", "comparison.json", "comparison.md"
+    }  # fmt: skip
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    one = next(c for c in content["comparisons"] if c["metric"] == "dice")
+    difference = np.array(list(dices(good).values())) - np.array(list(dices(bad).values()))
+    assert one["difference"] == pytest.approx(difference.mean())
+    expected = stats.ttest_1samp(difference, 0).confidence_interval()
+    assert one["t_interval"] == pytest.approx([expected.low, expected.high])
+    assert (one["wins"], one["ties"], one["losses"]) == (
+        (difference > 1e-12).sum(), (abs(difference) <= 1e-12).sum(), (difference < -1e-12).sum()
+    )  # fmt: skip
+    assert one["verdict"] == "A better"
+    hausdorff = next(c for c in content["comparisons"] if c["metric"] == "hausdorff95")
+    assert hausdorff["difference"] < 0
+    assert hausdorff["verdict"] == "A better"  # less distance is better
+    assert content["protocols"][0] == {"what": "head", "A": "ridge", "B": "other"}
+    rows = columns(tmp_path / "out" / "comparison.csv")
+    assert [float(row["dice_A"]) for row in rows] == list(dices(good).values())
+    assert [row["patient"] for row in rows][:3] == ["P1", "P1", "P2"]
+    text = page.read_text()
+    assert "12 cases scored in both runs, none left out" in text
+    assert "SECRET" not in text
+    assert "SECRET" not in json.dumps(content)
+
+
+def test_holm_over_all_tests(tmp_path: Path) -> None:
+    runs = load_runs([picture_run(tmp_path, cases=10, name=f"r{i}", shift=i + 1) for i in range(3)])
+    content = compare(runs, ["dice", "precision", "aji"])
+    p = [one["p_value"] for one in content["comparisons"]]
+    assert len(p) == content["tests"] == 9
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate([p[i] * (len(p) - k) for k, i in enumerate(order)])
+    assert [content["comparisons"][i]["p_holm"] for i in order] == pytest.approx(np.minimum(stepped, 1))
+    alone = compare(runs, ["dice"])
+    assert [one["p_holm"] for one in alone["comparisons"]] <= [
+        one["p_holm"] for one in content["comparisons"] if one["metric"] == "dice"
+    ]
+    for one in content["comparisons"]:
+        assert (one["verdict"] == "no difference shown") == (one["p_holm"] >= 0.05)
+
+
+def test_cases_are_paired_by_name_in_whatever_order(tmp_path: Path) -> None:
+    a, b = (picture_run(tmp_path, cases=6, name=name) for name in "ab")
+    cases = json.loads((b / "evaluation.json").read_text())["cases"]
+    change(b, cases=[*cases[::-1][:-1]])  # turned round, and one fewer
+    (a / "masks" / "case_4.png").unlink()
+    content = compare(load_runs([a, b]))
+    assert content["cases"] == 4
+    assert set(content["left_out"]) == {"case_0", "case_4"}
+    assert all(one["difference"] == 0 for one in content["comparisons"])
+    assert {row["case"] for row in content["rows"]} == {"case_1", "case_2", "case_3", "case_5"}
+    assert any("2 cases not scored in every run are left out" in note for note in content["notes"])
+
+
+def test_names_with_patient_ids_are_paired_too(tmp_path: Path) -> None:
+    a, b = (picture_run(tmp_path, cases=4, name=name) for name in "ab")
+    for run in (a, b):
+        for k in range(4):
+            change_case(run, k, case=f"SECRET-{k // 2}_{k}")
+    cases = json.loads((b / "evaluation.json").read_text())["cases"]
+    change(b, cases=cases[::-1])  # so that its P1 is the other's P2
+    for run in (a, b):
+        write_report(run)
+    content = compare(load_runs([a, b]))
+    assert content["cases"] == 4
+    assert all(one["difference"] == 0 for one in content["comparisons"])
+    assert [row["case"] for row in content["rows"]] == ["P1_0", "P1_1", "P2_2", "P2_3"]
+
+
+def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path) -> None:
+    a, b = (picture_run(tmp_path, cases=3, name=name) for name in "ab")
+    change(b, stamp={"kind": "inductive"}, dataset="else")
+    notes = compare(load_runs([a, b]))["notes"]
+    assert any("not seen the same of the test cases: A patients shared, B inductive" in note for note in notes)
+    assert any("data sets of different names: A on made, test, B on else, test" in note for note in notes)
+
+
+def test_distances_in_other_units_are_not_compared(tmp_path: Path) -> None:
+    a, b = (picture_run(tmp_path, cases=3, name=name) for name in "ab")
+    for k in range(3):
+        change_case(b, k, spacing=None)
+    runs = load_runs([a, b])
+    assert "hausdorff95" not in compare(runs)["metrics"]
+    with pytest.raises(UserError, match="hausdorff95 cannot be compared, for the runs measure distances in different"):
+        compare(runs, ["hausdorff95"])
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    a, b = picture_run(tmp_path / "a", cases=2), volume_run(tmp_path / "b")
+    with pytest.raises(UserError, match="1 run given"):
+        load_runs([a])
+    with pytest.raises(UserError, match="given twice"):
+        load_runs([a, a.parent / "run"])
+    with pytest.raises(UserError, match="no scored case in common"):
+        compare(load_runs([a, b]))
+    c = picture_run(tmp_path / "c", cases=2)
+    with pytest.raises(UserError, match=r"'dic' is no metric \(did you mean 'dice'"):
+        compare(load_runs([a, c]), ["dic"])
+    with pytest.raises(UserError, match="is a run folder"):
+        write_comparison([a, c], a)
+    assert [run.name for run in load_runs([a, c])] == ["a/run", "c/run"]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(picture_run(tmp_path, cases=3, name=name)) for name in ("x", "y")]
+    assert main(["compare", *runs, "--metric", "dice", "--metric", "iou"]) == 0
+    out = capsys.readouterr().out
+    assert "| Dice | A \N{MINUS SIGN} B |" in out
+    assert out.splitlines()[-1] == str(tmp_path / "compare_x_y" / "index.html")
+    assert main(["compare", runs[0]]) == 1
+    assert "at least two" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmdm.reports import write_report
+from medmdm.reports.evaluation import load_evaluation
+from medmdm.reports.page import make_page
+from medmdm.reports.page_cases import Album, chosen
+from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.scoring import ScoredCase, score_cases
+from medmdm.reports.summary import make_summary
+from tests.reports.runs import change, change_case, picture_run, study, volume_run
+
+VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, ids, references and text; refuses tags that are not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("pages")
+    pictures = picture_run(root / "pictures", cases=16)
+    study(pictures / "study.csv", ["case_0", "case_1", "case_2"])
+    change(pictures, study="study.csv")
+    volumes = volume_run(root / "volumes")
+    return {run.parent.name: write_report(run).read_text(encoding="utf-8") for run in (pictures, volumes)}
+
+
+@pytest.mark.parametrize("name", ["pictures", "volumes"])
+def test_the_page_is_whole_and_needs_nothing_else(pages: dict[str, str], name: str) -> None:
+    page = Reader(pages[name])
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "img")
+        assert "src" not in attributes
+        assert not [key for key in attributes if key.startswith("on")]  # no script outside the one
+        target = attributes.get("href", "#")
+        if target.startswith("#"):
+            assert target == "#" or target[1:] in ids, target
+        else:
+            assert target.startswith("data:image/")
+    assert not re.findall(r"url\((?!#)|@import", pages[name])
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    (script,) = re.findall(r"<script>(.*?)</script>", pages[name], re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize(("name", "cases"), [("pictures", 16), ("volumes", 3)])
+def test_every_case_can_be_opened_from_the_table(pages: dict[str, str], name: str, cases: int) -> None:
+    page = Reader(pages[name])
+    openers = [b["data-case"] for b in page.all("button") if b.get("class") == "open"]
+    assert openers == [str(i) for i in range(cases)]
+    assert {t["id"] for t in page.all("template")} == {f"case-{i}" for i in range(cases)}
+    assert all(b.get("type") == "button" for b in page.all("button"))
+
+
+def test_sections_are_there_where_there_is_something_to_show(pages: dict[str, str]) -> None:
+    headings = {
+        name: re.findall(r"<h2 id=\"[a-z-]+\">([^<]*)</h2>", page.partition("<dialog")[0])
+        for name, page in pages.items()
+    }
+    assert headings["pictures"] == [
+        "Scores", "Distribution", "Pictures", "All cases", "Subgroups", "Uncertainty", "Learning curve", "Record",
+        "Definitions",
+    ]  # fmt: skip
+    assert headings["volumes"] == ["Scores", "Distribution", "Pictures", "All cases", "Record", "Definitions"]
+
+
+def test_pictures_are_in_the_page_once_and_as_they_are(pages: dict[str, str], tmp_path: Path) -> None:
+    symbols = r'<symbol id="pic-(\d+)"[^>]*><g class="layer-image"><image href="data:image/png;base64,([^"]*)"'
+    uris = dict(re.findall(symbols, pages["pictures"]))
+    assert set(uris) == {str(i) for i in range(16)}
+    assert all(pages["pictures"].count(uri) == 1 for uri in uris.values())
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uris["3"]))))
+    run = picture_run(tmp_path, cases=4)
+    original = np.asarray(Image.open(run.parent / "data" / "case_3.png"))
+    assert np.array_equal(shown, original)  # small ones are kept without loss
+
+
+def test_text_from_files_is_text(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=3)
+    bad = "</title><script>alert(1)</script>\"'<img src=x onerror=alert(2)>"
+    change(run, dataset=bad, protocol={bad: bad}, class_names=["background", bad])
+    change_case(run, 0, case=bad, columns={bad: bad})
+    change_case(run, 1, columns={bad: "other"})
+    (run / "run.json").write_text('{"x": "</pre><script>alert(3)</script>"}')
+    page = Reader(write_report(run).read_text())
+    assert len(page.all("script")) == 1
+    assert not page.all("img")
+    assert bad in "".join(page.text)
+
+
+def scored(dices: list[float]) -> list[ScoredCase]:
+    return [ScoredCase(f"c{i}", i, None, {}, False, {"dice": dice}) for i, dice in enumerate(dices)]
+
+
+def test_worst_median_and_best_do_not_overlap() -> None:
+    rows = chosen(scored([i / 20 for i in range(20)]))
+    assert [[case.number for case in row] for _, row in rows] == [
+        [0, 1, 2, 3, 4], [7, 8, 9, 10, 11], [19, 18, 17, 16, 15]
+    ]  # fmt: skip
+    for number in (6, 8, 13):
+        names = [case.number for _, row in chosen(scored([0.1 * i for i in range(number)])) for case in row]
+        assert len(names) == len(set(names))
+    assert [[case.number for case in row] for _, row in chosen(scored([0.3, float("nan"), 0.1]))] == [[2, 0]]
+    assert chosen(scored([float("nan")])) == []
+
+
+def test_the_pictures_of_a_page_are_bounded_and_the_galleries_served_first(tmp_path: Path) -> None:
+    evaluation = load_evaluation(picture_run(tmp_path, cases=18))
+    cases = score_cases(evaluation, surface=False, progress=False).cases
+    sizes = [case.picture.size for case in cases if case.picture is not None]
+    budget = int(sum(sizes) * 15.5 / 18)
+    album = Album(cases, 2, budget)
+    assert len(album.store()) < 1.2 * budget + 10_000
+    assert 0 < album.missing <= 4
+    shown = {case.number for _, row in chosen(cases) for case in row}
+    assert shown <= set(album.pictures)
+    assert Album(cases, 2).missing == 0
+
+
+def test_a_page_without_pictures_or_patients_is_still_one(tmp_path: Path) -> None:
+    evaluation = load_evaluation(volume_run(tmp_path))
+    scores = score_cases(evaluation, progress=False)
+    summary = make_summary(evaluation, scores, Pseudonyms([]), "per_case.csv")
+    page = Reader(make_page(summary, [replace(case, picture=None) for case in scores.cases]))
+    assert not page.all("symbol")
+    assert "Patient" not in "".join(page.text)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medmdm.data import read_image, read_volume
+from medmdm.metrics import aji, object_dice
+from medmdm.reports.evaluation import load_evaluation
+from medmdm.reports.scoring import choose_ruler, score_cases
+from tests.reports.runs import change, change_case, objects, picture, picture_run, plain_dice, volume_run
+
+
+def test_pictures_get_pixel_and_object_scores(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=3)
+    found = score_cases(load_evaluation(run), progress=False)
+    assert [case.number for case in found.cases] == [0, 1, 2]
+    assert not found.excluded
+    assert not found.notes
+    for k, case in enumerate(found.cases):
+        true = read_image(tmp_path / "data" / f"case_{k}_label.png")[0]
+        pred = read_image(run / "instances" / f"case_{k}.png")[0]
+        assert case.scores["dice"] == pytest.approx(plain_dice(pred > 0, true > 0))
+        assert case.scores["tp_1"] == np.sum((pred > 0) & (true > 0))
+        assert case.scores["aji"] == pytest.approx(aji(pred, true))
+        assert case.scores["object_dice"] == pytest.approx(object_dice(pred, true))
+        assert case.scores["objects_true"] == len(np.unique(true)) - 1
+        assert case.scores["uncertainty"] == pytest.approx((3 - k) / 3)
+        assert "dice_1" not in case.scores  # one class: it is the case's
+    assert found.cases[2].scores["dice"] == 1
+    assert [case.seen for case in found.cases] == [False, True, False]
+
+
+def test_volumes_are_scored_whole_with_the_mean_over_classes(tmp_path: Path) -> None:
+    run = volume_run(tmp_path)
+    found = score_cases(load_evaluation(run), progress=False)
+    for k, case in enumerate(found.cases):
+        true = read_volume(tmp_path / "data" / f"vol_{k}_label.nii.gz").array[0]
+        pred = read_volume(run / "masks" / f"vol_{k}.nii.gz").array[0]
+        valid = true != 255
+        dices = [plain_dice((pred == c) & valid, (true == c) & valid) for c in (1, 2)]
+        assert [case.scores[f"dice_{c}"] for c in (1, 2)] == pytest.approx(dices)
+        assert case.scores["dice"] == pytest.approx(np.mean(dices))
+        assert sum(case.scores[f"{n}_1"] for n in ("tp", "fp", "fn", "tn")) == valid.sum()
+        assert 0 < case.scores["surprise"] < 1
+        assert "aji" not in case.scores
+    # Moved by one voxel along an axis of 2 mm: no voxel of the outline is farther off.
+    assert found.ruler.unit == "mm"
+    assert found.cases[1].scores["hausdorff95"] == pytest.approx(2.0)
+
+
+def test_a_class_in_neither_mask_does_not_enter_the_mean_of_a_case(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=1)
+    change(run, num_classes=4, class_names=["background", "a", "b", "c"], data_list={})
+    label = np.zeros((40, 56), np.uint8)
+    label[:5], label[10:20] = 1, 3
+    picture(tmp_path / "data" / "case_0_label.png", label)
+    picture(run / "masks" / "case_0.png", np.where(label == 3, 0, label).astype(np.uint8))
+    (case,) = score_cases(load_evaluation(run), progress=False).cases
+    assert (case.scores["dice_1"], case.scores["dice_3"]) == (1, 0)
+    assert math.isnan(case.scores["dice_2"])
+    assert case.scores["dice"] == 0.5
+    assert case.scores["hausdorff95_3"] == math.inf
+
+
+def test_without_a_map_of_objects_connected_parts_count_and_a_note_says_so(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=2)
+    change_case(run, 0, instances=None)
+    found = score_cases(load_evaluation(run), progress=False)
+    mask = read_image(run / "masks" / "case_0.png")[0] > 0
+    assert found.cases[0].scores["objects_pred"] == objects(mask)
+    assert found.notes[0].startswith("No map of objects was written for 1 of 2 cases")
+
+
+def test_without_surfaces_no_distance_is_measured(tmp_path: Path) -> None:
+    (case, *_) = score_cases(load_evaluation(picture_run(tmp_path, cases=2)), surface=False, progress=False).cases
+    assert not {"hausdorff95", "surface_dice", "boundary_f", "object_hausdorff"} & set(case.scores)
+    assert {"dice", "aji"} <= set(case.scores)
+
+
+def test_wrong_cases_are_set_aside_and_the_others_scored(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=4)
+    (run / "masks" / "case_1.png").unlink()
+    change_case(run, 2, spacing=[0.0005, 0.0005, 0.0005])  # three sizes for two axes
+    found = score_cases(load_evaluation(run), progress=False)
+    assert [case.name for case in found.cases] == ["case_0", "case_3"]
+    assert [(one.name, one.number) for one in found.excluded] == [("case_1", 1), ("case_2", 2)]
+    assert "case_1.png is missing" in found.excluded[0].reason
+    assert "spacing" in found.excluded[1].reason
+
+
+def test_empty_prediction_and_empty_truth(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=3)
+    blank = np.zeros((40, 56), np.uint8)
+    for path in (run / "masks" / "case_0.png", run / "instances" / "case_0.png", run / "masks" / "case_1.png"):
+        picture(path, blank)
+    picture(run / "instances" / "case_1.png", blank)
+    picture(tmp_path / "data" / "case_1_label.png", blank)
+    first, second, _ = score_cases(load_evaluation(run), progress=False).cases
+    assert (first.scores["dice"], first.scores["aji"], first.scores["hausdorff95"]) == (0, 0, math.inf)
+    assert all(math.isnan(second.scores[key]) for key in ("dice", "iou", "aji", "object_dice", "hausdorff95"))
+
+
+def test_the_unit_of_distances(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=3)
+    ruler = choose_ruler(load_evaluation(run))
+    assert (ruler.unit, ruler.factor, ruler.tolerance) == ("µm", 1000, 1.0)  # two pixels of half a micrometre
+    change(run, cases=[{**c, "spacing": [0.2, 0.3]} for c in _cases(run)])
+    assert choose_ruler(load_evaluation(run)).unit == "mm"
+    change_case(run, 1, spacing=None)  # one without: all in pixels, or the mean would mix units
+    ruler = choose_ruler(load_evaluation(run))
+    assert (ruler.unit, ruler.tolerance) == ("pixels", 2)
+
+
+def test_distances_are_in_that_unit(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=2)
+    square = np.zeros((40, 56), np.uint8)
+    square[10:20, 10:20] = 1
+    picture(tmp_path / "data" / "case_0_label.png", square)
+    for kind in ("masks", "instances"):
+        picture(run / kind / "case_0.png", np.roll(square, 4, axis=1))
+    (case, _) = score_cases(load_evaluation(run), progress=False).cases
+    assert case.scores["hausdorff95"] == pytest.approx(4 * 0.5)
+    assert case.scores["object_hausdorff"] == pytest.approx(4)  # pixels, as the challenge has it
+
+
+def _cases(run: Path) -> list[dict[str, Any]]:
+    return list(json.loads((run / "evaluation.json").read_text())["cases"])
