@@ -121,7 +121,7 @@ def paired(
         t_interval=(float(low), float(high)),
         bca_interval=(float(bca_low), float(bca_high)),
         confidence=confidence,
-        p_value=p_value,
+        p_value=float(p_value),
         exact=exact,
         smallest_p=min(smallest_p, 1.0),
         wins=int((~tie & (better > 0)).sum()),
@@ -133,7 +133,9 @@ def paired(
     )
 
 
-def sign_flip_test(differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, bool]:
+def sign_flip_test(
+    differences: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[NDArray[np.float64] | np.float64, bool]:
     """Test whether paired differences are symmetric about 0 (Fisher's permutation test), by SciPy.
 
     If two runs are equally good, each difference could as well have had the other sign. The p-value is the share of
@@ -141,33 +143,35 @@ def sign_flip_test(differences: ArrayLike, resamples: int = RESAMPLES, seed: int
     observed list is counted in, so that p is never 0.
 
     Args:
-        differences: finite, one for each independent unit.
+        differences: finite, one for each independent unit, ``[..., n]``.
         resamples: lists of signs to draw where there are too many to try all.
         seed: of these draws.
 
     Returns:
-        The p-value (NaN without differences), and whether all lists were tried.
+        The p-values, ``[...]`` (NaN without differences), and whether all lists were tried.
     """
     values = np.asarray(differences, np.float64)
-    exact = len(values) <= EXACT_UP_TO
-    if len(values) < 2:  # of two lists of signs each is as far out as the other
-        return (1.0 if len(values) else math.nan), exact
-    scale = abs(values).mean() or 1.0
-
-    def mean(signed: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        # Without the last digits: sums of the same numbers in another order must count as equal.
-        return np.round(signed.mean(axis=axis) / scale, 12)
-
+    n = values.shape[-1]
+    exact = n <= EXACT_UP_TO
+    if n < 2:  # of two lists of signs each is as far out as the other
+        return np.full(values.shape[:-1], 1.0 if n else np.nan)[()], exact
+    sizes = abs(values).mean(-1, keepdims=True)
     result = stats.permutation_test(
-        (values,),
-        mean,
+        (values / np.where(sizes > 0, sizes, 1.0),),
+        _rounded_mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=2 ** len(values) if exact else resamples,
-        batch=max(1, (1 << 20) // len(values)),
+        axis=-1,
+        n_resamples=2**n if exact else resamples,
+        batch=max(1, (1 << 20) // values.size),
         rng=np.random.default_rng(seed),
     )
-    return float(result.pvalue), exact
+    return result.pvalue, exact
+
+
+def _rounded_mean(signed: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    # Without the last digits: sums of the same numbers in another order must count as equal.
+    return np.round(signed.mean(axis=axis), 12)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

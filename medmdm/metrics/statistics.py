@@ -17,7 +17,7 @@ from medmdm.metrics.units import independent_units
 
 __all__ = ["Summary", "count_empty", "json_ready", "subgroups", "summarise"]
 
-BCA_FROM = 80  # units from which the bootstrap's interval is the better one when some cases fail
+BCA_FROM = 40  # units from which the bootstrap's interval is the better one; docs/statistics.md has the coverage
 
 
 @dataclasses.dataclass(frozen=True)

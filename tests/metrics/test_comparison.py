@@ -43,6 +43,16 @@ def test_sign_flips_are_drawn_for_many(rng: np.random.Generator) -> None:
     assert far == pytest.approx(2 / 10_000)
 
 
+def test_sign_flips_by_rows(rng: np.random.Generator) -> None:
+    rows = rng.normal(0.3, 1, (2, 3, 7))
+    rows[1, 2] = 0
+    p_values, exact = metrics.sign_flip_test(rows)
+    assert exact
+    assert p_values.shape == (2, 3)
+    assert p_values.ravel() == pytest.approx([all_signs(row) for row in rows.reshape(6, 7)])
+    assert p_values[1, 2] == 1
+
+
 def test_pairs(rng: np.random.Generator) -> None:
     a, b = rng.random((2, 25))
     b[:3] = a[:3]
