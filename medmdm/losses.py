@@ -206,6 +206,9 @@ class CrossEntropyDiceLoss(nn.Module):
         class_weights: of the cross-entropy, one a class; None for equal ones.
         include_background: count the background in the Dice term.
         ignore: label of pixels that are not known.
+
+    Raises:
+        UserError: a class weight is not positive.
     """
 
     def __init__(
@@ -216,6 +219,8 @@ class CrossEntropyDiceLoss(nn.Module):
         ignore: int = IGNORE,
     ) -> None:
         super().__init__()
+        if class_weights is not None and min(class_weights) <= 0:
+            raise UserError(f"class_weights must be positive, got {list(class_weights)}.")
         self.dice_weight = dice_weight
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.ignore = ignore
@@ -230,7 +235,12 @@ class CrossEntropyDiceLoss(nn.Module):
 
         Returns:
             A scalar; 0 with gradients of 0 where nothing is labelled.
+
+        Raises:
+            UserError: there is not one weight a class.
         """
+        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            raise UserError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes.")
         known = label != self.ignore
         if not bool(known.any()):
             return logits.sum() * 0

@@ -88,6 +88,9 @@ def train_end_to_end(
 
     Returns:
         Mean losses of (up to) 20 equal stretches of the run.
+
+    Raises:
+        UserError: the loss is no longer finite.
     """
     optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
@@ -129,6 +132,11 @@ def train_end_to_end(
     return [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
 
 
+def _check_length(steps: int, batch_size: int) -> None:
+    if min(steps, batch_size) < 1:
+        raise UserError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}.")
+
+
 class FineTuning:
     """Train the backbone together with its head, from the pre-trained weights.
 
@@ -145,6 +153,9 @@ class FineTuning:
         loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice.
         flips: axes along which crops are mirrored; 1, the paper's, is left-right.
         transform: further augmentation, a MONAI dictionary transform of ``image`` and ``label``.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     needs_backbone = True
@@ -167,6 +178,7 @@ class FineTuning:
         self.head = head or PixelClassifierHead(members=1, max_epochs=40, pixels=4096)
         if self.head.members != 1:
             raise UserError(f"Fine-tuning trains one head, but head#members is {self.head.members}: set it to 1.")
+        _check_length(steps, batch_size)
         self.parts = parts
         self.backbone_learning_rate = backbone_learning_rate
         self.learning_rate = learning_rate
@@ -205,7 +217,6 @@ class FineTuning:
             self.transform,
             head.train,
         )
-        head.eval()
         segmenter.requires_grad_(False)
         return Fitted(segmenter, {"head": first.evidence, "losses": losses, "steps": self.steps})
 
@@ -223,7 +234,7 @@ class FromScratch:
 
     Args:
         network: makes the network, image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]`` (or a list of them, the
-            last being read); in JSON a component with ``"_mode_": "partial"``.
+            last being read); in JSON a component with ``"_mode_": "callable"``.
         multiple: what the network needs the sides of its input to be multiples of.
         learning_rate: of AdamW.
         steps: optimiser steps.
@@ -232,6 +243,9 @@ class FromScratch:
         loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice.
         flips: axes along which crops are mirrored; 1, the paper's, is left-right.
         transform: further augmentation, a MONAI dictionary transform of ``image`` and ``label``.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     needs_backbone = False
@@ -248,6 +262,7 @@ class FromScratch:
         flips: Sequence[int] = (1,),
         transform: Transform | None = None,
     ) -> None:
+        _check_length(steps, batch_size)
         self.network = network
         self.multiple = multiple
         self.learning_rate = learning_rate

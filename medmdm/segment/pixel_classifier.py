@@ -50,8 +50,8 @@ class PixelClassifierHead:
         views: what the backbone reads: ``"crops"`` (the paper), ``"windows"`` that cover the images, or ``"whole"``
             images; None for what predictions will be made from.
         per_image: number of crops of each image.
-        fresh: draw new crops and a new mask at every step, as published, instead of cached ones; the backbone then
-            runs at every step.
+        fresh: draw a new crop of each image and a new mask at every step, as published, instead of reading cached
+            views; the backbone then runs at every step.
         class_weights: of the cross-entropy, one a class, or None.
         dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
         ensemble: how members are joined, see :class:`medmdm.networks.Segmenter`.
@@ -76,8 +76,10 @@ class PixelClassifierHead:
         dice_weight: float = 0.0,
         ensemble: str = "mean",
     ) -> None:
-        if min(members, max_epochs, patience, batch_size, per_image, pixels or 1) < 1:
-            raise UserError("members, max_epochs, patience, batch_size, per_image and pixels must be at least 1.")
+        if min(members, max_epochs, patience, batch_size, per_image) < 1:
+            raise UserError("members, max_epochs, patience, batch_size and per_image must be at least 1.")
+        if pixels is not None and pixels < 2:
+            raise UserError(f"pixels must be at least 2 (the batch normalisation needs several), got {pixels}.")
         self.members = members
         self.hidden = hidden
         self.learning_rate = learning_rate
@@ -97,7 +99,8 @@ class PixelClassifierHead:
         assert extractor is not None
         head = PixelClassifier(extractor.num_features, task.num_classes, self.hidden, self.members, task.seed)
         head.to(task.device)
-        kind = self.views or ("whole" if task.whole else "windows")
+        # Fresh crops are drawn from the images themselves, at every step.
+        kind = "whole" if self.fresh else self.views or ("whole" if task.whole else "windows")
         samples = [
             view
             for example in task.examples
@@ -138,6 +141,10 @@ class PixelClassifierHead:
             return {"loss": losses.mean()}
 
         def end_of_epoch(engine: Engine) -> None:
+            if not bool(losses.isfinite().all()):
+                raise UserError(
+                    f"The head's loss became {losses.tolist()} in epoch {engine.state.epoch}: lower its learning_rate."
+                )
             for member in rule.update(engine.state.epoch, losses.tolist()):
                 finished[member] = head.member(member)
             if len(finished) == self.members:
@@ -182,6 +189,7 @@ class PixelClassifierHead:
         images = torch.stack([view.image for view in chosen]).to(task.device)
         label = torch.stack([view.label for view in chosen]).long().to(task.device)
         size = extractor.padded_size(images.shape[2:])
+        unpadded = (..., *(slice(0, n) for n in label.shape[1:]))
         maps = extractor(images)
         # Members do not share anything but the features, so they can take turns where memory is short.
         width = head.config["hidden"][0] if head.config["hidden"] else head.num_classes
@@ -189,7 +197,7 @@ class PixelClassifierHead:
         parts = []
         for first in range(0, self.members, at_once):
             logits = head(maps, size, slice(first, min(first + at_once, self.members)))
-            logits = logits[..., : label.shape[1], : label.shape[2]]
+            logits = logits[unpadded]
             losses = torch.stack([self.loss_function(member, label) for member in logits])
             losses.sum().backward()
             parts.append(losses.detach().cpu())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from medmdm.corruption import GaussianNoise, PatchMasking
 from medmdm.errors import UserError
 from medmdm.features.cache import CachedExtractor
 from medmdm.networks import ADMUNet, FeatureExtractor
-
-Make = Callable[..., FeatureExtractor]
+from tests.made import made_extractor
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -43,14 +41,14 @@ class Scaled(nn.Module):
         return [(x * self.factors).float()]
 
 
-def test_second_run_extracts_nothing_and_reads_the_same_bits(make_extractor: Make, tmp_path: Path) -> None:
+def test_second_run_extracts_nothing_and_reads_the_same_bits(tmp_path: Path) -> None:
     x = images(3, 3, 20, 24)
-    first = CachedExtractor(make_extractor(), tmp_path)
+    first = CachedExtractor(made_extractor(), tmp_path)
     maps = first(x)
     assert first.extracted == 3
     assert same(first(x), maps)  # from memory
     assert first.extracted == 3
-    second = CachedExtractor(make_extractor(), tmp_path)
+    second = CachedExtractor(made_extractor(), tmp_path)
     assert same(second(x.flip(0)), [f.flip(0) for f in maps])  # image by image, whatever the batch
     assert second.extracted == 0
     assert second(images(1, 3, 20, 24, seed=1))[0].shape == maps[0][:1].shape
@@ -58,8 +56,8 @@ def test_second_run_extracts_nothing_and_reads_the_same_bits(make_extractor: Mak
 
 
 @pytest.mark.parametrize("kind", ["global_l2", "rms", "none"])
-def test_differs_from_the_extractor_by_half_precision_only(make_extractor: Make, kind: str) -> None:
-    extractor = make_extractor(normalize=kind)
+def test_differs_from_the_extractor_by_half_precision_only(kind: str) -> None:
+    extractor = made_extractor(normalize=kind)
     x = images(2, 3, 18, 30)
     for mine, exact in zip(CachedExtractor(extractor)(x), extractor(x), strict=True):
         assert mine.dtype == torch.float32
@@ -80,7 +78,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
         CachedExtractor(extractor)(images(1, 3, 8, 8))
 
 
-def test_other_weights_and_settings_have_other_files(make_extractor: Make) -> None:
+def test_other_weights_and_settings_have_other_files() -> None:
     variants: list[dict[str, Any]] = [
         {},
         {"seed": 1},
@@ -94,30 +92,30 @@ def test_other_weights_and_settings_have_other_files(make_extractor: Make) -> No
         {"corruption": GaussianNoise()},
         {"network": {"num_head_channels": 16}},  # not seen in the names and shapes of the weights
     ]
-    cached = [CachedExtractor(make_extractor(**variant)) for variant in variants]
-    masks = FeatureExtractor(make_extractor().backbone, [0, 1, 2], [50], PatchMasking(patch_size=4), seed=3)
+    cached = [CachedExtractor(made_extractor(**variant)) for variant in variants]
+    masks = FeatureExtractor(made_extractor().backbone, [0, 1, 2], [50], PatchMasking(patch_size=4), seed=3)
     keys = [c.key for c in [*cached, CachedExtractor(masks)]]
     assert len(set(keys)) == len(keys)
-    assert CachedExtractor(make_extractor()).key == keys[0]
+    assert CachedExtractor(made_extractor()).key == keys[0]
 
 
-def test_another_normalisation_reads_the_same_files(make_extractor: Make, tmp_path: Path) -> None:
+def test_another_normalisation_reads_the_same_files(tmp_path: Path) -> None:
     x = images(1, 3, 16, 16)
-    CachedExtractor(make_extractor(normalize="global_l2"), tmp_path)(x)
+    CachedExtractor(made_extractor(normalize="global_l2"), tmp_path)(x)
     for kind in ("rms", "none"):
-        extractor = make_extractor(normalize=kind)
+        extractor = made_extractor(normalize=kind)
         cached = CachedExtractor(extractor, tmp_path)
         for mine, exact in zip(cached(x), extractor(x), strict=True):
             assert (mine - exact).norm() < 3e-4 * exact.norm()
         assert cached.extracted == 0
 
 
-def test_beyond_the_bound_features_are_streamed(make_extractor: Make, tmp_path: Path) -> None:
+def test_beyond_the_bound_features_are_streamed(tmp_path: Path) -> None:
     x = images(4, 3, 16, 16)
-    expected = CachedExtractor(make_extractor())(x)
-    one = CachedExtractor(make_extractor()).bytes_per_window((16, 16))
+    expected = CachedExtractor(made_extractor())(x)
+    one = CachedExtractor(made_extractor()).bytes_per_window((16, 16))
     for _ in range(2):  # the second run finds what the first has kept, and streams the rest
-        cached = CachedExtractor(make_extractor(), tmp_path, max_gib=2.5 * one / 2**30, memory_gib=0)
+        cached = CachedExtractor(made_extractor(), tmp_path, max_gib=2.5 * one / 2**30, memory_gib=0)
         before = len(list(tmp_path.rglob("*.pt")))
         for _ in range(2):
             assert same(cached(x), expected)
@@ -126,9 +124,9 @@ def test_beyond_the_bound_features_are_streamed(make_extractor: Make, tmp_path: 
         assert not cached.memory
 
 
-def test_memory_drops_what_was_not_used_for_longest(make_extractor: Make) -> None:
-    one = CachedExtractor(make_extractor()).bytes_per_window((16, 16))
-    cached = CachedExtractor(make_extractor(), memory_gib=2.5 * one / 2**30)
+def test_memory_drops_what_was_not_used_for_longest() -> None:
+    one = CachedExtractor(made_extractor()).bytes_per_window((16, 16))
+    cached = CachedExtractor(made_extractor(), memory_gib=2.5 * one / 2**30)
     a, b, c = (images(1, 3, 16, 16, seed=seed) for seed in range(3))
     for x in (a, b, a, c):  # c replaces b
         cached(x)
@@ -141,45 +139,45 @@ def test_memory_drops_what_was_not_used_for_longest(make_extractor: Make) -> Non
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "other"])
-def test_a_damaged_file_is_computed_again(make_extractor: Make, tmp_path: Path, damage: str, caplog: Any) -> None:
+def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: str, caplog: Any) -> None:
     x = images(1, 3, 16, 16)
-    expected = CachedExtractor(make_extractor(), tmp_path)(x)
+    expected = CachedExtractor(made_extractor(), tmp_path)(x)
     (path,) = tmp_path.rglob("*.pt")
     whole = path.read_bytes()
     path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "other": b"something else"}[damage])
-    cached = CachedExtractor(make_extractor(), tmp_path)
+    cached = CachedExtractor(made_extractor(), tmp_path)
     with caplog.at_level(logging.WARNING):
         assert same(cached(x), expected)
     assert cached.extracted == 1
     assert "damaged" in caplog.text
     assert path.read_bytes() == whole  # written again, byte for byte
-    assert CachedExtractor(make_extractor(), tmp_path).on_disk == len(whole)
+    assert CachedExtractor(made_extractor(), tmp_path).on_disk == len(whole)
 
 
-def test_what_a_killed_run_left_is_swept(make_extractor: Make, tmp_path: Path) -> None:
-    cached = CachedExtractor(make_extractor(), tmp_path)
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    cached = CachedExtractor(made_extractor(), tmp_path)
     cached(images(1, 3, 16, 16))
     assert cached.folder is not None
     leftover = cached.folder / ".abc.pt.123.part"
     leftover.write_bytes(b"half a file")
     (path,) = tmp_path.rglob("*.pt")
-    again = CachedExtractor(make_extractor(), tmp_path)
+    again = CachedExtractor(made_extractor(), tmp_path)
     assert not leftover.exists()
     assert again.on_disk == path.stat().st_size
 
 
-def test_a_disk_that_cannot_be_written_ends_the_caching_only(make_extractor: Make, tmp_path: Path, caplog: Any) -> None:
+def test_a_disk_that_cannot_be_written_ends_the_caching_only(tmp_path: Path, caplog: Any) -> None:
     (tmp_path / "file").write_text("not a folder")
-    cached = CachedExtractor(make_extractor(), tmp_path / "file", memory_gib=0)
+    cached = CachedExtractor(made_extractor(), tmp_path / "file", memory_gib=0)
     x = images(2, 3, 16, 16)
     with caplog.at_level(logging.WARNING):
-        assert same(cached(x), CachedExtractor(make_extractor())(x))
+        assert same(cached(x), CachedExtractor(made_extractor())(x))
     assert cached.extracted == 2
     assert caplog.text.count("cannot be written") == 1
 
 
-def test_the_size_said_beforehand_is_that_of_the_files(make_extractor: Make, tmp_path: Path) -> None:
-    cached = CachedExtractor(make_extractor(), tmp_path)
+def test_the_size_said_beforehand_is_that_of_the_files(tmp_path: Path) -> None:
+    cached = CachedExtractor(made_extractor(), tmp_path)
     cached(images(1, 3, 250, 140))
     (path,) = tmp_path.rglob("*.pt")
     size = cached.bytes_per_window((250, 140))
@@ -187,7 +185,7 @@ def test_the_size_said_beforehand_is_that_of_the_files(make_extractor: Make, tmp
     assert size < os.path.getsize(path) < 1.01 * size
     assert f"{2 * size / 1e6:.0f} MB" in cached.announce([(250, 140)] * 2)
     assert "not kept" not in cached.announce([(250, 140)] * 2)
-    assert "more than 0.001 GiB is not kept" in CachedExtractor(make_extractor(), memory_gib=1e-3).announce(
+    assert "more than 0.001 GiB is not kept" in CachedExtractor(made_extractor(), memory_gib=1e-3).announce(
         [(250, 140)]
     )
 
@@ -201,25 +199,25 @@ def test_a_crop_takes_28_megabytes_with_the_papers_network() -> None:
     assert cached.bytes_per_window((250, 255)) == 28311552  # padded to multiples of 32
 
 
-def test_images_with_metadata_are_cached_as_well(make_extractor: Make, tmp_path: Path) -> None:
+def test_images_with_metadata_are_cached_as_well(tmp_path: Path) -> None:
     x = MetaTensor(images(1, 3, 16, 16), meta={"filename_or_obj": "x.png"})
-    maps = CachedExtractor(make_extractor(), tmp_path)(x)
+    maps = CachedExtractor(made_extractor(), tmp_path)(x)
     assert not any(isinstance(f, MetaTensor) for f in maps)
-    again = CachedExtractor(make_extractor(), tmp_path)
+    again = CachedExtractor(made_extractor(), tmp_path)
     assert same(again(x.as_tensor()), maps)
     assert again.extracted == 0
 
 
-def test_one_channel_and_volumes(make_extractor: Make, tmp_path: Path) -> None:
+def test_one_channel_and_volumes(tmp_path: Path) -> None:
     for network, shape in (({"in_channels": 1}, (1, 1, 13, 9)), ({"spatial_dims": 3}, (1, 3, 6, 8, 5))):
-        extractor = make_extractor(network=network)
+        extractor = made_extractor(network=network)
         cached = CachedExtractor(extractor, tmp_path)
         for mine, exact in zip(cached(images(*shape)), extractor(images(*shape)), strict=True):
             assert mine.shape == exact.shape
             assert (mine - exact).norm() < 3e-4 * exact.norm()
 
 
-def test_what_heads_derive_is_remembered_as_features_are(make_extractor: Make, tmp_path: Path) -> None:
+def test_what_heads_derive_is_remembered_as_features_are(tmp_path: Path) -> None:
     calls = []
 
     def compute() -> dict[str, Any]:
@@ -227,7 +225,7 @@ def test_what_heads_derive_is_remembered_as_features_are(make_extractor: Make, t
         return {"gram": torch.eye(3, dtype=torch.float64), "number": 2.5}
 
     for _ in range(2):
-        cached = CachedExtractor(make_extractor(), tmp_path)
+        cached = CachedExtractor(made_extractor(), tmp_path)
         for _ in range(2):
             content = cached.remembered("sums", compute)
             assert torch.equal(content["gram"], torch.eye(3, dtype=torch.float64))

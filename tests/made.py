@@ -1,0 +1,55 @@
+"""Small frozen backbones with random weights, and made images that their features can segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medmdm.corruption import PatchMasking
+from medmdm.networks import ADMUNet, FeatureExtractor
+from medmdm.segment import Example
+from tests.networks.conftest import with_random_weights
+
+SIZES: dict[str, Any] = {
+    "model_channels": 32,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (2,),
+    "num_head_channels": 32,
+}
+
+
+def made_extractor(seed: int = 0, network: dict[str, Any] | None = None, **arguments: Any) -> FeatureExtractor:
+    """The extractor of a network of 32 channels and two levels; ``network`` and other arguments change it."""
+    backbone = with_random_weights(ADMUNet(**{**SIZES, **(network or {})}), seed)
+    settings = {"blocks": [0, 1, 2], "timesteps": [50], "corruption": PatchMasking(patch_size=4), "normalize": "rms"}
+    return FeatureExtractor(backbone, **{**settings, **arguments})
+
+
+def made_example(
+    seed: int = 0, shape: Sequence[int] = (32, 48), classes: int = 2, channels: int = 3, noise: float = 0.3
+) -> Example:
+    """Blobs of a brightness (and, with three channels, a colour) for each class, under noise.
+
+    Some of every class: the classes are the quantiles of smooth noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    modes = {2: "bilinear", 3: "trilinear"}
+    coarse = torch.randn(1, 1, *(max(2, n // 8) for n in shape), generator=generator)
+    smooth = F.interpolate(coarse, list(shape), mode=modes[len(shape)], align_corners=False)[0, 0]
+    bounds = torch.quantile(smooth, torch.linspace(0, 1, classes + 1)[1:-1])
+    label = torch.bucketize(smooth, bounds)
+    means = torch.stack([torch.linspace(a, -a, classes) for a in (0.6, -0.4, 0.5)][:channels])  # [C, K]
+    image = means[:, label] + noise * torch.randn(channels, *shape, generator=generator)
+    return Example(image.clamp(-1, 1), label, f"made_{seed}")
+
+
+def dice(logits: Tensor, label: Tensor, number: int = 1) -> float:
+    """Dice of one class of ``[1, K, *spatial]`` on the labelled pixels of ``[*spatial]``."""
+    known = label != 255
+    pred, true = logits[0].argmax(0)[known] == number, label[known] == number
+    return float(2 * (pred & true).sum() / (pred.sum() + true.sum()))
