@@ -4,7 +4,7 @@ Both sides score the same pair of label maps: ellipses the size of nuclei, and a
 changed its size a little, one in twenty is missing and one in twenty has no partner. The straightforward side follows
 the definitions: for each instance it makes a mask of the whole image. For the object Hausdorff distance it makes one
 distance transform of the whole image for each instance and reads all distances that are needed from it; comparing each
-unmatched instance with every other by its own two transforms, as the challenge's program does, would take some 50
+unmatched instance with every other by its own two transforms, as the challenge's program does, would take some 70
 times longer.
 
 Usage::
