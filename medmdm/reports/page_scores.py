@@ -71,7 +71,7 @@ def _score_table(scores: Mapping[str, Any], summary: Mapping[str, Any], caption:
                 tag("td", number_text(entry["sd"], metric.distance)),
                 tag("td", number_text(entry.get("pooled"), metric.distance)),
                 tag("td", f"{entry['n']} {entry['unit']}"),
-                tag("td", _left_out(entry)) if some_left_out else None,
+                tag("td", _left_out(entry), class_="remark") if some_left_out else None,
                 class_="main" if key == "dice" else None,
             )
         )
