@@ -159,7 +159,8 @@ class CachedExtractor(nn.Module):
             raise UserError("The backbone's features are not finite: its weights, or the image, hold NaN or infinity.")
         # Powers of two lose nothing.
         scales = [math.ldexp(1.0, math.frexp(top)[1] - _TOP) for top in tops]
-        return {"maps": [(f / scale).half().cpu() for f, scale in zip(maps, scales, strict=True)], "scales": scales}
+        small = [(f / scale).half().cpu() for f, scale in zip(maps, scales, strict=True)]
+        return {"maps": [_channels_last(f) for f in small], "scales": scales}
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
@@ -194,6 +195,11 @@ def tensor_hash(*tensors: Tensor) -> str:
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
+
+
+def _channels_last(f: Tensor) -> Tensor:
+    """Lay a pixel's channels side by side: what gathers pixels need not transpose, and products do not mind."""
+    return f.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _size(content: dict[str, Any]) -> int:

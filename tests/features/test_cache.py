@@ -151,6 +151,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: str, caplog: A
     assert cached.extracted == 1
     assert "damaged" in caplog.text
     assert path.read_bytes() == whole  # written again, byte for byte
+    assert cached.on_disk == cached.bytes_per_window((16, 16))
     assert CachedExtractor(made_extractor(), tmp_path).on_disk == len(whole)
 
 

@@ -207,6 +207,16 @@ def test_more_features_than_pixels(ridge: float) -> None:
     assert relative(scores(head, x), expected) < 1e-5
 
 
+def test_without_a_ridge_equal_channels_share_their_weight() -> None:
+    for seed in range(8):  # rounding lets some of these pass for well-posed
+        image = Image(seed=seed)
+        expected = fit_linear(image.sums(), 0.0, "ridge").weight
+        image.maps.insert(1, image.maps[0])
+        weight = fit_linear(image.sums(), 0.0, "ridge").weight
+        assert_close(weight[:, :4], weight[:, 4:8], rtol=1e-4, atol=1e-5)
+        assert_close(weight[:, :4] + weight[:, 4:8], expected[:, :4], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["ridge", "lda"])
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
