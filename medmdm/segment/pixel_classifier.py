@@ -29,7 +29,7 @@ __all__ = ["PixelClassifierHead"]
 
 logger = logging.getLogger(__name__)
 
-_MEMORY = 1 << 30  # bytes of one hidden layer that members may take together
+_MEMORY = 1 << 26  # bytes of one hidden layer that members may take together; more is not faster, measured on a CPU
 
 
 class PixelClassifierHead:
@@ -50,8 +50,8 @@ class PixelClassifierHead:
         views: what the backbone reads: ``"crops"`` (the paper), ``"windows"`` that cover the images, or ``"whole"``
             images; None for what predictions will be made from.
         per_image: number of crops of each image.
-        fresh: draw a new crop of each image and a new mask at every step, as published, instead of reading cached
-            views; the backbone then runs at every step.
+        fresh: draw a new crop of each image and a new mask (one for the images of a step) at every step, as published,
+            instead of reading cached views; the backbone then runs at every step.
         class_weights: of the cross-entropy, one a class, or None.
         dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
         ensemble: how members are joined, see :class:`medmdm.networks.Segmenter`.
