@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, SwinUNETR, UNet
 from monai.transforms import RandRotate90d
 from torch import Tensor, nn
@@ -187,6 +188,35 @@ def test_the_learning_rate_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     losses = run(Probe(), 30, 1)
     assert rates == pytest.approx([1e-2 * (1 - k / 30) ** 0.9 for k in range(30)])
     assert len(losses) == 20
+
+
+def test_from_json() -> None:
+    network = {"_target_": "UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3, "out_channels": 2}
+    config = {
+        "scratch": {
+            "_target_": "medmdm.segment.FromScratch",
+            "network": {**network, "channels": [4, 8], "strides": [2]},
+            "steps": 1,
+            "loss_function": {"_target_": "medmdm.losses.CrossEntropyDiceLoss", "class_weights": [1, 2]},
+            "transform": {"_target_": "RandRotate90d", "keys": ["image", "label"], "prob": 0.5},
+        },
+        "tuned": {
+            "_target_": "medmdm.segment.FineTuning",
+            "head": {
+                "_target_": "medmdm.segment.PixelClassifierHead",
+                "members": 1,
+                "hidden": [4],
+                "max_epochs": 1,
+                "pixels": 10,
+            },
+            "parts": "decoder",
+            "steps": 1,
+        },
+    }
+    parser = ConfigParser(json.loads(json.dumps(config)))
+    for name in config:
+        fitted = parser.get_parsed_content(name).fit(support(), made_extractor())
+        assert fitted.model(made_example(9).image[None]).shape == (1, 2, 32, 48)
 
 
 def test_evidence_is_json() -> None:
