@@ -17,6 +17,7 @@ from medmdm.corruption import (
     MaskedNoise,
     PatchMasking,
     UniformTimesteps,
+    from_config,
 )
 from medmdm.errors import UserError
 
@@ -178,5 +179,23 @@ def test_config_round_trip(part: Corruption) -> None:
     config = part.to_config()
     parser = ConfigParser({"part": config})
     again = parser.get_parsed_content("part")
-    assert type(again) is type(part)
-    assert again.to_config() == config
+    for made in (again, from_config(config)):
+        assert type(made) is type(part)
+        assert made.to_config() == config
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "medmdm.corruption.Corruption", "medmdm.corruption.draw", "medmdm.corruption.Corrupted", None],
+)
+def test_only_corruptions_and_draws_are_built_on_the_word_of_a_file(target: str | None) -> None:
+    with pytest.raises(UserError, match="is none of medmdm"):
+        from_config({"_target_": target})
+
+
+def test_a_config_that_does_not_fit_gets_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"PatchMasking' cannot be built: .*path_size"):
+        from_config({"_target_": "medmdm.corruption.PatchMasking", "path_size": 4})
+    with pytest.raises(UserError, match="is none of"):
+        from_config({"_target_": "medmdm.nowhere.Mine"}, trust=True)
+    assert from_config({"_target_": "builtins.dict", "a": 1}, trust=True) == {"a": 1}
