@@ -14,6 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python -m monai.bundle run --config_file bundles/mdm_pretrain.json
+	$(BIN)/python -m monai.bundle run --config_file bundles/mdm_segment.json
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2

@@ -168,7 +168,8 @@ class CaseReader:
             label = torch.zeros(image.shape[1:], dtype=torch.long)
         record = {"slice": loaded["slice"]} if "slice" in loaded else {}
         name = f"{entry['case']}_{loaded['slice']:04d}" if "slice" in loaded else str(entry["case"])
-        return Example(image, label, name, record)
+        group = str(entry["case"]) if "slice" in loaded else ""  # slices of a volume are left out together
+        return Example(image, label, name, record, group)
 
 
 def data_hash(cases: Sequence[LoadedCase]) -> str:
