@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ __all__ = ["LinearClassifier", "PixelClassifier"]
 
 #: From this many classes on the paper's classifier is wider.
 MANY_CLASSES = 30
+_ROWS = 2048  # pixels that are reduced together
 
 
 class PixelClassifier(nn.Module):
@@ -86,21 +86,19 @@ class PixelClassifier(nn.Module):
         """Classify every pixel.
 
         Args:
-            maps: ``[B, C_i, *spatial_i]``, their channels together ``in_channels``.
+            maps: ``[B, C_i, *spatial_i]``, their channels together ``in_channels``; fastest with channels last.
             size: the output's spatial size.
-            members: which of the ensemble; None for all. In training all is meant: batch statistics of the others
-                would not be updated.
+            members: which of the ensemble; None for all. In training only their batch statistics are updated.
 
         Returns:
             Logits ``[M, B, K, *size]``.
         """
-        which = slice(0, self.members) if members is None else members
-        weight, bias = self.weights[0][which], self.biases[0][which]
-        m, width, _ = weight.shape
-        h = _linear(weight.flatten(0, 1), maps, size)
-        hidden = h.flatten(2).unflatten(1, (m, width)) + bias[None, :, :, None]
-        out = self._rest(hidden, which)  # [B, M, K, P]
-        return out.transpose(0, 1).unflatten(3, tuple(size))
+        stacked = _by_grid(maps, self._config["in_channels"])
+        out = []
+        for m in range(self.members)[slice(None) if members is None else members]:
+            h = _linear(self.weights[0][m], self.biases[0][m], stacked, size).movedim(1, -1)
+            out.append(self._rest(h.flatten(0, -2), m).unflatten(0, h.shape[:-1]).movedim(-1, 1))
+        return torch.stack(out)
 
     def forward_pixels(self, x: Tensor) -> Tensor:
         """Classify pixels whose features were gathered.
@@ -111,35 +109,33 @@ class PixelClassifier(nn.Module):
         Returns:
             Logits ``[M, N, K]``.
         """
-        m, width, channels = self.weights[0].shape
-        hidden = (self.weights[0].reshape(m * width, channels) @ x.T).reshape(1, m, width, -1)
-        out = self._rest(hidden + self.biases[0][None, :, :, None], slice(0, m))
-        return out[0].transpose(1, 2)
+        first = zip(self.weights[0], self.biases[0], strict=True)
+        return torch.stack([self._rest(F.linear(x, w, b), m) for m, (w, b) in enumerate(first)])
 
-    def _rest(self, h: Tensor, which: slice) -> Tensor:
-        """All after the first product, on ``[B, M, H, P]``."""
+    def _rest(self, h: Tensor, m: int) -> Tensor:
+        """All of a member after its first product: ``[N, H]``, which is overwritten, → ``[N, K]``.
+
+        Members take turns. Joint products are no faster, and round otherwise than those of a member alone.
+        """
         for weight, bias, norm in zip(self.weights[1:], self.biases[1:], self.norms, strict=True):
-            h = self._normalize(F.relu(h), cast(nn.BatchNorm1d, norm), which)
-            h = torch.matmul(weight[which], h) + bias[which][None, :, :, None]
+            h, scale, shift = self._normalize(h, cast(nn.BatchNorm1d, norm), m)
+            h = F.linear(h, weight[m] * scale, bias[m] + weight[m] @ shift)
         return h
 
-    def _normalize(self, h: Tensor, norm: nn.BatchNorm1d, which: slice) -> Tensor:
-        """Batch normalisation of each member's channels over batch and pixels."""
-        width = h.shape[2]
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        part = slice(which.start * width, which.stop * width)
-        flat = F.batch_norm(
-            h.flatten(1, 2),
-            norm.running_mean[part],
-            norm.running_var[part],
-            norm.weight[part],
-            norm.bias[part],
-            training=self.training,
-            momentum=self.momentum,
-            eps=norm.eps,
-        )
-        return flat.unflatten(1, h.shape[1:3])
+    def _normalize(self, h: Tensor, norm: nn.BatchNorm1d, m: int) -> tuple[Tensor, Tensor, Tensor]:
+        """ReLU and batch normalisation of ``[N, H]``; scale and shift ``[H]`` are left to the next layer."""
+        pixels, width = h.shape
+        part = slice(m * width, (m + 1) * width)
+        mean, variance = norm.running_mean[part], norm.running_var[part]  # type: ignore[index]
+        if self.training:
+            h, batch_mean, batch_variance = _RectifyAndStandardize.apply(h, norm.eps)
+            mean.lerp_(batch_mean, self.momentum)
+            variance.lerp_(batch_variance * (pixels / max(pixels - 1, 1)), self.momentum)
+        elif torch.is_grad_enabled():
+            h = (F.relu(h) - mean) * (variance + norm.eps).rsqrt()
+        else:
+            h = h.clamp_(min=0).sub_(mean).mul_((variance + norm.eps).rsqrt())
+        return h, norm.weight[part], norm.bias[part]
 
     def member(self, number: int) -> dict[str, Tensor]:
         """Return a copy of the state of one member, as a PixelClassifier with ``members=1`` would hold it."""
@@ -163,6 +159,41 @@ class PixelClassifier(nn.Module):
                 value.unflatten(0, (self.members, -1))[number] = state[name]
             else:
                 value[number] = state[name][0]
+
+
+class _RectifyAndStandardize(torch.autograd.Function):
+    """ReLU, then zero mean and unit variance of each channel over the pixels, in the place of the input ``[N, C]``.
+
+    One large tensor is kept for the backward pass where PyTorch's two layers keep two, and memory is what a training
+    step waits for. PyTorch's batch normalisation adds up pixels one by one where their channels lie side by side:
+    with the 65 536 pixels of a crop its result is off by a thousandth. Sums here are of few numbers at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.detach()  # a view may not be marked as overwritten; its version still tells
+        x.clamp_(min=0)
+        mean = x.mean(0)
+        x.sub_(mean)
+        variance = _mean_product(x, x)
+        inverse = (variance + eps).rsqrt()
+        x.mul_(inverse)
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.save_for_backward(x, inverse, -mean * inverse)
+        return x, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        x, inverse, zero = ctx.saved_tensors
+        out = torch.addcmul(g, x, _mean_product(g, x), value=-1)
+        out.sub_(g.mean(0)).mul_(inverse)
+        return out.mul_(x > zero), None
+
+
+def _mean_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean over rows of ``a * b``, ``[N, C]`` → ``[C]``, part by part in the processor's cache."""
+    sums = [(p * q).sum(0) for p, q in zip(a.split(_ROWS), b.split(_ROWS), strict=True)]
+    return torch.stack(sums).sum(0) / len(a)
 
 
 class LinearClassifier(nn.Module):
@@ -200,27 +231,51 @@ class LinearClassifier(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int], members: slice | None = None) -> Tensor:
         """Return scores ``[1, B, K, *size]``; see :meth:`PixelClassifier.forward`."""
-        return (_linear(self.weight, maps, size) + self.bias.reshape(-1, *[1] * len(size)))[None]
+        return _linear(self.weight, self.bias, _by_grid(maps, self.weight.shape[1]), size)[None]
 
     def forward_pixels(self, x: Tensor) -> Tensor:
         """Return scores ``[1, N, K]`` of gathered pixels ``[N, C]``."""
         return (x @ self.weight.T + self.bias)[None]
 
 
-def _linear(weight: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Apply ``weight`` ``[H, sum C_i]`` to the up-sampled stack of maps ``[B, C_i, *spatial_i]``: ``[B, H, *size]``.
+def _by_grid(maps: Sequence[Tensor], channels: int) -> list[tuple[Tensor, list[slice]]]:
+    """Join the maps of one resolution, as a decoder has several such blocks, with channels last.
 
-    The products of maps of one resolution are added before they are up-sampled: a decoder has several such blocks.
+    Returns:
+        For each resolution ``[B, *spatial_i, C]`` and where its channels stand in the weights.
+
+    Raises:
+        UserError: the maps have other than so many channels.
     """
-    channels = [f.shape[1] for f in maps]
-    if sum(channels) != weight.shape[1]:
-        raise UserError(f"{sum(channels)} channels of features were given, but the head expects {weight.shape[1]}.")
-    small: dict[tuple[int, ...], Tensor] = {}
-    for f, part in zip(maps, weight.split(channels, dim=1), strict=True):
-        product = torch.matmul(part, f.flatten(2)).unflatten(2, f.shape[2:])
-        grid = tuple(int(n) for n in f.shape[2:])
-        small[grid] = small[grid] + product if grid in small else product
-    return functools.reduce(torch.add, [upsample(product, size) for product in small.values()])
+    grids: dict[tuple[int, ...], list[tuple[Tensor, slice]]] = {}
+    first = 0
+    for f in maps:
+        part = slice(first, first + f.shape[1])
+        grids.setdefault(tuple(int(n) for n in f.shape[2:]), []).append((f.movedim(1, -1), part))
+        first = part.stop
+    if first != channels:
+        raise UserError(f"{first} channels of features were given, but the head expects {channels}.")
+    return [(torch.cat([f for f, _ in same], dim=-1), [part for _, part in same]) for same in grids.values()]
+
+
+def _linear(weight: Tensor, bias: Tensor, grids: list[tuple[Tensor, list[slice]]], size: Sequence[int]) -> Tensor:
+    """Apply a layer to the up-sampled stack of maps: ``[B, H, *size]``, channels last in memory.
+
+    Up-sampling keeps constants, so that the bias, too, can be added before.
+
+    Args:
+        weight: ``[H, sum C_i]``.
+        bias: ``[H]``.
+        grids: of :func:`_by_grid`.
+        size: of the result.
+    """
+    total: Tensor | None = None
+    for stacked, parts in grids:
+        small = F.linear(stacked, torch.cat([weight[:, p] for p in parts], dim=1), bias if total is None else None)
+        large = upsample(small.movedim(-1, 1), size)
+        total = large if total is None else total.add_(large)
+    assert total is not None
+    return total
 
 
 def classify_memory(members: int, width: int, size: Sequence[int], bytes_per_value: int = 4) -> int:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from medmdm.errors import UserError
 from medmdm.networks import PixelClassifier
 from medmdm.networks.feature_maps import gather, normalize, stack
-from medmdm.networks.pixel_classifier import LinearClassifier
+from medmdm.networks.pixel_classifier import LinearClassifier, _RectifyAndStandardize
 from tests.networks.test_feature_maps import CASES, IDS, draw
 
 
@@ -61,6 +61,66 @@ def test_equals_upsampling_concatenating_and_classifying(size: tuple, shapes: li
     for m in range(3):
         mine = out[m].flatten(2).transpose(1, 2).flatten(0, 1)
         assert relative(mine, expected[m]) < 1e-5
+
+
+@pytest.mark.parametrize(("size", "shapes"), CASES[:4], ids=IDS[:4])
+def test_gradients_and_statistics_are_those_of_the_plain_classifier(size: tuple, shapes: list) -> None:
+    maps = [f.double().requires_grad_() for f in draw(shapes, batch=2)]
+    classifier = varied(PixelClassifier(sum(c for c, _ in shapes), 3, (16, 8), members=2)).train()
+    plain = [published(classifier, m).double().train() for m in range(2)]
+    classifier.double()
+    label = torch.randint(3, (2, *size), generator=torch.Generator().manual_seed(3))
+    logits = classifier(maps, size)
+    sum(nn.functional.cross_entropy(member, label) for member in logits).backward()
+    mine = [f.grad.clone() for f in maps]
+    for f in maps:
+        f.grad = None
+    rows = stack(maps, size).movedim(1, -1).flatten(0, -2)
+    sum(nn.functional.cross_entropy(mlp(rows), label.flatten()) for mlp in plain).backward()
+    for f, gradient in zip(maps, mine, strict=True):
+        assert relative(gradient, f.grad) < 1e-9
+    gradients = {name: value.grad for name, value in classifier.named_parameters()}
+    for m, mlp in enumerate(plain):
+        linears, norms = ([layer for layer in mlp if isinstance(layer, kind)] for kind in (nn.Linear, nn.BatchNorm1d))
+        for i, linear in enumerate(linears):
+            assert relative(gradients[f"weights.{i}"][m], linear.weight.grad) < 1e-9
+            # Before a batch normalisation a bias matters through the rectification alone.
+            assert_close(gradients[f"biases.{i}"][m], linear.bias.grad, rtol=1e-6, atol=1e-12)
+        for i, norm in enumerate(norms):
+            part = slice(m * norm.num_features, (m + 1) * norm.num_features)
+            assert relative(gradients[f"norms.{i}.weight"][part], norm.weight.grad) < 1e-9
+            assert relative(gradients[f"norms.{i}.bias"][part], norm.bias.grad) < 1e-9
+            assert_close(classifier.norms[i].running_mean[part], norm.running_mean, rtol=1e-9, atol=1e-12)
+            assert_close(classifier.norms[i].running_var[part], norm.running_var, rtol=1e-9, atol=1e-12)
+
+
+def test_rectified_standardisation_has_the_gradient_of_its_equation() -> None:
+    x = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: _RectifyAndStandardize.apply(x * 1, 1e-5)[0], (x,))
+
+
+def test_statistics_of_many_pixels_are_accurate() -> None:
+    x = torch.randn(1 << 18, 4, generator=torch.Generator().manual_seed(0)) + 1
+    rectified = x.double().relu()
+    exact = (rectified - rectified.mean(0)) / (rectified.var(0, unbiased=False) + 1e-5).sqrt()
+    found, mean, variance = _RectifyAndStandardize.apply(x.clone(), 1e-5)
+    assert_close(found.double(), exact, rtol=0, atol=5e-6)
+    assert_close(mean.double(), rectified.mean(0), rtol=1e-6, atol=0)
+    assert_close(variance.double(), rectified.var(0, unbiased=False), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_features_are_left_as_they_were(grad: bool) -> None:
+    maps = draw([(6, (5, 7)), (4, (10, 14))])
+    before = [f.clone() for f in maps]
+    with torch.set_grad_enabled(grad):
+        for training in (False, True):
+            classifier = PixelClassifier(10, 2, (4,), members=2).train(training)
+            classifier(maps, (10, 14))
+            x = torch.ones(9, 10)
+            classifier.forward_pixels(x)
+            assert torch.equal(x, torch.ones(9, 10))
+    assert all(torch.equal(a, b) for a, b in zip(maps, before, strict=True))
 
 
 def test_gathered_pixels_give_the_same_logits() -> None:
