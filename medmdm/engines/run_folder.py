@@ -25,8 +25,8 @@ __all__ = ["RunFolder"]
 # What may change between the parts of a resumed run: where things lie and how fast they go, not what is learnt.
 # The training images are compared by the hash of their pixels instead of by their path.
 MAY_CHANGE = (
-    "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "keep_checkpoints",
-    "num_workers", "run_dir", "slice_cache",
+    "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "feature_cache",
+    "keep_checkpoints", "memory_gib", "num_workers", "report", "run_dir", "slice_cache", "strict",
 )  # fmt: skip
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 

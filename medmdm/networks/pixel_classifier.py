@@ -1,4 +1,4 @@
-"""The pixel classifier of the paper, all members of an ensemble as one grouped computation on low-resolution maps."""
+"""The pixel classifier of the paper, all members of an ensemble on the same low-resolution maps."""
 
 from __future__ import annotations
 
@@ -93,10 +93,9 @@ class PixelClassifier(nn.Module):
         Returns:
             Logits ``[M, B, K, *size]``.
         """
-        stacked = _by_grid(maps, self._config["in_channels"])
         out = []
         for m in range(self.members)[slice(None) if members is None else members]:
-            h = _linear(self.weights[0][m], self.biases[0][m], stacked, size).movedim(1, -1)
+            h = _linear(self.weights[0][m], self.biases[0][m], maps, size).movedim(1, -1)
             out.append(self._rest(h.flatten(0, -2), m).unflatten(0, h.shape[:-1]).movedim(-1, 1))
         return torch.stack(out)
 
@@ -231,48 +230,39 @@ class LinearClassifier(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int], members: slice | None = None) -> Tensor:
         """Return scores ``[1, B, K, *size]``; see :meth:`PixelClassifier.forward`."""
-        return _linear(self.weight, self.bias, _by_grid(maps, self.weight.shape[1]), size)[None]
+        return _linear(self.weight, self.bias, maps, size)[None]
 
     def forward_pixels(self, x: Tensor) -> Tensor:
         """Return scores ``[1, N, K]`` of gathered pixels ``[N, C]``."""
         return (x @ self.weight.T + self.bias)[None]
 
 
-def _by_grid(maps: Sequence[Tensor], channels: int) -> list[tuple[Tensor, list[slice]]]:
-    """Join the maps of one resolution, as a decoder has several such blocks, with channels last.
-
-    Returns:
-        For each resolution ``[B, *spatial_i, C]`` and where its channels stand in the weights.
-
-    Raises:
-        UserError: the maps have other than so many channels.
-    """
-    grids: dict[tuple[int, ...], list[tuple[Tensor, slice]]] = {}
-    first = 0
-    for f in maps:
-        part = slice(first, first + f.shape[1])
-        grids.setdefault(tuple(int(n) for n in f.shape[2:]), []).append((f.movedim(1, -1), part))
-        first = part.stop
-    if first != channels:
-        raise UserError(f"{first} channels of features were given, but the head expects {channels}.")
-    return [(torch.cat([f for f, _ in same], dim=-1), [part for _, part in same]) for same in grids.values()]
-
-
-def _linear(weight: Tensor, bias: Tensor, grids: list[tuple[Tensor, list[slice]]], size: Sequence[int]) -> Tensor:
+def _linear(weight: Tensor, bias: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Apply a layer to the up-sampled stack of maps: ``[B, H, *size]``, channels last in memory.
 
-    Up-sampling keeps constants, so that the bias, too, can be added before.
+    The products of maps of one resolution are added before they are up-sampled: a decoder has several such blocks.
+    Up-sampling keeps constants, so that the bias, too, is added before.
 
     Args:
         weight: ``[H, sum C_i]``.
         bias: ``[H]``.
-        grids: of :func:`_by_grid`.
+        maps: ``[B, C_i, *spatial_i]``.
         size: of the result.
+
+    Raises:
+        UserError: the maps have another number of channels.
     """
+    channels = [f.shape[1] for f in maps]
+    if sum(channels) != weight.shape[1]:
+        raise UserError(f"{sum(channels)} channels of features were given, but the head expects {weight.shape[1]}.")
+    small: dict[tuple[int, ...], Tensor] = {}
+    for f, part in zip(maps, weight.split(channels, dim=1), strict=True):
+        product = F.linear(f.movedim(1, -1), part, None if small else bias)
+        grid = tuple(int(n) for n in f.shape[2:])
+        small[grid] = small[grid].add_(product) if grid in small else product
     total: Tensor | None = None
-    for stacked, parts in grids:
-        small = F.linear(stacked, torch.cat([weight[:, p] for p in parts], dim=1), bias if total is None else None)
-        large = upsample(small.movedim(-1, 1), size)
+    for product in small.values():
+        large = upsample(product.movedim(-1, 1), size)
         total = large if total is None else total.add_(large)
     assert total is not None
     return total

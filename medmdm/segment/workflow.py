@@ -24,6 +24,7 @@ from medmdm.segment.evaluation import evaluate
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
 from medmdm.segment.stamp import ledger_stamp
+from medmdm.segment.views import views
 
 __all__ = ["Segmentation"]
 
@@ -134,7 +135,9 @@ class Segmentation:
             "training_cases": len(support),
             f"{self.section}_cases": len(tested),
         }
-        record = RunFolder(self.folder, self.config, {}, data, self.seed)
+        # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
+        config = {**self.config, "backbone_sha256": self.backbone.identity}
+        record = RunFolder(self.folder, config, {}, data, self.seed)
         record.open()
         task = Task(
             [example for case in support for example in case.examples],
@@ -151,7 +154,9 @@ class Segmentation:
             model = load_segmenter(self.model_path, backbone=self.backbone.path or None)[0].to(self.device)
         else:
             if self.backbone.extractor is not None and self.head.needs_backbone:
-                logger.info(self.backbone.extractor.announce([e.image.shape[1:] for e in task.examples]))
+                kind = "whole" if self.whole else "windows"
+                read = [view for e in task.examples for view in views(e, kind, self.window, self.overlap)]
+                logger.info(self.backbone.extractor.announce([view.image.shape[1:] for view in read]))
             fitted = self.head.fit(task, self.backbone.extractor)
             model = fitted.model
             save_json({"protocol": protocol, "head": self.head_config, **fitted.evidence}, self.folder / "plan.json")

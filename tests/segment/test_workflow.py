@@ -125,6 +125,14 @@ def test_a_second_run_extracts_and_fits_nothing(run: Callable[..., Any], tmp_pat
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "features").rglob("*.pt")} == features
 
 
+def test_other_weights_under_the_same_name_are_noticed(run: Callable[..., Any], tmp_path: Path) -> None:
+    run("mdm_segment", report=False)
+    write_backbone(tmp_path / "model.pt", seed=1)
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", report=False)
+    assert "backbone_sha256" in str(find_user_error(caught.value))
+
+
 def test_the_same_seed_gives_the_same_file(run: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("a", "b"):
         run("mdm_segment", run_dir=str(tmp_path / name), feature_cache=str(tmp_path / "cache"), report=False)
