@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -266,8 +265,3 @@ def _linear(weight: Tensor, bias: Tensor, maps: Sequence[Tensor], size: Sequence
         total = large if total is None else total.add_(large)
     assert total is not None
     return total
-
-
-def classify_memory(members: int, width: int, size: Sequence[int], bytes_per_value: int = 4) -> int:
-    """Return the bytes of one hidden layer's activations for all members at once."""
-    return members * width * math.prod(size) * bytes_per_value

@@ -135,7 +135,8 @@ def evaluate(
     save_json(
         {
             "format": 1,
-            "dataset": name,
+            # Labels that nobody drew are called so wherever the name of the data set is printed.
+            "dataset": f"{name} ({information['label_standard']})" if "label_standard" in information else name,
             "dataset_dir": str(cases.dataset_dir),
             "data_list": {"name": name, **information},
             "section": section,

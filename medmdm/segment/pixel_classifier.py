@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from medmdm.data.labels import IGNORE
+from medmdm.engines.memory import keep_freed_memory
 from medmdm.errors import UserError
 from medmdm.features.cache import CachedExtractor
 from medmdm.losses import CrossEntropyDiceLoss
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.feature_maps import gather
-from medmdm.networks.pixel_classifier import PixelClassifier, classify_memory
+from medmdm.networks.pixel_classifier import PixelClassifier
 from medmdm.networks.segmenter import Segmenter
 from medmdm.segment.context import Fitted, Task
 from medmdm.segment.views import Example, random_crop, views
@@ -28,8 +29,6 @@ from medmdm.segment.views import Example, random_crop, views
 __all__ = ["PixelClassifierHead"]
 
 logger = logging.getLogger(__name__)
-
-_MEMORY = 1 << 26  # bytes of one hidden layer that members may take together; more is not faster, measured on a CPU
 
 
 class PixelClassifierHead:
@@ -117,6 +116,8 @@ class PixelClassifierHead:
         self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Any
     ) -> tuple[list[float], list[int]]:
         """Return the last loss and the number of epochs of each member."""
+        if task.device.type == "cpu":
+            keep_freed_memory()
         optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
         order = torch.Generator().manual_seed(task.seed)
         numbers: Any = range(len(samples))
@@ -136,7 +137,8 @@ class PixelClassifierHead:
                 chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
                 if not chosen:  # scribbles: nothing labelled in this crop
                     return {"loss": losses.mean()}
-            losses = self._losses(head, chosen, task, extractor, rng)
+            running = sorted(rule.running)
+            losses[running] = self._losses(head, running, chosen, task, extractor, rng)
             optimizer.step()
             return {"loss": losses.mean()}
 
@@ -169,18 +171,29 @@ class PixelClassifierHead:
         return rule.last, rule.epochs
 
     def _losses(
-        self, head: PixelClassifier, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
+        self,
+        head: PixelClassifier,
+        members: Sequence[int],
+        chosen: Sequence[Example],
+        task: Task,
+        extractor: Any,
+        rng: np.random.Generator,
     ) -> Tensor:
-        """Compute the gradients of all members; return their losses ``[M]``."""
+        """Compute the gradients of some members; return their losses.
+
+        They share nothing but the features: one at a time takes the least memory, and no more time.
+        """
         if self.fresh:
             extractor = _with_new_mask(extractor, int(rng.integers(2**31)))
         if self.pixels is not None:
             sampled = [_sample(view, self.pixels, task, extractor, rng) for view in chosen]
             x, y = (torch.cat(same) for same in zip(*sampled, strict=True))
-            logits = head.forward_pixels(x)  # [M, N, K]
-            losses = torch.stack([self.loss_function(member.T[None], y[None]) for member in logits])
-            losses.sum().backward()
-            return losses.detach().cpu()
+            features, label = x, y[None]
+
+            def classify(m: int) -> Tensor:
+                return head.forward_pixels(features, slice(m, m + 1))[0].T[None]
+
+            return _backward(classify, members, label, self.loss_function)
         if len({view.label.shape for view in chosen}) > 1:
             raise UserError(
                 "Images of different sizes cannot be read whole in one batch: set batch_size to 1, or train on sampled "
@@ -191,17 +204,9 @@ class PixelClassifierHead:
         size = extractor.padded_size(images.shape[2:])
         unpadded = (..., *(slice(0, n) for n in label.shape[1:]))
         maps = extractor(images)
-        # Members do not share anything but the features, so they can take turns where memory is short.
-        width = head.config["hidden"][0] if head.config["hidden"] else head.num_classes
-        at_once = max(1, _MEMORY // (classify_memory(1, width, size) * len(images)))
-        parts = []
-        for first in range(0, self.members, at_once):
-            logits = head(maps, size, slice(first, min(first + at_once, self.members)))
-            logits = logits[unpadded]
-            losses = torch.stack([self.loss_function(member, label) for member in logits])
-            losses.sum().backward()
-            parts.append(losses.detach().cpu())
-        return torch.cat(parts)
+        return _backward(
+            lambda m: head(maps, size, slice(m, m + 1))[0][unpadded], members, label, self.loss_function
+        )
 
 
 def _with_new_mask(extractor: CachedExtractor | FeatureExtractor, seed: int) -> FeatureExtractor:
