@@ -98,17 +98,18 @@ class PixelClassifier(nn.Module):
             out.append(self._rest(h.flatten(0, -2), m).unflatten(0, h.shape[:-1]).movedim(-1, 1))
         return torch.stack(out)
 
-    def forward_pixels(self, x: Tensor) -> Tensor:
+    def forward_pixels(self, x: Tensor, members: slice | None = None) -> Tensor:
         """Classify pixels whose features were gathered.
 
         Args:
             x: ``[N, in_channels]``, the same pixels for all members.
+            members: which of the ensemble; None for all.
 
         Returns:
             Logits ``[M, N, K]``.
         """
-        first = zip(self.weights[0], self.biases[0], strict=True)
-        return torch.stack([self._rest(F.linear(x, w, b), m) for m, (w, b) in enumerate(first)])
+        which = range(self.members)[slice(None) if members is None else members]
+        return torch.stack([self._rest(F.linear(x, self.weights[0][m], self.biases[0][m]), m) for m in which])
 
     def _rest(self, h: Tensor, m: int) -> Tensor:
         """All of a member after its first product: ``[N, H]``, which is overwritten, → ``[N, K]``.

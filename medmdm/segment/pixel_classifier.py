@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class PixelClassifierHead:
     """Train :class:`medmdm.networks.PixelClassifier` as section 3.2 of arXiv 2308.05695 does.
 
     All members see the same images and pixels in the same order and differ in their initial weights; nothing of one
-    member enters another, so an ensemble equals its members trained one by one.
+    member enters another, so an ensemble equals its members trained one by one. The features are read once for all.
 
     Args:
         members: size of the ensemble; the paper trains ten.
@@ -137,8 +137,14 @@ class PixelClassifierHead:
                 chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
                 if not chosen:  # scribbles: nothing labelled in this crop
                     return {"loss": losses.mean()}
+            classify, label = self._batch(head, chosen, task, extractor, rng)
             running = sorted(rule.running)
-            losses[running] = self._losses(head, running, chosen, task, extractor, rng)
+            found = []
+            for member in running:  # they share nothing but the features: one at a time takes the least memory
+                loss = self.loss_function(classify(slice(member, member + 1))[0], label)
+                loss.backward()
+                found.append(loss.detach())
+            losses[running] = torch.stack(found).cpu()
             optimizer.step()
             return {"loss": losses.mean()}
 
@@ -170,30 +176,16 @@ class PixelClassifierHead:
         head.eval()
         return rule.last, rule.epochs
 
-    def _losses(
-        self,
-        head: PixelClassifier,
-        members: Sequence[int],
-        chosen: Sequence[Example],
-        task: Task,
-        extractor: Any,
-        rng: np.random.Generator,
-    ) -> Tensor:
-        """Compute the gradients of some members; return their losses.
-
-        They share nothing but the features: one at a time takes the least memory, and no more time.
-        """
+    def _batch(
+        self, head: PixelClassifier, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
+    ) -> tuple[Callable[[slice], Tensor], Tensor]:
+        """Return what gives the logits ``[M, B, K, ...]`` of some members for a batch, and its labels ``[B, ...]``."""
         if self.fresh:
             extractor = _with_new_mask(extractor, int(rng.integers(2**31)))
         if self.pixels is not None:
             sampled = [_sample(view, self.pixels, task, extractor, rng) for view in chosen]
             x, y = (torch.cat(same) for same in zip(*sampled, strict=True))
-            features, label = x, y[None]
-
-            def classify(m: int) -> Tensor:
-                return head.forward_pixels(features, slice(m, m + 1))[0].T[None]
-
-            return _backward(classify, members, label, self.loss_function)
+            return lambda members: head.forward_pixels(x, members).transpose(1, 2)[:, None], y[None]
         if len({view.label.shape for view in chosen}) > 1:
             raise UserError(
                 "Images of different sizes cannot be read whole in one batch: set batch_size to 1, or train on sampled "
@@ -204,9 +196,7 @@ class PixelClassifierHead:
         size = extractor.padded_size(images.shape[2:])
         unpadded = (..., *(slice(0, n) for n in label.shape[1:]))
         maps = extractor(images)
-        return _backward(
-            lambda m: head(maps, size, slice(m, m + 1))[0][unpadded], members, label, self.loss_function
-        )
+        return lambda members: head(maps, size, members)[unpadded], label
 
 
 def _with_new_mask(extractor: CachedExtractor | FeatureExtractor, seed: int) -> FeatureExtractor:

@@ -137,25 +137,25 @@ def test_members_at_once_are_members_one_by_one(arguments: dict[str, Any], monke
     assert len(set(epochs)) > 1  # else it would not matter that each keeps the state at which it stopped
 
 
-def test_members_take_turns_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pixels", [None, 50])
+def test_members_take_turns_until_each_stops(monkeypatch: pytest.MonkeyPatch, pixels: int | None) -> None:
     support = task([made_example(seed, WINDOW) for seed in range(2)])
+    turns: list[int] = []
+    name = "forward" if pixels is None else "forward_pixels"
+    original = getattr(PixelClassifier, name)
+
+    def counted(self: PixelClassifier, *arguments: Any) -> Tensor:
+        members = arguments[-1]
+        assert members.stop == members.start + 1
+        turns.append(members.start)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(PixelClassifier, name, counted)
+    settings_: dict[str, Any] = {"max_epochs": 25, "min_epochs": 2, "patience": 1, "learning_rate": 2e-2}
     extractor = CachedExtractor(made_extractor())
-    expected = head(members=5, max_epochs=4).fit(support, extractor)
-    turns = []
-    forward = PixelClassifier.forward
-
-    def counted(self: PixelClassifier, maps: Any, size: Any, members: slice | None = None) -> Tensor:
-        assert members is not None
-        turns.append((members.start, members.stop))
-        return forward(self, maps, size, members)
-
-    monkeypatch.setattr(PixelClassifier, "forward", counted)
-    monkeypatch.setattr(pixel_classifier, "_MEMORY", 2 * 16 * 32 * 32 * 4)  # two members' first layer
-    fitted = head(members=5, max_epochs=4).fit(support, extractor)
-    assert set(turns) == {(0, 2), (2, 4), (4, 5)}
-    monkeypatch.undo()
-    image = made_example(9, WINDOW).image[None]
-    assert_close(fitted.model.member_logits(image), expected.model.member_logits(image), rtol=1e-4, atol=1e-5)
+    epochs = head(members=5, pixels=pixels, **settings_).fit(support, extractor).evidence["epochs"]
+    assert len(set(epochs)) > 1
+    assert [turns.count(m) for m in range(5)] == [2 * n for n in epochs]  # two images an epoch
 
 
 @settings(max_examples=200, deadline=None)
