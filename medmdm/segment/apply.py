@@ -132,9 +132,9 @@ class Evaluation:
         trained_on = set(self.saved.task.get("training_hashes", ()))
         seen = [case.name for case in loaded if case.hashes[0] in trained_on]
         if seen:
-            sentence = f"Transductive: {len(seen)} of {len(loaded)} cases were among the labelled images of the head."
+            sentence = f"{len(seen)} of {len(loaded)} cases were among the labelled images of the head."
             stamp = {"kind": "transductive", "overlapping": seen, "sentence": sentence}
-        logger.info(stamp["sentence"])
+        logger.info("%s: %s", stamp["kind"], stamp["sentence"])
         protocol = {**self.saved.task, "segmenter": self.segmenter}
         scores = evaluate(
             self.folder, loaded, self.cases, self.saved.predictor, self.saved.postprocess, stamp, protocol,

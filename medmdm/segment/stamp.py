@@ -37,7 +37,7 @@ def ledger_stamp(
     seen = [case.name for case in cases if case.hashes[0] in images or case.hashes[0] in seen_by_head]
     if seen:
         sentence = (
-            f"Transductive: {len(seen)} of {len(cases)} test images were seen in training, without or with labels."
+            f"{len(seen)} of {len(cases)} test images were seen in training, without or with labels."
         )
         return {"kind": "transductive", "overlapping": seen, "sentence": sentence}
     patients = set(ledger.get("patients", ()))
@@ -51,12 +51,12 @@ def ledger_stamp(
     ]
     if shared:
         sentence = (
-            f"Patients shared: the test images are new, but {len(shared)} of {len(cases)} are of patients (or parts of "
+            f"The test images are new, but {len(shared)} of {len(cases)} are of patients (or parts of "
             "images) that training saw, so the scores are for new images of known patients."
         )
         return {"kind": "patients shared", "overlapping": shared, "sentence": sentence}
     known = all("patient_id" in case.entry for case in cases)
-    sentence = "Inductive: no test image was seen in training" + (
+    sentence = "No test image was seen in training" + (
         " and no test patient." if known and (patients or support) else "; patients are not known."
     )
     return {"kind": "inductive", "overlapping": [], "sentence": sentence}

@@ -58,7 +58,7 @@ def study_table(
                 f"| {c['backbone']} | {c['head']} | {c['shots']} | {c['difference']:+.3f} | {_n(low)} to {_n(high)} "
                 f"| {c['p_holm']:.3g} | {c['wins']} / {c['ties']} / {c['losses']} |"
             )
-    lines += ["", *(f"{name}: {stamp['sentence']}" for name, stamp in stamps.items())]
+    lines += ["", *(f"{name}: {stamp['kind']}. {stamp['sentence']}" for name, stamp in stamps.items())]
     return json_ready({"rows": rows, "comparisons": comparisons}), "\n".join(lines) + "\n"
 
 

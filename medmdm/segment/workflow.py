@@ -162,7 +162,7 @@ class Segmentation:
             save_json({"protocol": protocol, "head": self.head_config, **fitted.evidence}, self.folder / "plan.json")
             self._save(model, protocol, support)
         stamp = ledger_stamp(tested, self.backbone.plan.get("ledger"), support)
-        logger.info(stamp["sentence"])
+        logger.info("%s: %s", stamp["kind"], stamp["sentence"])
         predictor = Predictor(
             model, self.window, self.whole, self.overlap, uncertainty=self.uncertainty, device=self.device
         )

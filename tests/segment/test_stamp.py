@@ -1,0 +1,52 @@
+"""What the backbone has seen of the test cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from medmdm.engines.plan import patient_hashes
+from medmdm.segment.reading import LoadedCase
+from medmdm.segment.stamp import ledger_stamp
+
+
+def case(name: str, pixels: str, whole: str | None = None, **entry: Any) -> LoadedCase:
+    return LoadedCase({"case": name, **entry}, [], (), None, None, (4, 5), (pixels, whole or pixels))
+
+
+def ledger(*images: str, patients: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"images": list(images), "patients": patient_hashes(patients, "salt"), "salt": "salt"}
+
+
+TESTED = [case("a", "1", patient_id="x"), case("b", "2", patient_id="y")]
+
+
+@pytest.mark.parametrize(
+    ("seen", "support", "kind", "overlapping"),
+    [
+        (None, [], "unknown", []),
+        (ledger("9"), [], "inductive", []),
+        (ledger("9", patients=("z",)), [], "inductive", []),
+        (ledger("2"), [], "transductive", ["b"]),
+        (ledger("9", patients=("x", "z")), [], "patients shared", ["a"]),
+        (ledger("2", patients=("x",)), [], "transductive", ["b"]),  # the worse of the two
+        (ledger(), [case("c", "3", patient_id="y")], "patients shared", ["b"]),
+        (ledger(), [case("c", "1")], "transductive", ["a"]),
+    ],
+)
+def test_kinds(seen: Any, support: list[LoadedCase], kind: str, overlapping: list[str]) -> None:
+    stamp = ledger_stamp(TESTED, seen, support)
+    assert (stamp["kind"], stamp["overlapping"]) == (kind, overlapping)
+    assert stamp["sentence"].endswith(".")
+
+
+def test_another_part_of_a_seen_image_counts_as_its_patient() -> None:
+    parts = [case("left", "1", "whole"), case("other", "2", "elsewhere")]
+    stamp = ledger_stamp(parts, ledger("9", "whole"))
+    assert (stamp["kind"], stamp["overlapping"]) == ("patients shared", ["left"])
+
+
+def test_unknown_patients_are_not_called_new() -> None:
+    assert "patients are not known" in ledger_stamp([case("a", "1")], ledger("9"))["sentence"]
+    assert "no test patient" in ledger_stamp(TESTED, ledger("9", patients=("z",)))["sentence"]
