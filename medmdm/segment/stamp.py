@@ -36,9 +36,7 @@ def ledger_stamp(
     seen_by_head = {case.hashes[0] for case in support}
     seen = [case.name for case in cases if case.hashes[0] in images or case.hashes[0] in seen_by_head]
     if seen:
-        sentence = (
-            f"{len(seen)} of {len(cases)} test images were seen in training, without or with labels."
-        )
+        sentence = f"{len(seen)} of {len(cases)} test images were seen in training, without or with labels."
         return {"kind": "transductive", "overlapping": seen, "sentence": sentence}
     patients = set(ledger.get("patients", ()))
     ids = sorted({str(case.entry["patient_id"]) for case in cases if "patient_id" in case.entry})
