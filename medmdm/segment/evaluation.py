@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def evaluate(
     protocol: Mapping[str, Any],
     section: str,
     probabilities: bool = False,
+    study: str | None = None,
 ) -> dict[str, float]:
     """Predict and write every case, and write ``evaluation.json``, from which :mod:`medmdm.reports` makes the report.
 
@@ -114,6 +116,7 @@ def evaluate(
         protocol: JSON-able: how the model came about.
         section: which section of the data list they are.
         probabilities: write them too.
+        study: the ``study.csv`` whose learning curve the report shall show.
 
     Returns:
         Mean Dice and IoU over the labelled cases.
@@ -147,7 +150,7 @@ def evaluate(
             "protocol": dict(protocol),
             "record": "run.json",
             "cases": records,
-            "study": None,
+            "study": None if study is None else os.path.relpath(study, folder),
         },
         folder / "evaluation.json",
     )

@@ -59,6 +59,7 @@ class Segmentation:
         include_backbone: save the backbone with the head, so that the file stands alone.
         report: write the report.
         strict: a case that cannot be scored stops the report.
+        study: the ``study.csv`` of a study, whose learning curve the report shows.
         slice_cache: folder of decoded volumes.
         device: where to compute.
     """
@@ -85,6 +86,7 @@ class Segmentation:
         include_backbone: bool = True,
         report: bool = True,
         strict: bool = False,
+        study: str | None = None,
         slice_cache: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -114,6 +116,9 @@ class Segmentation:
         self.include_backbone = include_backbone
         self.report = report
         self.strict = strict
+        if study is not None and not Path(study).is_file():
+            raise UserError(f"study names {study}, which does not exist: give the study.csv of a study.")
+        self.study = study
         self.reader = CaseReader(cases, backbone.plan, slice_cache)
         self.device = torch.device(device)
 
@@ -168,7 +173,7 @@ class Segmentation:
         )
         scores = evaluate(
             self.folder, tested, self.cases, predictor, self.postprocess, stamp, protocol, self.section,
-            self.probabilities,
+            self.probabilities, self.study,
         )  # fmt: skip
         record.finish(0)
         if scores:

@@ -212,6 +212,15 @@ def test_a_killed_study_computes_no_finished_cell_again(run: Callable[..., Any],
     assert "MDM" in (tmp_path / "study" / "study.md").read_text()
 
 
+def test_a_report_shows_the_learning_curve_of_a_study(run: Callable[..., Any], tmp_path: Path) -> None:
+    run("mdm_study", **study_settings(tmp_path, draws=1))
+    run("mdm_segment", study=str(tmp_path / "study" / "study.csv"))
+    assert "Learning curve" in (tmp_path / "run" / "index.html").read_text()
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", run_dir=str(tmp_path / "other"), study="nowhere.csv")
+    assert "nowhere.csv" in str(find_user_error(caught.value))
+
+
 def test_a_study_with_another_head_computes_its_cells_only(run: Callable[..., Any], tmp_path: Path) -> None:
     run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1))
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir()}
