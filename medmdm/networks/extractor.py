@@ -114,7 +114,7 @@ class FeatureExtractor(nn.Module):
             ``[B, C_i, *spatial_i]`` for each of :attr:`feature_info`. They are of the padded image: up-sample them to
             :meth:`padded_size` and cut.
         """
-        return normalize(self.raw(x), self.padded_size(x.shape[2:]), self._config["normalize"])
+        return normalize(self.raw(x), self.padded_size(x.shape[2:]), self._config["normalize"], consume=True)
 
     def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Return the size of an image after padding to multiples of :attr:`multiple`."""

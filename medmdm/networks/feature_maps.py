@@ -25,6 +25,7 @@ __all__ = ["NORMALIZATIONS", "factor", "gather", "gram", "normalize", "stack", "
 #: What :func:`normalize` knows.
 NORMALIZATIONS = ("global_l2", "rms", "none")
 
+_VALUES = 1 << 18  # of a map that are reduced together
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -82,10 +83,12 @@ def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Return ``|x|^2`` of each image, ``[B]`` in float64: a quadratic form with a narrow stencil along each axis."""
     squares = []
     for f in maps:
-        g = f
-        if tuple(f.shape[2:]) != tuple(size):
-            g = _apply(f, [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(f.shape[2:], size, strict=True)])
-        squares.append((f * g).flatten(1).double().sum(1))
+        forms = [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(f.shape[2:], size, strict=True)]
+        # Some channels at a time, in the processor's cache and without memory for whole maps; how many must not depend
+        # on the batch, which exports leave open.
+        for part in f.split(max(1, _VALUES // math.prod(int(n) for n in f.shape[2:])), dim=1):
+            g = part if tuple(f.shape[2:]) == tuple(size) else _apply(part, forms)
+            squares.append((part * g).flatten(1).sum(1, dtype=torch.float64))
     return torch.stack(squares).sum(0)
 
 
@@ -101,7 +104,7 @@ def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
     return square.clamp_min(1e-30).rsqrt()
 
 
-def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> list[Tensor]:
+def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str, consume: bool = False) -> list[Tensor]:
     """Scale all maps of an image by one number.
 
     Args:
@@ -109,14 +112,17 @@ def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> list[Te
         size: to which they would be up-sampled.
         kind: ``"global_l2"`` divides by the L2 norm of the up-sampled stack (the paper; it grows with the area, so it
             is valid for windows of one size only), ``"rms"`` by its root mean square, ``"none"`` does nothing.
+        consume: put the results into ``maps``, a list, one after the other: both together are never in memory.
 
     Raises:
         UserError: an unknown kind.
     """
-    if kind == "none":
-        return list(maps)
-    scale = factor(maps, size, kind)
-    return [f * scale.to(f.dtype).reshape(-1, *[1] * (f.ndim - 1)) for f in maps]
+    scaled = maps if consume and isinstance(maps, list) else list(maps)
+    if kind != "none":
+        scale = factor(maps, size, kind)
+        for i in range(len(scaled)):
+            scaled[i] = scaled[i] * scale.to(scaled[i].dtype).reshape(-1, *[1] * (scaled[i].ndim - 1))
+    return scaled
 
 
 def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tensor:

@@ -184,9 +184,13 @@ class _RectifyAndStandardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         x, inverse, zero = ctx.saved_tensors
-        out = torch.addcmul(g, x, _mean_product(g, x), value=-1)
-        out.sub_(g.mean(0)).mul_(inverse)
-        return out.mul_(x > zero), None
+        mean, along = g.mean(0), _mean_product(g, x)
+        out = torch.empty_like(g, memory_format=torch.contiguous_format)
+        shown = torch.empty_like(out[:_ROWS])
+        for o, part, y in zip(out.split(_ROWS), g.split(_ROWS), x.split(_ROWS), strict=True):
+            torch.addcmul(part, y, along, value=-1, out=o).sub_(mean).mul_(inverse)
+            o.mul_(torch.gt(y, zero, out=shown[: len(y)]))  # a mask of numbers: one of booleans is converted first
+        return out, None
 
 
 def _mean_product(a: Tensor, b: Tensor) -> Tensor:
