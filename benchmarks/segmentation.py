@@ -219,7 +219,7 @@ def peak_memory(side: str, step: str, grids: Sequence[Sequence[int]], size: int,
 
             def logits() -> Tensor:
                 with torch.no_grad():
-                    scaled = normalize(maps, (size, size), "global_l2")
+                    scaled = normalize(maps, (size, size), "global_l2", consume=True)
                 return head(scaled, (size, size))[0, 0].flatten(1).T
         else:
             mlp = published_classifier(channels).train(step == "train")
