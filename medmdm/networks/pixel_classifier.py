@@ -17,7 +17,7 @@ __all__ = ["LinearClassifier", "PixelClassifier"]
 
 #: From this many classes on the paper's classifier is wider.
 MANY_CLASSES = 30
-_ROWS = 2048  # pixels that are reduced together
+_ROWS = 4096  # pixels that are reduced together
 
 
 class PixelClassifier(nn.Module):
@@ -122,7 +122,7 @@ class PixelClassifier(nn.Module):
         return h
 
     def _normalize(self, h: Tensor, norm: nn.BatchNorm1d, m: int) -> tuple[Tensor, Tensor, Tensor]:
-        """ReLU and batch normalisation of ``[N, H]``; scale and shift ``[H]`` are left to the next layer."""
+        """ReLU and batch normalisation of ``[N, H]``; a scale and a shift ``[H]`` are left to the next layer."""
         pixels, width = h.shape
         part = slice(m * width, (m + 1) * width)
         mean, variance = norm.running_mean[part], norm.running_var[part]  # type: ignore[index]
@@ -130,11 +130,9 @@ class PixelClassifier(nn.Module):
             h, batch_mean, batch_variance = _RectifyAndStandardize.apply(h, norm.eps)
             mean.lerp_(batch_mean, self.momentum)
             variance.lerp_(batch_variance * (pixels / max(pixels - 1, 1)), self.momentum)
-        elif torch.is_grad_enabled():
-            h = (F.relu(h) - mean) * (variance + norm.eps).rsqrt()
-        else:
-            h = h.clamp_(min=0).sub_(mean).mul_((variance + norm.eps).rsqrt())
-        return h, norm.weight[part], norm.bias[part]
+            return h, norm.weight[part], norm.bias[part]
+        scale = norm.weight[part] * (variance + norm.eps).rsqrt()
+        return F.relu(h, inplace=not torch.is_grad_enabled()), scale, norm.bias[part] - mean * scale
 
     def member(self, number: int) -> dict[str, Tensor]:
         """Return a copy of the state of one member, as a PixelClassifier with ``members=1`` would hold it."""
@@ -147,6 +145,29 @@ class PixelClassifier(nn.Module):
             else:
                 state[name] = value[number : number + 1].clone()
         return state
+
+    def shared_member(self, number: int) -> PixelClassifier:
+        """Return a member as a classifier of its own in the memory of this one: what trains it trains this one.
+
+        Its gradients, too, go where this classifier's are, which become zeros where there were none. That spares the
+        gradients of all members that a part of a parameter would have.
+        """
+        one = PixelClassifier(**{**self._config, "members": 1})
+
+        def part(value: Tensor, like: Tensor) -> Tensor:
+            return value.detach()[number * len(like) : (number + 1) * len(like)]
+
+        for (name, mine), its in zip(self.named_parameters(), one.parameters(), strict=True):
+            if mine.grad is None:
+                mine.grad = torch.zeros_like(mine)
+            shared = nn.Parameter(part(mine, its), mine.requires_grad)
+            shared.grad = part(mine.grad, its)
+            module, _, key = name.rpartition(".")
+            setattr(one.get_submodule(module), key, shared)
+        for (name, buffer), of_one in zip(self.named_buffers(), one.buffers(), strict=True):
+            module, _, key = name.rpartition(".")
+            setattr(one.get_submodule(module), key, part(buffer, of_one) if buffer.ndim else buffer)
+        return one.train(self.training)
 
     @torch.no_grad()
     def set_member(self, number: int, state: dict[str, Tensor]) -> None:

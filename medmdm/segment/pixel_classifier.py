@@ -118,6 +118,8 @@ class PixelClassifierHead:
         """Return the last loss and the number of epochs of each member."""
         if task.device.type == "cpu":
             keep_freed_memory()
+        head.train()
+        members = [head.shared_member(number) for number in range(self.members)]
         optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
         order = torch.Generator().manual_seed(task.seed)
         numbers: Any = range(len(samples))
@@ -128,8 +130,7 @@ class PixelClassifierHead:
 
         def step(engine: Engine, batch: Tensor) -> dict[str, Tensor]:
             nonlocal losses
-            head.train()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=False)
             chosen = [samples[int(i)] for i in batch]
             rng = np.random.default_rng([task.seed, 6, engine.state.iteration])
             if self.fresh:
@@ -137,11 +138,11 @@ class PixelClassifierHead:
                 chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
                 if not chosen:  # scribbles: nothing labelled in this crop
                     return {"loss": losses.mean()}
-            classify, label = self._batch(head, chosen, task, extractor, rng)
+            classify, label = self._batch(chosen, task, extractor, rng)
             running = sorted(rule.running)
             found = []
-            for member in running:  # they share nothing but the features: one at a time takes the least memory
-                loss = self.loss_function(classify(slice(member, member + 1))[0], label)
+            for number in running:  # they share nothing but the features: one at a time takes the least memory
+                loss = self.loss_function(classify(members[number]), label)
                 loss.backward()
                 found.append(loss.detach())
             losses[running] = torch.stack(found).cpu()
@@ -177,15 +178,15 @@ class PixelClassifierHead:
         return rule.last, rule.epochs
 
     def _batch(
-        self, head: PixelClassifier, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
-    ) -> tuple[Callable[[slice], Tensor], Tensor]:
-        """Return what gives the logits ``[M, B, K, ...]`` of some members for a batch, and its labels ``[B, ...]``."""
+        self, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
+    ) -> tuple[Callable[[PixelClassifier], Tensor], Tensor]:
+        """Return what gives a member's logits ``[B, K, ...]`` for a batch, and the batch's labels ``[B, ...]``."""
         if self.fresh:
             extractor = _with_new_mask(extractor, int(rng.integers(2**31)))
         if self.pixels is not None:
             sampled = [_sample(view, self.pixels, task, extractor, rng) for view in chosen]
             x, y = (torch.cat(same) for same in zip(*sampled, strict=True))
-            return lambda members: head.forward_pixels(x, members).transpose(1, 2)[:, None], y[None]
+            return lambda member: member.forward_pixels(x).transpose(1, 2), y[None]
         if len({view.label.shape for view in chosen}) > 1:
             raise UserError(
                 "Images of different sizes cannot be read whole in one batch: set batch_size to 1, or train on sampled "
@@ -196,7 +197,7 @@ class PixelClassifierHead:
         size = extractor.padded_size(images.shape[2:])
         unpadded = (..., *(slice(0, n) for n in label.shape[1:]))
         maps = extractor(images)
-        return lambda members: head(maps, size, members)[unpadded], label
+        return lambda member: member(maps, size)[0][unpadded], label
 
 
 def _with_new_mask(extractor: CachedExtractor | FeatureExtractor, seed: int) -> FeatureExtractor:

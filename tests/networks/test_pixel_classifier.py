@@ -182,6 +182,29 @@ def test_members_are_taken_out_and_put_back() -> None:
     assert relative(other.eval()(maps, (6, 10))[2], expected) < 1e-6
 
 
+def test_a_shared_member_is_trained_in_the_memory_of_all() -> None:
+    size, shapes = CASES[1]
+    label = torch.randint(2, (1, *size), generator=torch.Generator().manual_seed(3))
+    whole, shared = (varied(PixelClassifier(12, 2, (16, 8), members=3)).train() for _ in range(2))
+    parts = [shared.shared_member(m) for m in range(3)]
+    optimizers = [torch.optim.SGD(classifier.parameters(), lr=0.1) for classifier in (whole, shared)]
+    for step in range(3):
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=False)
+        maps = draw(shapes, seed=step)
+        for member in (0, 2):
+            nn.functional.cross_entropy(whole(maps, size, slice(member, member + 1))[0], label).backward()
+            nn.functional.cross_entropy(parts[member](maps, size)[0], label).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    for (name, a), b in zip(whole.state_dict().items(), shared.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(shared.weights[0][1], varied(PixelClassifier(12, 2, (16, 8), members=3)).weights[0][1])
+    for m in range(3):
+        for (name, a), b in zip(parts[m].state_dict().items(), shared.member(m).values(), strict=True):
+            assert torch.equal(a, b), name
+
+
 def test_config_rebuilds_it() -> None:
     classifier = varied(PixelClassifier(6, 2, (4,), members=3, seed=4))
     again = PixelClassifier(**classifier.config)
