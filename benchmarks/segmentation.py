@@ -19,9 +19,10 @@ classifiers           all in one pass over the crops               one after the
   the median over the pairs. Their logits are compared: ``max_relative_error`` is their largest difference over the
   largest logit.
 - *Memory*: each side classifies one crop with one classifier, from the blocks' outputs on, in a process of its own, in
-  which every block of memory above 64 KiB is the system's own. Counted is how far the peak of the process's resident
-  memory (VmHWM in Linux's ``/proc``) lies above what it held before: PyTorch's and the math library's memory alike,
-  which PyTorch's own counters would miss. Also for a training step (forward, loss, backward).
+  which every block of memory above 64 KiB is the system's own. Counted is how far a second run lifts the peak of the
+  process's resident memory (VmHWM in Linux's ``/proc``) above what it held before: PyTorch's and the math library's
+  memory alike, of which PyTorch's own counters would miss the latter. Also for a training step (forward, loss,
+  backward).
 - *Training*: ten classifiers on eight crops, a fixed number of epochs. Ours is run in full, extraction and the hash of
   the weights included. Of the published way some steps are run (new mask, forward pass, features, classifier step) and
   their median is multiplied by ``crops x epochs x classifiers``; that is an extrapolation and is said to be one.
@@ -186,12 +187,15 @@ def measure_crop(setting: Setting, head: PixelClassifier, repeats: int) -> dict[
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def measure_memory(setting: Setting, threads: int) -> dict[str, dict[str, float]] | None:
-    """Return bytes of the peak above the start, for each side, of classifying a crop and of a training step."""
+def measure_memory(setting: Setting, threads: int, quick: bool) -> dict[str, dict[str, float]] | None:
+    """Return bytes of the peak above the start, for each side, of classifying a crop and of a training step.
+
+    Each is the median of three processes, for a quick run only the first, of one process.
+    """
     if not Path("/proc/self/status").exists():
         return None
     found: dict[str, dict[str, float]] = {}
-    for step in ("classify", "train"):
+    for step in ("classify",) if quick else ("classify", "train"):
         found[step] = {}
         for side in ("ours", "published"):
             task = {"side": side, "step": step, "grids": setting.grids, "size": setting.crop, "threads": threads}
@@ -199,7 +203,7 @@ def measure_memory(setting: Setting, threads: int) -> dict[str, dict[str, float]
             environment = {**os.environ, **EXACT_MEMORY}
             peaks = [
                 int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-                for _ in range(3)
+                for _ in range(1 if quick else 3)
             ]
             found[step][side] = statistics.median(peaks)
     return found
@@ -215,7 +219,6 @@ def peak_memory(side: str, step: str, grids: Sequence[Sequence[int]], size: int,
         channels = sum(f.shape[1] for f in maps)
         if side == "ours":
             head = PixelClassifier(channels, CLASSES, members=1).train(step == "train")
-            list(head.parameters())
 
             def logits() -> Tensor:
                 with torch.no_grad():
@@ -236,8 +239,8 @@ def peak_memory(side: str, step: str, grids: Sequence[Sequence[int]], size: int,
 
         return classify
 
-    run([(32, 4), (32, 8)], 16)()  # libraries load what they need at the first call
     measured = run(grids, size)
+    measured()  # libraries load what they need, and keep it
     ballast = []  # fills what the process held once and gave back, so that a new peak is a peak of the step
     while (gap := resident("VmHWM") - resident("VmRSS")) > 0:
         ballast.append(torch.ones(gap // 4 + 65536))
@@ -342,7 +345,7 @@ def make_setting(size: str, arguments: argparse.Namespace) -> Setting:
         crops(training, crop, arguments.crops, 1),
         crops(held_out, crop, arguments.crops, 2),
         arguments.members,
-        arguments.epochs or (20 if arguments.quick else 60),
+        arguments.epochs or (10 if arguments.quick else 60),
         arguments.pixels or crop * crop // 16,
     )
 
@@ -383,7 +386,7 @@ def crops(examples: Sequence[Example], crop: int, count: int, seed: int) -> list
 
 def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything at one size."""
-    memory = measure_memory(setting, arguments.threads)
+    memory = measure_memory(setting, arguments.threads, arguments.quick)
     if not arguments.system_memory:
         keep_freed_memory()
     seconds, head = train_ours(setting, None)
@@ -417,7 +420,7 @@ def report(setting: Setting, result: dict[str, Any], arguments: argparse.Namespa
         f"{crop['ratio']:.2f} |"
     )
     for key, name in (("classify", "memory to classify a crop (MB)"), ("train", "memory of a training step (MB)")):
-        if memory is not None:
+        if memory is not None and key in memory:
             mine, theirs = memory[key]["ours"] / 1e6, memory[key]["published"] / 1e6
             print(f"| {name}, one classifier | {mine:.1f} | {theirs:.1f} | {theirs / mine:.1f} |")
     what = f"{setting.members} classifiers on {len(setting.training)} crops, {setting.epochs} epochs"
@@ -444,7 +447,7 @@ def report(setting: Setting, result: dict[str, Any], arguments: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=["demo", "medium", "paper"], default=["demo", "paper"])
-    parser.add_argument("--quick", action="store_true", help="demo size only, 20 epochs, no Dice, under a minute")
+    parser.add_argument("--quick", action="store_true", help="demo size only, 10 epochs, no Dice, under a minute")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each size and nothing else")
     parser.add_argument("--dataset_dir", help="a labelled data set to cut crops from, for example GlaS")
     parser.add_argument("--crops", type=int, default=8, help="training crops, and held-out crops")
