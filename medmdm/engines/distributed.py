@@ -31,8 +31,13 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave the process group, if any."""
+    """Leave the process group, if any, once every process is done.
+
+    A process that leaves early has been seen to abort, and torchrun then kills the others, the one that writes among
+    them.
+    """
     if distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
 
 
