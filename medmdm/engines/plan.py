@@ -10,7 +10,7 @@ from torch import nn
 
 from medmdm.corruption import Corruption
 
-__all__ = ["PLAN_FORMAT", "make_plan", "patient_hashes"]
+__all__ = ["PLAN_FORMAT", "make_ledger", "make_plan", "patient_hashes"]
 
 PLAN_FORMAT = 1
 
@@ -52,8 +52,6 @@ def make_plan(
     Returns:
         A JSON-able dictionary.
     """
-    images = sorted(set(image_hashes))
-    salt = hashlib.sha256("".join(images).encode()).hexdigest()[:32]
     return {
         "format": PLAN_FORMAT,
         "network": _network_record(network, network_config),
@@ -68,8 +66,20 @@ def make_plan(
         "spacing": None if spacing is None else list(spacing),
         "slice_axis": slice_axis,
         "context_slices": context_slices,
-        "ledger": {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt},
+        "ledger": make_ledger(image_hashes, patient_ids),
     }
+
+
+def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what training saw: ``{"images": hashes, "patients": salted hashes, "salt": ...}``; empty for nothing.
+
+    Args:
+        image_hashes: SHA-256 of the decoded pixels of each image.
+        patient_ids: whose images they are, where known.
+    """
+    images = sorted(set(image_hashes))
+    salt = hashlib.sha256("".join(images).encode()).hexdigest()[:32]
+    return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
 
 
 def _network_record(network: nn.Module, network_config: dict[str, Any]) -> dict[str, Any]:

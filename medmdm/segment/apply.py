@@ -128,14 +128,9 @@ class Evaluation:
         data = {"hash": data_hash(loaded), f"{self.section}_cases": len(loaded)}
         record = RunFolder(self.folder, self.config, {}, data, 0)
         record.open()
-        stamp = ledger_stamp(loaded, backbone.get("ledger"))
-        trained_on = set(self.saved.task.get("training_hashes", ()))
-        seen = [case.name for case in loaded if case.hashes[0] in trained_on]
-        if seen:
-            sentence = f"{len(seen)} of {len(loaded)} cases were among the labelled images of the head."
-            stamp = {"kind": "transductive", "overlapping": seen, "sentence": sentence}
+        stamp = ledger_stamp(loaded, backbone.get("ledger"), self.saved.task.get("ledger"))
         logger.info("%s: %s", stamp["kind"], stamp["sentence"])
-        protocol = {**self.saved.task, "segmenter": self.segmenter}
+        protocol = {**{k: v for k, v in self.saved.task.items() if k != "ledger"}, "segmenter": self.segmenter}
         scores = evaluate(
             self.folder, loaded, self.cases, self.saved.predictor, self.saved.postprocess, stamp, protocol,
             self.section, self.probabilities,

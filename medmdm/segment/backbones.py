@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from medmdm.engines.plan import make_ledger
 from medmdm.errors import UserError, nearest
 from medmdm.features.cache import CachedExtractor
 from medmdm.networks.adapters import RawPixels, randomise
@@ -87,12 +88,12 @@ def open_backbone(
     if path is None:
         if "crop_size" not in given:
             raise UserError("Without a backbone nothing says how images are read: set preprocessing#crop_size.")
-        return OpenBackbone({"ledger": {"images": [], "patients": [], "salt": ""}, **given})
+        return OpenBackbone({"ledger": make_ledger(), **given})
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
     network, plan = load_pretrained(path)
     if initialise != "pretrained":
-        plan = {**plan, "ledger": {"images": [], "patients": [], "salt": ""}}
+        plan = {**plan, "ledger": make_ledger()}
     if initialise == "random":
         network = randomise(network, seed)
     elif initialise == "raw":

@@ -25,7 +25,7 @@ from medmdm.segment.context import Fitter, Task
 from medmdm.segment.evaluation import case_scores
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
-from medmdm.segment.stamp import ledger_stamp
+from medmdm.segment.stamp import ledger_stamp, support_ledger
 from medmdm.segment.study_table import study_table
 
 __all__ = ["Study"]
@@ -186,8 +186,9 @@ class Study:
             rows += [{**_columns(cell), **row} for row in content["rows"]]
         table = pd.DataFrame(rows)
         atomic_write(self.folder / "study.csv", table.to_csv(index=False))
+        labelled = support_ledger(list(training.values()))
         stamps = {
-            name: ledger_stamp(tested, backbone.plan.get("ledger"), list(training.values()))
+            name: ledger_stamp(tested, backbone.plan.get("ledger"), labelled)
             for name, backbone in self.backbones.items()
         }
         patients = {case.name: case.entry.get("patient_id") for case in tested}

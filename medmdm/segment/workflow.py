@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medmdm.data.cases import Cases
+from medmdm.engines.plan import make_ledger
 from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError
 from medmdm.files import save_json
@@ -23,7 +24,7 @@ from medmdm.segment.context import Fitter, Task
 from medmdm.segment.evaluation import evaluate
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
-from medmdm.segment.stamp import ledger_stamp
+from medmdm.segment.stamp import ledger_stamp, support_ledger
 from medmdm.segment.views import views
 
 __all__ = ["Segmentation"]
@@ -166,7 +167,8 @@ class Segmentation:
             model = fitted.model
             save_json({"protocol": protocol, "head": self.head_config, **fitted.evidence}, self.folder / "plan.json")
             self._save(model, protocol, support)
-        stamp = ledger_stamp(tested, self.backbone.plan.get("ledger"), support)
+        plan = self._backbone_plan()
+        stamp = ledger_stamp(tested, plan.get("ledger"), support_ledger(support))
         logger.info("%s: %s", stamp["kind"], stamp["sentence"])
         predictor = Predictor(
             model, self.window, self.whole, self.overlap, uncertainty=self.uncertainty, device=self.device
@@ -200,13 +202,18 @@ class Segmentation:
             "label_type": self.cases.label_type,
         }
 
+    def _backbone_plan(self) -> dict[str, Any]:
+        """What is said of reading and of what was seen; a network from scratch saw nothing but the support."""
+        seen = {} if self.head.needs_backbone else {"ledger": make_ledger()}
+        return {**self.backbone.plan, **seen}
+
     def _save(self, model: torch.nn.Module, protocol: Mapping[str, Any], support: Sequence[LoadedCase]) -> None:
         task = {
             **protocol,
             "postprocess": self.config.get("postprocess"),
-            "training_hashes": sorted({case.hashes[0] for case in support}),
+            "ledger": support_ledger(support),
         }
-        plan: dict[str, Any] = {"backbone": dict(self.backbone.plan), "task": task}
+        plan: dict[str, Any] = {"backbone": self._backbone_plan(), "task": task}
         if isinstance(model, PaddedNetwork):
             plan["network"] = self.head_config["network"]
         else:

@@ -16,7 +16,7 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from medmdm.corruption import PatchMasking
-from medmdm.data import read_image
+from medmdm.data import pixel_hash, read_image
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import save_torch
 from medmdm.networks import ADMUNet
@@ -148,6 +148,37 @@ def test_evaluating_the_labelled_images_is_called_transductive(run: Callable[...
     record = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert record["stamp"]["kind"] == "transductive"
     assert record["stamp"]["overlapping"] == ["0", "1"]
+
+
+def test_patients_of_the_labelled_images_are_known_to_a_later_evaluation(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    run("mdm_segment", report=False)
+    content = json.loads((tmp_path / "pictures" / "dataset.json").read_text())
+    test = [{**content["test"][0], "patient_id": "patient 1"}, content["test"][1]]
+    settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "data_list": {**content, "test": test}}
+    run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), report=False, **settings)
+    record = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
+    assert (record["stamp"]["kind"], record["stamp"]["overlapping"]) == ("patients shared", ["4"])
+    assert "ledger" not in record["protocol"]
+
+
+def test_a_network_from_scratch_has_not_seen_what_the_backbone_saw(run: Callable[..., Any], tmp_path: Path) -> None:
+    digest = pixel_hash(read_image(tmp_path / "pictures" / "4.png"))
+    seen = write_backbone(tmp_path / "seen.pt", ledger={"images": [digest], "patients": [], "salt": ""})
+    unet = {
+        "_target_": "medmdm.segment.FromScratch",
+        "network": {
+            "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
+            "out_channels": 2, "channels": [8, 16], "strides": [2],
+        },
+        "multiple": 2, "steps": 2,
+    }  # fmt: skip
+    kinds = []
+    for name, head in (("frozen", HEAD), ("scratch", unet)):
+        run("mdm_segment", run_dir=str(tmp_path / name), backbone=str(seen), head=head, report=False)
+        kinds.append(json.loads((tmp_path / name / "evaluation.json").read_text())["stamp"]["kind"])
+    assert kinds == ["transductive", "inductive"]
 
 
 def test_a_head_of_another_backbone_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
