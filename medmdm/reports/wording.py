@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 _STAMPS = {
-    "inductive": "Inductive: new images, new patients",
+    "inductive": "Inductive: new images, no patient known to be shared",
     "patients shared": "Patients shared: new images of patients that the encoder knows",
     "transductive": "Transductive: the encoder has seen test images",
     "unknown": "Unknown: nobody can say what the encoder has seen",
