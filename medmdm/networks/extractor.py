@@ -137,15 +137,16 @@ class FeatureExtractor(nn.Module):
         return maps
 
     def views(self, x: Tensor) -> Iterator[list[Tensor]]:
-        """Yield the normalised maps under each mask of a partition; their spread is an uncertainty."""
+        """Yield the normalised maps under each mask of a partition; their spread is an uncertainty.
+
+        Where timesteps have partitions of different sizes, there are as many views as the largest has masks, and the
+        smaller ones begin anew.
+        """
         x = self.pad(x)
-        per_t = [self.corruptions(x, t) for t in self._config["timesteps"]]
-        if len({len(c) for c in per_t}) > 1:
-            raise UserError("The timesteps have partitions of different sizes: set `partitions`.")
-        for corrupted in zip(*per_t, strict=True):
-            maps = [
-                f for c, t in zip(corrupted, self._config["timesteps"], strict=True) for f in self._features(c.x_t, t)
-            ]
+        times = self._config["timesteps"]
+        per_t = [self.corruptions(x, t) for t in times]
+        for k in range(max(map(len, per_t))):
+            maps = [f for c, t in zip(per_t, times, strict=True) for f in self._features(c[k % len(c)].x_t, t)]
             yield normalize(maps, x.shape[2:], self._config["normalize"])
 
     def corruptions(self, x: Tensor, t: int) -> list[Corrupted]:

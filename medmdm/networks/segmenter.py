@@ -82,24 +82,30 @@ class Segmenter(nn.Module):
 
         Behind the K logits stand the entropy of the mean probabilities and the Jensen-Shannon divergence between the
         members (its part that they disagree on; 0 for one member), both in nats; see :func:`entropy`.
+
+        Where features are read under complementary masks (``masking="partition"``), the divergence is between all pairs
+        of a member and a mask: it also says how much the answer depends on which patches are hidden, so that a single
+        member has one too. This reads the image once more a mask. Logits and entropy are those of the averaged
+        features, as without uncertainty.
         """
         maps, size = self._features(image)
-        mean: Tensor | None = None
+        spread = _Spread()
         votes: Tensor | None = None
-        within: Tensor | None = None
         for m in range(self.members):
             logits = _cut(self.head(maps, size, slice(m, m + 1))[0], image.shape[2:])
-            p = logits.softmax(1)
-            mean = p if mean is None else mean + p
+            spread.add(logits.softmax(1))
             votes = self._vote(logits) if votes is None else votes + self._vote(logits)
-            within = entropy(p) if within is None else within + entropy(p)
-        assert mean is not None
-        assert votes is not None
-        assert within is not None
-        between = entropy(mean / self.members)
+        assert votes is not None  # members >= 1
+        total, disagreement = spread.total(), spread.disagreement()
         logits = self.head(maps, size)[0] if self.members == 1 else (votes / self.members).clamp_min(1e-12).log()
-        disagreement = (between - within / self.members).clamp_min(0)
-        return torch.cat([_cut(logits, image.shape[2:]), between, disagreement], dim=1)
+        extractor = innermost(self.extractor)
+        if isinstance(extractor, FeatureExtractor) and extractor.config["masking"] == "partition":
+            pairs = _Spread()
+            for view in extractor.views(image):
+                for m in range(self.members):
+                    pairs.add(_cut(self.head(view, size, slice(m, m + 1))[0], image.shape[2:]).softmax(1))
+            disagreement = pairs.disagreement()
+        return torch.cat([_cut(logits, image.shape[2:]), total, disagreement], dim=1)
 
     def _features(self, image: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         maps = self.extractor(image)
@@ -113,6 +119,36 @@ class Segmenter(nn.Module):
     def train(self, mode: bool = True) -> Segmenter:
         """Stay in evaluation mode."""
         return super().train(False)
+
+
+class _Spread:
+    """Probabilities of several voices, of which one is in memory at a time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | float = 0.0
+        self.within: Tensor | float = 0.0
+
+    def add(self, probabilities: Tensor) -> None:
+        """Hear ``[B, K, *spatial]``."""
+        self.count += 1
+        self.sum = self.sum + probabilities
+        self.within = self.within + entropy(probabilities)
+
+    def total(self) -> Tensor:
+        """Entropy of the mean."""
+        return entropy(torch.as_tensor(self.sum / self.count))
+
+    def disagreement(self) -> Tensor:
+        """Jensen-Shannon divergence: entropy of the mean minus mean entropy."""
+        return (self.total() - self.within / self.count).clamp_min(0)
+
+
+def innermost(extractor: nn.Module) -> nn.Module:
+    """Return the extractor inside a cache (:class:`medmdm.features.cache.CachedExtractor`), if there is one."""
+    while not isinstance(extractor, FeatureExtractor) and isinstance(getattr(extractor, "extractor", None), nn.Module):
+        extractor = extractor.extractor  # type: ignore[assignment]
+    return extractor
 
 
 def entropy(probabilities: Tensor) -> Tensor:

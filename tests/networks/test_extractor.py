@@ -171,8 +171,19 @@ def test_a_partition_is_the_mean_of_its_views(make: Make) -> None:
         assert not torch.equal(same[0], same[1])
     first = extractor.corruptions(x, 500)[0]
     assert torch.equal(views[0][3], full_pass(network, first.x_t, 500)[4])
-    with pytest.raises(UserError, match="partitions of different sizes: set `partitions`"):
-        list(FeatureExtractor(network, (1,), (250, 500), PatchMasking(patch_size=4), "partition").views(x))
+
+
+@torch.no_grad()
+def test_the_smaller_of_two_partitions_begins_anew(make: Make) -> None:
+    network, x = make(), images(1, 3, 16, 24)
+    extractor = FeatureExtractor(network, (1,), (250, 500), PatchMasking(patch_size=4), "partition", normalize="none")
+    views = list(extractor.views(x))
+    assert len(views) == 4
+    large, small = ([full_pass(network, c.x_t, t)[1] for c in extractor.corruptions(x, t)] for t in (250, 500))
+    assert (len(large), len(small)) == (4, 2)
+    for k, view in enumerate(views):
+        assert_close(view[0], large[k])
+        assert_close(view[1], small[k % 2])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medmdm.corruption import PatchMasking
 from medmdm.errors import UserError
+from medmdm.features.cache import CachedExtractor
 from medmdm.networks import ADMUNet, FeatureExtractor, LinearClassifier, PixelClassifier, Segmenter
 from medmdm.networks.feature_maps import stack
 from tests.networks.test_pixel_classifier import published, varied
@@ -92,6 +93,60 @@ def test_uncertainties_are_entropy_and_jensen_shannon(
     np.testing.assert_allclose(out[:, 4].numpy(), disagreement, atol=2e-5)
     assert disagreement.max() > 0.05
     assert torch.equal(out[:, :3], segmenter(image))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("members", "timesteps", "cached"), [(3, (250,), False), (1, (250, 500), False), (2, (250,), True)]
+)
+def test_disagreement_of_a_partition_is_between_members_and_masks(
+    make: Make, image: Tensor, members: int, timesteps: tuple[int, ...], cached: bool
+) -> None:
+    network = make(channel_mult=(1, 2), attention_resolutions=(2,))
+    extractor = FeatureExtractor(network, (0, 2), timesteps, PatchMasking(patch_size=4), "partition", normalize="rms")
+    head = head_of(extractor, members)
+    segmenter = Segmenter(CachedExtractor(extractor) if cached else extractor, head)  # type: ignore[arg-type]
+    # The plain way: repeat the last rows and columns, hide patches by hand, stack, normalise, classify.
+    size = extractor.padded_size(SIZE)
+    assert size != SIZE
+    padded = np.pad(
+        image.numpy(), [(0, 0), (0, 0), *((0, new - old) for new, old in zip(size, SIZE, strict=True))], "edge"
+    )
+    pairs = []
+    for k in range(4):
+        maps = []
+        for t in timesteps:
+            masks = [damage.visible.numpy() for damage in extractor.corruptions(torch.from_numpy(padded), t)]
+            assert len(masks) == round(1000 / t)
+            x_t = torch.from_numpy(padded * masks[k % len(masks)])
+            maps += network.features(x_t, torch.tensor([t, t]), [0, 2])
+        flat = stack(maps, size)
+        flat = flat / flat.double().square().mean((1, 2, 3), keepdim=True).sqrt()
+        rows = flat[..., : SIZE[0], : SIZE[1]].movedim(1, -1).flatten(0, -2).float()
+        for m in range(members):
+            pairs.append(published(head, m).eval()(rows).softmax(1).double().numpy())
+    each = np.stack(pairs)
+    expected = scipy.stats.entropy(each.mean(0), axis=1) - scipy.stats.entropy(each, axis=2).mean(0)
+    out = segmenter.with_uncertainty(image)
+    assert out.shape == (2, 5, *SIZE)
+    np.testing.assert_allclose(out[:, 4].flatten().numpy(), expected, atol=3e-5)
+    assert expected.max() > 0.01
+    # Logits and entropy are those of the averaged features.
+    assert torch.equal(out[:, :3], segmenter(image))
+    mean = segmenter.member_logits(image).softmax(2).double().numpy().mean(0)
+    np.testing.assert_allclose(out[:, 3].numpy(), scipy.stats.entropy(mean, axis=1), atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masking", ["seeded", "none"])
+def test_without_a_partition_the_members_alone_disagree(make: Make, image: Tensor, masking: str) -> None:
+    network = make(channel_mult=(1, 2), attention_resolutions=(2,))
+    extractor = FeatureExtractor(network, (0, 2), (250,), PatchMasking(patch_size=4), masking, normalize="rms")
+    for members in (1, 3):
+        segmenter = Segmenter(extractor, head_of(extractor, members))
+        each = segmenter.member_logits(image).softmax(2).double().numpy()
+        expected = scipy.stats.entropy(each.mean(0), axis=1) - scipy.stats.entropy(each, axis=2).mean(0)
+        np.testing.assert_allclose(segmenter.with_uncertainty(image)[:, 4].numpy(), expected, atol=2e-6)
 
 
 @torch.no_grad()
