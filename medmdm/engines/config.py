@@ -53,9 +53,10 @@ def merged() -> dict[str, Any]:
     A data list given in place of its file's name may hold patient ids: it becomes its hash.
     """
     config = {k: v for k, v in current_parser().get().items() if k != "_meta_"}
-    if isinstance(config.get("data_list"), dict):
-        content = json.dumps(config["data_list"], sort_keys=True).encode()
-        config["data_list"] = f"given in the config, SHA-256 {hashlib.sha256(content).hexdigest()}"
+    for key, value in config.items():
+        if key.endswith("data_list") and isinstance(value, dict):
+            content = json.dumps(value, sort_keys=True).encode()
+            config[key] = f"given in the config, SHA-256 {hashlib.sha256(content).hexdigest()}"
     return json.loads(json.dumps(config, default=str))
 
 

@@ -26,7 +26,8 @@ __all__ = ["RunFolder"]
 # The training images are compared by the hash of their pixels instead of by their path.
 MAY_CHANGE = (
     "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "feature_cache",
-    "keep_checkpoints", "memory_gib", "num_workers", "report", "run_dir", "slice_cache", "strict", "study",
+    "keep_checkpoints", "memory_gib", "num_workers", "probe_dataset_dir", "report", "run_dir", "slice_cache",
+    "strict", "study",
 )  # fmt: skip
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 

@@ -9,8 +9,10 @@ from medmdm.segment.context import Fitted, Fitter, Task
 from medmdm.segment.end_to_end import FineTuning, FromScratch
 from medmdm.segment.pixel_classifier import PixelClassifierHead
 from medmdm.segment.prediction import Prediction, Predictor
+from medmdm.segment.probe import Probe
 from medmdm.segment.reading import CaseReader, LoadedCase
 from medmdm.segment.study import Study
+from medmdm.segment.surprise import Surprise, open_surprise
 from medmdm.segment.views import Example, random_crop, views
 from medmdm.segment.workflow import Segmentation
 
@@ -29,11 +31,14 @@ __all__ = [
     "PixelClassifierHead",
     "Prediction",
     "Predictor",
+    "Probe",
     "Segmentation",
     "Study",
+    "Surprise",
     "Task",
     "open_backbone",
     "open_backbones",
+    "open_surprise",
     "random_crop",
     "views",
 ]

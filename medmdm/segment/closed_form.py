@@ -63,8 +63,11 @@ class ClosedFormHead:
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Fit to the labelled images; see :class:`medmdm.segment.context.Fitter`."""
         assert extractor is not None
+        return self.fit_sums(self._folds(task, extractor), task, extractor)
+
+    def fit_sums(self, folds: Sequence[PixelSums], task: Task, extractor: CachedExtractor | FeatureExtractor) -> Fitted:
+        """Fit to the sums (:meth:`sums`) of what is left out together; all of them are then fitted to."""
         choices = self._choices(extractor)
-        folds = self._folds(task, extractor)
         tried = []
         for choice, channels in choices:
             parts = [fold.select(channels) for fold in folds]

@@ -1,0 +1,165 @@
+"""How good the features are while pre-training goes on, so that one sees when to stop."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+
+from medmdm.data.cases import Cases, select_cases
+from medmdm.engines.distributed import is_main_process, unwrap
+from medmdm.errors import UserError
+from medmdm.features.closed_form import PixelSums
+from medmdm.networks.backbone import make_extractor
+from medmdm.networks.extractor import FeatureExtractor
+from medmdm.segment.closed_form import ClosedFormHead
+from medmdm.segment.context import Task
+from medmdm.segment.evaluation import case_scores
+from medmdm.segment.prediction import Predictor
+from medmdm.segment.reading import CaseReader, LoadedCase
+
+__all__ = ["Probe"]
+
+logger = logging.getLogger(__name__)
+
+
+class Probe:
+    """Every so many steps, fit a closed-form head on features of the averaged weights and score it on held-out images.
+
+    Mean Dice and IoU go to ``engine.state.heldout`` for the log, as ``probe_dice`` and ``probe_iou``. The head is
+    fitted to training cases of a labelled list. It is scored on the list's validation cases; without any, patients
+    (cases where the list names none) are left out in turn. Test cases are never read: whoever chooses the step by them
+    has nothing left to report on. The training does not notice: the weights are the same bits with and without.
+
+    Args:
+        plan: of the run, which says how images are read.
+        dataset_dir: folder of the labelled images.
+        data_list: their list, see :func:`medmdm.data.select_cases`; None for no probe at all.
+        every: steps between two probes; there is also one before the first step and one after the last.
+        shots: how many training cases, a seeded draw; None for all.
+        head: default ridge regression.
+        blocks: as the next five, see :func:`medmdm.networks.make_extractor`.
+        timesteps: t at which features are read.
+        masking: of the images that are read.
+        normalize: of the features.
+        seed: of the masks and of the draw.
+        slice_cache: folder of decoded volumes.
+
+    Raises:
+        UserError: before the first step: an image or label cannot be read, less than two patients (or cases) are
+            labelled and there is no validation, or the network has no features to read.
+    """
+
+    def __init__(
+        self,
+        plan: Mapping[str, Any],
+        dataset_dir: str | os.PathLike[str],
+        data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        every: int = 1000,
+        shots: int | None = 16,
+        head: ClosedFormHead | None = None,
+        blocks: str | Sequence[int] = "paper",
+        timesteps: Sequence[int] | None = None,
+        masking: str = "seeded",
+        normalize: str = "rms",
+        seed: int = 0,
+        slice_cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.names: list[str] = []
+        if data_list is None:
+            return
+        if every < 1:
+            raise UserError(f"The probe's interval must be at least 1 step, got {every}.")
+        self.names = ["probe_dice", "probe_iou"]
+        self.plan = plan
+        self.every = every
+        self.head = head or ClosedFormHead("ridge")
+        self.features = {"blocks": blocks, "timesteps": timesteps, "masking": masking, "normalize": normalize}
+        self.seed = seed
+        self.cases = select_cases(dataset_dir, data_list, ("training", "validation"))
+        if shots is not None:
+            self.cases = self.cases.subset(min(shots, len(self.cases.training)), "seeded", seed)
+        reader = CaseReader(self.cases, plan, slice_cache)
+        self.folds = _folds(self.cases, list(reader.read_all(self.cases.training)), self.head.most_folds)
+        self.validation = list(reader.read_all(self.cases.validation))
+        if len(self.folds) < 2 and not self.validation:
+            raise UserError(
+                f"{self.cases.dataset_dir}: the probe leaves labelled patients (or cases) out in turn, so it needs two "
+                "or more with a labelled pixel, or validation cases in its list"
+            )
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler on a trainer with ``network`` and ``ema``, before the handler that writes the log."""
+        if not self.names:
+            return
+        engine.add_event_handler(Events.STARTED, self.first)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.maybe)
+
+    def first(self, engine: Engine) -> None:
+        """Probe the untrained network, unless the run goes on from a checkpoint."""
+        count = sum(len(fold) for fold in self.folds)
+        how = (
+            f"{len(self.validation)} validation cases"
+            if self.validation
+            else f"{len(self.folds)} parts left out in turn"
+        )
+        logger.info("probe: %s head on %d labelled training cases, scored on %s", self.head.method, count, how)
+        if engine.state.iteration == 0:
+            self(engine)
+        else:
+            self._extractor(engine)  # raises now what it would raise later
+
+    def maybe(self, engine: Engine) -> None:
+        """Probe if it is time."""
+        if engine.state.iteration % self.every == 0 or engine.state.iteration == engine.state.epoch_length:
+            self(engine)
+
+    def __call__(self, engine: Engine) -> None:
+        """Fit, predict, score."""
+        if not is_main_process():
+            return
+        extractor = self._extractor(engine)
+        window = tuple(self.plan["crop_size"])
+
+        def task(cases: Sequence[LoadedCase]) -> Task:
+            examples = [example for case in cases for example in case.examples]
+            return Task(examples, self.cases.num_classes, window, seed=self.seed, device=engine.state.device)
+
+        whole = task([case for fold in self.folds for case in fold])
+        sums = [
+            PixelSums.total(self.head.sums(e, whole, extractor) for case in fold for e in case.examples)
+            for fold in self.folds
+        ]
+        rounds = (
+            [(sums, self.validation)]
+            if self.validation
+            else [([s for s in sums if s is not sums[n]], fold) for n, fold in enumerate(self.folds)]
+        )
+        found = []
+        for parts, held_out in rounds:
+            model = self.head.fit_sums(parts, whole, extractor).model
+            predictor = Predictor(model, window, device=engine.state.device)
+            for case in held_out:
+                mask = predictor.case(case).probabilities.argmax(0)
+                found.append(case_scores(mask, case, self.cases.num_classes, self.cases.ignore))
+        scores = {f"probe_{name}": float(np.nanmean([one[name] for one in found])) for name in ("dice", "iou")}
+        engine.state.heldout = {**(getattr(engine.state, "heldout", None) or {}), **scores}
+
+    def _extractor(self, engine: Any) -> FeatureExtractor:
+        network = copy.deepcopy(unwrap(engine.network)) if engine.ema is None else engine.ema.module
+        return make_extractor((network, self.plan), seed=self.seed, **self.features)[0]
+
+
+def _folds(cases: Cases, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:
+    """Return what is left out together: a patient's cases, in at most ``most`` parts."""
+    groups: dict[str, list[LoadedCase]] = {}
+    for case in loaded:
+        if case.truth is not None and (case.truth != cases.ignore).any():
+            groups.setdefault(str(case.entry.get("patient_id") or f"case {case.name}"), []).append(case)
+    names = list(groups)
+    return [[case for name in names[n::most] for case in groups[name]] for n in range(min(most, len(names)))]
