@@ -20,6 +20,7 @@ from medmdm.segment.evaluation import evaluate, write_prediction
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, data_hash
 from medmdm.segment.stamp import ledger_stamp
+from medmdm.segment.surprise import Surprise, surprise_reader
 
 __all__ = ["Evaluation", "Inference"]
 
@@ -74,6 +75,7 @@ class Evaluation:
         postprocess: None for the segmenter's own.
         probabilities: write them.
         uncertainty: write maps of it.
+        surprise: write its maps; None for none. It is read in the segmenter's windows.
         report: write the report.
         strict: a case that cannot be scored stops the report.
         slice_cache: folder of decoded volumes.
@@ -94,6 +96,7 @@ class Evaluation:
         postprocess: PostProcessing | None = None,
         probabilities: bool = False,
         uncertainty: bool = True,
+        surprise: Surprise | None = None,
         report: bool = True,
         strict: bool = False,
         slice_cache: str | os.PathLike[str] | None = None,
@@ -113,6 +116,7 @@ class Evaluation:
         self.cases = cases
         self.config = dict(config)
         self.section = section
+        self.surprise = surprise_reader(surprise, self.saved.predictor)
         self.probabilities = probabilities
         self.report = report
         self.strict = strict
@@ -133,7 +137,7 @@ class Evaluation:
         protocol = {**{k: v for k, v in self.saved.task.items() if k != "ledger"}, "segmenter": self.segmenter}
         scores = evaluate(
             self.folder, loaded, self.cases, self.saved.predictor, self.saved.postprocess, stamp, protocol,
-            self.section, self.probabilities,
+            self.section, self.probabilities, surprise=self.surprise,
         )  # fmt: skip
         record.finish(0)
         logger.info("mean over %d cases: Dice %.4f, IoU %.4f", len(loaded), scores["dice"], scores["iou"])
@@ -153,6 +157,7 @@ class Inference:
         postprocess: None for the segmenter's own.
         probabilities: write them.
         uncertainty: write maps of it.
+        surprise: write its maps; None for none. It is read in the segmenter's windows.
         boxes: write a table of the instances' boxes, where instances are found.
         slice_cache: folder of decoded volumes.
         device: where to compute.
@@ -167,6 +172,7 @@ class Inference:
         postprocess: PostProcessing | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
+        surprise: Surprise | None = None,
         boxes: bool = True,
         slice_cache: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
@@ -174,6 +180,7 @@ class Inference:
         self.folder = Path(output_dir)
         self.saved = _Saved(segmenter, backbone, uncertainty, device, postprocess)
         self.cases = cases
+        self.surprise = surprise_reader(surprise, self.saved.predictor)
         self.probabilities = probabilities
         self.boxes = boxes
         self.slice_cache = slice_cache
@@ -192,7 +199,8 @@ class Inference:
             case = reader.read({key: value for key, value in entry.items() if key != "label"})
             prediction = self.saved.predictor.case(case)
             processed = self.saved.postprocess(prediction.probabilities, case.spacing)
-            files = write_prediction(self.folder, case, prediction, processed, self.probabilities)
+            surprising = None if self.surprise is None else self.surprise.values(case)[0]
+            files = write_prediction(self.folder, case, prediction, processed, self.probabilities, surprising)
             masks.append(self.folder / files["prediction"])
             instances = processed["instances"]
             if self.boxes and instances is not None:

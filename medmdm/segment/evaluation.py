@@ -14,6 +14,7 @@ from medmdm.data.cases import Cases
 from medmdm.data.writers import write_map, write_mask
 from medmdm.files import save_json
 from medmdm.metrics.pixels import pixel_scores
+from medmdm.reports.evaluation import MAPS
 from medmdm.segment.prediction import Prediction, Predictor
 from medmdm.segment.reading import LoadedCase
 
@@ -49,8 +50,11 @@ def write_prediction(
     prediction: Prediction,
     processed: Mapping[str, np.ndarray | None],
     probabilities: bool = False,
+    surprise: np.ndarray | None = None,
 ) -> dict[str, str]:
     """Write what was predicted for a case beside its source's grid; return the files by kind, relative to ``folder``.
+
+    ``surprise`` is the map of :class:`medmdm.segment.Surprise`, ``[*spatial]`` on the file's grid, where asked for.
 
     A case that is a part of a picture is written in place: zeros fill the rest.
     """
@@ -76,6 +80,8 @@ def write_prediction(
     if prediction.uncertainty is not None:
         put("uncertainty", prediction.uncertainty[0], maps, write_map)
         put("disagreement", prediction.uncertainty[1], maps, write_map)
+    if surprise is not None:
+        put("surprise", surprise, maps, write_map)
     return written
 
 
@@ -103,6 +109,7 @@ def evaluate(
     section: str,
     probabilities: bool = False,
     study: str | None = None,
+    surprise: Predictor | None = None,
 ) -> dict[str, float]:
     """Predict and write every case, and write ``evaluation.json``, from which :mod:`medmdm.reports` makes the report.
 
@@ -117,6 +124,7 @@ def evaluate(
         section: which section of the data list they are.
         probabilities: write them too.
         study: the ``study.csv`` whose learning curve the report shall show.
+        surprise: reads maps of surprise; None for none.
 
     Returns:
         Mean Dice and IoU over the labelled cases.
@@ -125,7 +133,8 @@ def evaluate(
     for case in loaded:
         prediction = predictor.case(case)
         processed = postprocess(prediction.probabilities, case.spacing)
-        files = write_prediction(folder, case, prediction, processed, probabilities)
+        surprising = None if surprise is None else surprise.values(case)[0]
+        files = write_prediction(folder, case, prediction, processed, probabilities, surprising)
         if case.truth is not None:
             mask = processed["mask"]
             assert mask is not None
@@ -168,5 +177,5 @@ def _record(case: LoadedCase, files: Mapping[str, str]) -> dict[str, Any]:
         **{key: entry[key] for key in ("region", "series_uid", "patient_id") if key in entry},
         "spacing": None if case.spacing is None else list(case.spacing),
         "columns": dict(entry.get("columns", {})),
-        **{kind: files.get(kind) for kind in ("prediction", "instances", "uncertainty", "disagreement")},
+        **{kind: files.get(kind) for kind in ("prediction", "instances", *MAPS)},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Predictor:
     """Run a model over images of any size: whole, or in sliding windows whose logits are blended by Gaussian weights.
 
     Args:
-        model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``; uncertainty needs its ``with_uncertainty``.
+        model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``; uncertainty needs its ``with_uncertainty``. Of
+            other maps, such as :class:`medmdm.segment.Surprise`, read :meth:`values`.
         window: size of the windows (the paper: 256 x 256).
         whole: read images whole instead.
         overlap: of neighbouring windows (the paper: 0.2).
@@ -57,6 +58,7 @@ class Predictor:
         self.model = model
         self.window = list(window)
         self.whole = whole
+        self.overlap = overlap
         self.uncertainty = uncertainty and hasattr(model, "with_uncertainty")
         self.device = torch.device(device)
         self.inferer = SlidingWindowInferer(self.window, batch_size, overlap, mode="gaussian")
@@ -77,24 +79,35 @@ class Predictor:
 
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model says of a picture or a volume, resampled to the grid of its file."""
+        values = self.values(case, self._probabilities)
+        if self.uncertainty:
+            return Prediction(values[:-2], values[-2:])
+        return Prediction(values)
+
+    def values(self, case: LoadedCase, function: Callable[[Tensor], Tensor] | None = None) -> np.ndarray:
+        """Return what the model gives for a picture or a volume, ``[N, *spatial]`` float32 on the grid of its file.
+
+        Args:
+            case: the picture or volume; of a volume slices that were left out stay 0.
+            function: of what :meth:`image` gives, before it is resampled; None: nothing is done to it.
+        """
+
+        def read(image: Tensor, shape: Sequence[int]) -> Tensor:
+            values = self.image(image) if function is None else function(self.image(image))
+            return values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)
+
         if case.slicing is None:
-            return self._split(self._on_grid(self.image(case.examples[0].image), case.shape).numpy())
+            return read(case.examples[0].image, case.shape).numpy()
         assembler: SliceAssembler | None = None
         for number, example in zip(case.slices, case.examples, strict=True):
-            values = self._on_grid(self.image(example.image), case.slicing.slice_shape).numpy()
+            values = read(example.image, case.slicing.slice_shape).numpy()
             if assembler is None:
                 assembler = SliceAssembler(case.slicing, len(values), "float32")
             assembler.add(number, values)
         assert assembler is not None  # volumes have slices
-        return self._split(assembler.volume())
+        return assembler.volume()
 
-    def _on_grid(self, logits: Tensor, shape: Sequence[int]) -> Tensor:
-        """Probabilities (and uncertainty) at the file's resolution."""
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits into probabilities and leave the maps of uncertainty behind them as they are."""
         count = len(logits) - 2 if self.uncertainty else len(logits)
-        values = torch.cat([F.softmax(logits[:count], dim=0), logits[count:]])
-        return values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)
-
-    def _split(self, values: np.ndarray) -> Prediction:
-        if self.uncertainty:
-            return Prediction(values[:-2], values[-2:])
-        return Prediction(values)
+        return torch.cat([F.softmax(logits[:count], dim=0), logits[count:]])

@@ -25,6 +25,7 @@ from medmdm.segment.evaluation import evaluate
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
 from medmdm.segment.stamp import ledger_stamp, support_ledger
+from medmdm.segment.surprise import Surprise, surprise_reader
 from medmdm.segment.views import views
 
 __all__ = ["Segmentation"]
@@ -57,6 +58,7 @@ class Segmentation:
         seed: of the fit.
         probabilities: write them.
         uncertainty: write maps of it.
+        surprise: write its maps; None for none. It is read in the same windows.
         include_backbone: save the backbone with the head, so that the file stands alone.
         report: write the report.
         strict: a case that cannot be scored stops the report.
@@ -84,6 +86,7 @@ class Segmentation:
         seed: int = 0,
         probabilities: bool = False,
         uncertainty: bool = True,
+        surprise: Surprise | None = None,
         include_backbone: bool = True,
         report: bool = True,
         strict: bool = False,
@@ -114,6 +117,7 @@ class Segmentation:
         self.seed = seed
         self.probabilities = probabilities
         self.uncertainty = uncertainty
+        self.surprise = surprise
         self.include_backbone = include_backbone
         self.report = report
         self.strict = strict
@@ -175,7 +179,7 @@ class Segmentation:
         )
         scores = evaluate(
             self.folder, tested, self.cases, predictor, self.postprocess, stamp, protocol, self.section,
-            self.probabilities, self.study,
+            self.probabilities, self.study, surprise_reader(self.surprise, predictor),
         )  # fmt: skip
         record.finish(0)
         if scores:
