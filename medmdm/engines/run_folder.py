@@ -22,8 +22,8 @@ from medmdm.files import save_json, save_torch, sweep_temporaries
 
 __all__ = ["RunFolder"]
 
-# What may change between the parts of a resumed run: where things lie, how fast they go, which maps are written; not what is learnt.
-# The training images are compared by the hash of their pixels instead of by their path.
+# What may change between the parts of a resumed run: where things lie, how fast they go and which maps are written, not
+# what is learnt. The training images are compared by the hash of their pixels instead of by their path.
 MAY_CHANGE = (
     "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "feature_cache",
     "keep_checkpoints", "memory_gib", "num_workers", "probe_dataset_dir", "report", "run_dir", "slice_cache",
