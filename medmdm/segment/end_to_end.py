@@ -57,87 +57,91 @@ class _Crops(Dataset):
         return crop.image, crop.label.long()
 
 
-def train_end_to_end(
-    network: nn.Module,
-    groups: Sequence[Mapping[str, Any]],
-    task: Task,
-    steps: int,
-    batch_size: int,
-    loss_function: Callable[[Tensor, Tensor], Tensor],
-    weight_decay: float,
-    flips: Sequence[int],
-    transform: Transform | None,
-    train_mode: Callable[[], Any],
-) -> list[float]:
-    """Run MONAI's supervised trainer for a fixed number of steps with a learning rate that falls to 0 (power 0.9).
+class _EndToEnd:
+    """A supervised training of fixed length with a learning rate that falls to 0 (power 0.9), by MONAI's trainer.
 
     A fixed length, as in nnU-Net: with a handful of labelled images there is none to spare for a stopping rule, and
-    every method gets the same.
-
-    Args:
-        network: image → logits.
-        groups: of parameters, each with its ``lr``.
-        task: the labelled images.
-        steps: optimiser steps.
-        batch_size: crops a step.
-        loss_function: called as ``loss(logits, label)``.
-        weight_decay: of AdamW.
-        flips: axes along which crops are mirrored.
-        transform: further augmentation.
-        train_mode: puts what trains into training mode.
-
-    Returns:
-        Mean losses of (up to) 20 equal stretches of the run.
-
-    Raises:
-        UserError: the loss is no longer finite.
+    every method gets the same. The arguments are those of the classes below.
     """
-    optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
-    loader = DataLoader(_Crops(task, steps * batch_size, flips, transform), batch_size=batch_size)
-    losses: list[float] = []
-    torch.manual_seed(task.seed)  # dropout
 
-    def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        train_mode()
-        images, labels = (part.to(task.device) for part in batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_function(network(images), labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 12.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        return {"loss": loss.detach()}
+    def __init__(
+        self,
+        learning_rate: float,
+        steps: int,
+        batch_size: int,
+        weight_decay: float,
+        loss_function: Callable[[Tensor, Tensor], Tensor] | None,
+        flips: Sequence[int],
+        transform: Transform | None,
+    ) -> None:
+        if min(steps, batch_size) < 1:
+            raise UserError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}.")
+        self.learning_rate = learning_rate
+        self.steps = steps
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.loss_function = loss_function or CrossEntropyDiceLoss()
+        self.flips = list(flips)
+        self.transform = transform
 
-    trainer = SupervisedTrainer(
-        device=task.device,
-        max_epochs=1,
-        train_data_loader=loader,
-        network=network,
-        optimizer=optimizer,
-        loss_function=loss_function,
-        iteration_update=step,
-        train_handlers=[],
-    )
-    trainer.logger.setLevel(logging.WARNING)
+    def train(
+        self, network: nn.Module, groups: Sequence[Mapping[str, Any]], task: Task, train_mode: Callable[[], Any]
+    ) -> list[float]:
+        """Train a network on random crops of the labelled images.
 
-    def refuse(engine: Engine) -> None:
-        if not np.isfinite(losses[-1]):
-            raise UserError(f"The loss became {losses[-1]} at step {len(losses)}: lower the learning rate.")
+        Args:
+            network: image → logits.
+            groups: of parameters, each with its ``lr``.
+            task: the labelled images.
+            train_mode: puts what trains into training mode.
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, refuse)
-    trainer.run()
-    network.eval()
-    return [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
+        Returns:
+            Mean losses of (up to) 20 equal stretches of the run.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=self.steps, power=0.9)
+        crops = _Crops(task, self.steps * self.batch_size, self.flips, self.transform)
+        losses: list[float] = []
+        torch.manual_seed(task.seed)  # dropout
+
+        def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            train_mode()
+            images, labels = (part.to(task.device) for part in batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss = self.loss_function(network(images), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 12.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            return {"loss": loss.detach()}
+
+        trainer = SupervisedTrainer(
+            device=task.device,
+            max_epochs=1,
+            train_data_loader=DataLoader(crops, batch_size=self.batch_size),
+            network=network,
+            optimizer=optimizer,
+            loss_function=self.loss_function,
+            iteration_update=step,
+            train_handlers=[],
+        )
+        trainer.logger.setLevel(logging.WARNING)
+
+        def refuse(engine: Engine) -> None:
+            if not np.isfinite(losses[-1]):
+                raise UserError(f"The loss became {losses[-1]} at step {len(losses)}: lower the learning rate.")
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, refuse)
+        trainer.run()
+        network.eval()
+        return [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
 
 
-def _check_length(steps: int, batch_size: int) -> None:
-    if min(steps, batch_size) < 1:
-        raise UserError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}.")
-
-
-class FineTuning:
+class FineTuning(_EndToEnd):
     """Train the backbone together with its head, from the pre-trained weights.
 
     The head is first trained on the frozen features: gradients of a random head would spoil the backbone.
@@ -178,16 +182,9 @@ class FineTuning:
         self.head = head or PixelClassifierHead(members=1, max_epochs=40, pixels=4096)
         if self.head.members != 1:
             raise UserError(f"Fine-tuning trains one head, but head#members is {self.head.members}: set it to 1.")
-        _check_length(steps, batch_size)
+        super().__init__(learning_rate, steps, batch_size, weight_decay, loss_function, flips, transform)
         self.parts = parts
         self.backbone_learning_rate = backbone_learning_rate
-        self.learning_rate = learning_rate
-        self.steps = steps
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.loss_function = loss_function or CrossEntropyDiceLoss()
-        self.flips = list(flips)
-        self.transform = transform
 
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.segment.context.Fitter`."""
@@ -205,18 +202,7 @@ class FineTuning:
             {"params": trained, "lr": self.backbone_learning_rate},
             {"params": list(head.parameters()), "lr": self.learning_rate},
         ]
-        losses = train_end_to_end(
-            segmenter,
-            groups,
-            task,
-            self.steps,
-            self.batch_size,
-            self.loss_function,
-            self.weight_decay,
-            self.flips,
-            self.transform,
-            head.train,
-        )
+        losses = self.train(segmenter, groups, task, head.train)
         segmenter.requires_grad_(False)
         return Fitted(segmenter, {"head": first.evidence, "losses": losses, "steps": self.steps})
 
@@ -229,7 +215,7 @@ def _trained(backbone: nn.Module, parts: str) -> list[nn.Parameter]:
     return [parameter for _, parameter in named]
 
 
-class FromScratch:
+class FromScratch(_EndToEnd):
     """Train a network from random weights on the labelled images alone: the baselines of the paper's table.
 
     Args:
@@ -262,33 +248,16 @@ class FromScratch:
         flips: Sequence[int] = (1,),
         transform: Transform | None = None,
     ) -> None:
-        _check_length(steps, batch_size)
+        super().__init__(learning_rate, steps, batch_size, weight_decay, loss_function, flips, transform)
         self.network = network
         self.multiple = multiple
-        self.learning_rate = learning_rate
-        self.steps = steps
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.loss_function = loss_function or CrossEntropyDiceLoss()
-        self.flips = list(flips)
-        self.transform = transform
 
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None = None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.segment.context.Fitter`."""
         torch.manual_seed(task.seed)
         network = PaddedNetwork(self.network(), self.multiple, task.num_classes).to(task.device)
-        losses = train_end_to_end(
-            network,
-            [{"params": list(network.parameters()), "lr": self.learning_rate}],
-            task,
-            self.steps,
-            self.batch_size,
-            self.loss_function,
-            self.weight_decay,
-            self.flips,
-            self.transform,
-            functools.partial(network.train, True),
-        )
+        groups = [{"params": list(network.parameters()), "lr": self.learning_rate}]
+        losses = self.train(network, groups, task, functools.partial(network.train, True))
         network.requires_grad_(False)
         parameters = sum(p.numel() for p in network.parameters())
         return Fitted(network, {"losses": losses, "steps": self.steps, "parameters": parameters})

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from medmdm.data.labels import IGNORE
 from medmdm.errors import UserError
 from medmdm.features.cache import CachedExtractor
-from medmdm.losses import CrossEntropyDiceLoss
 from medmdm.networks import FeatureExtractor
 from medmdm.networks.weights_files import weights_hash
 from medmdm.segment import Example, FineTuning, FromScratch, PixelClassifierHead, Task
-from medmdm.segment.end_to_end import train_end_to_end
 from tests.made import dice, made_example, made_extractor
 
 WINDOW = (32, 32)
@@ -157,10 +155,8 @@ class Probe(nn.Module):
 def run(network: Probe, steps: int, batch_size: int, transform: Any = None, seed: int = 0) -> list[float]:
     torch.manual_seed(0)
     groups = [{"params": list(network.parameters()), "lr": 1e-2}]
-    loss = CrossEntropyDiceLoss()
-    return train_end_to_end(
-        network, groups, support(seed=seed), steps, batch_size, loss, 0.0, (1,), transform, network.train
-    )
+    trainer = FromScratch(lambda: network, steps=steps, batch_size=batch_size, weight_decay=0.0, transform=transform)
+    return trainer.train(network, groups, support(seed=seed), network.train)
 
 
 def test_crops_are_a_function_of_the_seed_and_their_number() -> None:
