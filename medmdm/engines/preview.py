@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.metrics import PSNRMetric, SSIMMetric
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.engines.distributed import is_main_process
+from medmdm.engines.periodic import Periodic
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
@@ -26,13 +27,15 @@ def score_names(timesteps: Sequence[int]) -> list[str]:
     return [f"{kind}_t{t}" for t in timesteps for kind in ("ssim", "psnr", "ssim_mean_fill")]
 
 
-class Preview:
+class Preview(Periodic):
     """Every so many steps, restore fixed held-out crops at several t with the averaged weights.
 
     The scores go to ``engine.state.heldout`` for the log: ``ssim_t<t>`` and ``psnr_t<t>`` of the restored crops, with
     the visible pixels pasted back where the corruption hides pixels and adds no noise, and ``ssim_mean_fill_t<t>`` of
     the same crops with each hole filled with the channel means of the whole clean crop (for pure noise: of the noisy
     crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2.
+
+    Attach it to a trainer that has ``restore(x_t, t)``.
 
     Args:
         folder: the run folder; pictures go to ``previews/step_*.png`` in it.
@@ -75,21 +78,6 @@ class Preview:
             self.damaged.append(corruption(self.crops, torch.full((len(self.crops),), t), generators))
         self.ssim = SSIMMetric(spatial_dims=self.crops.ndim - 2, data_range=2.0)
         self.psnr = PSNRMetric(max_val=2.0)
-
-    def attach(self, engine: Engine) -> None:
-        """Register the handler on a trainer that has ``restore(x_t, t)``."""
-        engine.add_event_handler(Events.STARTED, self.first)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.maybe)
-
-    def first(self, engine: Engine) -> None:
-        """Show the untrained network, unless the run goes on from a checkpoint."""
-        if engine.state.iteration == 0:
-            self(engine)
-
-    def maybe(self, engine: Engine) -> None:
-        """Show the network if it is time."""
-        if engine.state.iteration % self.every == 0 or engine.state.iteration == engine.state.epoch_length:
-            self(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Restore, score, draw."""

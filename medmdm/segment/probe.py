@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
 from medmdm.data.cases import Cases, select_cases
 from medmdm.engines.distributed import is_main_process, unwrap
+from medmdm.engines.periodic import Periodic
 from medmdm.errors import UserError
 from medmdm.features.closed_form import PixelSums
 from medmdm.networks.backbone import make_extractor
@@ -28,7 +29,7 @@ __all__ = ["Probe"]
 logger = logging.getLogger(__name__)
 
 
-class Probe:
+class Probe(Periodic):
     """Every so many steps, fit a closed-form head on features of the averaged weights and score it on held-out images.
 
     Mean Dice and IoU go to ``engine.state.heldout`` for the log, as ``probe_dice`` and ``probe_iou``. The head is
@@ -95,10 +96,8 @@ class Probe:
 
     def attach(self, engine: Engine) -> None:
         """Register the handler on a trainer with ``network`` and ``ema``, before the handler that writes the log."""
-        if not self.names:
-            return
-        engine.add_event_handler(Events.STARTED, self.first)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.maybe)
+        if self.names:
+            super().attach(engine)
 
     def first(self, engine: Engine) -> None:
         """Probe the untrained network, unless the run goes on from a checkpoint."""
@@ -109,15 +108,8 @@ class Probe:
             else f"{len(self.folds)} parts left out in turn"
         )
         logger.info("probe: %s head on %d labelled training cases, scored on %s", self.head.method, count, how)
-        if engine.state.iteration == 0:
-            self(engine)
-        else:
-            self._extractor(engine)  # raises now what it would raise later
-
-    def maybe(self, engine: Engine) -> None:
-        """Probe if it is time."""
-        if engine.state.iteration % self.every == 0 or engine.state.iteration == engine.state.epoch_length:
-            self(engine)
+        self._extractor(engine)  # raises now what it would raise later
+        super().first(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Fit, predict, score."""
