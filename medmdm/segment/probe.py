@@ -80,7 +80,12 @@ class Probe(Periodic):
         self.plan = plan
         self.every = every
         self.head = head or ClosedFormHead("ridge")
-        self.features = {"blocks": blocks, "timesteps": timesteps, "masking": masking, "normalize": normalize}
+        self.features: dict[str, Any] = {
+            "blocks": blocks,
+            "timesteps": timesteps,
+            "masking": masking,
+            "normalize": normalize,
+        }
         self.seed = seed
         self.cases = select_cases(dataset_dir, data_list, ("training", "validation"))
         if shots is not None:
