@@ -19,7 +19,7 @@ from medmdm.networks.backbone import Backbone
 from medmdm.networks.checkpoints import _build, _check_fit, _find_target, load_pretrained
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.padded import PaddedNetwork
-from medmdm.networks.segmenter import Segmenter
+from medmdm.networks.segmenter import Segmenter, innermost
 from medmdm.networks.weights_files import read_checkpoint, weights_hash
 
 __all__ = ["SEGMENTER_FORMAT", "load_segmenter", "save_segmenter"]
@@ -159,10 +159,9 @@ def _record(path: str | os.PathLike[str], segmenter: Segmenter, plan: Mapping[st
 
 
 def _inner(segmenter: Segmenter) -> FeatureExtractor:
-    """Return the extractor inside a cache (:class:`medmdm.features.cache.CachedExtractor`), if there is one."""
-    extractor: Any = segmenter.extractor
-    while not isinstance(extractor, FeatureExtractor):
-        extractor = extractor.extractor
+    extractor = innermost(segmenter.extractor)
+    if not isinstance(extractor, FeatureExtractor):
+        raise UserError(f"A segmenter with a {type(extractor).__name__} cannot be saved, only with a FeatureExtractor.")
     return extractor
 
 
