@@ -340,7 +340,8 @@ def make_setting(size: str, arguments: argparse.Namespace) -> Setting:
         crop = plan["crop_size"][0]
     else:
         extractor, crop = random_network(size)
-    training, held_out = real_examples(arguments) if arguments.dataset_dir else made_examples(crop)
+        plan = {}  # images are read as they are
+    training, held_out = real_examples(arguments, plan) if arguments.dataset_dir else made_examples(crop)
     return Setting(
         size,
         crop,
@@ -372,10 +373,10 @@ def random_network(size: str) -> tuple[FeatureExtractor, int]:
     return make_extractor((network, plan), normalize="global_l2")[0], config["crop_size"][0]
 
 
-def real_examples(arguments: argparse.Namespace) -> tuple[list[Example], list[Example]]:
+def real_examples(arguments: argparse.Namespace, plan: dict[str, Any]) -> tuple[list[Example], list[Example]]:
     """Read labelled images of a data set: the first by name of its training images, and of its test images."""
     cases = select_cases(arguments.dataset_dir, sections=("training", "test"))
-    reader = CaseReader(cases, {})
+    reader = CaseReader(cases, plan)
     chosen = (cases.subset(min(arguments.crops, len(cases.training))).training, cases.test[: arguments.crops])
     training, held_out = ([example for entry in part for example in reader.read(entry).examples] for part in chosen)
     return training, held_out
