@@ -4,7 +4,7 @@ Both sides read the same frozen network at the same decoder blocks, timestep and
 (``Linear, ReLU, BatchNorm`` twice, then ``Linear``; Adam, cross-entropy, one crop a step). They differ in how:
 
 ====================  ===========================================  ===================================================
-what                  medmdm                                       the published way (written out below)
+what                  medmdm                                       the published way (``published_way.py``)
 ====================  ===========================================  ===================================================
 forward pass          stops after the last block that is read      the whole network, hooks on all decoder blocks
 features              stay at their own resolution                 up-sampled to the crop, concatenated, flattened
@@ -19,11 +19,8 @@ classifiers           all in one pass over the crops               one after the
   the median over the pairs. ``max_relative_error`` is the largest difference of our logits, over the largest logit, to
   those of the published way with the norm added up in double precision. In single precision, as PyTorch adds it up on
   CPUs, the published way itself is further away; that is printed, too.
-- *Memory*: each side classifies one crop with one classifier, from the blocks' outputs on, in a process of its own, in
-  which every block of memory above 64 KiB is the system's own. Counted is how far a second run lifts the peak of the
-  process's resident memory (VmHWM in Linux's ``/proc``) above what it held before: PyTorch's and the math library's
-  memory alike, of which PyTorch's own counters would miss the latter. Also for a training step (forward, loss,
-  backward).
+- *Memory*: the peak while one classifier classifies one crop, from the blocks' outputs on (``peak_memory.py``). Also
+  for a training step (forward, loss, backward).
 - *Training*: ten classifiers on eight crops, a fixed number of epochs. Ours is run in full, extraction and the hash of
   the weights included. Of the published way some steps are run (new mask, forward pass, features, classifier step) and
   their median is multiplied by ``crops x epochs x classifiers``; that is an extrapolation and is said to be one.
@@ -50,17 +47,16 @@ import math
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from peak_memory import measure_memory
+from published_way import CLASSES, copy_member, published_classifier, published_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,15 +65,11 @@ from medmdm.data.demo import stained_tissue
 from medmdm.engines.memory import keep_freed_memory
 from medmdm.features.cache import CachedExtractor
 from medmdm.networks import FeatureExtractor, PixelClassifier, make_extractor
-from medmdm.networks.feature_maps import normalize
 from medmdm.segment import Example, PixelClassifierHead, Task, random_crop
 from medmdm.segment.reading import CaseReader
 from medmdm.shipped import shipped_folder
 
 SEED = 0
-CLASSES = 2
-#: In the processes that measure memory: no block above 64 KiB is kept after it was freed, so that peaks are not hidden.
-EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -98,65 +90,6 @@ class Setting:
     def grids(self) -> list[tuple[int, int]]:
         """Channels and edge of each block's output for one crop."""
         return [(info["channels"], self.crop // info["reduction"]) for info in self.extractor.feature_info]
-
-
-# --- the published way -----------------------------------------------------------------------------------------------
-
-
-def published_features(extractor: FeatureExtractor, x_t: Tensor, exact: bool = False) -> Tensor:
-    """Run the whole network on a corrupted crop and return ``[P, C]``, normalised."""
-    outputs: dict[int, Tensor] = {}
-    blocks: Any = extractor.backbone.output_blocks
-    hooks = [
-        block.register_forward_hook(lambda _, __, output, number=number: outputs.update({number: output}))
-        for number, block in enumerate(blocks)
-    ]
-    with torch.no_grad():
-        extractor.backbone(x_t, torch.tensor(extractor.config["timesteps"]))
-    for hook in hooks:
-        hook.remove()
-    return published_stack([outputs[number] for number in extractor.config["blocks"]], x_t.shape[2:], exact)
-
-
-def published_stack(maps: Sequence[Tensor], size: Sequence[int], exact: bool = False) -> Tensor:
-    """Up-sample, concatenate, divide by the norm, flatten.
-
-    PyTorch adds up a norm in single precision on CPUs and is 5e-4 off on a stack of 113 million numbers; ``exact`` is
-    to compare results with.
-    """
-    with torch.no_grad():
-        large = [F.interpolate(f, size=tuple(size), mode="bilinear", align_corners=False) for f in maps]
-        x = torch.cat(large, dim=1)
-        del large
-        x = x / (exact_norm(x) if exact else x.norm())
-        return x[0].flatten(1).T
-
-
-def exact_norm(x: Tensor) -> Tensor:
-    """Return the norm, added up in double precision."""
-    return torch.stack([part.double().square().sum() for part in x.flatten().split(1 << 20)]).sum().sqrt().to(x.dtype)
-
-
-def published_classifier(channels: int, hidden: Sequence[int] = (128, 32)) -> nn.Sequential:
-    """Make the paper's MLP over rows of pixels."""
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(channels, width), nn.ReLU(), nn.BatchNorm1d(width)]
-        channels = width
-    return nn.Sequential(*layers, nn.Linear(channels, CLASSES))
-
-
-def copy_member(head: PixelClassifier, member: int) -> nn.Sequential:
-    """Return the paper's MLP with the weights of a trained member of ours."""
-    mlp, state = published_classifier(head.config["in_channels"], head.config["hidden"]), head.member(member)
-    linears = [layer for layer in mlp if isinstance(layer, nn.Linear)]
-    norms = [layer for layer in mlp if isinstance(layer, nn.BatchNorm1d)]
-    for i, linear in enumerate(linears):
-        linear.load_state_dict({"weight": state[f"weights.{i}"][0], "bias": state[f"biases.{i}"][0]})
-    for i, norm in enumerate(norms):
-        parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        norm.load_state_dict({part: state[f"norms.{i}.{part}"] for part in parts})
-    return mlp.eval()
 
 
 # --- a crop ----------------------------------------------------------------------------------------------------------
@@ -194,79 +127,6 @@ def measure_crop(setting: Setting, head: PixelClassifier, repeats: int) -> dict[
         "error": errors["ours"],
         "published_error": errors["published"],
     }
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def measure_memory(setting: Setting, threads: int, quick: bool) -> dict[str, dict[str, float]] | None:
-    """Return bytes of the peak above the start, for each side, of classifying a crop and of a training step.
-
-    Each is the median of three processes, for a quick run only the first, of one process.
-    """
-    if not Path("/proc/self/status").exists():
-        return None
-    found: dict[str, dict[str, float]] = {}
-    for step in ("classify",) if quick else ("classify", "train"):
-        found[step] = {}
-        for side in ("ours", "published"):
-            task = {"side": side, "step": step, "grids": setting.grids, "size": setting.crop, "threads": threads}
-            command = [sys.executable, __file__, "--measure_memory", json.dumps(task)]
-            environment = {**os.environ, **EXACT_MEMORY}
-            peaks = [
-                int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-                for _ in range(1 if quick else 3)
-            ]
-            found[step][side] = statistics.median(peaks)
-    return found
-
-
-def peak_memory(side: str, step: str, grids: Sequence[Sequence[int]], size: int, threads: int) -> int:
-    """Return how far one step lifts the peak of this process's resident memory, in bytes."""
-    torch.set_num_threads(threads)
-
-    def run(grids: Sequence[Sequence[int]], size: int) -> Callable[[], Any]:
-        maps = [torch.randn(1, channels, edge, edge) for channels, edge in grids]
-        label = torch.randint(CLASSES, (size * size,))
-        channels = sum(f.shape[1] for f in maps)
-        if side == "ours":
-            head = PixelClassifier(channels, CLASSES, members=1).train(step == "train")
-
-            def logits() -> Tensor:
-                with torch.no_grad():
-                    scaled = normalize(maps, (size, size), "global_l2", consume=True)
-                return head(scaled, (size, size))[0, 0].flatten(1).T
-        else:
-            mlp = published_classifier(channels).train(step == "train")
-
-            def logits() -> Tensor:
-                return mlp(published_stack(maps, (size, size)))
-
-        def classify() -> Tensor:
-            with torch.set_grad_enabled(step == "train"):
-                out = logits()
-                if step == "train":
-                    F.cross_entropy(out, label).backward()
-            return out
-
-        return classify
-
-    measured = run(grids, size)
-    measured()  # libraries load what they need, and keep it
-    ballast = []  # fills what the process held once and gave back, so that a new peak is a peak of the step
-    while (gap := resident("VmHWM") - resident("VmRSS")) > 0:
-        ballast.append(torch.ones(gap // 4 + 65536))
-    before = resident("VmHWM")
-    measured()
-    return resident("VmHWM") - before
-
-
-def resident(key: str) -> int:
-    """Return the process's resident memory (VmRSS) or its peak (VmHWM) in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {key} in /proc/self/status")
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -409,7 +269,7 @@ def crops(examples: Sequence[Example], crop: int, count: int, seed: int) -> list
 
 def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure everything at one size."""
-    memory = measure_memory(setting, arguments.threads, arguments.quick)
+    memory = measure_memory(setting.grids, setting.crop, arguments.threads, arguments.quick)
     if not arguments.system_memory:
         keep_freed_memory()
     steps = setting.members * setting.epochs * len(setting.training)
@@ -492,11 +352,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed pairs of crops")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: all CPUs)")
     parser.add_argument("--system_memory", action="store_true", help="let both sides return freed memory to the system")
-    parser.add_argument("--measure_memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure_memory:
-        print(peak_memory(**json.loads(arguments.measure_memory)))
-        return
     torch.set_num_threads(arguments.threads)
     if not arguments.json:
         machine = f"{platform.machine()} CPU, {arguments.threads} threads, torch {torch.__version__}"

@@ -44,7 +44,7 @@ class Probe(Periodic):
         every: steps between two probes; there is also one before the first step and one after the last.
         shots: how many training cases, a seeded draw; None for all.
         head: default ridge regression.
-        blocks: as the next five, see :func:`medmdm.networks.make_extractor`.
+        blocks: as the next three, see :func:`medmdm.networks.make_extractor`.
         timesteps: t at which features are read.
         masking: of the images that are read.
         normalize: of the features.
@@ -107,12 +107,8 @@ class Probe(Periodic):
     def first(self, engine: Engine) -> None:
         """Probe the untrained network, unless the run goes on from a checkpoint."""
         count = sum(len(fold) for fold in self.folds)
-        how = (
-            f"{len(self.validation)} validation cases"
-            if self.validation
-            else f"{len(self.folds)} parts left out in turn"
-        )
-        logger.info("probe: %s head on %d labelled training cases, scored on %s", self.head.method, count, how)
+        held_out = f"{len(self.validation)} validation cases" if self.validation else "those that are left out in turn"
+        logger.info("probe: %s head on %d labelled training cases, scored on %s", self.head.method, count, held_out)
         self._extractor(engine)  # raises now what it would raise later
         super().first(engine)
 
@@ -123,23 +119,19 @@ class Probe(Periodic):
         extractor = self._extractor(engine)
         window = tuple(self.plan["crop_size"])
 
-        def task(cases: Sequence[LoadedCase]) -> Task:
-            examples = [example for case in cases for example in case.examples]
-            return Task(examples, self.cases.num_classes, window, seed=self.seed, device=engine.state.device)
-
-        whole = task([case for fold in self.folds for case in fold])
+        examples = [example for fold in self.folds for case in fold for example in case.examples]
+        task = Task(examples, self.cases.num_classes, window, seed=self.seed, device=engine.state.device)
         sums = [
-            PixelSums.total(self.head.sums(e, whole, extractor) for case in fold for e in case.examples)
+            PixelSums.total(self.head.sums(e, task, extractor) for case in fold for e in case.examples)
             for fold in self.folds
         ]
-        rounds = (
-            [(sums, self.validation)]
-            if self.validation
-            else [([s for s in sums if s is not sums[n]], fold) for n, fold in enumerate(self.folds)]
-        )
+        if self.validation:
+            rounds = [(sums, self.validation)]
+        else:
+            rounds = [(sums[:n] + sums[n + 1 :], fold) for n, fold in enumerate(self.folds)]
         found = []
         for parts, held_out in rounds:
-            model = self.head.fit_sums(parts, whole, extractor).model
+            model = self.head.fit_sums(parts, task, extractor).model
             predictor = Predictor(model, window, device=engine.state.device)
             for case in held_out:
                 mask = predictor.case(case).probabilities.argmax(0)

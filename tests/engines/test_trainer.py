@@ -199,14 +199,19 @@ def test_check_properties_is_empty(workflow: Workflow) -> None:
     assert made.check_properties() == []
 
 
-def test_another_configuration_or_other_images_are_refused(workflow: Workflow, image_folder: Path) -> None:
+def test_another_configuration_or_other_images_are_refused(
+    workflow: Workflow, image_folder: Path, tmp_path: Path
+) -> None:
     train(workflow(max_steps=2))
+    written = (tmp_path / "run" / "model.pt").stat()
     with raises_user_error(r"differs in max_steps, optimizer#lr\)"):
         train(workflow(max_steps=3, **{"optimizer#lr": 0.5}))
     train(workflow(max_steps=2, num_workers=1))  # finished: nothing to do, and workers may change
     (image_folder / "a.png").unlink()
     with raises_user_error("the training images"):
         train(workflow(max_steps=2))
+    left = (tmp_path / "run" / "model.pt").stat()
+    assert (left.st_ino, left.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)  # nobody wrote it again
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
