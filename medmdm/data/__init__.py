@@ -10,6 +10,7 @@ from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.images import IMAGE_SUFFIXES, RasterReader, image_size, pixel_hash, read_image
 from medmdm.data.intensity import (
     CT_WINDOWS,
+    PercentileRanged,
     ScaleByPercentiles,
     ScaleByPercentilesd,
     ScaleByWindow,
@@ -64,6 +65,7 @@ __all__ = [
     "LoadSliced",
     "PadToSize",
     "PadToSized",
+    "PercentileRanged",
     "RandStainJitter",
     "RandStainJitterd",
     "RasterReader",

@@ -14,6 +14,7 @@ from monai.transforms import Compose, MapTransform
 
 from medmdm.data.cases import Cases
 from medmdm.data.images import read_image
+from medmdm.data.intensity import PercentileRanged
 from medmdm.data.labels import IGNORE, LABEL_TYPES
 from medmdm.data.slices import LoadSliced
 from medmdm.data.spacing import ResampleToSpacingd
@@ -33,21 +34,29 @@ class LoadCased(MapTransform):
     Args:
         keys: keys of the image and of the label, or of the image alone.
         context_slices: neighbours on each side that a slice of the image is read with.
+        percentiles: of the whole picture, noted for the scaling: see :class:`medmdm.data.PercentileRanged`.
+        nonzero: whether pixels of value 0 are left out of them.
         allow_missing_keys: don't raise where a case has no label.
     """
 
     def __init__(
-        self, keys: KeysCollection = ("image", "label"), context_slices: int = 0, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection = ("image", "label"),
+        context_slices: int = 0,
+        percentiles: Sequence[float] | None = None,
+        nonzero: bool = False,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if not 1 <= len(self.keys) <= 2:
             raise UserError(f"LoadCased: keys is {list(self.keys)}, expected the image's and the label's")
         self.load_image = LoadSliced(self.keys[0], context_slices)
+        self.note_range = PercentileRanged(self.keys[0], percentiles, nonzero)
         self.load_slice = LoadSliced(self.keys[-1])
         self.cut = CutRegiond(self.keys, allow_missing_keys=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d: dict[Hashable, Any] = self.load_image(data)
+        d: dict[Hashable, Any] = self.note_range(self.load_image(data))
         image = d[self.keys[0]]
         for key in self.keys[1:]:
             if key not in d:
@@ -136,6 +145,7 @@ def case_transforms(
     intensity_range: Sequence[float] | None = None,
     context_slices: int = 0,
     instances_key: str | None = None,
+    percentiles: Sequence[float] | None = None,
 ) -> Compose:
     """Return the transforms from an entry to what a network and a loss take; none is random.
 
@@ -149,6 +159,7 @@ def case_transforms(
             the file's type.
         context_slices: neighbours on each side of a slice that the network takes as channels.
         instances_key: key under which instance maps are kept beside the classes, if labels number objects.
+        percentiles: [lower, upper] percentages of a picture's own intensities that become −1 and 1 instead.
 
     Returns:
         Transforms that give ``image`` as ``[C, H, W]`` float32 and ``label`` as ``[1, H, W]`` uint8.
@@ -171,7 +182,7 @@ def case_transforms(
     mode = ["bilinear", "nearest", "nearest"][: len(keys)]
     return Compose(
         [
-            LoadCased(keys[:2], context_slices, allow_missing_keys=True),
+            LoadCased(keys[:2], context_slices, percentiles, allow_missing_keys=True),
             *to_classes,
             ResampleToSpacingd(keys, spacing, mode=mode, allow_missing_keys=True),
             ScaleIntensityByDtyped("image", intensity_range),

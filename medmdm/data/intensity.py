@@ -1,4 +1,4 @@
-"""Which intensities become −1 and 1: CT windows by name or by centre and width, MR percentiles of each volume."""
+"""Which intensities become −1 and 1: CT windows by name or by centre and width, percentiles of a volume or picture."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from medmdm.errors import UserError, nearest
 
 __all__ = [
     "CT_WINDOWS",
+    "PercentileRanged",
     "ScaleByPercentiles",
     "ScaleByPercentilesd",
     "ScaleByWindow",
@@ -159,7 +160,11 @@ class ScaleByPercentiles(Transform):
         self.nonzero = nonzero
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        return scale_to_range(img, [self._range(channel) for channel in img])
+        return scale_to_range(img, self.ranges(img))
+
+    def ranges(self, img: torch.Tensor) -> list[list[float]]:
+        """Return the [low, high] of each channel."""
+        return [self._range(channel) for channel in img]
 
     def _range(self, channel: torch.Tensor) -> list[float]:
         plain = channel.as_tensor() if isinstance(channel, MetaTensor) else channel
@@ -173,6 +178,41 @@ class ScaleByPercentiles(Transform):
             above = min(below + 1, len(values) - 1)
             bounds.append(float(values[below] + (at - below) * (values[above] - values[below])))
         return bounds
+
+
+class PercentileRanged(MapTransform):
+    """Note percentiles of a picture's channels as the range that :class:`ScaleIntensityByDtyped` scales to [−1, 1].
+
+    It takes the colour of light and stain out of pictures. Slices of volumes come with the range of their volume, which
+    stays. To be run on whole pictures: a crop must be scaled as the picture that it comes from.
+
+    Args:
+        keys: the key of the image ``[C, *spatial]``.
+        percentiles: [lower, upper] percentages; None notes nothing.
+        nonzero: whether pixels of value 0 are left out of the count.
+        range_key: under which the [low, high] of each channel are put, unless it is there already.
+
+    Raises:
+        UserError: the percentages are out of range.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        percentiles: Sequence[float] | None = None,
+        nonzero: bool = False,
+        range_key: str = "intensity_range",
+    ) -> None:
+        super().__init__(keys)
+        self.scale = None if percentiles is None else ScaleByPercentiles(*check_percentiles(percentiles), nonzero)
+        self.range_key = range_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self.scale is not None and d.get(self.range_key) is None:
+            for key in self.key_iterator(d):
+                d[self.range_key] = self.scale.ranges(d[key])
+        return d
 
 
 class ScaleByWindowd(MapTransform):

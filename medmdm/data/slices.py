@@ -57,7 +57,8 @@ def slice_volumes(
             background (Otsu's threshold), or when they are constant; ``None`` keeps every slice.
         context_slices: neighbours on each side that a slice is read with; they count as held out with it.
         intensity_range: the config's own; with volumes either this or percentiles must be given.
-        percentiles: [lower, upper] percentages; the volume's intensities there become −1 and 1.
+        percentiles: [lower, upper] percentages; the volume's intensities there become −1 and 1. Of pictures
+            :class:`medmdm.data.PercentileRanged` notes them.
         nonzero: whether voxels of value 0 are left out of the percentiles.
         store: folder of decoded volumes, ``None`` for the user's cache folder.
         seed: chooses what is held out.
@@ -78,7 +79,6 @@ def slice_volumes(
     entries = [*selection.training, *selection.validation]
     which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
     if not which:
-        _refuse_percentiles(percentiles)
         spaced = [with_spacing(entry, information) for entry in entries]
         return _selection(selection, spaced[: len(selection.training)], spaced[len(selection.training) :], ())
     if percentiles is None and intensity_range is None:
@@ -252,14 +252,6 @@ def _refuse_other_grid(image: StoredVolume, label: StoredVolume, image_name: str
         raise UserError(
             f"{label_name} lies up to {shift.max():.1f} mm from {image_name} by their affines: correct the label's "
             "header"
-        )
-
-
-def _refuse_percentiles(percentiles: Sequence[float] | None) -> None:
-    if percentiles is not None:
-        raise UserError(
-            "percentiles scale volumes, and the data set holds pictures only: set percentiles to null, and "
-            "intensity_range if the files' type does not say it"
         )
 
 

@@ -190,7 +190,8 @@ class ScaleIntensityByDtyped(MapTransform):
         keys: keys of images.
         intensity_range: (low, high) that become −1 and 1; ``None``: the full range of the file's type.
         range_key: key of an entry's own [low, high] of each channel, which goes before ``intensity_range``;
-            :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume.
+            :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume, and
+            :class:`medmdm.data.PercentileRanged` those of a picture.
         allow_missing_keys: don't raise if a key is missing.
     """
 

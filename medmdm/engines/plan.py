@@ -44,7 +44,7 @@ def make_plan(
         image_hashes: SHA-256 of the decoded pixels of each training image.
         patient_ids: whose images they are, where known; only salted hashes go into the plan.
         intensity_range: stored values that became -1 and 1; None for the full range of the files' type.
-        percentiles: ``{"lower": %, "upper": %, "nonzero": bool}`` of each volume that became -1 and 1 instead.
+        percentiles: ``{"lower": %, "upper": %, "nonzero": bool}`` of each volume (or picture) that became -1 and 1.
         spacing: mm between the pixels (rows, columns) to which images were resampled; None for their own.
         slice_axis: along which volumes were cut.
         context_slices: neighbours on each side of a slice that became channels.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.networks.extractor import FeatureExtractor
-from medmdm.networks.feature_maps import factor
+from medmdm.networks.feature_maps import factor, moments, standardization
 from medmdm.networks.weights_files import weights_hash
 
 __all__ = ["CachedExtractor", "tensor_hash"]
@@ -145,11 +145,27 @@ class CachedExtractor(nn.Module):
         content = self.remembered(tensor_hash(x.float()), functools.partial(self._extract, x))
         kind = str(self.config["normalize"])
         maps = [f.to(x.device).float() for f in content["maps"]]
-        factors: dict[str, float] = content.setdefault("factors", {})
-        if kind not in factors:
+        found: dict[str, list[tuple[Any, Any]]] = content.setdefault("normalizations", {})
+        if kind not in found:
             raw = [f * scale for f, scale in zip(maps, content["scales"], strict=True)]
-            factors[kind] = float(factor(raw, self.padded_size(x.shape[2:]), kind))
-        return [f.mul_(scale * factors[kind]) for f, scale in zip(maps, content["scales"], strict=True)]
+            found[kind] = self._normalization(raw, self.padded_size(x.shape[2:]), kind)
+        for f, scale, (multiplier, shift) in zip(maps, content["scales"], found[kind], strict=True):
+            f.mul_(scale * multiplier)
+            if shift is not None:
+                f.add_(shift)
+        return maps
+
+    @staticmethod
+    def _normalization(raw: Sequence[Tensor], size: Sequence[int], kind: str) -> list[tuple[Any, Any]]:
+        """Return by what each map is multiplied, and what is then added: a training step reads each map anew."""
+        if kind != "standardize":
+            return [(float(factor(raw, size, kind)), None)] * len(raw)
+        found = []
+        for f in raw:
+            mean, variance = moments(f, size)
+            multiplier = standardization(variance)
+            found.append((multiplier.float(), (-mean * multiplier).float()))
+        return found
 
     def _extract(self, x: Tensor) -> dict[str, Any]:
         maps = [f.float() for f in self.extractor.raw(x)]

@@ -35,7 +35,8 @@ class FeatureExtractor(nn.Module):
         masking: ``"seeded"`` corrupts every window of one shape by one mask (or noise) drawn from ``seed``; ``"none"``
             does not corrupt; ``"partition"`` averages over complementary masks, each patch being hidden by exactly one.
         partitions: number of these masks; None for the one that hides as much as t does, ``round(T / t)``.
-        normalize: ``"global_l2"`` (the paper's, valid for windows of one size), ``"rms"`` or ``"none"``; see
+        normalize: ``"global_l2"`` (the paper's, valid for windows of one size), ``"rms"``, ``"standardize"`` or
+            ``"none"``; see
             :func:`medmdm.networks.feature_maps.normalize`.
         seed: of the masks.
 

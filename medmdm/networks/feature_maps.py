@@ -20,10 +20,22 @@ from torch.nn import functional as F
 
 from medmdm.errors import UserError
 
-__all__ = ["NORMALIZATIONS", "factor", "gather", "gram", "normalize", "stack", "sum_products", "sums", "upsample"]
+__all__ = [
+    "NORMALIZATIONS",
+    "factor",
+    "gather",
+    "gram",
+    "moments",
+    "normalize",
+    "stack",
+    "standardization",
+    "sum_products",
+    "sums",
+    "upsample",
+]
 
 #: What :func:`normalize` knows.
-NORMALIZATIONS = ("global_l2", "rms", "none")
+NORMALIZATIONS = ("global_l2", "rms", "standardize", "none")
 
 _VALUES = 1 << 18  # of a map that are reduced together
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -92,9 +104,32 @@ def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     return torch.stack(squares).sum(0)
 
 
+def moments(f: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel of one up-sampled map, each ``[B, C, 1, ...]`` in float64."""
+    source = f.shape[2:]
+    weights = [
+        torch.from_numpy(_interpolation(int(a), int(b)).mean(0))[None] for a, b in zip(source, size, strict=True)
+    ]
+    mean = _apply(f.double(), weights)
+    # Up-sampling leaves constants as they are, so the mean may go first and nothing cancels.
+    centred = f - mean.to(f.dtype)
+    forms = [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(source, size, strict=True)]
+    products = centred * (centred if tuple(source) == tuple(size) else _apply(centred, forms))
+    axes = tuple(range(2, f.ndim))
+    return mean, products.sum(axes, keepdim=True, dtype=torch.float64) / math.prod(size)
+
+
+def standardization(variance: Tensor) -> Tensor:
+    """Return by what channels of that variance are multiplied for ``"standardize"``."""
+    return (variance + 1e-5).rsqrt()  # as instance normalisation: constant channels stay small
+
+
 def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
-    """Return the number by which :func:`normalize` multiplies the maps of each image, ``[B]`` in float64."""
-    if kind not in NORMALIZATIONS:
+    """Return the number by which :func:`normalize` multiplies the maps of each image, ``[B]`` in float64.
+
+    ``"standardize"`` has no such number; see :func:`moments`.
+    """
+    if kind not in ("global_l2", "rms", "none"):
         raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}.")
     if kind == "none":
         return torch.ones(maps[0].shape[0], dtype=torch.float64, device=maps[0].device)
@@ -105,20 +140,27 @@ def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
 
 
 def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str, consume: bool = False) -> list[Tensor]:
-    """Scale all maps of an image by one number.
+    """Scale all maps of an image by one number, or each channel to zero mean and unit variance.
 
     Args:
         maps: ``[B, C_i, *spatial_i]``.
         size: to which they would be up-sampled.
         kind: ``"global_l2"`` divides by the L2 norm of the up-sampled stack (the paper; it grows with the area, so it
-            is valid for windows of one size only), ``"rms"`` by its root mean square, ``"none"`` does nothing.
+            is valid for windows of one size only), ``"rms"`` by its root mean square; ``"standardize"`` subtracts from
+            each channel of the up-sampled stack its mean and divides by its standard deviation (with 1e-5 added to
+            the variance, as instance normalisation does), so that images of other stains become comparable;
+            ``"none"`` does nothing.
         consume: put the results into ``maps``, a list, one after the other: both together are never in memory.
 
     Raises:
         UserError: an unknown kind.
     """
     scaled = maps if consume and isinstance(maps, list) else list(maps)
-    if kind != "none":
+    if kind == "standardize":
+        for i in range(len(scaled)):
+            mean, variance = moments(scaled[i], size)
+            scaled[i] = (scaled[i] - mean.to(scaled[i].dtype)) * standardization(variance).to(scaled[i].dtype)
+    elif kind != "none":
         scale = factor(maps, size, kind)
         for i in range(len(scaled)):
             scaled[i] = scaled[i] * scale.to(scaled[i].dtype).reshape(-1, *[1] * (scaled[i].ndim - 1))

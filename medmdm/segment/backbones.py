@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from medmdm.data.intensity import percentiles_record
 from medmdm.engines.plan import make_ledger
 from medmdm.errors import UserError, nearest
 from medmdm.features.cache import CachedExtractor
@@ -85,6 +86,8 @@ def open_backbone(
     unknown = [key for key in given if key not in PREPROCESSING]
     if unknown:
         raise UserError(f"preprocessing has no {unknown[0]!r}: it takes {', '.join(PREPROCESSING)}.")
+    if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
+        given["percentiles"] = percentiles_record(given["percentiles"])
     if path is None:
         if "crop_size" not in given:
             raise UserError("Without a backbone nothing says how images are read: set preprocessing#crop_size.")

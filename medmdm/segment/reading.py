@@ -75,9 +75,12 @@ class CaseReader:
         self.store = VolumeStore(store)
         instances = cases.label_type == "instances"
         context = int(plan.get("context_slices") or 0)
+        found = plan.get("percentiles")
+        self.percentiles = None if found is None else (found["lower"], found["upper"])
+        self.nonzero = bool(found and found["nonzero"])
         self.load = Compose(
             [
-                LoadCased(("image", "label"), context, allow_missing_keys=True),
+                LoadCased(("image", "label"), context, self.percentiles, self.nonzero, allow_missing_keys=True),
                 LabelToClassesd(
                     label_type=cases.label_type,
                     classes=None if instances or cases.data_list is None else cases.classes,
@@ -127,9 +130,8 @@ class CaseReader:
         )
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
-        percentiles = self.plan.get("percentiles")
         axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
-        if percentiles is None and self.plan.get("intensity_range") is None:
+        if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
                 "intensities become -1 and 1, so pre-train on volumes first"
@@ -138,8 +140,8 @@ class CaseReader:
             {**entry, "axis": axis},
             self.store,
             axis,
-            None if percentiles is None else (percentiles["lower"], percentiles["upper"]),
-            bool(percentiles and percentiles["nonzero"]),
+            self.percentiles,
+            self.nonzero,
         )
         loaded = [self.load(dict(one)) for one in slices]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from medmdm.data import (
     CT_WINDOWS,
+    PercentileRanged,
     ScaleByPercentiles,
     ScaleByPercentilesd,
     ScaleByWindow,
@@ -69,6 +70,25 @@ def test_ranges_of_channels():
         scale_to_range(image, [[0, 1]] * 3)
     own = ScaleIntensityByDtyped("image", (0, 1000))({"image": image, "intensity_range": [[0, 4]]})["image"]
     assert own[:, 0, 0].tolist() == [-1, -0.5, 0, 0.5]  # an entry's own range goes first
+
+
+@pytest.mark.parametrize("nonzero", [False, True])
+def test_a_pictures_percentiles_are_noted_and_then_scale_its_crops(nonzero):
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 200, (3, 9, 14), np.uint8))
+    image[2] = 7
+    noted = PercentileRanged("image", [5, 90], nonzero)({"image": image})
+    assert torch.equal(noted["image"], image)
+    crop = ScaleIntensityByDtyped("image")({**noted, "image": image[:, 2:5, 3:9]})["image"]
+    assert torch.equal(crop, ScaleByPercentiles(5, 90, nonzero)(image)[:, 2:5, 3:9])
+
+
+def test_percentiles_are_noted_only_where_there_is_no_range_yet():
+    image = torch.arange(4.0).reshape(1, 2, 2)
+    assert "intensity_range" not in PercentileRanged("image")({"image": image})
+    own = PercentileRanged("image", [0, 100])({"image": image, "intensity_range": [[0, 9]]})
+    assert own["intensity_range"] == [[0, 9]]
+    with pytest.raises(UserError, match="give \\[lower, upper\\]"):
+        PercentileRanged("image", [99, 1])
 
 
 def test_large_offsets_keep_their_steps():

@@ -55,7 +55,7 @@ def test_second_run_extracts_nothing_and_reads_the_same_bits(tmp_path: Path) -> 
     assert second.extracted == 1
 
 
-@pytest.mark.parametrize("kind", ["global_l2", "rms", "none"])
+@pytest.mark.parametrize("kind", ["global_l2", "rms", "standardize", "none"])
 def test_differs_from_the_extractor_by_half_precision_only(kind: str) -> None:
     extractor = made_extractor(normalize=kind)
     x = images(2, 3, 18, 30)

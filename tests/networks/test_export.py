@@ -60,6 +60,7 @@ def segmenter_of(
 
 CASES: dict[str, dict[str, Any]] = {
     "paper": {"corruption": PatchMasking(patch_size=4), "normalize": "global_l2"},
+    "standardized": {"corruption": PatchMasking(patch_size=4), "normalize": "standardize"},
     "noise": {"corruption": GaussianNoise(), "normalize": "rms", "members": 1, "timesteps": (50, 300)},
     "mask and noise": {"corruption": MaskedNoise(patch_size=4), "normalize": "none", "ensemble": "vote", "members": 3},
     "partition": {"corruption": PatchMasking(patch_size=4), "masking": "partition"},

@@ -246,6 +246,16 @@ def test_normalised_stack_has_unit_norm_or_mean_square(make: Make) -> None:
 
 
 @torch.no_grad()
+def test_standardised_stack_has_channels_of_zero_mean_and_unit_variance(make: Make) -> None:
+    extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize="standardize")
+    values = stack([f.double() for f in extractor(images(2, 3, 16, 20))], (16, 20)).flatten(2)
+    assert values.mean(2).abs().max() < 1e-5
+    deviation = values.std(2, correction=0)
+    raw = stack([f.double() for f in extractor.raw(images(2, 3, 16, 20))], (16, 20)).flatten(2).var(2, correction=0)
+    assert torch.allclose(deviation, (raw / (raw + 1e-5)).sqrt(), rtol=1e-4)
+
+
+@torch.no_grad()
 def test_the_same_image_always_gives_the_same_features(make: Make) -> None:
     network = make(dropout=0.5)
     extractor = FeatureExtractor(network, (1, 4), (300, 50), MaskedNoise(patch_size=4))
@@ -289,7 +299,7 @@ def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
         ({"timesteps": ()}, "one or more"),
         ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
         ({"masking": "random"}, "seeded, none, partition, got 'random'"),
-        ({"normalize": "l2"}, "global_l2, rms, none, got 'l2'"),
+        ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
         ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),
         ({"masking": "partition"}, "trained with PatchMasking"),
     ],

@@ -56,6 +56,26 @@ def test_norm_from_small_maps_is_that_of_the_stack(size: tuple, shapes: list, ki
     assert_close(scaled.double(), x / norm[:, None], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "shapes"), CASES, ids=IDS)
+def test_standardised_channels_are_those_of_the_stack(size: tuple, shapes: list) -> None:
+    maps = draw(shapes, batch=2)
+    scaled = feature_maps.stack(feature_maps.normalize(maps, size, "standardize"), size).flatten(2)
+    x = reference(maps, size)
+    expected = (x - x.mean(2, keepdim=True)) / (x.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert_close(scaled.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_standardisation_is_instance_normalisation_where_nothing_is_up_sampled() -> None:
+    (f,) = draw([(3, (5, 6))], batch=2)
+    (scaled,) = feature_maps.normalize([f], (5, 6), "standardize")
+    assert_close(scaled, F.instance_norm(f), rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_channel_far_from_zero_stays_finite_and_small() -> None:
+    (scaled,) = feature_maps.normalize([torch.full((1, 2, 3, 5), 1e4)], (7, 9), "standardize")
+    assert scaled.abs().max() < 1
+
+
 def test_no_normalisation_leaves_the_maps() -> None:
     maps = draw(CASES[0][1])
     assert all(a is b for a, b in zip(feature_maps.normalize(maps, (32, 32), "none"), maps, strict=True))

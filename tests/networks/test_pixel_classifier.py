@@ -47,7 +47,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("kind", ["global_l2", "rms", "none"])
+@pytest.mark.parametrize("kind", ["global_l2", "rms", "standardize", "none"])
 @pytest.mark.parametrize(("size", "shapes"), CASES, ids=IDS)
 def test_equals_upsampling_concatenating_and_classifying(size: tuple, shapes: list, kind: str, training: bool) -> None:
     maps = normalize(draw(shapes, batch=2), size, kind)

@@ -20,6 +20,7 @@ from medmdm.data import pixel_hash, read_image
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import save_torch
 from medmdm.networks import ADMUNet
+from medmdm.segment import open_backbone
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 HEAD = {
@@ -213,6 +214,11 @@ def test_from_scratch_needs_no_backbone(run: Callable[..., Any], tmp_path: Path)
     assert workflow.run()[0]["dice"] > 0.8
     evaluated = run("mdm_evaluate", run_dir=str(tmp_path / "e"), segmenter=str(tmp_path / "run" / "segmenter.pt"))
     assert evaluated["dice"] > 0.8
+
+
+def test_percentiles_may_be_given_as_pre_training_has_them() -> None:
+    plan = open_backbone(None, preprocessing={"crop_size": [16, 16], "percentiles": [1, 99]}).plan
+    assert plan["percentiles"] == {"lower": 1.0, "upper": 99.0, "nonzero": False}
 
 
 def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
