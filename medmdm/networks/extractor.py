@@ -36,8 +36,7 @@ class FeatureExtractor(nn.Module):
             does not corrupt; ``"partition"`` averages over complementary masks, each patch being hidden by exactly one.
         partitions: number of these masks; None for the one that hides as much as t does, ``round(T / t)``.
         normalize: ``"global_l2"`` (the paper's, valid for windows of one size), ``"rms"``, ``"standardize"`` or
-            ``"none"``; see
-            :func:`medmdm.networks.feature_maps.normalize`.
+            ``"none"``; see :func:`medmdm.networks.feature_maps.normalize`.
         seed: of the masks.
 
     Raises:
