@@ -20,7 +20,7 @@ from medmdm.data.cases import Cases
 from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
-from medmdm.segment.backbones import OpenBackbone
+from medmdm.segment.backbones import PREPROCESSING, OpenBackbone
 from medmdm.segment.context import Fitter, Task
 from medmdm.segment.evaluation import case_scores
 from medmdm.segment.prediction import Predictor
@@ -115,6 +115,7 @@ class Study:
         self.only = {head: list(names) for head, names in (only or {}).items()}
         self.rule = rule
         first = next(iter(self.backbones.values()))
+        self.preprocessing = _preprocessing(first.plan)
         self.window = tuple(window or first.plan.get("crop_size") or (256, 256))
         self.whole = whole
         self.overlap = overlap
@@ -129,6 +130,15 @@ class Study:
             for name, known in ((head, list(self.heads)), *((n, list(self.backbones)) for n in names)):
                 if name not in known:
                     raise UserError(f"only names {name!r}, which the study does not have{nearest(name, known)}.")
+        for name, backbone in self.backbones.items():
+            other = _preprocessing(backbone.plan)
+            differs = [key for key in other if other[key] != self.preprocessing[key]]
+            if differs:
+                key, first = differs[0], next(iter(self.backbones))
+                raise UserError(
+                    f"backbones#{name} was trained with {key} {other[key]}, {first} with {self.preprocessing[key]}, "
+                    f"but a study reads images once for all: leave one out, or set backbones#{name}#preprocessing#{key}."
+                )
         wrong = [n for n in self.shots if not 1 <= n <= len(self.cases.training)]
         if wrong:
             raise UserError(f"shots asks for {wrong[0]} images, but there are {len(self.cases.training)} to train on.")
@@ -235,9 +245,15 @@ class Study:
             "head": self.heads_config.get(cell.head),
             "postprocess": self.config.get("postprocess"),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
-            "reading": [list(self.window), self.whole, self.overlap, self.rule, self.section],
+            "reading": [list(self.window), self.whole, self.overlap, self.rule, self.section, self.preprocessing],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _preprocessing(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images are read, whether a plan says the defaults or leaves them out."""
+    read = {key: plan.get(key) or None for key in PREPROCESSING if key != "crop_size"}
+    return {**read, "slice_axis": read["slice_axis"] or "axial"}
 
 
 def _columns(cell: Cell) -> dict[str, Any]:

@@ -267,6 +267,25 @@ def test_a_study_with_another_head_computes_its_cells_only(run: Callable[..., An
     assert {name for name in after if after[name] != before[name]} == {name for name in after if "__mlp__" in name}
 
 
+def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Callable[..., Any], tmp_path: Path) -> None:
+    settings = study_settings(tmp_path, shots=[2], draws=1)
+    run("mdm_study", **settings)
+    before = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
+    write_backbone(tmp_path / "model.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
+    run("mdm_study", **settings)
+    after = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
+    assert before.keys() == after.keys()
+    assert not [name for name in after if after[name] == before[name]]
+
+
+def test_backbones_that_read_images_differently_are_not_compared(run: Callable[..., Any], tmp_path: Path) -> None:
+    other = write_backbone(tmp_path / "other.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
+    backbones = {"MDM": {"path": str(tmp_path / "model.pt")}, "MAE": {"path": str(other)}}
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run("mdm_study", **study_settings(tmp_path, backbones=backbones))
+    assert "backbones#MAE was trained with percentiles" in str(find_user_error(caught.value))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
