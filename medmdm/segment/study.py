@@ -137,7 +137,7 @@ class Study:
                 key, first = differs[0], next(iter(self.backbones))
                 raise UserError(
                     f"backbones#{name} was trained with {key} {other[key]}, {first} with {self.preprocessing[key]}, "
-                    f"but a study reads images once for all: leave one out, or set backbones#{name}#preprocessing#{key}."
+                    f"but a study reads images once: leave one out, or set backbones#{name}#preprocessing#{key}."
                 )
         wrong = [n for n in self.shots if not 1 <= n <= len(self.cases.training)]
         if wrong:
