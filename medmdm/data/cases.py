@@ -15,7 +15,7 @@ from medmdm.data.folders import FolderImages, find_images
 from medmdm.data.labels import IGNORE, label_classes, label_names, label_type
 from medmdm.data.lists import SECTIONS, DataList, image_name
 from medmdm.data.lookup import DEMO, DEMO_LABELLED, choose_data_list, image_files, label_files
-from medmdm.data.spacing import with_spacing
+from medmdm.data.spacing import as_spacing, with_spacing
 from medmdm.data.splits import subset
 from medmdm.data.volumes import is_volume
 from medmdm.errors import UserError, nearest
@@ -113,6 +113,7 @@ def select_cases(
     data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     sections: Sequence[str] = SECTIONS,
     labelled: bool = True,
+    image_spacing: float | Sequence[float] | None = None,
 ) -> Cases:
     """Choose the cases of a data set by its data list; volumes stay one case each.
 
@@ -131,14 +132,16 @@ def select_cases(
         sections: those to use, among training, validation and test; the others stay empty.
         labelled: whether labels are needed. ``False`` takes them where they are, and a folder without a list (or with
             ``data_list="none"``) as test cases.
+        image_spacing: mm between pixels, one number or (rows, columns), of pictures for which the list gives none.
 
     Returns:
         The cases.
 
     Raises:
         UserError: one sentence: the folder or the list is missing or wrong, images or labels that it names are missing,
-            it does not say what its labels mean, or no case is left.
+            it does not say what its labels mean, a spacing is not above 0, or no case is left.
     """
+    spacing = as_spacing(image_spacing, name="image_spacing")
     for section in sections:
         if section not in SECTIONS:
             raise UserError(
@@ -147,7 +150,9 @@ def select_cases(
     folder, chosen, warnings = choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = find_images(folder, may_be_empty=chosen is not None)
     if chosen is None:
-        return _folder_cases(images, labelled, warnings)
+        return _folder_cases(images, labelled, warnings, {"spacing": spacing})
+    if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
+        chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
     is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
     names = iter(case_names([e for section in SECTIONS for e in getattr(chosen, section)], folder))
     kept: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -176,7 +181,9 @@ def select_cases(
     return dataclasses.replace(cases, sentences=tuple(sentences))
 
 
-def _folder_cases(images: FolderImages, labelled: bool, warnings: Sequence[str]) -> Cases:
+def _folder_cases(
+    images: FolderImages, labelled: bool, warnings: Sequence[str], information: Mapping[str, Any]
+) -> Cases:
     if labelled:
         raise UserError(
             f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
@@ -184,7 +191,7 @@ def _folder_cases(images: FolderImages, labelled: bool, warnings: Sequence[str])
         )
     entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
     named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
-    test = tuple(_entry(entry, case, path, None, {}) for entry, case, path in named)
+    test = tuple(_entry(entry, case, path, None, information) for entry, case, path in named)
     sentence = f"{images.folder}: {len(test)} image{'' if len(test) == 1 else 's'}, no data list"
     return Cases(images.folder, None, (), (), test, (sentence,), tuple(warnings))
 

@@ -145,7 +145,8 @@ class ResampleToSpacing(Transform):
         if spacing is None:
             raise UserError(
                 f"the pixel spacing of {meta.get('filename_or_obj', 'an image')} is not known, so it cannot be "
-                "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry"
+                "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry "
+                "(mdm_infer.json: or --image_spacing)"
             )
         return resample_to_shape(img, target_shape(img.shape[1:], spacing, self.target), self.mode)
 

@@ -160,6 +160,20 @@ def test_unlabelled(folder, tmp_path):
         _ = everything.num_classes
 
 
+def test_spacing_of_pictures_for_which_the_list_gives_none(folder):
+    plain = folder({"training": ["a.png", {"image": "b.png", "magnification": 40}]})
+    for option, spacing in ((0.001, [0.001, 0.001]), ([0.001, 0.002], [0.001, 0.002]), (None, None)):
+        cases = select_cases(plain, labelled=False, image_spacing=option)
+        assert [entry.get("spacing") for entry in cases.training] == [spacing, [0.00025, 0.00025]]
+        everything = select_cases(plain, data_list="none", labelled=False, image_spacing=option)
+        assert [entry.get("spacing") for entry in everything.test] == [spacing] * len(everything.test)
+    for own in ({"spacing": 0.0005}, {"magnification": 20}):
+        cases = select_cases(folder({"training": ["a.png"], **own}), labelled=False, image_spacing=0.001)
+        assert cases.training[0]["spacing"] == [0.0005, 0.0005]
+    with pytest.raises(UserError, match="image_spacing gives spacing -1"):
+        select_cases(plain, labelled=False, image_spacing=-1)
+
+
 # --- lists that come with medmdm -------------------------------------------------------------------------------------
 
 

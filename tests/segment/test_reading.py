@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from medmdm.data import select_cases
+from medmdm.data import case_transforms, select_cases
 from medmdm.segment import CaseReader
 from medmdm.shipped import shipped_folder
 
@@ -47,8 +47,12 @@ def test_pictures_have_the_pixels_that_pre_training_sees(
     entries = config.get_parsed_content("slices").training
     plan = {name: config.get_parsed_content(f"plan#{name}") for name in ("percentiles", "spacing", "intensity_range")}
     cases = select_cases(pictures)
+    transforms = case_transforms(cases, spacing=spacing, percentiles=percentiles)
     for entry, case in zip(entries, CaseReader(cases, plan).read_all(cases.training), strict=True):
         assert torch.equal(case.examples[0].image, load(dict(entry))["image"].as_tensor())
+        alone = transforms(case.entry)
+        assert torch.equal(case.examples[0].image, alone["image"].as_tensor())
+        assert torch.equal(case.examples[0].label, alone["label"].as_tensor()[0].long())
 
 
 def test_percentiles_take_out_what_brightness_and_contrast_do_to_channels(pictures: Path) -> None:
