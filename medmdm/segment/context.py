@@ -15,7 +15,7 @@ from medmdm.features.cache import CachedExtractor
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.segment.views import Example
 
-__all__ = ["Fitted", "Fitter", "Task"]
+__all__ = ["Fitted", "Fitter", "Task", "check_normalize"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,20 @@ class Fitter(Protocol):
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
         ...
+
+
+def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:
+    """Refuse the paper's norm for whole images.
+
+    Args:
+        extractor: of the features.
+        whole: images are read whole.
+
+    Raises:
+        UserError: it grows with the area, so images of different sizes would have features of different scales.
+    """
+    if whole and extractor.config["normalize"] == "global_l2":
+        raise UserError(
+            "normalize 'global_l2' depends on the area, so it is for windows of one size: set whole_images to false, "
+            "or normalize to 'rms', 'standardize' or 'none'."
+        )

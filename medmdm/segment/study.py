@@ -21,7 +21,7 @@ from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
 from medmdm.segment.backbones import PREPROCESSING, OpenBackbone
-from medmdm.segment.context import Fitter, Task
+from medmdm.segment.context import Fitter, Task, check_normalize
 from medmdm.segment.evaluation import case_scores
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
@@ -131,6 +131,8 @@ class Study:
                 if name not in known:
                     raise UserError(f"only names {name!r}, which the study does not have{nearest(name, known)}.")
         for name, backbone in self.backbones.items():
+            if backbone.extractor is not None:
+                check_normalize(backbone.extractor, self.whole)
             other = _preprocessing(backbone.plan)
             differs = [key for key in other if other[key] != self.preprocessing[key]]
             if differs:

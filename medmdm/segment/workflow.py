@@ -20,7 +20,7 @@ from medmdm.networks.padded import PaddedNetwork
 from medmdm.networks.segmenter_files import load_segmenter, save_segmenter
 from medmdm.reports import write_report
 from medmdm.segment.backbones import OpenBackbone
-from medmdm.segment.context import Fitter, Task
+from medmdm.segment.context import Fitter, Task, check_normalize
 from medmdm.segment.evaluation import evaluate
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
@@ -98,6 +98,8 @@ class Segmentation:
             raise UserError(f"section must be 'test' or 'validation', got {section!r}.")
         if head.needs_backbone and backbone.extractor is None:
             raise UserError(f"{type(head).__name__} needs a backbone: set backbone to a model.pt.")
+        if head.needs_backbone and backbone.extractor is not None:
+            check_normalize(backbone.extractor, whole)
         if not getattr(cases, section):
             raise UserError(f"There is no {section} case to evaluate: correct the data list or choose another section.")
         self.folder = Path(run_dir)

@@ -11,86 +11,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from monai.bundle import ConfigWorkflow
-from PIL import Image
 
-from medmdm.corruption import PatchMasking
 from medmdm.data import pixel_hash, read_image
-from medmdm.errors import UserError, find_user_error
-from medmdm.files import save_torch
-from medmdm.networks import ADMUNet
+from medmdm.errors import find_user_error
 from medmdm.segment import open_backbone
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
-HEAD = {
-    "_target_": "medmdm.segment.PixelClassifierHead",
-    "members": 2,
-    "max_epochs": 12,
-    "min_epochs": 12,
-    "batch_size": 4,
-    "pixels": 128,
-}
-
-
-def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:
-    torch.manual_seed(seed)
-    network = ADMUNet(
-        in_channels=plan.get("channels", 3), out_channels=plan.get("channels", 3), model_channels=32,
-        channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(2,), num_head_channels=16,
-    )  # fmt: skip
-    content = {
-        "format": 1,
-        "network": {"_target_": "medmdm.networks.ADMUNet", **network.config},
-        "corruption": PatchMasking(1000, 4).to_config(),
-        "num_timesteps": 1000,
-        "channels": 3,
-        "crop_size": [16, 16],
-        "intensity_range": None,
-        "ledger": {"images": [], "patients": [], "salt": ""},
-        **plan,
-    }
-    save_torch({"model": network.state_dict(), "plan": content}, path)
-    return path
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Bright blobs on dark ground, images of different sizes, two test images; patients known."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-    for number in range(6):
-        shape = (28 + 2 * number, 40)
-        label = np.zeros(shape, np.uint8)
-        label[6:18, 8 + number : 24 + number] = 1
-        image = np.where(label[..., None] > 0, 190, 60) + rng.integers(-30, 30, (*shape, 3))
-        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
-        Image.fromarray(label).save(folder / f"{number}_mask.png")
-        entry = {"image": f"{number}.png", "label": f"{number}_mask.png", "patient_id": f"patient {number}"}
-        sections["training" if number < 4 else "test"].append(entry)
-    content = {"name": "blobs", "labels": {"background": 0, "blob": 1}, **sections}
-    (folder / "dataset.json").write_text(json.dumps(content))
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path, pictures: Path) -> Callable[..., Any]:
-    """Run a bundle as ``monai.bundle run`` does."""
-    backbone = write_backbone(tmp_path / "model.pt")
-
-    def call(bundle: str, **overrides: Any) -> Any:
-        settings: dict[str, Any] = {"dataset_dir": str(pictures), "slice_cache": str(tmp_path / "slices"), **overrides}
-        if bundle == "mdm_segment":
-            settings = {"run_dir": str(tmp_path / "run"), "backbone": str(backbone), "head": HEAD, **settings}
-        workflow = ConfigWorkflow(
-            config_file=str(BUNDLES / f"{bundle}.json"), logging_file=False, meta_file=None, **settings
-        )
-        workflow.initialize()
-        return workflow.run()[0]
-
-    return call
+from tests.segment.bundle_runs import BUNDLES, HEAD, write_backbone
 
 
 def test_segment_evaluate_and_infer(run: Callable[..., Any], tmp_path: Path, pictures: Path) -> None:
@@ -195,6 +121,13 @@ def test_a_head_of_another_backbone_is_refused(run: Callable[..., Any], tmp_path
     assert sentence.count("\n") == 0
 
 
+def test_the_papers_norm_is_for_windows_of_one_size(run: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", whole_images=True, normalize="global_l2")
+    assert "whole_images" in str(find_user_error(caught.value))
+    assert run("mdm_segment", normalize="global_l2", report=False)["dice"] > 0.9
+
+
 def test_from_scratch_needs_no_backbone(run: Callable[..., Any], tmp_path: Path) -> None:
     unet = {
         "_target_": "medmdm.segment.FromScratch",
@@ -219,87 +152,6 @@ def test_from_scratch_needs_no_backbone(run: Callable[..., Any], tmp_path: Path)
 def test_percentiles_may_be_given_as_pre_training_has_them() -> None:
     plan = open_backbone(None, preprocessing={"crop_size": [16, 16], "percentiles": [1, 99]}).plan
     assert plan["percentiles"] == {"lower": 1.0, "upper": 99.0, "nonzero": False}
-
-
-def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    model = str(tmp_path / "model.pt")
-    return {
-        "run_dir": str(tmp_path / "study"),
-        "backbones": {"MDM": {"path": model}, "raw": {"path": model, "initialise": "raw"}},
-        "heads": {"ridge": {"_target_": "medmdm.segment.ClosedFormHead", "method": "ridge"}, "mlp": HEAD},
-        "shots": [2, 4],
-        "draws": 2,
-        "reference": ["MDM", "ridge"],
-        **changes,
-    }
-
-
-def test_a_killed_study_computes_no_finished_cell_again(run: Callable[..., Any], tmp_path: Path) -> None:
-    table = run("mdm_study", **study_settings(tmp_path))
-    cells = sorted((tmp_path / "study" / "cells").glob("*.json"))
-    assert len(cells) == 2 * 2 * (2 + 1)  # backbones, heads, draws of two images and the one of all four
-    assert len(table) == len(cells) * 2
-    assert set(table.columns) == {"backbone", "head", "shots", "draw", "seed", "case", "dice", "iou"}
-    kept = {path: path.stat().st_mtime_ns for path in cells[1:]}
-    cells[0].unlink()  # as if the run had been killed before it
-    again = run("mdm_study", **study_settings(tmp_path))
-    pd.testing.assert_frame_equal(table, again)
-    assert cells[0].is_file()
-    assert {path: path.stat().st_mtime_ns for path in cells[1:]} == kept
-    assert "MDM" in (tmp_path / "study" / "study.md").read_text()
-
-
-def test_a_report_shows_the_learning_curve_of_a_study(run: Callable[..., Any], tmp_path: Path) -> None:
-    run("mdm_study", **study_settings(tmp_path, draws=1))
-    run("mdm_segment", study=str(tmp_path / "study" / "study.csv"))
-    assert "Learning curve" in (tmp_path / "run" / "index.html").read_text()
-    with pytest.raises(RuntimeError) as caught:
-        run("mdm_segment", run_dir=str(tmp_path / "other"), study="nowhere.csv")
-    assert "nowhere.csv" in str(find_user_error(caught.value))
-
-
-def test_a_study_with_another_head_computes_its_cells_only(run: Callable[..., Any], tmp_path: Path) -> None:
-    run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1))
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir()}
-    heads = {**study_settings(tmp_path)["heads"], "mlp": {**HEAD, "max_epochs": 3, "min_epochs": 3}}
-    run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1, heads=heads))
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir()}
-    assert {name for name in after if after[name] != before[name]} == {name for name in after if "__mlp__" in name}
-
-
-def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Callable[..., Any], tmp_path: Path) -> None:
-    settings = study_settings(tmp_path, shots=[2], draws=1)
-    run("mdm_study", **settings)
-    before = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
-    write_backbone(tmp_path / "model.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
-    run("mdm_study", **settings)
-    after = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
-    assert before.keys() == after.keys()
-    assert not [name for name in after if after[name] == before[name]]
-
-
-def test_backbones_that_read_images_differently_are_not_compared(run: Callable[..., Any], tmp_path: Path) -> None:
-    other = write_backbone(tmp_path / "other.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
-    backbones = {"MDM": {"path": str(tmp_path / "model.pt")}, "MAE": {"path": str(other)}}
-    with pytest.raises((RuntimeError, UserError)) as caught:
-        run("mdm_study", **study_settings(tmp_path, backbones=backbones))
-    assert "backbones#MAE was trained with percentiles" in str(find_user_error(caught.value))
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"shots": [9]}, "shots asks for 9 images"),
-        ({"reference": ["MDM", "forest"]}, "reference"),
-        ({"only": {"mpl": ["MDM"]}}, "did you mean 'mlp'"),
-        ({"backbones": {"MDM": {"path": "nowhere.pt"}}}, "nowhere.pt"),
-        ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),
-    ],
-)
-def test_a_wrong_study_is_refused(run: Callable[..., Any], tmp_path: Path, changes: dict, sentence: str) -> None:
-    with pytest.raises((RuntimeError, UserError)) as caught:
-        run("mdm_study", **study_settings(tmp_path, **changes))
-    assert sentence in str(find_user_error(caught.value))
 
 
 def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -> None:

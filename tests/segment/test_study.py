@@ -1,0 +1,99 @@
+"""Grids of backbones, heads and numbers of labels, on a made data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from medmdm.errors import UserError, find_user_error
+from tests.segment.bundle_runs import HEAD, write_backbone
+
+
+def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    model = str(tmp_path / "model.pt")
+    return {
+        "run_dir": str(tmp_path / "study"),
+        "backbones": {"MDM": {"path": model}, "raw": {"path": model, "initialise": "raw"}},
+        "heads": {"ridge": {"_target_": "medmdm.segment.ClosedFormHead", "method": "ridge"}, "mlp": HEAD},
+        "shots": [2, 4],
+        "draws": 2,
+        "reference": ["MDM", "ridge"],
+        **changes,
+    }
+
+
+def test_a_killed_study_computes_no_finished_cell_again(run: Callable[..., Any], tmp_path: Path) -> None:
+    table = run("mdm_study", **study_settings(tmp_path))
+    cells = sorted((tmp_path / "study" / "cells").glob("*.json"))
+    assert len(cells) == 2 * 2 * (2 + 1)  # backbones, heads, draws of two images and the one of all four
+    assert len(table) == len(cells) * 2
+    assert set(table.columns) == {"backbone", "head", "shots", "draw", "seed", "case", "dice", "iou"}
+    kept = {path: path.stat().st_mtime_ns for path in cells[1:]}
+    cells[0].unlink()  # as if the run had been killed before it
+    again = run("mdm_study", **study_settings(tmp_path))
+    pd.testing.assert_frame_equal(table, again)
+    assert cells[0].is_file()
+    assert {path: path.stat().st_mtime_ns for path in cells[1:]} == kept
+    assert "MDM" in (tmp_path / "study" / "study.md").read_text()
+
+
+def test_a_report_shows_the_learning_curve_of_a_study(run: Callable[..., Any], tmp_path: Path) -> None:
+    run("mdm_study", **study_settings(tmp_path, draws=1))
+    run("mdm_segment", study=str(tmp_path / "study" / "study.csv"))
+    assert "Learning curve" in (tmp_path / "run" / "index.html").read_text()
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", run_dir=str(tmp_path / "other"), study="nowhere.csv")
+    assert "nowhere.csv" in str(find_user_error(caught.value))
+
+
+def test_a_study_with_another_head_computes_its_cells_only(run: Callable[..., Any], tmp_path: Path) -> None:
+    run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir()}
+    heads = {**study_settings(tmp_path)["heads"], "mlp": {**HEAD, "max_epochs": 3, "min_epochs": 3}}
+    run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1, heads=heads))
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {name for name in after if "__mlp__" in name}
+
+
+def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Callable[..., Any], tmp_path: Path) -> None:
+    settings = study_settings(tmp_path, shots=[2], draws=1)
+    run("mdm_study", **settings)
+    before = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
+    write_backbone(tmp_path / "model.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
+    run("mdm_study", **settings)
+    after = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
+    assert before.keys() == after.keys()
+    assert not [name for name in after if after[name] == before[name]]
+
+
+def test_backbones_that_read_images_differently_are_not_compared(run: Callable[..., Any], tmp_path: Path) -> None:
+    other = write_backbone(tmp_path / "other.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
+    backbones = {"MDM": {"path": str(tmp_path / "model.pt")}, "MAE": {"path": str(other)}}
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run("mdm_study", **study_settings(tmp_path, backbones=backbones))
+    assert "backbones#MAE was trained with percentiles" in str(find_user_error(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"shots": [9]}, "shots asks for 9 images"),
+        ({"reference": ["MDM", "forest"]}, "reference"),
+        ({"only": {"mpl": ["MDM"]}}, "did you mean 'mlp'"),
+        ({"backbones": {"MDM": {"path": "nowhere.pt"}}}, "nowhere.pt"),
+        ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),
+        ({"backbones": {"MDM": {"path": "model.pt", "normalize": "global_l2"}}, "whole_images": True}, "of one size"),
+    ],
+)
+def test_a_wrong_study_is_refused(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run("mdm_study", **study_settings(tmp_path, **changes))
+    assert sentence in str(find_user_error(caught.value))
