@@ -69,7 +69,7 @@ class RunFolder:
             self.record = json.loads(record_path.read_text())
             differing = differing_keys(self.record["config"], self.config, MAY_CHANGE)
             if self.record["data"]["hash"] != self.data["hash"]:
-                differing.append("the training images")
+                differing.append("the images or their split")
             if differing:
                 raise UserError(
                     f"{self.path} holds a run of another configuration (it differs in {', '.join(differing)}): "

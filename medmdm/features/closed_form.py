@@ -24,6 +24,7 @@ __all__ = ["METHODS", "PixelSums", "fit_linear", "left_out_errors", "pixel_sums"
 
 METHODS = ("ridge", "lda")
 _PIXELS_AT_ONCE = 1 << 12  # their features in float64: 57 MB for the paper's 1728 channels
+_NEVER = -1e9  # log prior of a class without pixels: finite, for scores are added and averaged
 _CONSTANT = 1e-10  # a channel whose variance is a smaller share of its mean square does not vary but for rounding
 
 
@@ -141,7 +142,7 @@ class _System:
         w = w / self.scale[:, None]
         if self.method == "ridge":
             return w.T, self.counts / self.n - self.mean @ w
-        prior = (self.counts.clamp_min(1e-9) / self.n).log()
+        prior = torch.where(self.counts > 0, (self.counts / self.n).log(), _NEVER)
         return w.T, prior - 0.5 * ((self.means - self.mean) * w.T).sum(1) - self.mean @ w
 
 

@@ -68,6 +68,10 @@ class FeatureExtractor(nn.Module):
         last = 1000 if corruption is None else corruption.num_timesteps
         if not timesteps or not all(0 <= t < last for t in timesteps):
             raise UserError(f"timesteps is {list(timesteps)}: give one or more numbers from 0 to {last - 1}.")
+        if partitions is not None and partitions < 2:
+            raise UserError(f"partitions must be at least 2 (one mask would hide everything), got {partitions}.")
+        if seed < 0:
+            raise UserError(f"seed must be at least 0, got {seed}.")
         if masking == "partition" and not hasattr(corruption, "patch_size"):
             raise UserError("masking 'partition' needs a backbone that was trained with PatchMasking; use 'seeded'.")
         self.backbone = backbone

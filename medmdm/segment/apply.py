@@ -15,8 +15,9 @@ from medmdm.data.cases import Cases
 from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError
 from medmdm.networks.segmenter_files import load_segmenter
+from medmdm.networks.weights_files import read_checkpoint
 from medmdm.reports import write_report
-from medmdm.segment.evaluation import evaluate, write_prediction
+from medmdm.segment.evaluation import evaluate, in_place, write_prediction
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, data_hash
 from medmdm.segment.stamp import ledger_stamp
@@ -26,6 +27,7 @@ __all__ = ["Evaluation", "Inference"]
 
 logger = logging.getLogger(__name__)
 
+_POSTPROCESS = "medmdm.postprocess.PostProcess"
 PostProcessing = Callable[..., dict[str, np.ndarray | None]]
 
 
@@ -39,7 +41,10 @@ class _Saved:
         uncertainty: bool,
         device: torch.device | str,
         postprocess: PostProcessing | None,
+        for_surprise: bool,
     ) -> None:
+        if for_surprise and read_checkpoint(Path(segmenter)).get("kind") == "network":
+            backbone = None  # only the map of surprise is read with it
         self.model, self.plan = load_segmenter(segmenter, backbone=backbone)
         self.task: Mapping[str, Any] = self.plan["task"]
         self.model.to(torch.device(device))
@@ -51,15 +56,21 @@ class _Saved:
             uncertainty,
             device=device,
         )
-        self.postprocess = postprocess or _from_config(self.task.get("postprocess"))
+        self.postprocess = postprocess or _from_config(segmenter, self.task.get("postprocess"))
 
 
-def _from_config(config: Mapping[str, Any] | None) -> PostProcessing:
+def _from_config(segmenter: str | os.PathLike[str], config: Mapping[str, Any] | None) -> PostProcessing:
     """Make the post-processing that the segmenter was saved with."""
     from medmdm.postprocess import PostProcess
 
-    arguments = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
-    return PostProcess(**arguments)
+    config = dict(config or {})
+    target = config.pop("_target_", _POSTPROCESS)
+    if target != _POSTPROCESS:
+        raise UserError(
+            f"{segmenter}: it was saved with the post-processing {target}, which is not medmdm's and is not imported "
+            "because a file names it: give it as 'postprocess'."
+        )
+    return PostProcess(**{key: value for key, value in config.items() if not key.startswith("_")})
 
 
 class Evaluation:
@@ -103,7 +114,7 @@ class Evaluation:
         device: torch.device | str = "cpu",
     ) -> None:
         self.folder = Path(run_dir)
-        self.saved = _Saved(segmenter, backbone, uncertainty, device, postprocess)
+        self.saved = _Saved(segmenter, backbone, uncertainty, device, postprocess, surprise is not None)
         known = self.saved.task["num_classes"]
         if cases.num_classes != known:
             raise UserError(
@@ -129,7 +140,7 @@ class Evaluation:
         backbone = self.saved.plan["backbone"]
         reader = CaseReader(self.cases, backbone, self.slice_cache)
         loaded = list(reader.read_all(getattr(self.cases, self.section)))
-        data = {"hash": data_hash(loaded), f"{self.section}_cases": len(loaded)}
+        data = {"hash": data_hash(**{self.section: loaded}), f"{self.section}_cases": len(loaded)}
         record = RunFolder(self.folder, self.config, {}, data, 0)
         record.open()
         stamp = ledger_stamp(loaded, backbone.get("ledger"), self.saved.task.get("ledger"))
@@ -178,7 +189,7 @@ class Inference:
         device: torch.device | str = "cpu",
     ) -> None:
         self.folder = Path(output_dir)
-        self.saved = _Saved(segmenter, backbone, uncertainty, device, postprocess)
+        self.saved = _Saved(segmenter, backbone, uncertainty, device, postprocess, surprise is not None)
         self.cases = cases
         self.surprise = surprise_reader(surprise, self.saved.predictor)
         self.probabilities = probabilities
@@ -186,7 +197,7 @@ class Inference:
         self.slice_cache = slice_cache
 
     def run(self) -> Sequence[Path]:
-        """Segment every image that has no mask yet; return the masks' paths."""
+        """Segment every image; return the masks' paths."""
         import pandas as pd
 
         from medmdm.files import atomic_write
@@ -202,9 +213,9 @@ class Inference:
             surprising = None if self.surprise is None else self.surprise.values(case)[0]
             files = write_prediction(self.folder, case, prediction, processed, self.probabilities, surprising)
             masks.append(self.folder / files["prediction"])
-            instances = processed["instances"]
-            if self.boxes and instances is not None:
-                tables.append(boxes(instances, processed["mask"]).assign(case=case.name))
+            mask, instances = processed["mask"], processed["instances"]
+            if self.boxes and instances is not None and mask is not None:
+                tables.append(boxes(in_place(instances, case), in_place(mask, case)).assign(case=case.name))
             logger.info("%d of %d: %s", number, len(entries), masks[-1])
         if tables:
             atomic_write(self.folder / "boxes.csv", pd.concat(tables).to_csv(index=False))

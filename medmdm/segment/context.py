@@ -71,7 +71,10 @@ class Fitted:
 
 
 class Fitter(Protocol):
-    """A way to learn a segmentation, constructible from JSON."""
+    """A way to learn a segmentation, constructible from JSON.
+
+    One that trains the backbone too has an attribute ``changes_backbone`` that is true.
+    """
 
     #: Whether ``fit`` needs a backbone's features (else ``extractor`` may be None).
     needs_backbone: bool
@@ -93,6 +96,6 @@ def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) 
     """
     if whole and extractor.config["normalize"] == "global_l2":
         raise UserError(
-            "normalize 'global_l2' depends on the area, so it is for windows of one size: set whole_images to false, "
-            "or normalize to 'rms', 'standardize' or 'none'."
+            "normalize 'global_l2' depends on the area, so it is for windows of one size: set whole_images to false "
+            "(and the head's views to 'windows' or 'crops'), or normalize to 'rms', 'standardize' or 'none'."
         )

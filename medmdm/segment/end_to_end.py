@@ -163,6 +163,7 @@ class FineTuning(_EndToEnd):
     """
 
     needs_backbone = True
+    changes_backbone = True
 
     def __init__(
         self,

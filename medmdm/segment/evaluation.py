@@ -66,7 +66,7 @@ def write_prediction(
 
     def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
         name = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
-        write(folder / name, _in_place(values, case), source, uid)
+        write(folder / name, in_place(values, case), source, uid)
         written[kind] = name
 
     mask, instances = processed["mask"], processed.get("instances")
@@ -85,7 +85,8 @@ def write_prediction(
     return written
 
 
-def _in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
+def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
+    """Return values of a case's region in the whole picture, 0 around it."""
     region = case.entry.get("region")
     if region is None:
         return values

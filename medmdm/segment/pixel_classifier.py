@@ -23,7 +23,7 @@ from medmdm.networks.extractor import FeatureExtractor
 from medmdm.networks.feature_maps import gather
 from medmdm.networks.pixel_classifier import PixelClassifier
 from medmdm.networks.segmenter import Segmenter
-from medmdm.segment.context import Fitted, Task
+from medmdm.segment.context import Fitted, Task, check_normalize
 from medmdm.segment.views import Example, random_crop, views
 
 __all__ = ["PixelClassifierHead"]
@@ -100,6 +100,7 @@ class PixelClassifierHead:
         head.to(task.device)
         # Fresh crops are drawn from the images themselves, at every step.
         kind = "whole" if self.fresh else self.views or ("whole" if task.whole else "windows")
+        check_normalize(extractor, kind == "whole" and not self.fresh)
         samples = [
             view
             for example in task.examples

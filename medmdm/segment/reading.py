@@ -22,7 +22,7 @@ from medmdm.data.store import VolumeStore
 from medmdm.data.transforms import ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.volumes import is_volume, volume_geometry
 from medmdm.errors import UserError, find_user_error
-from medmdm.segment.views import Example
+from medmdm.segment.views import Example, views
 
 __all__ = ["CaseReader", "LoadedCase"]
 
@@ -174,10 +174,24 @@ class CaseReader:
         return Example(image, label, name, record, group)
 
 
-def data_hash(cases: Sequence[LoadedCase]) -> str:
-    """Return one SHA-256 for the images and labels of some cases, whatever their order and file formats."""
-    lines = []
-    for case in cases:
-        truth = "" if case.truth is None else pixel_hash(np.ascontiguousarray(case.truth))
-        lines.append(f"{case.hashes[0]} {truth}")
+def view_sizes(
+    cases: Sequence[LoadedCase], whole: bool, window: Sequence[int], overlap: float
+) -> list[tuple[int, ...]]:
+    """Return the sizes of all that a backbone will read of some cases, to say beforehand what the features take."""
+    kind = "whole" if whole else "windows"
+    read = (view for case in cases for e in case.examples for view in views(e, kind, window, overlap))
+    return [tuple(view.image.shape[1:]) for view in read]
+
+
+def content_hash(case: LoadedCase) -> str:
+    """Return hashes of a case's image and label, whatever the file formats."""
+    return f"{case.hashes[0]} {'' if case.truth is None else pixel_hash(np.ascontiguousarray(case.truth))}"
+
+
+def data_hash(**sections: Sequence[LoadedCase]) -> str:
+    """Return one SHA-256 for the images and labels of the sections, whatever their order and file formats.
+
+    An image that moves from one section to another changes it.
+    """
+    lines = [f"{section} {content_hash(case)}" for section, cases in sections.items() for case in cases]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -24,7 +24,7 @@ from medmdm.segment.backbones import PREPROCESSING, OpenBackbone
 from medmdm.segment.context import Fitter, Task, check_normalize
 from medmdm.segment.evaluation import case_scores
 from medmdm.segment.prediction import Predictor
-from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
+from medmdm.segment.reading import CaseReader, LoadedCase, content_hash, data_hash, view_sizes
 from medmdm.segment.stamp import ledger_stamp, support_ledger
 from medmdm.segment.study_table import study_table
 
@@ -66,6 +66,7 @@ class Study:
         heads_config: their configs by the same names: a cell whose head has another config now is computed again.
         config: merged config of the run.
         postprocess: probabilities → masks, before scoring.
+        postprocess_config: its config.
         shots: numbers of labelled training images; null stands for all of them.
         draws: how many seeded subsets of each number; all images are one draw.
         seeds: of the fits.
@@ -89,6 +90,7 @@ class Study:
         heads_config: Mapping[str, Any],
         config: Mapping[str, Any],
         postprocess: Any,
+        postprocess_config: Mapping[str, Any] | None = None,
         shots: Sequence[int | None] = (8, None),
         draws: int = 10,
         seeds: Sequence[int] = (0,),
@@ -109,9 +111,10 @@ class Study:
         self.heads_config = heads_config
         self.config = dict(config)
         self.postprocess = postprocess
-        self.shots = [len(cases.training) if n is None else int(n) for n in shots]
+        self.postprocess_config = postprocess_config
+        self.shots = list(dict.fromkeys(len(cases.training) if n is None else int(n) for n in shots))
         self.draws = draws
-        self.seeds = list(seeds)
+        self.seeds = list(dict.fromkeys(seeds))
         self.only = {head: list(names) for head, names in (only or {}).items()}
         self.rule = rule
         first = next(iter(self.backbones.values()))
@@ -130,6 +133,8 @@ class Study:
             for name, known in ((head, list(self.heads)), *((n, list(self.backbones)) for n in names)):
                 if name not in known:
                     raise UserError(f"only names {name!r}, which the study does not have{nearest(name, known)}.")
+        if NO_BACKBONE in self.backbones:
+            raise UserError(f"backbones#{NO_BACKBONE}: that name stands for networks from scratch, choose another.")
         for name, backbone in self.backbones.items():
             if backbone.extractor is not None:
                 check_normalize(backbone.extractor, self.whole)
@@ -150,7 +155,13 @@ class Study:
             raise UserError("The paper's rule gives one draw: set draws to 1, or rule to 'seeded'.")
         if not getattr(self.cases, self.section, None):
             raise UserError(f"There is no {self.section} case to test on.")
-        rows = {(cell.backbone, cell.head) for cell in self.cells()}
+        files: dict[str, Cell] = {}
+        for cell in self.cells():
+            first_of_name = files.setdefault(cell.name, cell)
+            if first_of_name != cell:
+                both = " and ".join(f"{c.backbone} / {c.head}" for c in (first_of_name, cell))
+                raise UserError(f"{both} would have one file: give them names that differ in letters or digits.")
+        rows = {(cell.backbone, cell.head) for cell in files.values()}
         if self.reference is not None and self.reference not in rows:
             raise UserError(f"reference {list(self.reference)} is not in the study: it has {sorted(rows)}.")
 
@@ -158,7 +169,9 @@ class Study:
         """Yield all cells: those of one backbone together."""
         for backbone, opened in [*self.backbones.items(), (NO_BACKBONE, None)]:
             for head, fitter in self.heads.items():
-                if fitter.needs_backbone != (opened is not None and opened.extractor is not None):
+                if fitter.needs_backbone != (opened is not None):
+                    continue
+                if opened is not None and opened.extractor is None:  # it only says how images are read
                     continue
                 if opened is not None and backbone not in self.only.get(head, self.backbones):
                     continue
@@ -176,20 +189,28 @@ class Study:
         reader = CaseReader(self.cases, first.plan, self.slice_cache)
         training = {str(e["case"]): reader.read(e) for e in self.cases.training}
         tested = list(reader.read_all(getattr(self.cases, self.section)))
-        identity = data_hash([*training.values(), *tested])
+        identity = data_hash(training=list(training.values()), **{self.section: tested})
         data = {"hash": identity, "cases": len(training), self.section: len(tested)}
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         # What changes from session to session is checked cell by cell, so that a study can grow.
         record = RunFolder(self.folder, {"bundle": self.config.get("bundle")}, {}, data, 0)
         record.open()
+        for name, backbone in self.backbones.items():
+            if backbone.extractor is not None:
+                sizes = view_sizes([*training.values(), *tested], self.whole, self.window, self.overlap)
+                logger.info("%s: %s", name, backbone.extractor.announce(sizes))
         cells = list(self.cells())
+        contents = {case.name: content_hash(case) for case in [*training.values(), *tested]}
+        tested_contents = [[case.name, contents[case.name]] for case in tested]
         rows: list[dict[str, Any]] = []
         for number, cell in enumerate(cells, start=1):
             path = self.folder / "cells" / f"{cell.name}.json"
-            key = self._key(cell, identity)
+            drawn = self.cases.subset(cell.shots, self.rule, cell.draw).training
+            support = [training[str(entry["case"])] for entry in drawn]
+            key = self._key(cell, [[case.name, contents[case.name]] for case in support], tested_contents)
             content = _finished(path, key)
             if content is None:
-                content = self._compute(cell, key, training, tested)
+                content = self._compute(cell, key, support, tested)
                 save_json(content, path)
                 dice = np.nanmean([_number(row["dice"]) for row in content["rows"]])
                 logger.info(
@@ -212,10 +233,8 @@ class Study:
         return table
 
     def _compute(
-        self, cell: Cell, key: str, training: Mapping[str, LoadedCase], tested: Sequence[LoadedCase]
+        self, cell: Cell, key: str, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]
     ) -> dict[str, Any]:
-        drawn = self.cases.subset(cell.shots, self.rule, cell.draw).training
-        support = [training[str(entry["case"])] for entry in drawn]
         examples = [example for case in support for example in case.examples]
         task = Task(examples, self.cases.num_classes, self.window, self.whole, self.overlap, cell.seed, self.device)
         extractor = None if cell.backbone == NO_BACKBONE else self.backbones[cell.backbone].extractor
@@ -237,17 +256,19 @@ class Study:
             "rows": rows,
         }
 
-    def _key(self, cell: Cell, data: str) -> str:
+    def _key(self, cell: Cell, support: Sequence[Any], tested: Sequence[Any]) -> str:
         """A hash of all that a cell's numbers depend on."""
         backbone = self.backbones.get(cell.backbone)
         extractor = None if backbone is None else backbone.extractor
         content = {
             "cell": _columns(cell),
-            "data": data,
+            "support": support,
+            "tested": tested,
+            "classes": self.cases.num_classes,
             "head": self.heads_config.get(cell.head),
-            "postprocess": self.config.get("postprocess"),
+            "postprocess": self.postprocess_config,
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
-            "reading": [list(self.window), self.whole, self.overlap, self.rule, self.section, self.preprocessing],
+            "reading": [list(self.window), self.whole, self.overlap, self.preprocessing],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -17,16 +17,16 @@ from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError
 from medmdm.files import save_json
 from medmdm.networks.padded import PaddedNetwork
+from medmdm.networks.segmenter import Segmenter
 from medmdm.networks.segmenter_files import load_segmenter, save_segmenter
 from medmdm.reports import write_report
 from medmdm.segment.backbones import OpenBackbone
 from medmdm.segment.context import Fitter, Task, check_normalize
 from medmdm.segment.evaluation import evaluate
 from medmdm.segment.prediction import Predictor
-from medmdm.segment.reading import CaseReader, LoadedCase, data_hash
+from medmdm.segment.reading import CaseReader, LoadedCase, data_hash, view_sizes
 from medmdm.segment.stamp import ledger_stamp, support_ledger
 from medmdm.segment.surprise import Surprise, surprise_reader
-from medmdm.segment.views import views
 
 __all__ = ["Segmentation"]
 
@@ -48,6 +48,7 @@ class Segmentation:
         head_config: its config, which tells a later run whether the segmenter in the folder is the same.
         config: merged config of the run.
         postprocess: probabilities → masks.
+        postprocess_config: its config, which is kept in the segmenter's file.
         window: of the images that are read; None for the size of the backbone's training crops.
         whole: read images whole, where they fit.
         overlap: of windows.
@@ -76,6 +77,7 @@ class Segmentation:
         head_config: Mapping[str, Any],
         config: Mapping[str, Any],
         postprocess: Callable[..., dict[str, np.ndarray | None]],
+        postprocess_config: Mapping[str, Any] | None = None,
         window: Sequence[int] | None = None,
         whole: bool = False,
         overlap: float = 0.2,
@@ -100,6 +102,11 @@ class Segmentation:
             raise UserError(f"{type(head).__name__} needs a backbone: set backbone to a model.pt.")
         if head.needs_backbone and backbone.extractor is not None:
             check_normalize(backbone.extractor, whole)
+        if getattr(head, "changes_backbone", False) and not include_backbone:
+            raise UserError(
+                f"{type(head).__name__} changes the backbone, so the head alone would be of no use: set "
+                "include_backbone to true."
+            )
         if not getattr(cases, section):
             raise UserError(f"There is no {section} case to evaluate: correct the data list or choose another section.")
         self.folder = Path(run_dir)
@@ -109,6 +116,7 @@ class Segmentation:
         self.head_config = dict(head_config)
         self.config = dict(config)
         self.postprocess = postprocess
+        self.postprocess_config = None if postprocess_config is None else dict(postprocess_config)
         self.window = tuple(window or backbone.plan.get("crop_size") or (256, 256))
         self.whole = whole
         self.overlap = overlap
@@ -143,7 +151,7 @@ class Segmentation:
         support = list(self.reader.read_all(self.cases.training))
         tested = list(self.reader.read_all(getattr(self.cases, self.section)))
         data = {
-            "hash": data_hash([*support, *tested]),
+            "hash": data_hash(training=support, **{self.section: tested}),
             "training_cases": len(support),
             f"{self.section}_cases": len(tested),
         }
@@ -163,12 +171,11 @@ class Segmentation:
         protocol = self._protocol(support)
         if self.model_path.is_file():
             logger.info("%s is there; it is not fitted again.", self.model_path)
-            model = load_segmenter(self.model_path, backbone=self.backbone.path or None)[0].to(self.device)
+            model = self._load()
         else:
             if self.backbone.extractor is not None and self.head.needs_backbone:
-                kind = "whole" if self.whole else "windows"
-                read = [view for e in task.examples for view in views(e, kind, self.window, self.overlap)]
-                logger.info(self.backbone.extractor.announce([view.image.shape[1:] for view in read]))
+                sizes = view_sizes([*support, *tested], self.whole, self.window, self.overlap)
+                logger.info(self.backbone.extractor.announce(sizes))
             fitted = self.head.fit(task, self.backbone.extractor)
             model = fitted.model
             save_json({"protocol": protocol, "head": self.head_config, **fitted.evidence}, self.folder / "plan.json")
@@ -189,6 +196,15 @@ class Segmentation:
         if self.report:
             logger.info("report: %s", write_report(self.folder, strict=self.strict))
         return scores
+
+    def _load(self) -> torch.nn.Module:
+        """Return the segmenter that was fitted before."""
+        backbone = self.backbone.path if self.head.needs_backbone else ""
+        model, plan = load_segmenter(self.model_path, backbone=backbone or None)
+        if isinstance(model, Segmenter) and not plan["fine_tuned"] and self.backbone.extractor is not None:
+            # The same weights and settings, which the run's record sees to, with the features that are cached.
+            model.extractor = self.backbone.extractor  # type: ignore[assignment]
+        return model.to(self.device)
 
     def _protocol(self, support: Sequence[LoadedCase]) -> dict[str, Any]:
         return {
@@ -216,7 +232,7 @@ class Segmentation:
     def _save(self, model: torch.nn.Module, protocol: Mapping[str, Any], support: Sequence[LoadedCase]) -> None:
         task = {
             **protocol,
-            "postprocess": self.config.get("postprocess"),
+            "postprocess": self.postprocess_config,
             "ledger": support_ledger(support),
         }
         plan: dict[str, Any] = {"backbone": self._backbone_plan(), "task": task}

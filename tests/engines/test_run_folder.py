@@ -39,7 +39,7 @@ def test_what_may_change_and_what_not(tmp_path: Path) -> None:
     folder(tmp_path / "run", num_workers=4, dataset_dir="y").open()
     with pytest.raises(UserError, match=r"differs in b\)"):
         folder(tmp_path / "run", num_workers=0, dataset_dir="x", b=2).open()
-    with pytest.raises(UserError, match="the training images"):
+    with pytest.raises(UserError, match="the images or their split"):
         folder(tmp_path / "run", "other", num_workers=0, dataset_dir="x").open()
     (tmp_path / "stranger" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no run\.json"):

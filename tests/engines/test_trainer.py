@@ -208,7 +208,7 @@ def test_another_configuration_or_other_images_are_refused(
         train(workflow(max_steps=3, **{"optimizer#lr": 0.5}))
     train(workflow(max_steps=2, num_workers=1))  # finished: nothing to do, and workers may change
     (image_folder / "a.png").unlink()
-    with raises_user_error("the training images"):
+    with raises_user_error("the images or their split"):
         train(workflow(max_steps=2))
     left = (tmp_path / "run" / "model.pt").stat()
     assert (left.st_ino, left.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)  # nobody wrote it again

@@ -191,6 +191,14 @@ def test_a_class_that_is_absent_is_never_predicted(method: str) -> None:
     assert relative(out[:, :2], scores(two, x)) < 1e-5
 
 
+def test_an_absent_class_does_not_come_between_classes_far_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(2, (16, 16), generator=generator)
+    maps = [(torch.randn(16, 16, generator=generator) * 0.1 + 2.0 * label - 1)[None, None]]
+    head = fit_linear(pixel_sums(maps, label, 3, (16, 16)), 1e-4, "lda")
+    assert set(scores(head, np.linspace(-3, 3, 61)[:, None]).argmax(1)) == {0, 1}
+
+
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
 def test_more_features_than_pixels(ridge: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -298,6 +298,8 @@ def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
         ({"timesteps": (-1,)}, "from 0 to 999"),
         ({"timesteps": ()}, "one or more"),
         ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
+        ({"partitions": 1}, "partitions must be at least 2"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"masking": "random"}, "seeded, none, partition, got 'random'"),
         ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
         ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),

@@ -79,11 +79,43 @@ def test_backbones_that_read_images_differently_are_not_compared(run: Callable[.
     assert "backbones#MAE was trained with percentiles" in str(find_user_error(caught.value))
 
 
+def test_another_split_of_the_same_images_is_noticed(run: Callable[..., Any], tmp_path: Path) -> None:
+    settings = study_settings(tmp_path, shots=[2], draws=1)
+    run("mdm_study", **settings)
+    content = json.loads((tmp_path / "pictures" / "dataset.json").read_text())
+    train, test = content["training"], content["test"]
+    other = {**content, "training": [*test, *train[2:]], "test": train[:2]}
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_study", **settings, data_list=other)
+    assert "their split" in str(find_user_error(caught.value))
+
+
+def test_each_cell_is_computed_once(run: Callable[..., Any], tmp_path: Path) -> None:
+    overlay = {"path": None, "preprocessing": {"crop_size": [16, 16], "channels": 3}}
+    unet = {
+        "_target_": "medmdm.segment.FromScratch",
+        "network": {
+            "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
+            "out_channels": 2, "channels": [8, 16], "strides": [2],
+        },
+        "multiple": 2, "steps": 2,
+    }  # fmt: skip
+    settings = study_settings(
+        tmp_path, backbones={"reading": overlay}, heads={"unet": unet}, shots=[4, 2, 4], draws=2, seeds=[0, 0],
+        reference=["none", "unet"],
+    )  # fmt: skip
+    table = run("mdm_study", **settings)
+    assert set(table["backbone"]) == {"none"}
+    assert len(list((tmp_path / "study" / "cells").iterdir())) == 1 + 2
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"shots": [9]}, "shots asks for 9 images"),
         ({"reference": ["MDM", "forest"]}, "reference"),
+        ({"heads": {"a b": HEAD, "a-b": HEAD}}, "would have one file"),
+        ({"backbones": {"none": {"path": "model.pt"}}}, "backbones#none"),
         ({"only": {"mpl": ["MDM"]}}, "did you mean 'mlp'"),
         ({"backbones": {"MDM": {"path": "nowhere.pt"}}}, "nowhere.pt"),
         ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),

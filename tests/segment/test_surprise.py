@@ -26,9 +26,8 @@ from medmdm.segment import Example, Predictor, Surprise, open_surprise
 from medmdm.segment.reading import LoadedCase
 from tests.made import SIZES
 from tests.networks.conftest import with_random_weights
-from tests.segment import test_workflow
+from tests.segment.bundle_runs import write_backbone
 
-pictures, run = test_workflow.pictures, test_workflow.run  # fixtures
 PLAN = {"corruption": PatchMasking(patch_size=4).to_config(), "target": "image"}
 
 
@@ -199,7 +198,7 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
         Surprise((network().truncated(2), PLAN))
     with pytest.raises(UserError, match="predicts 6 channels for images of 3"):
         Surprise((ADMUNet(out_channels=6, **SIZES), PLAN))
-    file = test_workflow.write_backbone(tmp_path / "noisy.pt", target="noise")
+    file = write_backbone(tmp_path / "noisy.pt", target="noise")
     with pytest.raises(UserError, match=r"noisy\.pt predicts the noise"):
         open_surprise(str(file))
     assert open_surprise(str(file), enabled=False) is None

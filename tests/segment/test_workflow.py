@@ -11,10 +11,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
 
 from medmdm.data import pixel_hash, read_image
 from medmdm.errors import find_user_error
+from medmdm.networks import FeatureExtractor
+from medmdm.postprocess import boxes
 from medmdm.segment import open_backbone
 from tests.segment.bundle_runs import BUNDLES, HEAD, write_backbone
 
@@ -41,15 +44,86 @@ def test_segment_evaluate_and_infer(run: Callable[..., Any], tmp_path: Path, pic
     assert np.array_equal(read_image(by_name["4.png"])[0], mask)
 
 
-def test_a_second_run_extracts_and_fits_nothing(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_second_run_extracts_and_fits_nothing(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[torch.Size] = []
+    extract = FeatureExtractor.raw
+
+    def counted(self: FeatureExtractor, x: torch.Tensor) -> list[torch.Tensor]:
+        read.append(x.shape)
+        return extract(self, x)
+
+    monkeypatch.setattr(FeatureExtractor, "raw", counted)
     first = run("mdm_segment")
+    assert read
+    read.clear()
     model = tmp_path / "run" / "segmenter.pt"
     features = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "features").rglob("*.pt")}
     written = model.stat().st_mtime_ns
     assert features
-    assert run("mdm_segment") == pytest.approx(first)
+    assert run("mdm_segment") == first
+    assert not read
     assert model.stat().st_mtime_ns == written
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "features").rglob("*.pt")} == features
+
+
+def test_an_image_that_moves_from_training_to_test_is_noticed(run: Callable[..., Any], tmp_path: Path) -> None:
+    run("mdm_segment", report=False)
+    path = tmp_path / "pictures" / "dataset.json"
+    content = json.loads(path.read_text())
+    train, test = content["training"], content["test"]
+    path.write_text(json.dumps({**content, "training": [*test, *train[2:]], "test": train[:2]}))
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", report=False)
+    assert "their split" in str(find_user_error(caught.value))
+
+
+class Nothing:
+    """Post-processing of somebody's own."""
+
+    def __call__(self, probabilities: np.ndarray, spacing: Any = None) -> dict[str, Any]:
+        """Find nothing."""
+        return {"mask": np.zeros(probabilities.shape[1:], np.uint8), "instances": None}
+
+
+def test_the_segmenters_post_processing_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
+    large = {"_target_": "medmdm.postprocess.PostProcess", "remove_small_objects": "$100 * 100"}
+    assert run("mdm_segment", postprocess=large, report=False)["dice"] == 0
+    settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "report": False}
+    assert run("mdm_evaluate", run_dir=str(tmp_path / "a"), **settings)["dice"] == 0
+
+    own = {"_target_": f"{__name__}.Nothing"}
+    assert run("mdm_segment", run_dir=str(tmp_path / "own"), postprocess=own, report=False)["dice"] == 0
+    settings = {"segmenter": str(tmp_path / "own" / "segmenter.pt"), "report": False}
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_evaluate", run_dir=str(tmp_path / "b"), **settings)
+    assert "test_workflow.Nothing" in str(find_user_error(caught.value))
+    assert run("mdm_evaluate", run_dir=str(tmp_path / "c"), postprocess=own, **settings)["dice"] == 0
+
+
+def test_boxes_lie_on_the_whole_picture(run: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "pictures" / "dataset.json"
+    content = json.loads(path.read_text())
+    content["test"][0]["region"] = {"rows": [4, 34], "columns": [8, 40]}
+    path.write_text(json.dumps(content))
+    found = {"_target_": "medmdm.postprocess.PostProcess", "instances": "components", "remove_small_objects": 40}
+    run("mdm_segment", postprocess=found, report=False)
+    run("mdm_infer", output_dir=str(tmp_path / "inferred"), segmenter=str(tmp_path / "run" / "segmenter.pt"))
+    table = pd.read_csv(tmp_path / "inferred" / "boxes.csv")
+    for case in ("4", "5"):
+        instances = read_image(tmp_path / "inferred" / "predictions" / f"{case}_instances.png")[0]
+        rows = table[table["case"] == int(case)].drop(columns="case").reset_index(drop=True)
+        assert len(rows)
+        pd.testing.assert_frame_equal(rows, boxes(instances, instances > 0), check_dtype=False)
+
+
+def test_fine_tuning_without_its_backbone_is_refused_before_it_starts(run: Callable[..., Any], tmp_path: Path) -> None:
+    head = {"_target_": "medmdm.segment.FineTuning", "head": {**HEAD, "members": 1}, "steps": 1}
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", head=head, include_backbone=False)
+    assert "include_backbone" in str(find_user_error(caught.value))
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_weights_under_the_same_name_are_noticed(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -125,6 +199,9 @@ def test_the_papers_norm_is_for_windows_of_one_size(run: Callable[..., Any], tmp
     with pytest.raises(RuntimeError) as caught:
         run("mdm_segment", whole_images=True, normalize="global_l2")
     assert "whole_images" in str(find_user_error(caught.value))
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", run_dir=str(tmp_path / "views"), head={**HEAD, "views": "whole"}, normalize="global_l2")
+    assert "views" in str(find_user_error(caught.value))
     assert run("mdm_segment", normalize="global_l2", report=False)["dice"] > 0.9
 
 
@@ -145,8 +222,19 @@ def test_from_scratch_needs_no_backbone(run: Callable[..., Any], tmp_path: Path)
     workflow = ConfigWorkflow(config_file=files, logging_file=False, meta_file=None, **settings)
     workflow.initialize()
     assert workflow.run()[0]["dice"] > 0.8
-    evaluated = run("mdm_evaluate", run_dir=str(tmp_path / "e"), segmenter=str(tmp_path / "run" / "segmenter.pt"))
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    evaluated = run("mdm_evaluate", run_dir=str(tmp_path / "e"), segmenter=segmenter)
     assert evaluated["dice"] > 0.8
+    # A backbone says how images are read, and gives the map of surprise.
+    settings = {"head": {**unet, "steps": 2}, "run_dir": str(tmp_path / "beside"), "write_surprise": True}
+    first = run("mdm_segment", **settings)
+    assert run("mdm_segment", **settings) == first
+    again = run(
+        "mdm_evaluate", run_dir=str(tmp_path / "s"), segmenter=str(tmp_path / "beside" / "segmenter.pt"),
+        backbone=str(tmp_path / "model.pt"), write_surprise=True,
+    )  # fmt: skip
+    assert again == pytest.approx(first)
+    assert (tmp_path / "s" / "predictions" / "4_surprise.tif").is_file()
 
 
 def test_percentiles_may_be_given_as_pre_training_has_them() -> None:
