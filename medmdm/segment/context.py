@@ -89,7 +89,7 @@ def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) 
 
     Args:
         extractor: of the features.
-        whole: images are read whole.
+        whole: images are read whole, and may be of another size than the windows.
 
     Raises:
         UserError: it grows with the area, so images of different sizes would have features of different scales.

@@ -100,7 +100,8 @@ class PixelClassifierHead:
         head.to(task.device)
         # Fresh crops are drawn from the images themselves, at every step.
         kind = "whole" if self.fresh else self.views or ("whole" if task.whole else "windows")
-        check_normalize(extractor, kind == "whole" and not self.fresh)
+        other = any(tuple(e.image.shape[1:]) != tuple(task.window) for e in task.examples)
+        check_normalize(extractor, kind == "whole" and other and not self.fresh)
         samples = [
             view
             for example in task.examples
