@@ -1,7 +1,8 @@
 """What MONAI's bundle runner does not do with a config: refuse unknown keys, and hand it to the run's record.
 
-``monai.bundle run`` adds a mistyped override as a new key that nobody reads. The first ``initialize`` expression of our
-bundles calls :func:`start`, which compares what was merged (files and overrides) with the bundle as shipped.
+``monai.bundle run`` adds a mistyped override as a new key that nobody reads, and hands over ``--report false`` as a
+text, which Python takes for true. The first ``initialize`` expression of our bundles calls :func:`start`, which reads
+such texts as JSON does and compares what was merged (files and overrides) with the bundle as shipped.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from monai.bundle.config_item import ConfigComponent
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
 from medmdm.shipped import shipped_folder
 
-__all__ = ["check_keys", "current_parser", "differing_keys", "merged", "resolved", "start"]
+__all__ = ["check_keys", "current_parser", "differing_keys", "merged", "read_json_words", "resolved", "start"]
 
 # Keys that MONAI itself gives a meaning to.
 _MONAI_KEYS = {"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"}
+_JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 def current_parser() -> ConfigParser:
@@ -81,18 +83,38 @@ def resolved(key: str) -> Any:
 
 
 def start() -> None:
-    """Begin a bundle: user errors become sentences, unknown keys are refused.
+    """Begin a bundle: user errors become sentences, JSON's words are read, unknown keys are refused.
 
     Raises:
         UserError: naming the first unknown key and the nearest known one.
     """
     show_user_errors_as_sentences()
-    config = current_parser().get()
+    parser = current_parser()
+    read_json_words(parser)
+    config = parser.get()
     name = config.get("bundle")
     path = shipped_folder("bundles") / f"{name}.json"
     if not path.is_file():
         raise UserError(f"The config's `bundle` must name one of medmdm's bundles, got {name!r}.")
     check_keys(config, json.loads(path.read_text()), config.get("extra_keys", ()))
+
+
+def read_json_words(parser: ConfigParser) -> None:
+    """Replace the texts ``"true"``, ``"false"`` and ``"null"`` by what they mean in JSON.
+
+    The command line knows only Python's spelling: ``--report false`` arrives as a text that counts as true, and MONAI
+    drops ``--shots None``, so that ``--shots null`` is the way to say it. A data list given in place of its file's name
+    stays as it is.
+
+    Args:
+        parser: of the running bundle; parsed again if a text was replaced.
+    """
+    words = {path: value for path, value in _leaves(parser.get()) if isinstance(value, str) and value in _JSON_WORDS}
+    words = {path: value for path, value in words.items() if not path.split("#")[0].endswith("data_list")}
+    for path, value in words.items():
+        parser[path] = _JSON_WORDS[value]
+    if words:
+        parser.parse(reset=True)
 
 
 def check_keys(config: dict[str, Any], known: dict[str, Any], extra: list[str] | tuple[str, ...] = ()) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from medmdm.engines.config import check_keys, current_parser, differing_keys, resolved
+from medmdm.engines.config import check_keys, current_parser, differing_keys, read_json_words, resolved
 from medmdm.errors import UserError, find_user_error
 from tests.engines.conftest import BUNDLE, OVERLAYS, Workflow
 
@@ -61,6 +61,32 @@ def test_mistyped_override_ends_a_bundle(workflow: Workflow, override: dict[str,
     with pytest.raises(RuntimeError) as caught:
         workflow(**override).initialize()
     assert repr(key) in str(find_user_error(caught.value))
+
+
+def test_words_of_json_in_overrides_mean_what_they_mean_in_json() -> None:
+    config = {
+        "report": "false",
+        "shots": ["null", 8],
+        "head": {"_target_": "builtins.dict", "fresh": "true"},
+        "name": "none",
+        "text": "True",
+        "data_list": {"labels": {"1": "null"}},
+        "outcome": "$(@report, @shots, @head['fresh'])",
+    }
+    parser = ConfigParser(config)
+    assert parser.get_parsed_content("outcome") == ("false", ["null", 8], "true")  # MONAI by itself
+    read_json_words(parser)
+    assert parser.get_parsed_content("outcome") == (False, [None, 8], True)
+    unchanged = {key: parser[key] for key in ("name", "text", "data_list")}
+    assert unchanged == {"name": "none", "text": "True", "data_list": {"labels": {"1": "null"}}}
+
+
+def test_bundle_reads_words_of_json_in_overrides(workflow: Workflow) -> None:
+    bundle = workflow(dry_run="false", channels_last="true", max_grad_norm="null")
+    bundle.initialize()
+    values = {key: bundle.parser.get_parsed_content(key) for key in ("dry_run", "channels_last", "max_grad_norm")}
+    assert values == {"dry_run": False, "channels_last": True, "max_grad_norm": None}
+    assert bundle.parser.get_parsed_content("train#trainer").max_grad_norm is None
 
 
 def test_resolved_evaluates_references_but_makes_nothing() -> None:
