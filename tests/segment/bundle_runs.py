@@ -1,4 +1,4 @@
-"""A tiny backbone and a quick head for tests that run the bundles."""
+"""A tiny backbone and quick heads for tests that run the bundles."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ HEAD = {
     "batch_size": 4,
     "pixels": 128,
 }
+UNET = {
+    "_target_": "medmdm.segment.FromScratch",
+    "network": {
+        "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
+        "out_channels": 2, "channels": [8, 16], "strides": [2],
+    },
+    "multiple": 2, "steps": 2,
+}  # fmt: skip
 
 
 def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:

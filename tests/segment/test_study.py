@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from medmdm.errors import UserError, find_user_error
-from tests.segment.bundle_runs import HEAD, write_backbone
+from tests.segment.bundle_runs import HEAD, UNET, write_backbone
 
 
 def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -92,16 +92,8 @@ def test_another_split_of_the_same_images_is_noticed(run: Callable[..., Any], tm
 
 def test_each_cell_is_computed_once(run: Callable[..., Any], tmp_path: Path) -> None:
     overlay = {"path": None, "preprocessing": {"crop_size": [16, 16], "channels": 3}}
-    unet = {
-        "_target_": "medmdm.segment.FromScratch",
-        "network": {
-            "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
-            "out_channels": 2, "channels": [8, 16], "strides": [2],
-        },
-        "multiple": 2, "steps": 2,
-    }  # fmt: skip
     settings = study_settings(
-        tmp_path, backbones={"reading": overlay}, heads={"unet": unet}, shots=[4, 2, 4], draws=2, seeds=[0, 0],
+        tmp_path, backbones={"reading": overlay}, heads={"unet": UNET}, shots=[4, 2, 4], draws=2, seeds=[0, 0],
         reference=["none", "unet"],
     )  # fmt: skip
     table = run("mdm_study", **settings)

@@ -19,7 +19,7 @@ from medmdm.errors import find_user_error
 from medmdm.networks import FeatureExtractor
 from medmdm.postprocess import boxes
 from medmdm.segment import open_backbone
-from tests.segment.bundle_runs import BUNDLES, HEAD, write_backbone
+from tests.segment.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
 
 
 def test_segment_evaluate_and_infer(run: Callable[..., Any], tmp_path: Path, pictures: Path) -> None:
@@ -167,16 +167,8 @@ def test_patients_of_the_labelled_images_are_known_to_a_later_evaluation(
 def test_a_network_from_scratch_has_not_seen_what_the_backbone_saw(run: Callable[..., Any], tmp_path: Path) -> None:
     digest = pixel_hash(read_image(tmp_path / "pictures" / "4.png"))
     seen = write_backbone(tmp_path / "seen.pt", ledger={"images": [digest], "patients": [], "salt": ""})
-    unet = {
-        "_target_": "medmdm.segment.FromScratch",
-        "network": {
-            "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
-            "out_channels": 2, "channels": [8, 16], "strides": [2],
-        },
-        "multiple": 2, "steps": 2,
-    }  # fmt: skip
     kinds = []
-    for name, head in (("frozen", HEAD), ("scratch", unet)):
+    for name, head in (("frozen", HEAD), ("scratch", UNET)):
         run("mdm_segment", run_dir=str(tmp_path / name), backbone=str(seen), head=head, report=False)
         kinds.append(json.loads((tmp_path / name / "evaluation.json").read_text())["stamp"]["kind"])
     assert kinds == ["transductive", "inductive"]
@@ -206,14 +198,7 @@ def test_the_papers_norm_is_for_windows_of_one_size(run: Callable[..., Any], tmp
 
 
 def test_from_scratch_needs_no_backbone(run: Callable[..., Any], tmp_path: Path) -> None:
-    unet = {
-        "_target_": "medmdm.segment.FromScratch",
-        "network": {
-            "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
-            "out_channels": 2, "channels": [8, 16], "strides": [2],
-        },
-        "multiple": 2, "steps": 120, "batch_size": 4, "learning_rate": 0.01,
-    }  # fmt: skip
+    unet = {**UNET, "steps": 120, "batch_size": 4, "learning_rate": 0.01}
     # MONAI drops overrides that are None: an overlay file says it.
     overlay = tmp_path / "scratch.json"
     overlay.write_text(json.dumps({"backbone": None, "head": unet, "preprocessing": {"crop_size": [16, 16]}}))
