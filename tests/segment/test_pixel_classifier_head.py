@@ -306,6 +306,14 @@ def test_whole_images_of_different_sizes() -> None:
         head(max_epochs=1, batch_size=2).fit(support, extractor)
 
 
+def test_the_papers_norm_is_for_whole_images_of_the_windows_size_only() -> None:
+    extractor = made_extractor(normalize="global_l2")
+    same = [made_example(seed, WINDOW) for seed in range(2)]
+    head(max_epochs=1, views="whole").fit(task(same), extractor)
+    with pytest.raises(UserError, match="global_l2"):
+        head(max_epochs=1, views="whole").fit(task([*same, made_example(2, (32, 48))]), extractor)
+
+
 def test_evidence_is_json() -> None:
     evidence = head(max_epochs=2).fit(task([made_example()]), made_extractor()).evidence
     assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
