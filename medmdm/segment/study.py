@@ -202,16 +202,20 @@ class Study:
         cells = list(self.cells())
         contents = {case.name: content_hash(case) for case in [*training.values(), *tested]}
         tested_contents = [[case.name, contents[case.name]] for case in tested]
-        rows: list[dict[str, Any]] = []
-        for number, cell in enumerate(cells, start=1):
-            path = self.folder / "cells" / f"{cell.name}.json"
+        supports, keys, found = [], [], []
+        for cell in cells:
             drawn = self.cases.subset(cell.shots, self.rule, cell.draw).training
             support = [training[str(entry["case"])] for entry in drawn]
-            key = self._key(cell, [[case.name, contents[case.name]] for case in support], tested_contents)
-            content = _finished(path, key)
+            supports.append(support)
+            keys.append(self._key(cell, [[case.name, contents[case.name]] for case in support], tested_contents))
+            found.append(_finished(self._path(cell), keys[-1]))
+        logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
+        rows: list[dict[str, Any]] = []
+        every = zip(cells, supports, keys, found, strict=True)
+        for number, (cell, support, key, content) in enumerate(every, start=1):
             if content is None:
                 content = self._compute(cell, key, support, tested)
-                save_json(content, path)
+                save_json(content, self._path(cell))
                 dice = np.nanmean([_number(row["dice"]) for row in content["rows"]])
                 logger.info(
                     "cell %d of %d, %s: Dice %.4f, %.1f s", number, len(cells), cell.name, dice, content["seconds"]
@@ -231,6 +235,9 @@ class Study:
         record.finish(0)
         print(page)
         return table
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"
 
     def _compute(
         self, cell: Cell, key: str, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]
