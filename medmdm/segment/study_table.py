@@ -104,5 +104,6 @@ def _n(value: Any) -> str:
 
 
 def _interval(summary: Mapping[str, Any]) -> str:
+    """Return what of an interval lies where scores can be; the numbers beside the page keep it whole."""
     interval = summary.get("interval")
-    return "-" if not interval or interval[0] is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return "-" if not interval or interval[0] is None else f"{max(interval[0], 0):.3f} to {min(interval[1], 1):.3f}"
