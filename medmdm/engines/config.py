@@ -20,6 +20,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
+from medmdm.engines.config_kinds import check_kinds
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
 from medmdm.shipped import shipped_folder
 
@@ -83,10 +84,10 @@ def resolved(key: str) -> Any:
 
 
 def start() -> None:
-    """Begin a bundle: user errors become sentences, JSON's words are read, unknown keys are refused.
+    """Begin a bundle: user errors become sentences, JSON's words are read, unknown keys and wrong kinds are refused.
 
     Raises:
-        UserError: naming the first unknown key and the nearest known one.
+        UserError: naming the first unknown key and the nearest known one, or a value and the kind it must be of.
     """
     show_user_errors_as_sentences()
     parser = current_parser()
@@ -96,7 +97,9 @@ def start() -> None:
     path = shipped_folder("bundles") / f"{name}.json"
     if not path.is_file():
         raise UserError(f"The config's `bundle` must name one of medmdm's bundles, got {name!r}.")
-    check_keys(config, json.loads(path.read_text()), config.get("extra_keys", ()))
+    known = json.loads(path.read_text())
+    check_keys(config, known, config.get("extra_keys", ()))
+    check_kinds(config, known)
 
 
 def read_json_words(parser: ConfigParser) -> None:

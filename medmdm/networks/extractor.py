@@ -56,19 +56,19 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
-        missing = [block for block in blocks if block not in known]
-        if missing or not blocks:
+        if not _some(blocks) or any(block not in known for block in blocks):
             raise UserError(
-                f"blocks is {list(blocks)}, but the backbone has the decoder blocks {min(known)} to {max(known)}."
+                f"blocks must be a list of decoder blocks, of which the backbone has {min(known)} to {max(known)}, "
+                f"got {blocks!r}."
             )
         if masking not in MASKINGS:
             raise UserError(f"masking must be one of {', '.join(MASKINGS)}, got {masking!r}.")
         if normalize not in NORMALIZATIONS:
             raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}.")
         last = 1000 if corruption is None else corruption.num_timesteps
-        if not timesteps or not all(0 <= t < last for t in timesteps):
-            raise UserError(f"timesteps is {list(timesteps)}: give one or more numbers from 0 to {last - 1}.")
-        if partitions is not None and partitions < 2:
+        if not _some(timesteps) or any(t not in range(last) for t in timesteps):
+            raise UserError(f"timesteps must be a list of numbers from 0 to {last - 1}, got {timesteps!r}.")
+        if partitions is not None and (not isinstance(partitions, int) or partitions < 2):
             raise UserError(f"partitions must be at least 2 (one mask would hide everything), got {partitions}.")
         if seed < 0:
             raise UserError(f"seed must be at least 0, got {seed}.")
@@ -251,3 +251,7 @@ def _seeded_damage(corruption: Corruption, t: int, shape: Sequence[int], generat
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence([int(k) for k in key]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _some(values: object) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0

@@ -15,7 +15,7 @@ from medmdm.features.cache import CachedExtractor
 from medmdm.networks.extractor import FeatureExtractor
 from medmdm.segment.views import Example
 
-__all__ = ["Fitted", "Fitter", "Task", "check_normalize"]
+__all__ = ["Fitted", "Fitter", "Task", "check_normalize", "check_windows"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,24 @@ class Fitter(Protocol):
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
         ...
+
+
+def check_windows(window: Sequence[int], overlap: float) -> tuple[int, ...]:
+    """Return the size of windows, or refuse what is none.
+
+    Args:
+        window: rows and columns.
+        overlap: of neighbouring windows, as a share.
+
+    Raises:
+        UserError: the size is not two whole numbers above 0, or the share not in [0, 1).
+    """
+    sizes: list[Any] = list(window) if isinstance(window, (list, tuple)) else [window]
+    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {window!r}.")
+    if not 0 <= overlap < 1:
+        raise UserError(f"overlap must be at least 0 and less than 1, got {overlap}.")
+    return tuple(sizes)
 
 
 def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:

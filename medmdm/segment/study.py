@@ -21,7 +21,7 @@ from medmdm.engines.run_folder import RunFolder
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
 from medmdm.segment.backbones import PREPROCESSING, OpenBackbone
-from medmdm.segment.context import Fitter, Task, check_normalize
+from medmdm.segment.context import Fitter, Task, check_normalize, check_windows
 from medmdm.segment.evaluation import case_scores
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, content_hash, data_hash, view_sizes
@@ -112,14 +112,14 @@ class Study:
         self.config = dict(config)
         self.postprocess = postprocess
         self.postprocess_config = postprocess_config
-        self.shots = list(dict.fromkeys(len(cases.training) if n is None else int(n) for n in shots))
+        self.shots = list(dict.fromkeys(len(cases.training) if n is None else n for n in shots))
         self.draws = draws
         self.seeds = list(dict.fromkeys(seeds))
         self.only = {head: list(names) for head, names in (only or {}).items()}
         self.rule = rule
         first = next(iter(self.backbones.values()))
         self.preprocessing = _preprocessing(first.plan)
-        self.window = tuple(window or first.plan.get("crop_size") or (256, 256))
+        self.window = check_windows(window or first.plan.get("crop_size") or (256, 256), overlap)
         self.whole = whole
         self.overlap = overlap
         self.section = section
@@ -146,13 +146,15 @@ class Study:
                     f"backbones#{name} was trained with {key} {other[key]}, {first} with {self.preprocessing[key]}, "
                     f"but a study reads images once: leave one out, or set backbones#{name}#preprocessing#{key}."
                 )
-        wrong = [n for n in self.shots if not 1 <= n <= len(self.cases.training)]
+        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise UserError(f"seeds must be whole numbers of 0 or more, got {self.seeds}.")
+        wrong = [n for n in self.shots if not isinstance(n, int) or not 1 <= n <= len(self.cases.training)]
         if wrong:
             raise UserError(f"shots asks for {wrong[0]} images, but there are {len(self.cases.training)} to train on.")
         if self.draws < 1 or not self.seeds:
             raise UserError("A study needs one draw and one seed at least.")
         if self.rule == "paper" and self.draws > 1:
-            raise UserError("The paper's rule gives one draw: set draws to 1, or rule to 'seeded'.")
+            raise UserError("The paper's rule gives one draw: set draws to 1, or subset_rule to 'seeded'.")
         if not getattr(self.cases, self.section, None):
             raise UserError(f"There is no {self.section} case to test on.")
         files: dict[str, Cell] = {}

@@ -21,7 +21,7 @@ from medmdm.networks.segmenter import Segmenter
 from medmdm.networks.segmenter_files import load_segmenter, save_segmenter
 from medmdm.reports import write_report
 from medmdm.segment.backbones import OpenBackbone
-from medmdm.segment.context import Fitter, Task, check_normalize
+from medmdm.segment.context import Fitter, Task, check_normalize, check_windows
 from medmdm.segment.evaluation import evaluate
 from medmdm.segment.prediction import Predictor
 from medmdm.segment.reading import CaseReader, LoadedCase, data_hash, view_sizes
@@ -117,7 +117,7 @@ class Segmentation:
         self.config = dict(config)
         self.postprocess = postprocess
         self.postprocess_config = None if postprocess_config is None else dict(postprocess_config)
-        self.window = tuple(window or backbone.plan.get("crop_size") or (256, 256))
+        self.window = check_windows(window or backbone.plan.get("crop_size") or (256, 256), overlap)
         self.whole = whole
         self.overlap = overlap
         self.shots = shots

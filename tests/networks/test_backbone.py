@@ -109,7 +109,7 @@ def test_the_hash_tells_weights_apart(make: Make) -> None:
         ({"corruption": {"_target_": "medmdm.corruption.PatchMasking", "path_size": 4}}, {}, "path_size"),
         ({"timesteps": {"_target_": "builtins.exit"}}, {}, "'builtins.exit' is none of"),
         ({}, {"blocks": "best"}, "a list of numbers of decoder blocks, got 'best'"),
-        ({}, {"blocks": [9]}, "decoder blocks 0 to 5"),
+        ({}, {"blocks": [9]}, "the backbone has 0 to 5"),
         ({}, {"timesteps": [500]}, "from 0 to 499"),
     ],
 )

@@ -292,11 +292,13 @@ def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"blocks": (2, 6)}, r"blocks is \[2, 6\], but the backbone has the decoder blocks 0 to 5"),
-        ({"blocks": ()}, r"blocks is \[\]"),
+        ({"blocks": (2, 6)}, r"of which the backbone has 0 to 5, got \(2, 6\)"),
+        ({"blocks": 3}, "blocks must be a list of decoder blocks"),
+        ({"timesteps": "50"}, "timesteps must be a list of numbers from 0 to 999, got '50'"),
+        ({"blocks": ()}, r"got \(\)"),
         ({"timesteps": (1000,)}, "from 0 to 999"),
         ({"timesteps": (-1,)}, "from 0 to 999"),
-        ({"timesteps": ()}, "one or more"),
+        ({"timesteps": ()}, "timesteps must be a list"),
         ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
         ({"partitions": 1}, "partitions must be at least 2"),
         ({"seed": -1}, "seed must be at least 0"),

@@ -257,3 +257,27 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -
     assert np.allclose(mask.affine, affine)
     rows = pd.read_csv(tmp_path / "run" / "per_case.csv")
     assert len(rows) == 1  # the volume, not its slices
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"window": 16}, "window must be two whole numbers above 0, such as [96, 96], got 16."),
+        ({"window": [0, 16]}, "window must be two whole numbers above 0, such as [96, 96], got [0, 16]."),
+        ({"overlap": 1.5}, "overlap must be at least 0 and less than 1, got 1.5."),
+        ({"shots": "two"}, "a subset of two cases was asked for, but there are 4: give 1 to 4"),
+        ({"shots": 2, "draw": -1}, "seed is -1: give a whole number of 0 or more"),
+        ({"blocks": 3}, "blocks must be a list of decoder blocks, of which the backbone has 0 to 3, got 3."),
+        ({"timesteps": 50}, "timesteps must be a list of numbers from 0 to 999, got 50."),
+        ({"masking": "partition", "partitions": "many"}, "partitions must be at least 2"),
+        ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
+    ],
+    ids=str,
+)
+def test_wrong_settings_get_a_sentence_before_anything_is_done(
+    run: Callable[..., Any], tmp_path: Path, setting: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run("mdm_segment", **setting)
+    assert sentence in str(find_user_error(caught.value))
+    assert not (tmp_path / "run").exists()

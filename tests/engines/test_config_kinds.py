@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from medmdm.engines.config_kinds import check_kinds
+from medmdm.errors import UserError, find_user_error
+from tests.engines.conftest import BUNDLE, OVERLAYS, Workflow
+
+KNOWN = {"report": True, "steps": 8, "rate": 0.1, "size": [64, 64], "shots": [2, None], "name": "runs", "draw": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("report", "no", "report must be true or false, got 'no'"),
+        ("report", 1, "report must be true or false, got 1"),
+        ("steps", "two", "steps must be a whole number, got 'two'"),
+        ("steps", 2.5, "steps must be a whole number, got 2.5"),
+        ("steps", float("nan"), "steps must be a whole number, got nan"),
+        ("steps", True, "steps must be a whole number, got True"),
+        ("rate", "fast", "rate must be a number, got 'fast'"),
+        ("rate", [0.1], "rate must be a number"),
+        ("size", 64, r"size must be a list of numbers such as \[64, 64\], got 64"),
+        ("size", ["a", 64], "size must be a list of numbers"),
+        ("shots", 2, r"such as \[2, null\], got 2"),
+        ("seed", -1, "seed must be a whole number from 0"),
+    ],
+)
+def test_wrong_kinds_get_a_sentence(key: str, value: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_kinds({**KNOWN, key: value}, KNOWN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"report": False, "steps": 1e3, "rate": 1, "size": [32, 48], "shots": [None]},
+        {"report": "@other", "steps": "$2 * @draw", "rate": None, "steps_": "x"},
+        {"draw": "anything", "name": ["anything"], "seed": 0},
+    ],
+    ids=str,
+)
+def test_right_kinds_and_expressions_pass(change: dict[str, Any]) -> None:
+    check_kinds({**KNOWN, **change}, KNOWN)
+
+
+@pytest.mark.parametrize("path", sorted(OVERLAYS.glob("*.json")), ids=lambda p: p.stem)
+def test_every_overlay_has_the_right_kinds(path: Any) -> None:
+    bundle = BUNDLE.with_name("mdm_study.json") if path.stem.endswith("_study") else BUNDLE
+    check_kinds(ConfigParser.load_config_files([str(bundle), str(path)]), json.loads(bundle.read_text()))
+
+
+def test_a_bundle_refuses_a_wrong_kind(workflow: Workflow) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        workflow(batch_size="two").initialize()
+    assert str(find_user_error(caught.value)) == "batch_size must be a whole number, got 'two'."
