@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def subset(entries: Sequence[Mapping[str, Any]], n: int, rule: str = "paper", se
     if rule not in SUBSET_RULES:
         raise UserError(f"the subset rule {rule!r} is unknown{nearest(rule, SUBSET_RULES)}: use paper or seeded")
     _check_seed(seed)
-    if not isinstance(n, int) or not 1 <= n <= len(entries):
+    if not isinstance(n, Integral) or not 1 <= n <= len(entries):
         raise UserError(f"a subset of {n} cases was asked for, but there are {len(entries)}: give 1 to {len(entries)}")
     ordered = sorted((dict(entry) for entry in entries), key=_identity)
     if rule == "seeded":
@@ -141,7 +142,7 @@ def _shuffled(identity: str, seed: int) -> bytes:
 
 
 def _check_seed(seed: int) -> None:
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, Integral) or seed < 0:
         raise UserError(f"seed is {seed}: give a whole number of 0 or more")
 
 
