@@ -106,9 +106,10 @@ def hold_out(
     Raises:
         UserError: a number is out of range, or an image whose size is needed cannot be read.
     """
-    rows, columns = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-    if min(rows, columns) < 1:
-        raise UserError(f"crop_size is {crop_size}: give whole numbers of 1 or more")
+    sizes = [crop_size, crop_size] if isinstance(crop_size, int) else list(crop_size)
+    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise UserError(f"crop_size is {crop_size}: give rows and columns, whole numbers of 1 or more")
+    rows, columns = sizes
     if not 1 <= num_crops <= 16:
         raise UserError(f"the number of preview crops is {num_crops}: give 1 to 16")
     rng = np.random.default_rng([seed, 1])

@@ -100,9 +100,10 @@ def check_percentiles(percentiles: Sequence[float]) -> tuple[float, float]:
     Raises:
         UserError: they are not two rising numbers from 0 to 100.
     """
-    if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise UserError(f"percentiles is {list(percentiles)}: give [lower, upper] with 0 <= lower < upper <= 100")
-    return float(percentiles[0]), float(percentiles[1])
+    both = [n for n in percentiles if isinstance(n, (int, float))] if isinstance(percentiles, Sequence) else []
+    if len(both) != 2 or len(percentiles) != 2 or not 0 <= both[0] < both[1] <= 100:
+        raise UserError(f"percentiles is {percentiles!r}: give [lower, upper] with 0 <= lower < upper <= 100")
+    return float(both[0]), float(both[1])
 
 
 def scale_to_range(img: torch.Tensor, ranges: Sequence[Sequence[float]]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
-from medmdm.engines.config_kinds import check_kinds
+from medmdm.engines.config_kinds import check_device, check_kinds
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
 from medmdm.shipped import shipped_folder
 
@@ -100,6 +100,7 @@ def start() -> None:
     known = json.loads(path.read_text())
     check_keys(config, known, config.get("extra_keys", ()))
     check_kinds(config, known)
+    check_device(config.get("device"))
 
 
 def read_json_words(parser: ConfigParser) -> None:

@@ -132,8 +132,9 @@ def test_own_transforms_and_mistakes(write_png, tmp_path):
     for number in (0, 17):
         with pytest.raises(UserError, match=f"preview crops is {number}: give 1 to 16"):
             hold_out(selection, 16, num_crops=number)
-    with pytest.raises(UserError, match="crop_size is 0"):
-        hold_out(selection, 0)
+    for crop_size in (0, [16], [16, 0], [16.5, 16]):
+        with pytest.raises(UserError, match=r"crop_size is .*: give rows and columns"):
+            hold_out(selection, crop_size)
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.png is an empty file"):
         hold_out(selection, 16)

@@ -21,7 +21,7 @@ from medmdm.data import (
     scaled_range,
     window_range,
 )
-from medmdm.data.intensity import scale_to_range
+from medmdm.data.intensity import check_percentiles, scale_to_range
 from medmdm.errors import UserError
 
 
@@ -115,6 +115,9 @@ def test_what_is_wrong_is_said():
         (lambda: window_range([40, 0]), "width above 0"),
         (lambda: ScaleByPercentiles(50, 50), "lower < upper"),
         (lambda: ScaleByPercentiles(-1, 50), "lower < upper"),
+        (lambda: check_percentiles(5), r"percentiles is 5: give \[lower, upper\]"),
+        (lambda: check_percentiles([1, 50, 99]), "lower < upper"),
+        (lambda: check_percentiles(["low", 99]), "lower < upper"),
         (lambda: scaled_range([0, 1], "lung"), "both intensity_range and window"),
     ):
         with pytest.raises(UserError, match=sentence):
