@@ -266,7 +266,7 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -
         ({"window": [0, 16]}, "window must be two whole numbers above 0, such as [96, 96], got [0, 16]."),
         ({"overlap": 1.5}, "overlap must be at least 0 and less than 1, got 1.5."),
         ({"shots": "two"}, "a subset of two cases was asked for, but there are 4: give 1 to 4"),
-        ({"shots": 2, "draw": -1}, "seed is -1: give a whole number of 0 or more"),
+        ({"shots": 2, "draw": -1}, "draw must be a whole number of 0 or more, got -1."),
         ({"blocks": 3}, "blocks must be a list of decoder blocks, of which the backbone has 0 to 3, got 3."),
         ({"timesteps": 50}, "timesteps must be a list of numbers from 0 to 999, got 50."),
         ({"masking": "partition", "partitions": "many"}, "partitions must be at least 2"),
