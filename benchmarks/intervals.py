@@ -28,7 +28,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from medmdm.metrics import bca_interval, sign_flip_test, t_interval
+from medmdm.stats.comparison import sign_flip_test
+from medmdm.stats.intervals import bca_interval, t_interval
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]

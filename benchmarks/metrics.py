@@ -28,14 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from medmdm.metrics import (
-    aji,
-    instance_scores,
-    object_dice,
-    object_f1,
-    object_hausdorff,
-    panoptic_quality,
-)
+from medmdm.metrics.instances import aji, instance_scores, object_dice, object_f1, object_hausdorff, panoptic_quality
 
 Labels = NDArray[np.int32]
 UNMATCHED = 0.05  # of the instances of either map

@@ -21,8 +21,8 @@ from published_way import CLASSES, published_classifier, published_stack
 from torch import Tensor
 from torch.nn import functional as F
 
-from medmdm.networks import PixelClassifier
-from medmdm.networks.feature_maps import normalize
+from medmdm.backbones.feature_maps import normalize
+from medmdm.heads.classifier_network import PixelClassifier
 
 #: No block above 64 KiB is kept after it was freed, so that peaks are not hidden.
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -45,11 +45,12 @@ from skimage.data import immunohistochemistry
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from medmdm.backbones.layers import AttentionBlock
 from medmdm.corruption import PatchMasking, UniformTimesteps
-from medmdm.engines import EMA, MDMTrainer
-from medmdm.engines.memory import keep_freed_memory
-from medmdm.networks.layers import AttentionBlock
-from medmdm.shipped import shipped_folder
+from medmdm.memory import keep_freed_memory
+from medmdm.pretrain.ema import EMA
+from medmdm.pretrain.trainer import MDMTrainer
+from medmdm.resources import resource_folder
 
 SEED = 0
 
@@ -256,7 +257,7 @@ def synchronise(device: torch.device) -> None:
 
 def make_setting(size: str, device: torch.device, batch_size: int | None) -> Setting:
     """Read a size's components from the shipped bundle: the demo's, or the paper's with a crop that fits the device."""
-    bundles = shipped_folder("bundles")
+    bundles = resource_folder("bundles")
     overlays = [bundles / "overlays" / "paper.json"] if size == "paper" else []
     config = ConfigParser.load_config_files([bundles / "mdm_pretrain.json", *overlays])
     on_gpu = device.type == "cuda"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmdm.networks import FeatureExtractor, PixelClassifier
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.heads.classifier_network import PixelClassifier
 
 CLASSES = 2
 

@@ -60,14 +60,18 @@ from published_way import CLASSES, copy_member, published_classifier, published_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmdm.data import select_cases
+from medmdm.artifacts.backbone import make_extractor
+from medmdm.backbones.cache import CachedExtractor
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.data.cases import select_cases
 from medmdm.data.demo import stained_tissue
-from medmdm.engines.memory import keep_freed_memory
-from medmdm.features.cache import CachedExtractor
-from medmdm.networks import FeatureExtractor, PixelClassifier, make_extractor
-from medmdm.segment import Example, PixelClassifierHead, Task, random_crop
-from medmdm.segment.reading import CaseReader
-from medmdm.shipped import shipped_folder
+from medmdm.data.reading import CaseReader, Example
+from medmdm.heads.classifier_network import PixelClassifier
+from medmdm.heads.pixel_classifier import PixelClassifierHead
+from medmdm.heads.task import Task
+from medmdm.heads.views import random_crop
+from medmdm.memory import keep_freed_memory
+from medmdm.resources import resource_folder
 
 SEED = 0
 
@@ -217,7 +221,7 @@ def make_setting(size: str, arguments: argparse.Namespace) -> Setting:
 
 def random_network(size: str) -> tuple[FeatureExtractor, int]:
     """Return the extractor of a network that a shipped bundle describes, with random weights, and its crop."""
-    bundles = shipped_folder("bundles")
+    bundles = resource_folder("bundles")
     overlays = [bundles / "overlays" / "paper.json"] if size != "demo" else []
     config = ConfigParser.load_config_files([bundles / "mdm_pretrain.json", *overlays])
     if size == "medium":  # the paper's network, narrower, on smaller crops: to try this script

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+from medmdm.backbones import ADMUNet
+from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, Workflow
+from tests.made import SMALL, with_random_weights
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -24,3 +33,51 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("MEDMDM_TEST_DATA is not set: no real data sets to test on")
     return Path(folder)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., ADMUNet]:
+    """Build a small network with random weights; arguments change its configuration."""
+
+    def build(seed: int = 0, **arguments: Any) -> ADMUNet:
+        return with_random_weights(ADMUNet(**{**SMALL, **arguments}), seed)  # type: ignore[return-value]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., torch.nn.Module]:
+    """Replace all weights of a network by random ones."""
+    return with_random_weights
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Three small RGB images of different shapes, and a mask."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (40, 52)), ("b", (33, 64)), ("c_x", (64, 48))):
+        coarse = rng.integers(0, 256, (shape[0] // 8 + 1, shape[1] // 8 + 1, 3), dtype=np.uint8)
+        fine = np.kron(coarse, np.ones((8, 8, 1), dtype=np.uint8))[: shape[0], : shape[1]]
+        Image.fromarray(fine).save(folder / f"{name}.png")
+    Image.fromarray(np.zeros((40, 52), np.uint8)).save(folder / "a_mask.png")
+    return folder
+
+
+@pytest.fixture
+def workflow(tmp_path: Path, image_folder: Path) -> Workflow:
+    """Make a tiny pre-training workflow, as ``monai.bundle run`` does, without running it."""
+
+    def make(*overlays: str, **overrides: Any) -> ConfigWorkflow:
+        files = [str(BUNDLE), *(str(OVERLAYS / f"{name}.json") for name in overlays)]
+        settings = {**TINY, "dataset_dir": str(image_folder), "run_dir": str(tmp_path / "run"), **overrides}
+        return ConfigWorkflow(config_file=files, logging_file=False, **settings)
+
+    return make

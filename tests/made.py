@@ -9,10 +9,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medmdm.backbones.adm_unet import ADMUNet
+from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.corruption import PatchMasking
-from medmdm.networks import ADMUNet, FeatureExtractor
-from medmdm.segment import Example
-from tests.networks.conftest import with_random_weights
+from medmdm.data.reading import Example
+
+SMALL: dict[str, Any] = {
+    "model_channels": 32,
+    "channel_mult": (1, 2, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (2, 4),
+    "num_head_channels": 16,
+}
+
+
+def with_random_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(network.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
+            else:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+    return network.eval()
+
 
 SIZES: dict[str, Any] = {
     "model_channels": 32,

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medmdm.data import images, read_image, series
+from medmdm.data.files import pictures as images
+from medmdm.data.files import series
+from medmdm.data.files.pictures import read_image
 from medmdm.files import TEMPORARY_SUFFIX
 from tests.damage.attempts import Damage
 from tests.damage.lists import LISTS

@@ -11,10 +11,10 @@ import numpy as np
 
 from medmdm.check.reading import Decoded, decode, decode_label
 from medmdm.check.report import Finding
-from medmdm.data.labels import IGNORE
 from medmdm.data.lists import image_name
-from medmdm.data.transforms import cut_region
+from medmdm.data.transforms.basic import cut_region
 from medmdm.errors import UserError
+from medmdm.labels import IGNORE
 
 __all__ = ["Case", "Facts", "inspect"]
 

@@ -15,9 +15,9 @@ from medmdm.check.cases import Case, Facts, inspect
 from medmdm.check.report import Finding, Report, Row
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
 from medmdm.data.folders import find_images
-from medmdm.data.labels import IGNORE, label_classes, label_type
 from medmdm.data.lists import SECTIONS, DataList, load_data_list
 from medmdm.errors import UserError
+from medmdm.labels import IGNORE, label_classes, label_type
 
 __all__ = ["check"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medmdm.data.aperio import draw_regions, read_aperio
-from medmdm.data.images import IMAGE_SUFFIXES, pixel_hash, read_image
-from medmdm.data.series import choose_series
-from medmdm.data.volumes import VOLUME_SUFFIXES, Volume, is_volume, read_volume, volume_hash
+from medmdm.data.files.aperio import draw_regions, read_aperio
+from medmdm.data.files.pictures import IMAGE_SUFFIXES, pixel_hash, read_image
+from medmdm.data.files.series import choose_series
+from medmdm.data.files.volumes import VOLUME_SUFFIXES, Volume, is_volume, read_volume, volume_hash
 from medmdm.errors import UserError
 
 __all__ = ["Decoded", "decode", "decode_label"]

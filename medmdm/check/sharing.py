@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from medmdm.check.cases import Case, Facts
 from medmdm.check.report import Finding
+from medmdm.data.files.volumes import volume_stem
 from medmdm.data.lists import SECTIONS, image_name, regions_overlap
-from medmdm.data.volumes import volume_stem
 
 __all__ = ["clashing_names", "identical_images", "shared_patients"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medmdm.data.volumes import volume_stem
+from medmdm.data.files.volumes import volume_stem
 
 __all__ = ["case_names"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from medmdm.data.case_names import case_names
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
+from medmdm.data.files.volumes import is_volume
 from medmdm.data.folders import FolderImages, find_images
-from medmdm.data.labels import IGNORE, label_classes, label_names, label_type
 from medmdm.data.lists import SECTIONS, DataList, image_name
 from medmdm.data.lookup import DEMO, DEMO_LABELLED, choose_data_list, image_files, label_files
-from medmdm.data.spacing import as_spacing, with_spacing
 from medmdm.data.splits import subset
-from medmdm.data.volumes import is_volume
+from medmdm.data.transforms.spacing import as_spacing, with_spacing
 from medmdm.errors import UserError, nearest
+from medmdm.labels import IGNORE, label_classes, label_names, label_type
 
 __all__ = ["Cases", "select_cases"]
 

@@ -16,8 +16,8 @@ from monai.data import Dataset, MetaTensor
 from monai.transforms import RandomizableTrait, Transform
 from tqdm import tqdm
 
-from medmdm.data.images import pixel_hash
-from medmdm.data.transforms import cut_region, file_dtype_tensor
+from medmdm.data.files.pictures import pixel_hash
+from medmdm.data.transforms.basic import cut_region, file_dtype_tensor
 from medmdm.errors import UserError, find_user_error
 
 __all__ = ["CropDataset"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medmdm.data.images import read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.data.lookup import demo_folder
 from medmdm.data.store import cache_folder
 from medmdm.errors import UserError

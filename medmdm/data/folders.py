@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from medmdm.data.dicom import is_dicom
-from medmdm.data.images import IMAGE_SUFFIXES
-from medmdm.data.volumes import VOLUME_SUFFIXES
+from medmdm.data.files.dicom import is_dicom
+from medmdm.data.files.pictures import IMAGE_SUFFIXES
+from medmdm.data.files.volumes import VOLUME_SUFFIXES
 from medmdm.errors import UserError
 
 __all__ = ["FolderImages", "find_files", "find_images", "is_mask"]

@@ -11,13 +11,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from medmdm.data.images import image_size
+from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced
-from medmdm.data.spacing import target_shape
 from medmdm.data.store import open_slices
-from medmdm.data.transforms import CutRegiond, PadToSized, ScaleIntensityByDtyped
+from medmdm.data.transforms.basic import CutRegiond, PadToSized, ScaleIntensityByDtyped
+from medmdm.data.transforms.spacing import target_shape
 from medmdm.errors import UserError, find_user_error
 
 __all__ = ["HeldOut", "hold_out"]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from medmdm.errors import UserError, nearest
-from medmdm.shipped import shipped_folder
+from medmdm.resources import resource_folder
 
 __all__ = [
     "LIST_NAMES",
@@ -86,13 +86,13 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
     if isinstance(source, Mapping):
         return _parse(dict(source), f"data list {source.get('name', '(given as a dictionary)')!r}", None, False)
     path = Path(source)
-    shipped = shipped_folder("data_lists") / f"{path}.json"
+    shipped = resource_folder("data_lists") / f"{path}.json"
     if not path.exists() and path.name == str(source) and shipped.exists():
         path = shipped
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        names = sorted(file.stem for file in shipped_folder("data_lists").glob("*.json"))
+        names = sorted(file.stem for file in resource_folder("data_lists").glob("*.json"))
         raise UserError(
             f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}"
         ) from error
@@ -107,7 +107,7 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
 
 def shipped_data_lists() -> list[DataList]:
     """Return the lists that come with medmdm, in the order of their names."""
-    return [load_data_list(path.stem) for path in sorted(shipped_folder("data_lists").glob("*.json"))]
+    return [load_data_list(path.stem) for path in sorted(resource_folder("data_lists").glob("*.json"))]
 
 
 def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool) -> DataList:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmdm.data.files.pictures import IMAGE_SUFFIXES, image_size
+from medmdm.data.files.volumes import VOLUME_SUFFIXES, is_volume
 from medmdm.data.folders import FolderImages, find_files, find_images
-from medmdm.data.images import IMAGE_SUFFIXES, image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, load_data_list, shipped_data_lists
-from medmdm.data.volumes import VOLUME_SUFFIXES, is_volume
 from medmdm.errors import UserError
 
 __all__ = ["DEMO", "DEMO_LABELLED", "choose_data_list", "demo_folder", "find_data_list", "image_files", "label_files"]

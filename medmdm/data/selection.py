@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medmdm.data.files.volumes import is_volume
 from medmdm.data.folders import find_images
 from medmdm.data.lists import SECTIONS, DataList
 from medmdm.data.lookup import choose_data_list, image_files
-from medmdm.data.volumes import is_volume
 from medmdm.errors import UserError
 
 __all__ = ["Selection", "select_training_images"]

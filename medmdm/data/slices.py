@@ -16,12 +16,12 @@ from monai.transforms import LoadImage, MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from tqdm import tqdm
 
-from medmdm.data.images import RasterReader
-from medmdm.data.intensity import check_percentiles
+from medmdm.data.files.pictures import RasterReader
+from medmdm.data.files.volumes import is_volume
 from medmdm.data.selection import Selection
-from medmdm.data.spacing import with_spacing
 from medmdm.data.store import StoredVolume, VolumeStore, open_slices
-from medmdm.data.volumes import is_volume
+from medmdm.data.transforms.intensity import check_percentiles
+from medmdm.data.transforms.spacing import with_spacing
 from medmdm.errors import UserError
 
 __all__ = ["LoadSliced", "slice_entries", "slice_volumes"]

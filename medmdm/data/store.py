@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from medmdm.data.files.volumes import Volume, read_volume, volume_hash
 from medmdm.data.slicing import Slicing
-from medmdm.data.volumes import Volume, read_volume, volume_hash
 from medmdm.errors import UserError
 from medmdm.files import TEMPORARY_SUFFIX, save_json
 
@@ -36,7 +36,7 @@ class StoredVolume:
         path: array ``[slices, C, rows, columns]`` in NumPy's format, for :func:`open_slices`.
         slicing: how its slices go back into the source array.
         channels: C.
-        digest: SHA-256 of its voxels, see :func:`medmdm.data.volumes.volume_hash`.
+        digest: SHA-256 of its voxels, see :func:`medmdm.data.files.volumes.volume_hash`.
         foreground: for each slice, the share of pixels that are brighter than the volume's background.
         constant: for each slice, whether all of its pixels are equal (channel by channel).
         quantiles: ``[C, 1001]``, intensities at 0, 0.1, … 100 per cent of all voxels.

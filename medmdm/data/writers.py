@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medmdm.data.images import image_size
+from medmdm.data.files.pictures import image_size
+from medmdm.data.files.volumes import NIFTI_SUFFIXES, is_volume, volume_geometry
 from medmdm.data.slicing import Slicing
-from medmdm.data.spacing import resample_to_shape
-from medmdm.data.volumes import NIFTI_SUFFIXES, is_volume, volume_geometry
+from medmdm.data.transforms.spacing import resample_to_shape
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 

@@ -12,12 +12,12 @@ import torch
 from monai.metrics import compute_confusion_matrix_metric
 from numpy.typing import ArrayLike, NDArray
 
-from medmdm.data.labels import IGNORE
 from medmdm.errors import UserError
+from medmdm.labels import IGNORE
 from medmdm.metrics.overlap import check_pair
 from medmdm.metrics.surface import surface_scores
 
-__all__ = ["dice", "iou", "pixel_scores", "pool"]
+__all__ = ["dice", "iou", "mean_scores", "pixel_scores", "pool"]
 
 COUNTS = ("tp", "fp", "tn", "fn")  # the order of MONAI's confusion matrices
 FORMULAS = {"dice": "f1 score", "iou": "threat score", "precision": "precision", "recall": "sensitivity"}
@@ -143,3 +143,20 @@ def _formulas(counts: NDArray[np.int64]) -> dict[str, float]:
     row = {name: compute_confusion_matrix_metric(formula, matrix).item() for name, formula in FORMULAS.items()}
     tp, fp, tn, fn = (int(count) for count in counts)
     return row | {"tp": tp, "fp": fp, "fn": fn, "tn": tn, "n_true": tp + fn, "n_pred": tp + fp}
+
+
+def mean_scores(mask: np.ndarray, truth: np.ndarray, num_classes: int, ignore: int | None) -> dict[str, float]:
+    """Return mean Dice and IoU of a case over the classes that it or its prediction holds.
+
+    Args:
+        mask: predicted class numbers, ``[*spatial]``.
+        truth: of the same shape.
+        num_classes: K.
+        ignore: truth that is left out.
+
+    Returns:
+        ``{"dice": ..., "iou": ...}``, NaN where there is nothing to find and nothing was found.
+    """
+    scores = pixel_scores(mask.astype(np.int64), truth.astype(np.int64), num_classes, ignore=ignore, surface=False)
+    values = {name: np.array([row[name] for row in scores.values()], dtype=float) for name in ("dice", "iou")}
+    return {name: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for name, v in values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from medmdm.errors import UserError, nearest
 
-__all__ = ["KINDS", "Kind", "add_arguments", "prepare", "run"]
+__all__ = ["KINDS", "Kind", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,6 @@ KINDS = {
         },
     ),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``prepare`` to its parser."""
-    kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
-    for name, kind in KINDS.items():
-        own = kinds.add_parser(name, help=kind.help, description=kind.help)
-        own.add_argument("source", metavar="SOURCE", help="the folder or zip file as published")
-        own.add_argument("dest", metavar="DEST", help="folder to write to; made if missing")
-        for flag, settings in kind.options.items():
-            own.add_argument(flag, **settings)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run ``prepare`` with parsed arguments, print its table and return the exit status."""
-    options = {flag.lstrip("-").replace("-", "_") for flag in KINDS[args.kind].options}
-    print(prepare(args.kind, args.source, args.dest, **{name: getattr(args, name) for name in options}))
-    return 0
 
 
 def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[str], **options: Any) -> str:

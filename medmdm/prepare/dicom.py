@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmdm.data.dicom import DICOM_SUFFIXES, is_dicom, read_header, read_tag
-from medmdm.data.series import order_slices, read_series
-from medmdm.data.volumes import VOLUME_SUFFIXES
+from medmdm.data.files.dicom import DICOM_SUFFIXES, is_dicom, read_header, read_tag
+from medmdm.data.files.series import order_slices, read_series
+from medmdm.data.files.volumes import VOLUME_SUFFIXES
 from medmdm.data.writers import encode_nifti
 from medmdm.prepare.cases import Case, Made
 from medmdm.prepare.release import Release, SourceFile

@@ -13,7 +13,8 @@ import numpy as np
 from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
-from medmdm.data import image_size, is_mask
+from medmdm.data.files.pictures import image_size
+from medmdm.data.folders import is_mask
 from medmdm.errors import UserError
 from medmdm.prepare.cases import Case, Plan
 from medmdm.prepare.pixels import IGNORED, Label, make, read_label

@@ -10,8 +10,8 @@ from typing import Any
 
 from skimage.segmentation import relabel_sequential
 
-from medmdm.data import is_mask
-from medmdm.data.aperio import Drawing, Region, draw_regions, read_aperio
+from medmdm.data.files.aperio import Drawing, Region, draw_regions, read_aperio
+from medmdm.data.folders import is_mask
 from medmdm.data.lists import DataList, load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare.cases import Case, Plan

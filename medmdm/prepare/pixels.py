@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medmdm.data import read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
 from medmdm.prepare.cases import Made
 from medmdm.prepare.release import SourceFile

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from medmdm.data.images import IMAGE_SUFFIXES
+from medmdm.data.files.pictures import IMAGE_SUFFIXES
 from medmdm.errors import UserError
 
 __all__ = ["Release", "SourceFile", "by_stem", "open_release"]

@@ -16,9 +16,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from medmdm.data import Volume, is_mask, read_volume
+from medmdm.data.files.volumes import VOLUME_SUFFIXES, Volume, read_volume
+from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
-from medmdm.data.volumes import VOLUME_SUFFIXES
 from medmdm.data.writers import encode_nifti
 from medmdm.errors import UserError
 from medmdm.prepare.cases import Case, Made, Plan

@@ -35,7 +35,7 @@ def write_report(
     Raises:
         UserError: the record is missing or wrong, no case can be scored, or ``strict`` finds a wrong case.
     """
-    from medmdm.reports.run_report import make_report  # slow, and the command line's help does without
+    from medmdm.reports.run_report import make_report
 
     return make_report(run_dir, strict=strict, keep_patient_ids=keep_patient_ids, surface=surface)
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmdm.check.reading import Decoded, decode, decode_label
-from medmdm.data.transforms import cut_region
+from medmdm.data.transforms.basic import cut_region
 from medmdm.errors import UserError
-from medmdm.reports.evaluation import EvaluatedCase, Evaluation
+from medmdm.runs.record import EvaluatedCase, Evaluation
 
 __all__ = ["CaseArrays", "read_case"]
 
@@ -30,7 +30,7 @@ class CaseArrays:
         truth_instances: numbers of objects, ``None`` where the truth holds classes.
         predicted_instances: the same for the prediction, ``None`` where none were written.
         image: ``[C, *spatial]``; ``None`` where the file is gone, so that only the picture is missing.
-        maps: of real numbers, ``[*spatial]``: those of :data:`medmdm.reports.evaluation.MAPS` that were written.
+        maps: of real numbers, ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
         affine: of a volume, array index → mm in RAS.
     """
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import medmdm
 from medmdm.errors import UserError, nearest
-from medmdm.metrics import holm, json_ready, paired, summarise
 from medmdm.reports.definitions import METRICS
-from medmdm.reports.evaluation import Evaluation, load_evaluation
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.run_report import make_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
+from medmdm.runs.record import Evaluation, load_evaluation
+from medmdm.stats.comparison import holm, paired
+from medmdm.stats.statistics import json_ready, summarise
 
 __all__ = ["LEVEL", "Run", "compare", "load_runs"]
 

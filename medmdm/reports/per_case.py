@@ -11,9 +11,9 @@ from pathlib import Path
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
-from medmdm.reports.evaluation import MAPS, Evaluation
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
+from medmdm.runs.record import MAPS, Evaluation
 
 __all__ = ["PER_CASE_FILE", "read_per_case", "write_per_case"]
 

@@ -15,12 +15,12 @@ from medmdm.reports.charts import HATCH, Band, differences, intervals
 from medmdm.reports.comparison import LEVEL, compare, load_runs
 from medmdm.reports.definitions import METRICS
 from medmdm.reports.document import document, table
-from medmdm.reports.evaluation import EVALUATION_FILE
 from medmdm.reports.markdown import markdown_table
 from medmdm.reports.markup import Content, Markup, join, tag
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.run_report import PAGE_FILE
 from medmdm.reports.wording import counted, interval_text, metric_title, number_text
+from medmdm.runs.record import EVALUATION_FILE
 
 __all__ = ["make_comparison"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
-from medmdm.reports.evaluation import Evaluation, load_evaluation
 from medmdm.reports.markdown import make_markdown
 from medmdm.reports.page import make_page
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case, write_per_case
@@ -17,6 +16,7 @@ from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import Excluded, ScoredCase, Scores, score_cases
 from medmdm.reports.summary import SUMMARY_FILE, make_summary
 from medmdm.reports.wording import counted
+from medmdm.runs.record import Evaluation, load_evaluation
 
 __all__ = ["MARKDOWN_FILE", "PAGE_FILE", "collect_scores", "make_report"]
 

@@ -11,13 +11,14 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from medmdm.data.volumes import is_volume, volume_geometry
+from medmdm.data.files.volumes import is_volume, volume_geometry
 from medmdm.errors import UserError
-from medmdm.metrics import instance_scores, pixel_scores
+from medmdm.metrics.instances import instance_scores
+from medmdm.metrics.pixels import pixel_scores
 from medmdm.reports.case_files import CaseArrays, read_case
 from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
-from medmdm.reports.evaluation import EvaluatedCase, Evaluation
 from medmdm.reports.pictures import CasePicture, draw_case, picture_side
+from medmdm.runs.record import EvaluatedCase, Evaluation
 
 __all__ = ["Excluded", "Ruler", "ScoredCase", "Scores", "choose_ruler", "score_cases"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from medmdm.errors import UserError, nearest
-from medmdm.metrics import json_ready, spread, summarise
+from medmdm.stats import spread
+from medmdm.stats.statistics import json_ready, summarise
 
 __all__ = ["read_study", "summarise_study"]
 
@@ -44,7 +45,7 @@ def summarise_study(table: pd.DataFrame, patients: Mapping[str, str | None] | No
 
     Returns:
         ``backbone``, ``head``, ``shots``; ``dice`` and ``iou``, each with ``mean``, ``interval`` and ``unit`` over test
-        cases (averaged over draws and seeds first), what :class:`medmdm.metrics.Spread` says, and ``draws``, the mean
+        cases (averaged over draws and seeds first), what :class:`medmdm.stats.Spread` says, and ``draws``, the mean
         of each draw of labelled images.
     """
     rows = []

@@ -10,12 +10,15 @@ from typing import Any
 
 import medmdm
 from medmdm.errors import UserError
-from medmdm.metrics import count_empty, json_ready, paper_block, pool, risk_coverage, subgroups, summarise
+from medmdm.metrics.pixels import pool
 from medmdm.reports.definitions import COUNTS, METRICS, PER_CLASS
-from medmdm.reports.evaluation import Evaluation
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
+from medmdm.runs.record import Evaluation
+from medmdm.stats.paper import paper_block
+from medmdm.stats.selective import risk_coverage
+from medmdm.stats.statistics import count_empty, json_ready, subgroups, summarise
 
 __all__ = ["HEADLINES", "SUMMARY_FILE", "headline_keys", "make_summary", "summary_schema"]
 

@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from medmdm.artifacts.segmenter_file import load_segmenter
+from medmdm.artifacts.weights import read_checkpoint
 from medmdm.data.cases import Cases
-from medmdm.engines.run_folder import RunFolder
+from medmdm.data.reading import CaseReader, data_hash
 from medmdm.errors import UserError
-from medmdm.networks.segmenter_files import load_segmenter
-from medmdm.networks.weights_files import read_checkpoint
+from medmdm.heads.prediction import Predictor
 from medmdm.reports import write_report
+from medmdm.runs.folder import RunFolder
+from medmdm.runs.provenance import ledger_stamp
 from medmdm.segment.evaluation import evaluate, in_place, write_prediction
-from medmdm.segment.prediction import Predictor
-from medmdm.segment.reading import CaseReader, data_hash
-from medmdm.segment.stamp import ledger_stamp
-from medmdm.segment.surprise import Surprise, surprise_reader
+from medmdm.segment.reconstruction_error import Surprise, surprise_reader
 
 __all__ = ["Evaluation", "Inference"]
 
 logger = logging.getLogger(__name__)
 
-_POSTPROCESS = "medmdm.postprocess.PostProcess"
+_POSTPROCESS = "medmdm.segment.PostProcess"
 PostProcessing = Callable[..., dict[str, np.ndarray | None]]
 
 
@@ -61,7 +61,7 @@ class _Saved:
 
 def _from_config(segmenter: str | os.PathLike[str], config: Mapping[str, Any] | None) -> PostProcessing:
     """Make the post-processing that the segmenter was saved with."""
-    from medmdm.postprocess import PostProcess
+    from medmdm.segment.postprocessing import PostProcess
 
     config = dict(config or {})
     target = config.pop("_target_", _POSTPROCESS)
@@ -201,7 +201,7 @@ class Inference:
         import pandas as pd
 
         from medmdm.files import atomic_write
-        from medmdm.postprocess import boxes
+        from medmdm.segment.postprocessing import boxes
 
         reader = CaseReader(self.cases, self.saved.plan["backbone"], self.slice_cache)
         entries = [*self.cases.training, *self.cases.validation, *self.cases.test]

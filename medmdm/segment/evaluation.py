@@ -11,37 +11,16 @@ from typing import Any
 import numpy as np
 
 from medmdm.data.cases import Cases
+from medmdm.data.reading import LoadedCase
 from medmdm.data.writers import write_map, write_mask
 from medmdm.files import save_json
-from medmdm.metrics.pixels import pixel_scores
-from medmdm.reports.evaluation import MAPS
-from medmdm.segment.prediction import Prediction, Predictor
-from medmdm.segment.reading import LoadedCase
+from medmdm.heads.prediction import Prediction, Predictor
+from medmdm.metrics.pixels import mean_scores
+from medmdm.runs.record import MAPS
 
-__all__ = ["case_scores", "evaluate", "write_prediction"]
+__all__ = ["evaluate", "write_prediction"]
 
 logger = logging.getLogger(__name__)
-
-
-def case_scores(mask: np.ndarray, case: LoadedCase, num_classes: int, ignore: int) -> dict[str, float]:
-    """Return mean Dice and IoU of a case over the classes that it or its prediction holds.
-
-    Args:
-        mask: predicted class numbers on the file's grid.
-        case: with its truth.
-        num_classes: K.
-        ignore: truth that is left out.
-
-    Returns:
-        ``{"dice": ..., "iou": ...}``, NaN where there is nothing to find and nothing was found.
-    """
-    assert case.truth is not None
-    scores = pixel_scores(mask.astype(np.int64), case.truth.astype(np.int64), num_classes, ignore=ignore, surface=False)
-    result = {}
-    for name in ("dice", "iou"):
-        values = np.array([row[name] for row in scores.values()], dtype=float)
-        result[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-    return result
 
 
 def write_prediction(
@@ -90,7 +69,7 @@ def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
     region = case.entry.get("region")
     if region is None:
         return values
-    from medmdm.data.images import image_size
+    from medmdm.data.files.pictures import image_size
 
     whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
     rows = slice(*region.get("rows", (0, whole.shape[-2])))
@@ -119,8 +98,8 @@ def evaluate(
         loaded: the cases.
         cases: the data set they are of.
         predictor: makes the predictions.
-        postprocess: probabilities → masks, see :class:`medmdm.postprocess.PostProcess`.
-        stamp: see :func:`medmdm.segment.stamp.ledger_stamp`.
+        postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
+        stamp: see :func:`medmdm.runs.provenance.ledger_stamp`.
         protocol: JSON-able: how the model came about.
         section: which section of the data list they are.
         probabilities: write them too.
@@ -139,7 +118,7 @@ def evaluate(
         if case.truth is not None:
             mask = processed["mask"]
             assert mask is not None
-            scores.append(case_scores(mask, case, cases.num_classes, cases.ignore))
+            scores.append(mean_scores(mask, case.truth, cases.num_classes, cases.ignore))
             logger.info("%s: Dice %.4f, IoU %.4f", case.name, scores[-1]["dice"], scores[-1]["iou"])
         records.append(_record(case, files))
     information = {} if cases.data_list is None else dict(cases.data_list.information)

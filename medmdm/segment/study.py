@@ -16,16 +16,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.data.cases import Cases
-from medmdm.engines.run_folder import RunFolder
+from medmdm.data.reading import CaseReader, LoadedCase, content_hash, data_hash
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
-from medmdm.segment.backbones import PREPROCESSING, OpenBackbone
-from medmdm.segment.context import Fitter, Task, check_normalize, check_windows
-from medmdm.segment.evaluation import case_scores
-from medmdm.segment.prediction import Predictor
-from medmdm.segment.reading import CaseReader, LoadedCase, content_hash, data_hash, view_sizes
-from medmdm.segment.stamp import ledger_stamp, support_ledger
+from medmdm.heads.prediction import Predictor
+from medmdm.heads.task import Fitter, Task, check_normalize, check_windows
+from medmdm.heads.views import view_sizes
+from medmdm.metrics.pixels import mean_scores
+from medmdm.runs.folder import RunFolder
+from medmdm.runs.provenance import ledger_stamp, support_ledger
 from medmdm.segment.study_table import study_table
 
 __all__ = ["Study"]
@@ -61,7 +62,7 @@ class Study:
     Args:
         run_dir: the run folder.
         cases: training and test cases.
-        backbones: by name; :func:`medmdm.segment.open_backbone` makes them.
+        backbones: by name; :func:`medmdm.artifacts.open_backbone` makes them.
         heads: by name; each is tried on every backbone, one that needs none only once.
         heads_config: their configs by the same names: a cell whose head has another config now is computed again.
         config: merged config of the run.
@@ -254,7 +255,8 @@ class Study:
         rows = []
         for case in tested:
             mask = self.postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
-            scores = case_scores(mask, case, self.cases.num_classes, self.cases.ignore)
+            assert case.truth is not None
+            scores = mean_scores(mask, case.truth, self.cases.num_classes, self.cases.ignore)
             rows.append({"case": case.name, **{name: _json_number(value) for name, value in scores.items()}})
         return {
             "key": key,

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medmdm.metrics import holm, json_ready, paired
 from medmdm.reports.study import summarise_study
+from medmdm.stats.comparison import holm, paired
+from medmdm.stats.statistics import json_ready
 
 __all__ = ["study_table"]
 

@@ -11,22 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from medmdm.artifacts.backbone import OpenBackbone
+from medmdm.artifacts.plan import make_ledger
+from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.data.cases import Cases
-from medmdm.engines.plan import make_ledger
-from medmdm.engines.run_folder import RunFolder
+from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.errors import UserError
 from medmdm.files import save_json
-from medmdm.networks.padded import PaddedNetwork
-from medmdm.networks.segmenter import Segmenter
-from medmdm.networks.segmenter_files import load_segmenter, save_segmenter
+from medmdm.heads.padded import PaddedNetwork
+from medmdm.heads.prediction import Predictor
+from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.task import Fitter, Task, check_normalize, check_windows
+from medmdm.heads.views import view_sizes
 from medmdm.reports import write_report
-from medmdm.segment.backbones import OpenBackbone
-from medmdm.segment.context import Fitter, Task, check_normalize, check_windows
+from medmdm.runs.folder import RunFolder
+from medmdm.runs.provenance import ledger_stamp, support_ledger
 from medmdm.segment.evaluation import evaluate
-from medmdm.segment.prediction import Predictor
-from medmdm.segment.reading import CaseReader, LoadedCase, data_hash, view_sizes
-from medmdm.segment.stamp import ledger_stamp, support_ledger
-from medmdm.segment.surprise import Surprise, surprise_reader
+from medmdm.segment.reconstruction_error import Surprise, surprise_reader
 
 __all__ = ["Segmentation"]
 
@@ -44,7 +45,7 @@ class Segmentation:
         run_dir: the run folder.
         backbone: see :func:`open_backbone`.
         cases: training and test cases, see :func:`medmdm.data.select_cases`.
-        head: how to fit; see :class:`medmdm.segment.context.Fitter`.
+        head: how to fit; see :class:`medmdm.heads.task.Fitter`.
         head_config: its config, which tells a later run whether the segmenter in the folder is the same.
         config: merged config of the run.
         postprocess: probabilities → masks.

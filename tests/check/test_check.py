@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmdm.__main__ import main
 from medmdm.check.data_list import check
+from medmdm.cli import main
 from medmdm.errors import UserError
 from tests.check.conftest import DataSet
 

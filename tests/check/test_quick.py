@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medmdm.check.quick import quick_check
-from medmdm.data import select_training_images
+from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 from tests.check.conftest import DataSet
 
@@ -71,7 +71,7 @@ def test_vanished_images_and_absent_test_images(data: DataSet) -> None:
 
 
 def test_training_says_it_at_the_start(data: DataSet, caplog: pytest.LogCaptureFixture) -> None:
-    from medmdm.engines import announce
+    from medmdm.pretrain import announce
 
     class Told:
         sentence = "told"

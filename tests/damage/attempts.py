@@ -13,9 +13,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from medmdm.__main__ import main
 from medmdm.check.quick import quick_check
-from medmdm.data import read_image, read_volume
+from medmdm.cli import main
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import read_volume
 from medmdm.errors import UserError, find_user_error
 
 __all__ = ["Attempt", "Damage", "Outcome", "check", "damage", "prepare", "pretrain", "read", "read_as_volume", "split"]

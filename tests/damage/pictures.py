@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
-from medmdm.data import read_image
+from medmdm.data.files.pictures import read_image
 from tests.damage.attempts import Attempt, Damage, Outcome, check, damage, prepare, pretrain, read
 from tests.damage.sound import cut, data_list, picture
 

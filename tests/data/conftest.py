@@ -11,12 +11,8 @@ import pytest
 from monai.transforms import Compose, LoadImaged, RandFlipd, RandSpatialCropd
 from PIL import Image
 
-from medmdm.data import CutRegiond, PadToSized, RasterReader, ScaleIntensityByDtyped
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+from medmdm.data.files.pictures import RasterReader
+from medmdm.data.transforms.basic import CutRegiond, PadToSized, ScaleIntensityByDtyped
 
 
 @pytest.fixture

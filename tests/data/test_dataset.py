@@ -12,7 +12,11 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, LoadImaged, RandSpatialCropd
 from PIL import Image
 
-from medmdm.data import CropDataset, RasterReader, StepSampler, hold_out, pixel_hash, read_image, select_training_images
+from medmdm.data.dataset import CropDataset
+from medmdm.data.files.pictures import RasterReader, pixel_hash, read_image
+from medmdm.data.holdout import hold_out
+from medmdm.data.sampler import StepSampler
+from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 
 

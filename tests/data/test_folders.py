@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from medmdm.data import find_images, is_mask
+from medmdm.data.folders import find_images, is_mask
 from medmdm.errors import UserError
 
 

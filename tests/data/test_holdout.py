@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from medmdm.data import CropDataset, hold_out, pixel_hash, read_image, select_training_images
+from medmdm.data.dataset import CropDataset
+from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.holdout import hold_out
 from medmdm.data.lists import regions_overlap
+from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 
 

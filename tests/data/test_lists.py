@@ -7,10 +7,9 @@ from collections import Counter
 
 import pytest
 
-from medmdm.data import load_data_list, shipped_data_lists
-from medmdm.data.lists import regions_overlap
+from medmdm.data.lists import load_data_list, regions_overlap, shipped_data_lists
 from medmdm.errors import UserError
-from medmdm.shipped import shipped_folder
+from medmdm.resources import resource_folder
 
 
 def test_loads_every_key(tmp_path):
@@ -129,15 +128,15 @@ def test_shipped_lists_name_licence_and_citation():
         assert data_list.information["licence"]
         assert data_list.information["citation"]
         assert data_list.information["description"]
-        assert data_list.path == shipped_folder("data_lists") / f"{data_list.name}.json"
+        assert data_list.path == resource_folder("data_lists") / f"{data_list.name}.json"
 
 
 def test_lists_in_an_installed_package_come_first(tmp_path, monkeypatch):
-    import medmdm.shipped
+    import medmdm.resources
 
     package = tmp_path / "site-packages" / "medmdm"
-    (package / "_shipped" / "data_lists").mkdir(parents=True)
-    monkeypatch.setattr(medmdm.shipped, "__file__", str(package / "shipped.py"))
-    assert shipped_folder("data_lists") == package / "_shipped" / "data_lists"
+    (package / "_resources" / "data_lists").mkdir(parents=True)
+    monkeypatch.setattr(medmdm.resources, "__file__", str(package / "shipped.py"))
+    assert resource_folder("data_lists") == package / "_resources" / "data_lists"
     with pytest.raises(UserError, match="'bundles' that comes with medmdm is missing"):
-        shipped_folder("bundles")
+        resource_folder("bundles")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medmdm.data import find_data_list, load_data_list, select_training_images
+from medmdm.data.lists import load_data_list
+from medmdm.data.lookup import find_data_list
+from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 
 

@@ -16,25 +16,16 @@ from monai.transforms import Compose, RandSpatialCropd
 from PIL import Image
 
 import medmdm.data.store as store_module
-from medmdm.data import (
-    CropDataset,
-    CutRegiond,
-    LoadSliced,
-    PadToSized,
-    ResampleToSpacingd,
-    ScaleIntensityByDtyped,
-    Slicing,
-    StepSampler,
-    VolumeStore,
-    hold_out,
-    open_slices,
-    read_volume,
-    select_training_images,
-    slice_entries,
-    slice_volumes,
-    volume_hash,
-)
-from medmdm.data.slicing import SLICE_AXES
+from medmdm.data.dataset import CropDataset
+from medmdm.data.files.volumes import read_volume, volume_hash
+from medmdm.data.holdout import hold_out
+from medmdm.data.sampler import StepSampler
+from medmdm.data.selection import select_training_images
+from medmdm.data.slices import LoadSliced, slice_entries, slice_volumes
+from medmdm.data.slicing import SLICE_AXES, Slicing
+from medmdm.data.store import VolumeStore, open_slices
+from medmdm.data.transforms.basic import CutRegiond, PadToSized, ScaleIntensityByDtyped
+from medmdm.data.transforms.spacing import ResampleToSpacingd
 from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
 from tests.data.volume_files import SHAPE, oblique, write_nifti
@@ -339,8 +330,7 @@ def test_pictures_and_dicom_in_one_list(tmp_path, write_png):
 
 
 def test_acceptance_dicom_through_slices_to_nifti(tmp_path, store, real_data):
-    from medmdm.data import SliceAssembler
-    from medmdm.data.writers import encode_nifti
+    from medmdm.data.writers import SliceAssembler, encode_nifti
 
     folder = real_data("radiology/mr_dicom_series")
     reader = sitk.ImageSeriesReader()

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmdm.__main__ import main
-from medmdm.data import k_folds, load_data_list, split_by_patient, subset
+from medmdm.cli import main
+from medmdm.data.lists import load_data_list
 from medmdm.data.split_lists import split_data_list
-from medmdm.data.splits import patient_groups
+from medmdm.data.splits import k_folds, patient_groups, split_by_patient, subset
 from medmdm.errors import UserError
 
 Entries = list[dict[str, Any]]
@@ -253,5 +253,5 @@ def test_folds_without_test_keep_the_lists_own() -> None:
 
 
 def test_command_line_starts_without_torch() -> None:
-    code = "import sys; from medmdm.__main__ import _parser; _parser(); assert 'torch' not in sys.modules"
+    code = "import sys; from medmdm.cli import _parser; _parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

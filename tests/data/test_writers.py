@@ -12,8 +12,10 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from PIL import Image
 
-from medmdm.data import SliceAssembler, Slicing, read_image, read_volume, volume_geometry, write_map, write_mask
-from medmdm.data.writers import encode_nifti
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import read_volume, volume_geometry
+from medmdm.data.slicing import Slicing
+from medmdm.data.writers import SliceAssembler, encode_nifti, write_map, write_mask
 from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
 from tests.data.volume_files import SHAPE, oblique, write_nifti

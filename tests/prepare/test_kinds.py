@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmdm.data import load_data_list, read_image
+from medmdm.data.files.pictures import read_image
+from medmdm.data.lists import load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.prepare.monuseg import LATER_LIST

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmdm.data import load_data_list, pixel_hash, read_image
-from medmdm.data.aperio import Region, draw_regions, read_aperio
+from medmdm.data.files.aperio import Region, draw_regions, read_aperio
+from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.lists import load_data_list
 from medmdm.prepare import prepare
 
 

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medmdm.data import load_data_list, read_volume
+from medmdm.data.files.volumes import read_volume
+from medmdm.data.lists import load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.prepare.journal import Journal

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmdm.data import read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
 from medmdm.reports.case_files import read_case
-from medmdm.reports.evaluation import load_evaluation
+from medmdm.runs.record import load_evaluation
 from tests.reports.runs import AFFINE, SHAPE, change, change_case, nifti, picture, picture_run, volume_run
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medmdm.__main__ import main
+from medmdm.cli import main
 from medmdm.errors import UserError
 from medmdm.reports import write_comparison, write_report
 from medmdm.reports.comparison import compare, load_runs

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from medmdm.reports import write_report
-from medmdm.reports.evaluation import load_evaluation
 from medmdm.reports.page import make_page
 from medmdm.reports.page_cases import Album, chosen
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import ScoredCase, score_cases
 from medmdm.reports.summary import make_summary
+from medmdm.runs.record import load_evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}

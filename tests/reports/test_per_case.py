@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from medmdm.errors import UserError
-from medmdm.reports.evaluation import load_evaluation
 from medmdm.reports.per_case import read_per_case, write_per_case
 from medmdm.reports.scoring import Excluded, score_cases
+from medmdm.runs.record import load_evaluation
 from tests.reports.runs import change_case, columns, picture_run, volume_run
 
 

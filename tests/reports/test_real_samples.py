@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmdm.data import load_data_list, read_image, read_volume, write_mask
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import read_volume
+from medmdm.data.lists import load_data_list
+from medmdm.data.writers import write_mask
 from medmdm.reports import write_report
 from tests.reports.runs import plain_dice, write_evaluation
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medmdm.__main__ import main
+from medmdm.cli import main
 from medmdm.errors import UserError
 from medmdm.reports import write_report
 from tests.reports.runs import change, change_case, columns, picture_run, volume_run

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmdm.data import read_image, read_volume
-from medmdm.metrics import aji, object_dice
-from medmdm.reports.evaluation import load_evaluation
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import read_volume
+from medmdm.metrics.instances import aji, object_dice
 from medmdm.reports.scoring import choose_ruler, score_cases
+from medmdm.runs.record import load_evaluation
 from tests.reports.runs import change, change_case, objects, picture, picture_run, plain_dice, volume_run
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from medmdm.errors import UserError
-from medmdm.reports.evaluation import load_evaluation
 from medmdm.reports.markdown import make_markdown
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import Scores, score_cases
 from medmdm.reports.summary import make_summary, summary_schema
 from medmdm.reports.wording import first_line, interval_text, number_text
+from medmdm.runs.record import load_evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
 

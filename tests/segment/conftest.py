@@ -12,7 +12,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from tests.segment.bundle_runs import BUNDLES, HEAD, write_backbone
+from tests.bundle_runs import BUNDLES, HEAD, write_backbone
 
 
 @pytest.fixture

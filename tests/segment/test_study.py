@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from medmdm.errors import UserError, find_user_error
-from tests.segment.bundle_runs import HEAD, UNET, write_backbone
+from tests.bundle_runs import HEAD, UNET, write_backbone
 
 
 def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {
         "run_dir": str(tmp_path / "study"),
         "backbones": {"MDM": {"path": model}, "raw": {"path": model, "initialise": "raw"}},
-        "heads": {"ridge": {"_target_": "medmdm.segment.ClosedFormHead", "method": "ridge"}, "mlp": HEAD},
+        "heads": {"ridge": {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}, "mlp": HEAD},
         "shots": [2, 4],
         "draws": 2,
         "reference": ["MDM", "ridge"],

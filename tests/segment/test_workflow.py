@@ -14,12 +14,12 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from medmdm.data import pixel_hash, read_image
+from medmdm.artifacts.backbone import open_backbone
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.data.files.pictures import pixel_hash, read_image
 from medmdm.errors import find_user_error
-from medmdm.networks import FeatureExtractor
-from medmdm.postprocess import boxes
-from medmdm.segment import open_backbone
-from tests.segment.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
+from medmdm.segment.postprocessing import boxes
+from tests.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
 
 
 def test_segment_evaluate_and_infer(run: Callable[..., Any], tmp_path: Path, pictures: Path) -> None:
@@ -88,7 +88,7 @@ class Nothing:
 
 
 def test_the_segmenters_post_processing_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
-    large = {"_target_": "medmdm.postprocess.PostProcess", "remove_small_objects": "$100 * 100"}
+    large = {"_target_": "medmdm.segment.PostProcess", "remove_small_objects": "$100 * 100"}
     assert run("mdm_segment", postprocess=large, report=False)["dice"] == 0
     settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "report": False}
     assert run("mdm_evaluate", run_dir=str(tmp_path / "a"), **settings)["dice"] == 0
@@ -107,7 +107,7 @@ def test_boxes_lie_on_the_whole_picture(run: Callable[..., Any], tmp_path: Path)
     content = json.loads(path.read_text())
     content["test"][0]["region"] = {"rows": [4, 34], "columns": [8, 40]}
     path.write_text(json.dumps(content))
-    found = {"_target_": "medmdm.postprocess.PostProcess", "instances": "components", "remove_small_objects": 40}
+    found = {"_target_": "medmdm.segment.PostProcess", "instances": "components", "remove_small_objects": 40}
     run("mdm_segment", postprocess=found, report=False)
     run("mdm_infer", output_dir=str(tmp_path / "inferred"), segmenter=str(tmp_path / "run" / "segmenter.pt"))
     table = pd.read_csv(tmp_path / "inferred" / "boxes.csv")
@@ -119,7 +119,7 @@ def test_boxes_lie_on_the_whole_picture(run: Callable[..., Any], tmp_path: Path)
 
 
 def test_fine_tuning_without_its_backbone_is_refused_before_it_starts(run: Callable[..., Any], tmp_path: Path) -> None:
-    head = {"_target_": "medmdm.segment.FineTuning", "head": {**HEAD, "members": 1}, "steps": 1}
+    head = {"_target_": "medmdm.heads.FineTuning", "head": {**HEAD, "members": 1}, "steps": 1}
     with pytest.raises(RuntimeError) as caught:
         run("mdm_segment", head=head, include_backbone=False)
     assert "include_backbone" in str(find_user_error(caught.value))
@@ -248,7 +248,7 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -
         config_file=str(BUNDLES / "mdm_segment.json"), logging_file=False, meta_file=None,
         backbone=str(write_backbone(tmp_path / "model.pt", **plan)), dataset_dir=str(folder),
         run_dir=str(tmp_path / "run"), slice_cache=str(tmp_path / "slices"),
-        head={"_target_": "medmdm.segment.ClosedFormHead", "method": "ridge"},
+        head={"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"},
     )  # fmt: skip
     workflow.initialize()
     assert workflow.run()[0]["dice"] > 0.9

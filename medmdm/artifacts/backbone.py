@@ -1,0 +1,237 @@
+"""Backbones as a workflow opens them: from their file alone, and the two that every claim is compared with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from medmdm.artifacts.plan import make_ledger
+from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.backbones.adapters import RawPixels, randomise
+from medmdm.backbones.cache import CachedExtractor
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.corruption import Corruption, FixedTimesteps, from_config
+from medmdm.data.transforms.intensity import percentiles_record
+from medmdm.errors import UserError, nearest
+from medmdm.hashing import weights_hash
+
+__all__ = [
+    "INITIALISATIONS",
+    "PREPROCESSING",
+    "Backbone",
+    "OpenBackbone",
+    "default_timestep",
+    "make_extractor",
+    "open_backbone",
+    "open_backbones",
+    "paper_blocks",
+]
+
+INITIALISATIONS = ("pretrained", "random", "raw")
+
+#: What a plan says of preprocessing; without a backbone the config says it.
+PREPROCESSING = ("channels", "spacing", "intensity_range", "percentiles", "slice_axis", "context_slices", "crop_size")
+
+
+Backbone = str | os.PathLike[str] | tuple[nn.Module, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class OpenBackbone:
+    """A backbone ready to give features.
+
+    Args:
+        plan: of its weights file, or what the config says where there is none.
+        extractor: its features, cached; None without weights.
+        identity: hash of its weights, "" without.
+        path: of its file.
+    """
+
+    plan: Mapping[str, Any] = field(repr=False)
+    extractor: CachedExtractor | None = field(default=None, repr=False)
+    identity: str = ""
+    path: str = ""
+
+
+def open_backbone(
+    path: str | os.PathLike[str] | None,
+    blocks: str | Sequence[int] = "paper",
+    timesteps: Sequence[int] | None = None,
+    masking: str = "seeded",
+    partitions: int | None = None,
+    normalize: str = "rms",
+    seed: int = 0,
+    corruption: Mapping[str, Any] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_gib: float = 20.0,
+    memory_gib: float = 2.0,
+    preprocessing: Mapping[str, Any] | None = None,
+    initialise: str = "pretrained",
+    sigmas: Sequence[float] = (),
+    device: torch.device | str = "cpu",
+) -> OpenBackbone:
+    """Open the weights file of a backbone; its own plan says how images are read.
+
+    Args:
+        path: weights file; None for methods that need no backbone.
+        blocks: as the next six, see :func:`medmdm.artifacts.backbone.make_extractor`.
+        timesteps: at which features are read.
+        masking: how the image is corrupted for it.
+        partitions: number of complementary masks.
+        normalize: of the features.
+        seed: of the masks.
+        corruption: where the plan does not say it.
+        cache: folder of cached features; None for memory only.
+        cache_gib: most that the files may take.
+        memory_gib: most that is kept in memory.
+        preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does.
+        initialise: ``"pretrained"``; ``"random"``, the same network with new random weights; ``"raw"``, the pixels
+            themselves: the baselines, read as the file's plan says.
+        sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
+        device: where the backbone runs.
+
+    Raises:
+        UserError: the file cannot be used, or nothing says how images are to be read.
+    """
+    given = {key: value for key, value in (preprocessing or {}).items() if value is not None}
+    unknown = [key for key in given if key not in PREPROCESSING]
+    if unknown:
+        raise UserError(f"preprocessing has no {unknown[0]!r}: it takes {', '.join(PREPROCESSING)}.")
+    if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
+        given["percentiles"] = percentiles_record(given["percentiles"])
+    if path is None:
+        if "crop_size" not in given:
+            raise UserError("Without a backbone nothing says how images are read: set preprocessing#crop_size.")
+        return OpenBackbone({"ledger": make_ledger(), **given})
+    if initialise not in INITIALISATIONS:
+        raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
+    network, plan = load_pretrained(path)
+    if initialise != "pretrained":
+        plan = {**plan, "ledger": make_ledger()}
+    if initialise == "random":
+        network = randomise(network, seed)
+    elif initialise == "raw":
+        network, blocks, masking = RawPixels(int(plan.get("channels", 3)), sigmas).eval(), [0], "none"
+    extractor, plan, identity = make_extractor(
+        (network, plan), blocks, timesteps, masking, partitions, normalize, seed, corruption=corruption
+    )
+    extractor.to(torch.device(device))
+    cached = CachedExtractor(extractor, cache, cache_gib, memory_gib, identity)
+    return OpenBackbone({**plan, **given}, cached, identity, str(path))
+
+
+def open_backbones(backbones: Mapping[str, Mapping[str, Any]], **common: Any) -> dict[str, OpenBackbone]:
+    """Open several backbones.
+
+    Args:
+        backbones: by name, arguments of :func:`open_backbone`.
+        **common: arguments that they share.
+
+    Raises:
+        UserError: as :func:`open_backbone`, naming the backbone.
+    """
+    opened = {}
+    for name, arguments in backbones.items():
+        try:
+            opened[name] = open_backbone(**{**common, **arguments})
+        except (TypeError, UserError) as error:
+            raise UserError(f"backbones#{name}: {error}") from error
+    if not opened:
+        raise UserError("backbones is empty: a study needs one at least, if only for how images are read.")
+    return opened
+
+
+def make_extractor(
+    backbone: Backbone,
+    blocks: str | Sequence[int] = "paper",
+    timesteps: Sequence[int] | None = None,
+    masking: str = "seeded",
+    partitions: int | None = None,
+    normalize: str = "rms",
+    seed: int = 0,
+    corruption: Corruption | Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> tuple[FeatureExtractor, dict[str, Any], str]:
+    """Make the feature extractor of a pre-trained backbone.
+
+    Args:
+        backbone: a weights file that :func:`medmdm.artifacts.load_pretrained` reads, or (network, plan).
+        blocks: numbers of decoder blocks, or ``"paper"``: see :func:`paper_blocks`.
+        timesteps: t at which features are read; None for :func:`default_timestep`.
+        masking: as the next three, see :class:`medmdm.backbones.FeatureExtractor`.
+        partitions: number of complementary masks.
+        normalize: of the features.
+        seed: of the masks.
+        corruption: what the backbone was trained on, as an object or its config, where the plan does not say it
+            (published files) or something else is wanted.
+        trust: build any network and corruption that the file names, see :func:`medmdm.artifacts.load_pretrained`.
+
+    Returns:
+        The extractor, the backbone's plan and the hash of its weights
+        (:func:`medmdm.hashing.weights_hash`).
+
+    Raises:
+        UserError: the file cannot be read, the plan does not name the corruption that a masking needs, or blocks,
+            timesteps and the others do not go with the backbone.
+
+    Example:
+        >>> extractor, plan, identity = make_extractor("runs/demo/model.pt")  # doctest: +SKIP
+    """
+    if isinstance(backbone, tuple):
+        network, given = backbone
+        plan, name = dict(given), "The backbone"
+    else:
+        network, plan = load_pretrained(backbone, trust=trust)
+        name = str(backbone)
+    if not hasattr(network, "features") or not hasattr(network, "feature_info"):
+        raise UserError(
+            f"{name}: {type(network).__name__} has no features(x, timesteps, blocks) and feature_info to read; "
+            "wrap it in an adapter that has."
+        )
+    described = plan.get("corruption") if corruption is None else corruption
+    damage: Corruption | None = from_config(described, trust) if isinstance(described, Mapping) else described
+    if damage is None and masking != "none":
+        raise UserError(
+            f"{name}: the plan does not say what the backbone was trained on: pass corruption, for the paper's "
+            '{"_target_": "medmdm.corruption.PatchMasking"}, or masking "none".'
+        )
+    if isinstance(blocks, str):
+        if blocks != "paper":
+            raise UserError(f'blocks must be "paper" or a list of numbers of decoder blocks, got {blocks!r}.')
+        blocks = paper_blocks(network)
+    extractor = FeatureExtractor(
+        network,
+        blocks=blocks,
+        timesteps=default_timestep(plan, damage) if timesteps is None else timesteps,
+        corruption=damage,
+        masking=masking,
+        partitions=partitions,
+        normalize=normalize,
+        seed=seed,
+    )
+    return extractor, plan, weights_hash(network.state_dict())
+
+
+def paper_blocks(network: nn.Module) -> list[int]:
+    """Return the decoder blocks at the relative position of the paper's, 8 to 12 of 18 (histology).
+
+    Of n blocks these are ``round(8 / 18 n)`` to ``round(12 / 18 n)``.
+    """
+    numbers = [info["block"] for info in network.feature_info]  # type: ignore[union-attr]
+    return numbers[round(8 / 18 * len(numbers)) : round(12 / 18 * len(numbers)) + 1]
+
+
+def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = None) -> list[int]:
+    """Return the t to read features at: the fixed one of an autoencoder, else the paper's 50 of 1000, scaled to T."""
+    draw = plan.get("timesteps")
+    if draw is not None:
+        timesteps = from_config(draw)
+        if isinstance(timesteps, FixedTimesteps):
+            return [timesteps.timestep]
+    total = plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps
+    return [round(total * 50 / 1000)]

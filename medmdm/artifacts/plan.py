@@ -1,0 +1,102 @@
+"""The plan inside a weights file: what a later step needs to know and must not ask the user for again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from medmdm.corruption import Corruption
+
+__all__ = ["PLAN_FORMAT", "make_ledger", "make_plan", "patient_hashes"]
+
+PLAN_FORMAT = 1
+
+
+def make_plan(
+    network: nn.Module,
+    network_config: dict[str, Any],
+    corruption: Corruption,
+    timesteps: Any,
+    target: str,
+    channels: int,
+    crop_size: Sequence[int],
+    image_hashes: Iterable[str],
+    patient_ids: Iterable[str] = (),
+    intensity_range: Sequence[float] | None = None,
+    percentiles: dict[str, Any] | None = None,
+    spacing: Sequence[float] | None = None,
+    slice_axis: str | None = None,
+    context_slices: int = 0,
+) -> dict[str, Any]:
+    """Collect the plan of a pre-training run.
+
+    Args:
+        network: the network; if it has a ``config`` (as :class:`medmdm.backbones.ADMUNet` does) that is recorded.
+        network_config: else the ``_target_`` and arguments that it was made from.
+        corruption: what damaged the images.
+        timesteps: how t was drawn.
+        target: what the network predicts, ``"image"`` or ``"noise"``.
+        channels: channels of the images.
+        crop_size: size of the training crops in pixels.
+        image_hashes: SHA-256 of the decoded pixels of each training image.
+        patient_ids: whose images they are, where known; only salted hashes go into the plan.
+        intensity_range: stored values that became -1 and 1; None for the full range of the files' type.
+        percentiles: ``{"lower": %, "upper": %, "nonzero": bool}`` of each volume (or picture) that became -1 and 1.
+        spacing: mm between the pixels (rows, columns) to which images were resampled; None for their own.
+        slice_axis: along which volumes were cut.
+        context_slices: neighbours on each side of a slice that became channels.
+
+    Returns:
+        A JSON-able dictionary.
+    """
+    return {
+        "format": PLAN_FORMAT,
+        "network": _network_record(network, network_config),
+        "corruption": corruption.to_config(),
+        "timesteps": timesteps.to_config(),
+        "num_timesteps": corruption.num_timesteps,
+        "target": target,
+        "channels": channels,
+        "crop_size": list(crop_size),
+        "intensity_range": None if intensity_range is None else list(intensity_range),
+        "percentiles": percentiles,
+        "spacing": None if spacing is None else list(spacing),
+        "slice_axis": slice_axis,
+        "context_slices": context_slices,
+        "ledger": make_ledger(image_hashes, patient_ids),
+    }
+
+
+def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what training saw: ``{"images": hashes, "patients": salted hashes, "salt": ...}``; empty for nothing.
+
+    Args:
+        image_hashes: SHA-256 of the decoded pixels of each image.
+        patient_ids: whose images they are, where known.
+    """
+    images = sorted(set(image_hashes))
+    salt = hashlib.sha256("".join(images).encode()).hexdigest()[:32]
+    return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
+
+
+def _network_record(network: nn.Module, network_config: dict[str, Any]) -> dict[str, Any]:
+    config = getattr(network, "config", None)
+    if not isinstance(config, dict):
+        return network_config
+    kind = type(network)
+    # medmdm's networks are importable from the package; the module inside it may move.
+    module = ".".join(kind.__module__.split(".")[:2]) if kind.__module__.startswith("medmdm.") else kind.__module__
+    return {"_target_": f"{module}.{kind.__qualname__}", **config}
+
+
+def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
+    """Return the sorted salted hashes of patient ids (PBKDF2, so that short ids are slow to guess).
+
+    The salt follows from the training images, so that two runs on the same images write the same file; whoever wants
+    to know if a patient of theirs is in a ledger hashes the id with the ledger's salt.
+    """
+    distinct = sorted({str(patient) for patient in patient_ids})
+    return sorted(hashlib.pbkdf2_hmac("sha256", p.encode(), salt.encode(), 20_000).hex() for p in distinct)

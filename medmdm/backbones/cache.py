@@ -1,0 +1,215 @@
+"""A cache of features: what a frozen network says of a window never changes, so it is computed once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.feature_maps import factor, moments, standardization
+from medmdm.errors import UserError
+from medmdm.files import save_torch, sweep_temporaries
+from medmdm.hashing import tensor_hash, weights_hash
+
+__all__ = ["CachedExtractor"]
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+_FORMAT = 1  # of the files, and of how features are computed from the same settings
+_TOP = 15  # half precision ends at 65504: the largest value of a map is brought to between 2**14 and 2**15
+
+
+class CachedExtractor(nn.Module):
+    """A :class:`medmdm.backbones.FeatureExtractor` that remembers, in 16 bits and at the maps' own resolution.
+
+    A file a window, named by a hash of its pixels, in a folder named by a hash of the backbone's weights and of all
+    settings that change its features; normalisation is applied on reading, so that it does not. Files are written
+    atomically: a killed run leaves whole ones. What is read back is what the first reading gave, bit for bit.
+
+    Args:
+        extractor: what computes the features.
+        folder: where the files go; None keeps features in memory only.
+        max_gib: when the files of this folder are larger, further features are streamed: computed at every use.
+        memory_gib: features that are also kept in memory, the longest unused being dropped.
+        backbone_hash: :func:`medmdm.hashing.weights_hash` of the backbone where it is known.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        folder: str | os.PathLike[str] | None = None,
+        max_gib: float = 20.0,
+        memory_gib: float = 2.0,
+        backbone_hash: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.backbone_hash = backbone_hash or weights_hash(extractor.backbone.state_dict())
+        settings = {k: v for k, v in extractor.config.items() if k != "normalize"}
+        settings |= {
+            "format": _FORMAT,
+            "weights": self.backbone_hash,
+            # Heads and strides are not seen in the weights.
+            "backbone": [type(extractor.backbone).__name__, getattr(extractor.backbone, "config", None)],
+            "corruption": None if extractor.corruption is None else extractor.corruption.to_config(),
+        }
+        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
+        self.folder = None if folder is None else Path(folder) / self.key
+        self.max_bytes = max_gib * _GIB
+        self.memory_bytes = memory_gib * _GIB
+        self.memory: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.in_memory = 0
+        self.on_disk = 0
+        self.extracted = 0  # windows computed by this object
+        if self.folder is not None and self.folder.is_dir():
+            sweep_temporaries(self.folder)
+            self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
+
+    @property
+    def config(self) -> dict[str, object]:
+        """That of the extractor inside."""
+        return self.extractor.config
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """That of the extractor inside."""
+        return self.extractor.feature_info
+
+    @property
+    def num_features(self) -> int:
+        """That of the extractor inside."""
+        return self.extractor.num_features
+
+    def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """That of the extractor inside."""
+        return self.extractor.padded_size(spatial)
+
+    def bytes_per_window(self, spatial: Sequence[int]) -> int:
+        """Return the size of the cached features of one window of that size: for the paper's network 28 MB at 256²."""
+        size = self.padded_size(spatial)
+        return sum(2 * info["channels"] * math.prod(n // info["reduction"] for n in size) for info in self.feature_info)
+
+    def announce(self, windows: Sequence[Sequence[int]]) -> str:
+        """Say beforehand what the features of windows of these sizes take, and whether they are kept."""
+        size = sum(self.bytes_per_window(window) for window in windows)
+        where = "in memory" if self.folder is None else f"in {self.folder}"
+        limit = self.memory_bytes if self.folder is None else self.max_bytes
+        sentence = f"features of {len(windows)} windows take {size / 1e6:.0f} MB, cached {where}"
+        if size > limit:
+            sentence += f"; more than {limit / _GIB:g} GiB is not kept, the rest is computed at every use"
+        return sentence
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the normalised maps, as :meth:`medmdm.backbones.FeatureExtractor.forward` does but for 16 bits."""
+        each = [self._one(image[None]) for image in x.as_subclass(Tensor)]
+        return [torch.cat(same) for same in zip(*each, strict=True)]
+
+    def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what was computed under a name before, in this run or an earlier one, or compute it now.
+
+        Features are kept in this way, and what heads derive from them.
+
+        Args:
+            name: tells the content from all others of this extractor; the name of a file.
+            compute: gives the content, a dictionary of tensors, lists of tensors and numbers.
+        """
+        if name in self.memory:
+            self.memory.move_to_end(name)
+            return self.memory[name]
+        content = self._load(name)
+        if content is None:
+            content = compute()
+            self._save(name, content)
+        size = _size(content)
+        if size <= self.memory_bytes:
+            self.memory[name] = content
+            self.in_memory += size
+            while self.in_memory > self.memory_bytes:
+                self.in_memory -= _size(self.memory.popitem(last=False)[1])
+        return content
+
+    def _one(self, x: Tensor) -> list[Tensor]:
+        content = self.remembered(tensor_hash(x.float()), functools.partial(self._extract, x))
+        kind = str(self.config["normalize"])
+        maps = [f.to(x.device).float() for f in content["maps"]]
+        found: dict[str, list[tuple[Any, Any]]] = content.setdefault("normalizations", {})
+        if kind not in found:
+            raw = [f * scale for f, scale in zip(maps, content["scales"], strict=True)]
+            found[kind] = self._normalization(raw, self.padded_size(x.shape[2:]), kind)
+        for f, scale, (multiplier, shift) in zip(maps, content["scales"], found[kind], strict=True):
+            f.mul_(scale * multiplier)
+            if shift is not None:
+                f.add_(shift)
+        return maps
+
+    @staticmethod
+    def _normalization(raw: Sequence[Tensor], size: Sequence[int], kind: str) -> list[tuple[Any, Any]]:
+        """Return by what each map is multiplied, and what is then added: a training step reads each map anew."""
+        if kind != "standardize":
+            return [(float(factor(raw, size, kind)), None)] * len(raw)
+        found = []
+        for f in raw:
+            mean, variance = moments(f, size)
+            multiplier = standardization(variance)
+            found.append((multiplier.float(), (-mean * multiplier).float()))
+        return found
+
+    def _extract(self, x: Tensor) -> dict[str, Any]:
+        maps = [f.float() for f in self.extractor.raw(x)]
+        self.extracted += 1
+        tops = [float(f.abs().max()) for f in maps]
+        if not all(map(math.isfinite, tops)):
+            raise UserError("The backbone's features are not finite: its weights, or the image, hold NaN or infinity.")
+        # Powers of two lose nothing.
+        scales = [math.ldexp(1.0, math.frexp(top)[1] - _TOP) for top in tops]
+        small = [(f / scale).half().cpu() for f, scale in zip(maps, scales, strict=True)]
+        return {"maps": [_channels_last(f) for f in small], "scales": scales}
+
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
+            return
+        try:
+            save_torch(content, self.folder / f"{name}.pt")
+        except OSError as error:  # a full disk must not end a run that can do without
+            logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error)
+            self.max_bytes = 0
+            return
+        self.on_disk += _size(content)
+
+    def _load(self, name: str) -> dict[str, Any] | None:
+        path = None if self.folder is None else self.folder / f"{name}.pt"
+        if path is None or not path.is_file():
+            return None
+        try:
+            content: dict[str, Any] = torch.load(path, weights_only=True)
+            _size(content)
+            return content
+        except Exception:  # damaged by something else than us: computed again
+            logger.warning("%s is damaged; it is computed again.", path)
+            self.on_disk -= path.stat().st_size
+            path.unlink()
+            return None
+
+
+def _channels_last(f: Tensor) -> Tensor:
+    """Lay a pixel's channels side by side: what gathers pixels need not transpose, and products do not mind."""
+    return f.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _size(content: dict[str, Any]) -> int:
+    """Bytes of all tensors."""
+    tensors = [t for value in content.values() for t in (value if isinstance(value, list) else [value])]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))

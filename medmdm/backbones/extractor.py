@@ -1,0 +1,257 @@
+"""Per-pixel features of a frozen backbone: decoder activations of a corrupted image (arXiv 2308.05695, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
+from medmdm.corruption import Corrupted, Corruption
+from medmdm.errors import UserError
+
+__all__ = ["MASKINGS", "FeatureExtractor"]
+
+MASKINGS = ("seeded", "none", "partition")
+_MOST_SHAPES = 32  # whose masks are remembered
+
+
+class FeatureExtractor(nn.Module):
+    """Run a backbone on a corrupted image and return the outputs of some decoder blocks, at their own resolution.
+
+    Nothing here is random from call to call: the same image always gives the same features.
+
+    Args:
+        backbone: has ``features(x, timesteps, blocks)`` and ``feature_info``, see :class:`medmdm.backbones.ADMUNet`.
+        blocks: numbers of decoder blocks; the paper's are 8 to 12 for histology.
+        timesteps: the image is corrupted and read at each of these; the paper's is 50 of 1000 for histology.
+        corruption: what the backbone was trained on; None shows the image as it is, as ``masking="none"`` does.
+        masking: ``"seeded"`` corrupts every window of one shape by one mask (or noise) drawn from ``seed``; ``"none"``
+            does not corrupt; ``"partition"`` averages over complementary masks, each patch being hidden by exactly one.
+        partitions: number of these masks; None for the one that hides as much as t does, ``round(T / t)``.
+        normalize: ``"global_l2"`` (the paper's, valid for windows of one size), ``"rms"``, ``"standardize"`` or
+            ``"none"``; see :func:`medmdm.backbones.feature_maps.normalize`.
+        seed: of the masks.
+
+    Raises:
+        UserError: a block or timestep does not exist, or a masking does not go with the corruption.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        blocks: Sequence[int] = (8, 9, 10, 11, 12),
+        timesteps: Sequence[int] = (50,),
+        corruption: Corruption | None = None,
+        masking: str = "seeded",
+        partitions: int | None = None,
+        normalize: str = "global_l2",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
+        if not _some(blocks) or any(block not in known for block in blocks):
+            raise UserError(
+                f"blocks must be a list of decoder blocks, of which the backbone has {min(known)} to {max(known)}, "
+                f"got {blocks!r}."
+            )
+        if masking not in MASKINGS:
+            raise UserError(f"masking must be one of {', '.join(MASKINGS)}, got {masking!r}.")
+        if normalize not in NORMALIZATIONS:
+            raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}.")
+        last = 1000 if corruption is None else corruption.num_timesteps
+        if not _some(timesteps) or any(t not in range(last) for t in timesteps):
+            raise UserError(f"timesteps must be a list of numbers from 0 to {last - 1}, got {timesteps!r}.")
+        if partitions is not None and (not isinstance(partitions, int) or partitions < 2):
+            raise UserError(f"partitions must be at least 2 (one mask would hide everything), got {partitions}.")
+        if seed < 0:
+            raise UserError(f"seed must be at least 0, got {seed}.")
+        if masking == "partition" and not hasattr(corruption, "patch_size"):
+            raise UserError("masking 'partition' needs a backbone that was trained with PatchMasking; use 'seeded'.")
+        self.backbone = backbone
+        self.corruption = corruption
+        self._config: dict[str, Any] = {
+            "blocks": list(blocks),
+            "timesteps": list(timesteps),
+            "masking": masking,
+            "partitions": partitions,
+            "normalize": normalize,
+            "seed": seed,
+        }
+        self.feature_info = [{**known[block], "timestep": t} for t in timesteps for block in blocks]
+        self._drawn: dict[tuple[Any, ...], list[_Damage]] = {}
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments apart from backbone and corruption, ready for JSON."""
+        return {key: list(v) if isinstance(v, list) else v for key, v in self._config.items()}
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the up-sampled and concatenated stack."""
+        return sum(info["channels"] for info in self.feature_info)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the backbone's input are multiples of; other images are padded at their lower right."""
+        patch = getattr(self.corruption, "patch_size", None)
+        if patch is None and hasattr(self.corruption, "masking"):
+            patch = self.corruption.masking.patch_size  # type: ignore[union-attr]
+        edges = [patch] if isinstance(patch, int) else list(patch or [1])
+        return math.lcm(int(self.backbone.reduction), *edges)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the normalised maps of images of any size.
+
+        Args:
+            x: ``[B, C, *spatial]`` in [-1, 1].
+
+        Returns:
+            ``[B, C_i, *spatial_i]`` for each of :attr:`feature_info`. They are of the padded image: up-sample them to
+            :meth:`padded_size` and cut.
+        """
+        return normalize(self.raw(x), self.padded_size(x.shape[2:]), self._config["normalize"], consume=True)
+
+    def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Return the size of an image after padding to multiples of :attr:`multiple`."""
+        return tuple(-(-int(n) // self.multiple) * self.multiple for n in spatial)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Repeat the last row and column until the sides are multiples of :attr:`multiple`."""
+        missing = [new - old for new, old in zip(self.padded_size(x.shape[2:]), x.shape[2:], strict=True)]
+        if not any(missing):
+            return x
+        return F.pad(x, [n for m in reversed(missing) for n in (0, int(m))], mode="replicate")
+
+    def raw(self, x: Tensor) -> list[Tensor]:
+        """Return the maps before normalisation."""
+        x = self.pad(x)
+        maps: list[Tensor] = []
+        for t in self._config["timesteps"]:
+            views = [self._features(corrupted.x_t, t) for corrupted in self.corruptions(x, t)]
+            maps += views[0] if len(views) == 1 else [torch.stack(same).mean(0) for same in zip(*views, strict=True)]
+        return maps
+
+    def views(self, x: Tensor) -> Iterator[list[Tensor]]:
+        """Yield the normalised maps under each mask of a partition; their spread is an uncertainty.
+
+        Where timesteps have partitions of different sizes, there are as many views as the largest has masks, and the
+        smaller ones begin anew.
+        """
+        x = self.pad(x)
+        times = self._config["timesteps"]
+        per_t = [self.corruptions(x, t) for t in times]
+        for k in range(max(map(len, per_t))):
+            maps = [f for c, t in zip(per_t, times, strict=True) for f in self._features(c[k % len(c)].x_t, t)]
+            yield normalize(maps, x.shape[2:], self._config["normalize"])
+
+    def corruptions(self, x: Tensor, t: int) -> list[Corrupted]:
+        """Return the corrupted versions of ``x`` (padded) that are read at ``t``; all images share the masks."""
+        shown = torch.ones_like(x[:, :1])
+        if self._config["masking"] == "none" or self.corruption is None:
+            return [Corrupted(x, shown)]
+        result = []
+        for view in self._damage(t, x.shape[1:], x):
+            x_t = x * view.scale if view.offset is None else x * view.scale + view.offset
+            result.append(Corrupted(x_t, view.visible.expand_as(shown)))
+        return result
+
+    def prepare(self, spatial: Sequence[int], channels: int | None = None) -> None:
+        """Draw the masks of images of a size, so that what traces or exports this module next sees constants.
+
+        Args:
+            spatial: size of the images, before padding.
+            channels: of the images; None for what the backbone's ``config`` says.
+        """
+        count: int = self.backbone.config["in_channels"] if channels is None else channels  # type: ignore[index,assignment]
+        like = next(iter(self.backbone.parameters()))
+        if self._config["masking"] != "none" and self.corruption is not None:
+            for t in self._config["timesteps"]:
+                self._damage(t, (count, *self.padded_size(spatial)), like)
+
+    def _damage(self, t: int, shape: Sequence[int], like: Tensor) -> list[_Damage]:
+        """Return what is done to images ``[channels, *spatial]`` at ``t``; drawn once a shape, then remembered.
+
+        It is drawn for one image, so that neither the batch nor its order matters.
+        """
+        assert self.corruption is not None
+        channels, *spatial = (int(n) for n in shape)
+        key = (t, channels, *spatial, like.device, like.dtype)
+        if key not in self._drawn:
+            if torch.jit.is_tracing() or torch.compiler.is_compiling():
+                raise UserError(
+                    f"The masks for images of {'x'.join(map(str, spatial))} pixels are not drawn yet, and what is "
+                    "traced here would draw them at every call: call extractor.prepare(size) or the module first."
+                )
+            while len(self._drawn) >= _MOST_SHAPES:
+                self._drawn.pop(next(iter(self._drawn)))
+            generator = torch.Generator().manual_seed(_seed(self._config["seed"], t, *spatial))
+            if self._config["masking"] == "seeded":
+                views = [_seeded_damage(self.corruption, t, (channels, *spatial), generator)]
+            else:
+                views = [_Damage(v, None, v) for v in self._partition(t, spatial, generator)]
+            self._drawn[key] = [view.to(like) for view in views]
+        return self._drawn[key]
+
+    def _partition(self, t: int, spatial: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+        """Return masks ``[1, 1, *spatial]``, each patch being hidden by exactly one of them."""
+        patch, total = self.corruption.patch_size, self.corruption.num_timesteps  # type: ignore[union-attr]
+        edges = [patch] * len(spatial) if isinstance(patch, int) else list(patch)
+        grid = [n // e for n, e in zip(spatial, edges, strict=True)]
+        count = min(self._config["partitions"] or max(2, round(total / max(t, 1))), math.prod(grid))
+        order = torch.randperm(math.prod(grid), generator=generator) % count
+        masks = []
+        for part in range(count):
+            visible = (order != part).float().reshape(1, 1, *grid)
+            for axis, edge in enumerate(edges, start=2):
+                visible = visible.repeat_interleave(edge, dim=axis)
+            masks.append(visible)
+        return masks
+
+    def _features(self, x_t: Tensor, t: int) -> list[Tensor]:
+        times = torch.full((x_t.shape[0],), t, dtype=torch.long, device=x_t.device)
+        features: list[Tensor] = self.backbone.features(x_t, times, self._config["blocks"])  # type: ignore[operator]
+        return features
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stay in evaluation mode: the backbone is frozen."""
+        return super().train(False)
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """With its randomness fixed a corruption is ``x * scale + offset``, pixel by pixel."""
+
+    scale: Tensor  # [1, 1 or C, *spatial]
+    offset: Tensor | None
+    visible: Tensor  # [1, 1, *spatial]
+
+    def to(self, like: Tensor) -> _Damage:
+        return _Damage(
+            self.scale.to(like), None if self.offset is None else self.offset.to(like), self.visible.to(like)
+        )
+
+
+def _seeded_damage(corruption: Corruption, t: int, shape: Sequence[int], generator: torch.Generator) -> _Damage:
+    """Find scale and offset by corrupting a black and a white image in the same way."""
+    time, seed = torch.tensor([t]), generator.initial_seed()
+    zero = torch.zeros(1, *shape, dtype=torch.float64)
+    offset, visible = corruption(zero, time, generator)
+    white, _ = corruption(zero + 1, time, torch.Generator().manual_seed(seed))
+    return _Damage(white - offset, offset if bool(offset.any()) else None, visible)
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence([int(k) for k in key]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _some(values: object) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0

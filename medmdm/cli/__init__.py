@@ -1,0 +1,54 @@
+"""The command line: ``python -m medmdm <command>``, one file a command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+import medmdm
+from medmdm.cli import check, compare, convert, export, init, prepare, report, split
+from medmdm.errors import UserError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "init": init,
+    "prepare": prepare,
+    "check": check,
+    "split": split,
+    "report": report,
+    "compare": compare,
+    "convert": convert,
+    "export": export,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__)
+    parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake ends in one sentence and status 1.
+
+    Args:
+        arguments: the command line after the program's name; default ``sys.argv``.
+
+    Returns:
+        The exit status.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

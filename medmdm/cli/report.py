@@ -1,0 +1,33 @@
+"""The command ``report``: tables and a page of what evaluations left; see :func:`medmdm.reports.write_report`."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "make tables and a page of what an evaluation left, every number from the files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``report`` to its parser."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a folder with evaluation.json, which the report goes into"
+    )
+    parser.add_argument("--strict", action="store_true", help="refuse if a case is wrong, instead of leaving it out")
+    parser.add_argument("--keep_patient_ids", action="store_true", help="write patient ids, not numbers in their place")
+    parser.add_argument(
+        "--no_surface", action="store_true", help="leave out distances between outlines, which take most of the time"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``report`` with parsed arguments, print the pages and return the exit status."""
+    from medmdm.reports import write_report
+
+    for folder in args.runs:
+        page = write_report(
+            folder, strict=args.strict, keep_patient_ids=args.keep_patient_ids, surface=not args.no_surface
+        )
+        print(page)
+    return 0

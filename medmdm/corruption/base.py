@@ -1,0 +1,103 @@
+"""What every corruption is called with and returns, and how it draws its random numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medmdm.errors import UserError
+
+__all__ = ["Corrupted", "Corruption", "Generators", "draw"]
+
+# One generator for the batch or, as in diffusers, one for each image: then an image's damage does not depend on
+# which batch, micro-batch or process it travels in.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def draw(
+    sample: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device, **kwargs: Any
+) -> Tensor:
+    """Draw ``sample(shape)`` (``torch.rand``, ``torch.randn``, ...) on ``device`` from one or from many generators.
+
+    Args:
+        sample: a torch function that takes ``(size, generator=, device=, **kwargs)``.
+        shape: shape of the result; the first axis counts images.
+        generator: None (torch's global state), one generator, or a sequence of ``shape[0]`` generators. Draws happen
+            on the generator's own device, so that a CPU generator gives the same damage on a GPU.
+        device: where the result goes.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        where = device if generator is None else generator.device
+        return sample(tuple(shape), generator=generator, device=where, **kwargs).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators were given for {shape[0]} images; give one for each.")
+    drawn = [sample(tuple(shape[1:]), generator=g, device=g.device, **kwargs) for g in generator]
+    return torch.stack(drawn).to(device)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A damaged batch; unpacks as ``x_t, visible = corrupt(x0, t)``.
+
+    Args:
+        x_t: the damaged images, ``[B, C, *spatial]``.
+        visible: ``[B, 1, *spatial]`` in {0, 1}: 0 where the image was hidden (all ones for pure noise).
+        noise: the Gaussian noise that was added, shaped as ``x_t``, or None where there is none.
+    """
+
+    x_t: Tensor
+    visible: Tensor
+    noise: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.x_t, self.visible))
+
+
+class Corruption(ABC):
+    """Base of all corruptions: checks the input and fixes the number of timesteps T.
+
+    Args:
+        num_timesteps: T, at least 1.
+    """
+
+    has_noise = False  # whether Corrupted.noise is there to be predicted
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        if num_timesteps < 1:
+            raise UserError(f"num_timesteps must be at least 1, got {num_timesteps}.")
+        self.num_timesteps = num_timesteps
+
+    def __call__(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Corrupted:
+        """Damage ``x0``.
+
+        Args:
+            x0: clean images, ``[B, C, *spatial]`` with 2 or 3 spatial axes, in [-1, 1].
+            t: ``[B]`` integers in {0, ..., T-1}, one an image.
+            generator: None, one ``torch.Generator``, or one for each image.
+
+        Raises:
+            ValueError: on another number of axes, a ``t`` of another length, kind or range, or a size that the
+                corruption cannot cut into patches.
+        """
+        if x0.ndim not in (4, 5):
+            raise ValueError(f"x0 must be [B, C, H, W] or [B, C, D, H, W], got shape {tuple(x0.shape)}.")
+        if t.shape != x0.shape[:1] or t.is_floating_point():
+            raise ValueError(
+                f"t must hold one integer for each of {x0.shape[0]} images, got {t.dtype} {tuple(t.shape)}."
+            )
+        if t.numel() and not (int(t.min()) >= 0 and int(t.max()) < self.num_timesteps):
+            raise ValueError(f"t must lie in 0...{self.num_timesteps - 1}, got {int(t.min())}...{int(t.max())}.")
+        return self._corrupt(x0, t.to(x0.device), generator)
+
+    @abstractmethod
+    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
+        """The equation."""
+
+    @abstractmethod
+    def to_config(self) -> dict[str, Any]:
+        """The corruption as a JSON-able ``{"_target_": ..., arguments}``, for the plan in a weights file."""

@@ -1,0 +1,3 @@
+"""Reading and writing the files that a lab has: pictures, volumes, DICOM."""
+
+from __future__ import annotations

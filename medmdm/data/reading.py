@@ -1,0 +1,212 @@
+"""Reading labelled cases the way a backbone was trained: spacing, intensities and slices from its plan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch import Tensor
+
+from medmdm.data.cases import Cases
+from medmdm.data.files.pictures import pixel_hash
+from medmdm.data.files.volumes import is_volume, volume_geometry
+from medmdm.data.slices import slice_entries
+from medmdm.data.slicing import Slicing
+from medmdm.data.store import VolumeStore
+from medmdm.data.transforms.basic import ScaleIntensityByDtyped, file_dtype_tensor
+from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
+from medmdm.data.transforms.spacing import ResampleToSpacingd
+from medmdm.errors import UserError, find_user_error
+
+__all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled image as a head sees it.
+
+    Args:
+        image: ``[C, *spatial]`` in [-1, 1], at the spacing of the backbone.
+        label: ``[*spatial]`` class numbers, :data:`medmdm.labels.IGNORE` where nothing is known.
+        case: id of the case it is of.
+        record: the entry of the data list and what else is known; holds the patient id.
+        group: what is left out together when cases are left out in turn: the volume of a slice; "" for the image alone.
+    """
+
+    image: Tensor = field(repr=False)
+    label: Tensor = field(repr=False)
+    case: str = ""
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        # MONAI's metadata would travel through every operation of a network, and into the files of the cache.
+        object.__setattr__(self, "image", self.image.as_subclass(Tensor))
+        object.__setattr__(self, "label", self.label.as_subclass(Tensor))
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case as networks read it.
+
+    Args:
+        entry: of :func:`medmdm.data.select_cases`; holds the patient id.
+        examples: one for a picture, one a slice for a volume.
+        slices: for a volume the numbers of these slices, else empty.
+        slicing: how the slices go back into the volume; None for pictures.
+        truth: class numbers on the file's own grid, ``[*spatial]`` (a picture's region); None without a label.
+        shape: of the file's own grid.
+        hashes: SHA-256 of the case's pixels and of the whole image's.
+        spacing: mm between pixels of the file's own grid, where it is known.
+    """
+
+    entry: Mapping[str, Any] = field(repr=False)
+    examples: Sequence[Example] = field(repr=False)
+    slices: tuple[int, ...]
+    slicing: Slicing | None = field(repr=False)
+    truth: np.ndarray | None = field(repr=False)
+    shape: tuple[int, ...]
+    hashes: tuple[str, str]
+    spacing: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The case's id."""
+        return str(self.entry["case"])
+
+
+class CaseReader:
+    """Read the cases of a data set by the plan of a backbone.
+
+    Args:
+        cases: what labels mean.
+        plan: of the backbone: ``spacing``, ``intensity_range``, ``percentiles``, ``slice_axis``, ``context_slices`` and
+            ``channels`` are read.
+        store: folder of decoded volumes; None for the user's cache folder.
+
+    Raises:
+        UserError: later, from :meth:`read`: one sentence naming the file.
+    """
+
+    def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
+        self.plan = plan
+        self.store = VolumeStore(store)
+        instances = cases.label_type == "instances"
+        context = int(plan.get("context_slices") or 0)
+        found = plan.get("percentiles")
+        self.percentiles = None if found is None else (found["lower"], found["upper"])
+        self.nonzero = bool(found and found["nonzero"])
+        self.load = Compose(
+            [
+                LoadCased(("image", "label"), context, self.percentiles, self.nonzero, allow_missing_keys=True),
+                LabelToClassesd(
+                    label_type=cases.label_type,
+                    classes=None if instances or cases.data_list is None else cases.classes,
+                    ignore=cases.ignore,
+                    allow_missing_keys=True,
+                ),
+            ]
+        )
+        keys = ("image", "label")
+        self.prepare = Compose(
+            [
+                ResampleToSpacingd(keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True),
+                ScaleIntensityByDtyped("image", plan.get("intensity_range")),
+            ]
+        )
+
+    def read_all(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
+        """Read one case after the other."""
+        for entry in entries:
+            yield self.read(entry)
+
+    def read(self, entry: Mapping[str, Any]) -> LoadedCase:
+        """Read a case.
+
+        Raises:
+            UserError: a file cannot be read, does not fit its label, or has another number of channels.
+        """
+        images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        try:
+            return self._volume(entry) if is_volume(images[0]) else self._picture(entry)
+        except Exception as error:
+            raise find_user_error(error) or error from None
+
+    def _picture(self, entry: Mapping[str, Any]) -> LoadedCase:
+        loaded = self.load(dict(entry))
+        array = file_dtype_tensor(loaded["image"]).numpy()
+        case_hash = whole_hash = pixel_hash(array)
+        if entry.get("region") is not None:
+            whole = self.load({k: v for k, v in entry.items() if k not in ("region", "label")})
+            whole_hash = pixel_hash(file_dtype_tensor(whole["image"]).numpy())
+        truth = torch.as_tensor(loaded["label"])[0].numpy().copy() if "label" in loaded else None
+        shape = tuple(int(n) for n in loaded["image"].shape[1:])
+        example = self._example(loaded, entry)
+        spacing = entry.get("spacing")
+        return LoadedCase(
+            entry, [example], (), None, truth, shape, (case_hash, whole_hash), tuple(spacing) if spacing else None
+        )
+
+    def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
+        axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
+        if self.percentiles is None and self.plan.get("intensity_range") is None:
+            raise UserError(
+                f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
+                "intensities become -1 and 1, so pre-train on volumes first"
+            )
+        slices = slice_entries(
+            {**entry, "axis": axis},
+            self.store,
+            axis,
+            self.percentiles,
+            self.nonzero,
+        )
+        loaded = [self.load(dict(one)) for one in slices]
+        shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
+        slicing = Slicing(shape, affine, axis)
+        truth = None
+        if "label" in entry:
+            truth = slicing.to_volume(np.stack([torch.as_tensor(one["label"]).numpy() for one in loaded]))[0]
+        examples = [self._example(one, entry) for one in loaded]
+        numbers = tuple(int(one["slice"]) for one in slices)
+        digest = str(slices[0]["volume_hash"])
+        spacing = tuple(float(n) for n in np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0)))
+        return LoadedCase(entry, examples, numbers, slicing, truth, slicing.shape, (digest, digest), spacing)
+
+    def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
+        prepared = self.prepare(loaded)
+        image = torch.as_tensor(prepared["image"]).float().contiguous()
+        channels = self.plan.get("channels")
+        if channels is not None and len(image) != channels:
+            raise UserError(
+                f"{entry['image']} has {len(image)} channels, but the backbone takes {channels}: use one that was "
+                "trained on such images"
+            )
+        if "label" in prepared:
+            label = torch.as_tensor(prepared["label"])[0].long().contiguous()
+        else:
+            label = torch.zeros(image.shape[1:], dtype=torch.long)
+        record = {"slice": loaded["slice"]} if "slice" in loaded else {}
+        name = f"{entry['case']}_{loaded['slice']:04d}" if "slice" in loaded else str(entry["case"])
+        group = str(entry["case"]) if "slice" in loaded else ""  # slices of a volume are left out together
+        return Example(image, label, name, record, group)
+
+
+def content_hash(case: LoadedCase) -> str:
+    """Return hashes of a case's image and label, whatever the file formats."""
+    return f"{case.hashes[0]} {'' if case.truth is None else pixel_hash(np.ascontiguousarray(case.truth))}"
+
+
+def data_hash(**sections: Sequence[LoadedCase]) -> str:
+    """Return one SHA-256 for the images and labels of the sections, whatever their order and file formats.
+
+    An image that moves from one section to another changes it.
+    """
+    lines = [f"{section} {content_hash(case)}" for section, cases in sections.items() for case in cases]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,3 @@
+"""MONAI transforms that MONAI does not have."""
+
+from __future__ import annotations

@@ -1,0 +1,31 @@
+"""How a segmentation is learnt from a few labelled images."""
+
+from __future__ import annotations
+
+from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
+from medmdm.heads.closed_form import ClosedFormHead
+from medmdm.heads.end_to_end import FineTuning, FromScratch
+from medmdm.heads.padded import PaddedNetwork
+from medmdm.heads.pixel_classifier import PixelClassifierHead
+from medmdm.heads.prediction import Prediction, Predictor
+from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.task import Fitted, Fitter, Task
+from medmdm.heads.views import random_crop, views
+
+__all__ = [
+    "ClosedFormHead",
+    "FineTuning",
+    "Fitted",
+    "Fitter",
+    "FromScratch",
+    "LinearClassifier",
+    "PaddedNetwork",
+    "PixelClassifier",
+    "PixelClassifierHead",
+    "Prediction",
+    "Predictor",
+    "Segmenter",
+    "Task",
+    "random_crop",
+    "views",
+]

@@ -1,0 +1,252 @@
+"""Fit the paper's pixel classifier, all members of the ensemble at once, on cached features."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from medmdm.backbones.cache import CachedExtractor
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.feature_maps import gather
+from medmdm.data.reading import Example
+from medmdm.errors import UserError
+from medmdm.heads.classifier_network import PixelClassifier
+from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.task import Fitted, Task, check_normalize
+from medmdm.heads.views import random_crop, views
+from medmdm.labels import IGNORE
+from medmdm.memory import keep_freed_memory
+from medmdm.objectives.losses import CrossEntropyDiceLoss
+
+__all__ = ["PixelClassifierHead"]
+
+logger = logging.getLogger(__name__)
+
+
+class PixelClassifierHead:
+    """Train :class:`medmdm.heads.PixelClassifier` as section 3.2 of arXiv 2308.05695 does.
+
+    All members see the same images and pixels in the same order and differ in their initial weights; nothing of one
+    member enters another, so an ensemble equals its members trained one by one. The features are read once for all.
+
+    Args:
+        members: size of the ensemble; the paper trains ten.
+        hidden: hidden widths; None for the paper's.
+        learning_rate: of Adam.
+        max_epochs: the training ends here at the latest.
+        min_epochs: the stopping rule counts after this epoch (the paper: 40 for GlaS, 30 for MoNuSeg).
+        patience: a member stops when the loss of an epoch's last batch has not improved for so many epochs.
+        batch_size: views a step (the paper: 1 for GlaS, 16 for MoNuSeg).
+        pixels: train on so many random labelled pixels of each view and step; None for all of them.
+        views: what the backbone reads: ``"crops"`` (the paper), ``"windows"`` that cover the images, or ``"whole"``
+            images; None for what predictions will be made from.
+        per_image: number of crops of each image.
+        fresh: draw a new crop of each image and a new mask (one for the images of a step) at every step, as published,
+            instead of reading cached views; the backbone then runs at every step.
+        class_weights: of the cross-entropy, one a class, or None.
+        dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
+        ensemble: how members are joined, see :class:`medmdm.heads.Segmenter`.
+    """
+
+    needs_backbone = True
+
+    def __init__(
+        self,
+        members: int = 10,
+        hidden: Sequence[int] | None = None,
+        learning_rate: float = 1e-3,
+        max_epochs: int = 200,
+        min_epochs: int = 40,
+        patience: int = 20,
+        batch_size: int = 1,
+        pixels: int | None = None,
+        views: str | None = None,
+        per_image: int = 1,
+        fresh: bool = False,
+        class_weights: Sequence[float] | None = None,
+        dice_weight: float = 0.0,
+        ensemble: str = "mean",
+    ) -> None:
+        if min(members, max_epochs, patience, batch_size, per_image) < 1:
+            raise UserError("members, max_epochs, patience, batch_size and per_image must be at least 1.")
+        if pixels is not None and pixels < 2:
+            raise UserError(f"pixels must be at least 2 (the batch normalisation needs several), got {pixels}.")
+        self.members = members
+        self.hidden = hidden
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.min_epochs = min_epochs
+        self.patience = patience
+        self.batch_size = batch_size
+        self.pixels = pixels
+        self.views = views
+        self.per_image = per_image
+        self.fresh = fresh
+        self.loss_function = CrossEntropyDiceLoss(dice_weight, class_weights)
+        self.ensemble = ensemble
+
+    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+        """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
+        assert extractor is not None
+        head = PixelClassifier(extractor.num_features, task.num_classes, self.hidden, self.members, task.seed)
+        head.to(task.device)
+        # Fresh crops are drawn from the images themselves, at every step.
+        kind = "whole" if self.fresh else self.views or ("whole" if task.whole else "windows")
+        other = any(tuple(e.image.shape[1:]) != tuple(task.window) for e in task.examples)
+        check_normalize(extractor, kind == "whole" and other and not self.fresh)
+        samples = [
+            view
+            for example in task.examples
+            for view in views(example, kind, task.window, task.overlap, self.per_image, task.seed)
+            if bool((view.label != IGNORE).any())
+        ]
+        if not samples:
+            raise UserError("There is no labelled pixel to train a head on: check the labels and the ignore value.")
+        losses, stopped = self._train(head, samples, task, extractor)
+        model = Segmenter(extractor, head, self.ensemble)  # type: ignore[arg-type]
+        return Fitted(model, {"epochs": stopped, "final_losses": losses, "views": len(samples)})
+
+    def _train(
+        self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Any
+    ) -> tuple[list[float], list[int]]:
+        """Return the last loss and the number of epochs of each member."""
+        if task.device.type == "cpu":
+            keep_freed_memory()
+        head.train()
+        members = [head.shared_member(number) for number in range(self.members)]
+        optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
+        order = torch.Generator().manual_seed(task.seed)
+        numbers: Any = range(len(samples))
+        loader: DataLoader = DataLoader(numbers, batch_size=self.batch_size, shuffle=True, generator=order)
+        rule = StoppingRule(self.members, self.min_epochs, self.patience)
+        losses = torch.zeros(self.members)
+        finished: dict[int, dict[str, Tensor]] = {}
+
+        def step(engine: Engine, batch: Tensor) -> dict[str, Tensor]:
+            nonlocal losses
+            optimizer.zero_grad(set_to_none=False)
+            chosen = [samples[int(i)] for i in batch]
+            rng = np.random.default_rng([task.seed, 6, engine.state.iteration])
+            if self.fresh:
+                chosen = [random_crop(view, task.window, int(rng.integers(2**31))) for view in chosen]
+                chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
+                if not chosen:  # scribbles: nothing labelled in this crop
+                    return {"loss": losses.mean()}
+            classify, label = self._batch(chosen, task, extractor, rng)
+            running = sorted(rule.running)
+            found = []
+            for number in running:  # they share nothing but the features: one at a time takes the least memory
+                loss = self.loss_function(classify(members[number]), label)
+                loss.backward()
+                found.append(loss.detach())
+            losses[running] = torch.stack(found).cpu()
+            optimizer.step()
+            return {"loss": losses.mean()}
+
+        def end_of_epoch(engine: Engine) -> None:
+            if not bool(losses.isfinite().all()):
+                raise UserError(
+                    f"The head's loss became {losses.tolist()} in epoch {engine.state.epoch}: lower its learning_rate."
+                )
+            for member in rule.update(engine.state.epoch, losses.tolist()):
+                finished[member] = head.member(member)
+            if len(finished) == self.members:
+                engine.terminate()
+
+        trainer = SupervisedTrainer(
+            device=task.device,
+            max_epochs=self.max_epochs,
+            train_data_loader=loader,
+            network=head,
+            optimizer=optimizer,
+            loss_function=self.loss_function,
+            iteration_update=step,
+            train_handlers=[],
+        )
+        trainer.logger.setLevel(logging.WARNING)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, end_of_epoch)
+        trainer.run()
+        for member, state in finished.items():
+            head.set_member(member, state)
+        head.eval()
+        return rule.last, rule.epochs
+
+    def _batch(
+        self, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
+    ) -> tuple[Callable[[PixelClassifier], Tensor], Tensor]:
+        """Return what gives a member's logits ``[B, K, ...]`` for a batch, and the batch's labels ``[B, ...]``."""
+        if self.fresh:
+            extractor = _with_new_mask(extractor, int(rng.integers(2**31)))
+        if self.pixels is not None:
+            sampled = [_sample(view, self.pixels, task, extractor, rng) for view in chosen]
+            x, y = (torch.cat(same) for same in zip(*sampled, strict=True))
+            return lambda member: member.forward_pixels(x).transpose(1, 2), y[None]
+        if len({view.label.shape for view in chosen}) > 1:
+            raise UserError(
+                "Images of different sizes cannot be read whole in one batch: set batch_size to 1, or train on sampled "
+                "pixels or windows."
+            )
+        images = torch.stack([view.image for view in chosen]).to(task.device)
+        label = torch.stack([view.label for view in chosen]).long().to(task.device)
+        size = extractor.padded_size(images.shape[2:])
+        unpadded = (..., *(slice(0, n) for n in label.shape[1:]))
+        maps = extractor(images)
+        return lambda member: member(maps, size)[0][unpadded], label
+
+
+def _with_new_mask(extractor: CachedExtractor | FeatureExtractor, seed: int) -> FeatureExtractor:
+    inner = extractor.extractor if isinstance(extractor, CachedExtractor) else extractor
+    return FeatureExtractor(inner.backbone, corruption=inner.corruption, **{**inner.config, "seed": seed})
+
+
+class StoppingRule:
+    """Stop each member when its loss has not improved for ``patience`` epochs, counted after ``min_epochs``."""
+
+    def __init__(self, members: int, min_epochs: int, patience: int) -> None:
+        self.min_epochs = min_epochs
+        self.patience = patience
+        self.best = [float("inf")] * members
+        self.last = [float("nan")] * members
+        self.waited = [0] * members
+        self.epochs = [0] * members
+        self.running = set(range(members))
+
+    def update(self, epoch: int, losses: Sequence[float]) -> list[int]:
+        """Take in the losses at the end of an epoch; return the members that stop now."""
+        stopping = []
+        for member in sorted(self.running):
+            self.epochs[member] = epoch
+            self.last[member] = losses[member]
+            if epoch <= self.min_epochs:
+                continue
+            if losses[member] < self.best[member]:
+                self.best[member] = losses[member]
+                self.waited[member] = 0
+            else:
+                self.waited[member] += 1
+            if self.waited[member] >= self.patience:
+                stopping.append(member)
+        self.running -= set(stopping)
+        return stopping
+
+
+def _sample(
+    view: Example, count: int, task: Task, extractor: CachedExtractor | FeatureExtractor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return features ``[count, C]`` and classes ``[count]`` of labelled pixels of a view, drawn with replacement."""
+    known = (view.label != IGNORE).nonzero()
+    picked = known[torch.from_numpy(rng.integers(len(known), size=count))]
+    size = extractor.padded_size(view.label.shape)
+    strides = torch.tensor([math.prod(size[axis + 1 :]) for axis in range(len(size))])
+    maps = extractor(view.image[None].to(task.device))
+    features = gather(maps, (picked * strides).sum(1).to(task.device), size)
+    return features, view.label[tuple(picked.T)].long().to(task.device)

@@ -1,0 +1,119 @@
+"""What a way of fitting is given: the labelled images, the backbone, and how predictions will be made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from medmdm.backbones.cache import CachedExtractor
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.data.reading import Example
+from medmdm.errors import UserError
+from medmdm.labels import IGNORE
+
+__all__ = ["Fitted", "Fitter", "Task", "check_normalize", "check_windows"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A segmentation to be learnt.
+
+    Args:
+        examples: the labelled support.
+        num_classes: K, background included.
+        window: size of the windows that images are read in.
+        whole: images are read whole instead.
+        overlap: of neighbouring windows.
+        seed: of everything random.
+        device: where to compute.
+
+    Raises:
+        UserError: there is no labelled image, less than two classes, or a label names a class that does not exist.
+    """
+
+    examples: Sequence[Example]
+    num_classes: int
+    window: tuple[int, ...]
+    whole: bool = False
+    overlap: float = 0.2
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise UserError("There is no labelled image to learn from: the training list is empty.")
+        if self.num_classes < 2:
+            raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
+        for example in self.examples:
+            wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
+            if len(wrong):
+                raise UserError(
+                    f"The label of {example.case or 'an image'} holds the class {int(wrong[0])}, but there are "
+                    f"{self.num_classes} classes, 0 to {self.num_classes - 1}."
+                )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What comes out of a fit.
+
+    Args:
+        model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``, in evaluation mode.
+        evidence: what was chosen and why, learning curves, epochs: JSON-able.
+    """
+
+    model: nn.Module
+    evidence: dict[str, Any]
+
+
+class Fitter(Protocol):
+    """A way to learn a segmentation, constructible from JSON.
+
+    One that trains the backbone too has an attribute ``changes_backbone`` that is true.
+    """
+
+    #: Whether ``fit`` needs a backbone's features (else ``extractor`` may be None).
+    needs_backbone: bool
+
+    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+        """Learn from ``task.examples`` alone."""
+        ...
+
+
+def check_windows(window: Sequence[int], overlap: float) -> tuple[int, ...]:
+    """Return the size of windows, or refuse what is none.
+
+    Args:
+        window: rows and columns.
+        overlap: of neighbouring windows, as a share.
+
+    Raises:
+        UserError: the size is not two whole numbers above 0, or the share not in [0, 1).
+    """
+    sizes: list[Any] = list(window) if isinstance(window, (list, tuple)) else [window]
+    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {window!r}.")
+    if not 0 <= overlap < 1:
+        raise UserError(f"overlap must be at least 0 and less than 1, got {overlap}.")
+    return tuple(sizes)
+
+
+def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:
+    """Refuse the paper's norm for whole images.
+
+    Args:
+        extractor: of the features.
+        whole: images are read whole, and may be of another size than the windows.
+
+    Raises:
+        UserError: it grows with the area, so images of different sizes would have features of different scales.
+    """
+    if whole and extractor.config["normalize"] == "global_l2":
+        raise UserError(
+            "normalize 'global_l2' depends on the area, so it is for windows of one size: set whole_images to false "
+            "(and the head's views to 'windows' or 'crops'), or normalize to 'rms', 'standardize' or 'none'."
+        )

@@ -1,0 +1,26 @@
+"""What is learnt: how a restored image is compared with the clean one."""
+
+from __future__ import annotations
+
+from medmdm.objectives.losses import (
+    CrossEntropyDiceLoss,
+    L1Loss,
+    MSELoss,
+    PaperSSIMLoss,
+    ReconstructionLoss,
+    SSIMLoss,
+    WeightedSumLoss,
+)
+from medmdm.objectives.target import check_target, restored
+
+__all__ = [
+    "CrossEntropyDiceLoss",
+    "L1Loss",
+    "MSELoss",
+    "PaperSSIMLoss",
+    "ReconstructionLoss",
+    "SSIMLoss",
+    "WeightedSumLoss",
+    "check_target",
+    "restored",
+]

@@ -1,0 +1,253 @@
+"""How a restored image is compared with the clean one. One class an equation.
+
+All losses are called as ``loss(pred, target, visible)`` and always compute in float32 outside autocast: under
+bfloat16 the variances inside SSIM lose most of their digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DiceLoss
+from monai.metrics.regression import compute_ssim_and_cs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmdm.errors import UserError
+from medmdm.labels import IGNORE
+
+__all__ = [
+    "CrossEntropyDiceLoss",
+    "L1Loss",
+    "MSELoss",
+    "PaperSSIMLoss",
+    "ReconstructionLoss",
+    "SSIMLoss",
+    "WeightedSumLoss",
+]
+
+
+class ReconstructionLoss(nn.Module):
+    """Base: an error map averaged over the whole image, over its hidden part, or over a mix of both.
+
+    For each image the mean of the map is weighted by 1 on hidden pixels and ``visible_weight`` on visible ones; the
+    images' means are then averaged. Each image counts the same, so the value does not depend on how a batch is split
+    over micro-batches or processes. An image without any weight (nothing hidden, ``visible_weight`` 0) counts 0.
+
+    Args:
+        visible_weight: 1 for the whole image (the paper), 0 for the hidden part only, between for a mix; in [0, 1].
+    """
+
+    def __init__(self, visible_weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= visible_weight <= 1:
+            raise UserError(f"visible_weight must lie in [0, 1], got {visible_weight}.")
+        self.visible_weight = visible_weight
+
+    def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the error of each pixel, ``[B, C, *spatial]`` (or a centred part of it, where a window needs room)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define error_map.")
+
+    def forward(self, pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Compare.
+
+        Args:
+            pred: restored images, ``[B, C, *spatial]``.
+            target: clean images (or noise), of the same shape.
+            visible: ``[B, 1, *spatial]`` in {0, 1}; needed unless ``visible_weight`` is 1.
+
+        Returns:
+            A float32 scalar.
+
+        Raises:
+            ValueError: on shapes that differ, or a missing ``visible``.
+        """
+        if pred.shape != target.shape:
+            raise ValueError(f"pred and target must have one shape, got {tuple(pred.shape)} and {tuple(target.shape)}.")
+        with torch.autocast(pred.device.type, enabled=False):
+            error = self.error_map(pred.float(), target.float())
+            if self.visible_weight == 1:
+                return error.mean()
+            if visible is None:
+                raise ValueError(f"{type(self).__name__} with visible_weight {self.visible_weight} needs `visible`.")
+            visible = _centre(visible.float(), error.shape[2:])
+            weight = (1 - visible + self.visible_weight * visible).expand_as(error)
+            weight, error = weight.flatten(1), error.flatten(1)
+            tiny = torch.finfo(torch.float32).tiny
+            return ((weight * error).sum(1) / weight.sum(1).clamp_min(tiny)).mean()
+
+
+def _centre(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut the central ``size`` out of the spatial axes of ``image``."""
+    for axis, length in enumerate(size, start=2):
+        image = image.narrow(axis, (image.shape[axis] - length) // 2, length)
+    return image
+
+
+class PaperSSIMLoss(ReconstructionLoss):
+    """SSIM exactly as the paper's program trains it: ``mean(clamp(1 - SSIM, 0, 1) / 2)``.
+
+    Gaussian window, zero padding, per channel, C1 = 0.01**2 and C2 = 0.03**2: the dynamic range is taken as 1 although
+    the images span 2, and where local SSIM is negative the clamp kills the gradient. :class:`SSIMLoss` is the
+    principled variant.
+
+    Args:
+        window_size: edge of the window in pixels, odd.
+        sigma: standard deviation of the window in pixels.
+        visible_weight: see :class:`ReconstructionLoss`.
+    """
+
+    window: Tensor
+
+    def __init__(self, window_size: int = 5, sigma: float = 1.5, visible_weight: float = 1.0) -> None:
+        super().__init__(visible_weight)
+        if window_size < 1 or window_size % 2 == 0:
+            raise UserError(f"window_size must be odd and positive, got {window_size}.")
+        offsets = torch.arange(window_size, dtype=torch.float64) - window_size // 2
+        window = torch.exp(-(offsets**2) / (2 * sigma**2))
+        self.register_buffer("window", (window / window.sum()).float(), persistent=False)
+        self.c1, self.c2 = 0.01**2, 0.03**2
+
+    def smooth(self, images: Tensor) -> Tensor:
+        """Gaussian-weighted local mean of every channel, one axis at a time, with zero padding."""
+        spatial_dims = images.ndim - 2
+        conv = {2: F.conv2d, 3: F.conv3d}[spatial_dims]
+        shape = images.shape
+        images = images.flatten(0, 1)[:, None]
+        for axis in range(spatial_dims):
+            extent = [1] * spatial_dims
+            extent[axis] = -1
+            window = self.window.to(images.device).reshape(1, 1, *extent)
+            padding = [0] * spatial_dims
+            padding[axis] = window.numel() // 2
+            images = conv(images, window, padding=padding)
+        return images.reshape(shape)
+
+    def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
+        x, y = target, pred
+        stack = torch.cat([x, y, x * x, y * y, x * y], dim=1)
+        mu_x, mu_y, xx, yy, xy = self.smooth(stack).chunk(5, dim=1)
+        var_x, var_y, cov = xx - mu_x**2, yy - mu_y**2, xy - mu_x * mu_y
+        luminance = (2 * mu_x * mu_y + self.c1) / (mu_x**2 + mu_y**2 + self.c1)
+        contrast = (2 * cov + self.c2) / (var_x + var_y + self.c2)
+        return torch.clamp(1 - luminance * contrast, 0, 1) / 2
+
+
+class SSIMLoss(ReconstructionLoss):
+    """``1 - SSIM`` by MONAI, with the data range that the intensities really have (Wang et al. 2004).
+
+    Without padding: the map is smaller than the image by ``window_size - 1`` pixels an axis.
+
+    Args:
+        data_range: span of the intensities; images in [-1, 1] span 2.
+        window_size: edge of the Gaussian window in pixels.
+        sigma: standard deviation of the window in pixels.
+        visible_weight: see :class:`ReconstructionLoss`.
+    """
+
+    def __init__(
+        self, data_range: float = 2.0, window_size: int = 11, sigma: float = 1.5, visible_weight: float = 1.0
+    ) -> None:
+        super().__init__(visible_weight)
+        self.data_range, self.window_size, self.sigma = data_range, window_size, sigma
+
+    def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
+        spatial = pred.shape[2:]
+        if min(spatial) < self.window_size:
+            raise UserError(
+                f"SSIM with a window of {self.window_size} pixels needs larger crops than {tuple(spatial)}."
+            )
+        size, sigma = [self.window_size] * len(spatial), [self.sigma] * len(spatial)
+        ssim, _ = compute_ssim_and_cs(pred, target, len(spatial), size, sigma, data_range=self.data_range)
+        return 1 - ssim
+
+
+class MSELoss(ReconstructionLoss):
+    """Squared error (DDPM's objective, Ho et al. 2020, eq. 14)."""
+
+    def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(pred, target, reduction="none")
+
+
+class L1Loss(ReconstructionLoss):
+    """Absolute error."""
+
+    def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(pred, target, reduction="none")
+
+
+class WeightedSumLoss(nn.Module):
+    """A weighted sum of losses, each with its own ``visible_weight``.
+
+    Args:
+        losses: the terms.
+        weights: one factor for each term; default all 1.
+    """
+
+    def __init__(self, losses: Sequence[ReconstructionLoss], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.weights = [1.0] * len(losses) if weights is None else list(weights)
+        if not losses or len(self.weights) != len(losses):
+            raise UserError(f"WeightedSumLoss got {len(losses)} losses and {len(self.weights)} weights.")
+
+    def forward(self, pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Sum the terms; arguments as in :class:`ReconstructionLoss`."""
+        terms = [w * loss(pred, target, visible) for w, loss in zip(self.weights, self.losses, strict=True)]
+        return torch.stack(terms).sum()
+
+
+class CrossEntropyDiceLoss(nn.Module):
+    """Cross-entropy plus MONAI's soft Dice (Isensee et al., nnU-Net, 2021), both on labelled pixels only.
+
+    Args:
+        dice_weight: of the Dice term; 0 leaves cross-entropy alone.
+        class_weights: of the cross-entropy, one a class; None for equal ones.
+        include_background: count the background in the Dice term.
+        ignore: label of pixels that are not known.
+
+    Raises:
+        UserError: a class weight is not positive.
+    """
+
+    def __init__(
+        self,
+        dice_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        include_background: bool = False,
+        ignore: int = IGNORE,
+    ) -> None:
+        super().__init__()
+        if class_weights is not None and min(class_weights) <= 0:
+            raise UserError(f"class_weights must be positive, got {list(class_weights)}.")
+        self.dice_weight = dice_weight
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.ignore = ignore
+        self.dice = DiceLoss(include_background=include_background, batch=True)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Compare.
+
+        Args:
+            logits: ``[B, K, *spatial]``.
+            label: ``[B, *spatial]`` class numbers.
+
+        Returns:
+            A scalar; 0 with gradients of 0 where nothing is labelled.
+
+        Raises:
+            UserError: there is not one weight a class.
+        """
+        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            raise UserError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes.")
+        known = label != self.ignore
+        if not bool(known.any()):
+            return logits.sum() * 0
+        weight = None if self.class_weights is None else self.class_weights.to(logits)
+        loss = F.cross_entropy(logits, label, weight, ignore_index=self.ignore)
+        if self.dice_weight:
+            one_hot = F.one_hot(torch.where(known, label, 0), logits.shape[1]).movedim(-1, 1)
+            mask = known[:, None]
+            loss = loss + self.dice_weight * self.dice(logits.softmax(1) * mask, one_hot * mask)
+        return loss

@@ -1,0 +1,23 @@
+"""Pre-training: the trainer, its handlers, checkpoints and log."""
+
+from __future__ import annotations
+
+from medmdm.pretrain.announce import announce, data_record
+from medmdm.pretrain.checkpoints import Checkpoints
+from medmdm.pretrain.ema import EMA
+from medmdm.pretrain.log import StepLog
+from medmdm.pretrain.preview import Preview, score_names
+from medmdm.pretrain.probe import Probe
+from medmdm.pretrain.trainer import MDMTrainer
+
+__all__ = [
+    "EMA",
+    "Checkpoints",
+    "MDMTrainer",
+    "Preview",
+    "Probe",
+    "StepLog",
+    "announce",
+    "data_record",
+    "score_names",
+]

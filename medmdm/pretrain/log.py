@@ -1,0 +1,156 @@
+"""Numbers of a run while it goes on: progress bar, log lines, ``metrics.csv``, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys as Keys
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from medmdm.files import atomic_write
+from medmdm.runs.processes import average, is_main_process, world_size
+
+__all__ = ["StepLog"]
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
+
+
+class StepLog:
+    """Write a line a fixed number of steps, and one whenever held-out images were scored.
+
+    ``metrics.csv`` has a row a line: mean loss since the last row, learning rate and gradient norm of the step, speed
+    and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint are
+    cut off, so that each step has one row. Attach it after the handler that scores held-out images.
+
+    Args:
+        folder: the run folder.
+        every: steps between two lines, at least 1.
+        scores: names of the held-out scores that ``engine.state.heldout`` may hold, in the order of the columns.
+        progress: show a progress bar; by default only in a terminal.
+    """
+
+    def __init__(
+        self, folder: str | Path, every: int = 50, scores: Sequence[str] = (), progress: bool | None = None
+    ) -> None:
+        self.path = Path(folder) / "metrics.csv"
+        self.events = Path(folder) / "tensorboard"
+        self.every = every
+        self.columns = [*COLUMNS, *scores]
+        self.progress = sys.stderr.isatty() if progress is None else progress
+        self.writer: SummaryWriter | None = None
+        self.bar: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler on a trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
+        for event in (Events.COMPLETED, Events.TERMINATE, Events.EXCEPTION_RAISED):
+            engine.add_event_handler(event, self.close)
+
+    def start(self, engine: Engine) -> None:
+        """Open the files, without rows after the step that the run goes on from."""
+        self.begun = self.since = time.perf_counter()
+        self.images = 0
+        if not is_main_process():
+            return
+        atomic_write(self.path, _rows_up_to(self.path, engine.state.iteration, self.columns))
+        purge = engine.state.iteration + 1 if engine.state.iteration else None
+        self.writer = SummaryWriter(str(self.events), purge_step=purge)
+        total = engine.state.epoch_length
+        self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", disable=not self.progress)
+        if engine.state.iteration == 0 and getattr(engine.state, "heldout", None):
+            self.write(engine, {})
+
+    def step(self, engine: Engine) -> None:
+        """Count a step; write a line if one is due."""
+        self.images += engine.state.output["batch_size"]
+        step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None)
+        if step % self.every == 0 or step == engine.state.epoch_length or heldout:
+            loss = average(engine.loss_sum / max(engine.loss_count, 1))
+            now = time.perf_counter()
+            self.write(
+                engine,
+                {
+                    "loss": loss.item(),
+                    "learning_rate": engine.optimizer.param_groups[0]["lr"],
+                    "grad_norm": engine.state.output["grad_norm"].item(),
+                    "images_per_second": self.images * world_size() / (now - self.since),
+                    "seconds": now - self.begun,
+                },
+            )
+            engine.loss_sum.zero_()
+            engine.loss_count = 0
+            self.since, self.images = time.perf_counter(), 0
+        if self.bar is not None:
+            self.bar.update()
+            rate = (self.bar.format_dict["rate"] or 0.0) * engine.state.output["batch_size"] * world_size()
+            loss = engine.state.output[Keys.LOSS].item()
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
+
+    def write(self, engine: Engine, values: dict[str, float]) -> None:
+        """Write a line of ``values`` and of the held-out scores, which are then used up."""
+        step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None) or {}
+        engine.state.heldout = {}
+        if not is_main_process():
+            return
+        row = {"step": step, **values, **heldout}
+        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        assert self.writer is not None
+        for name, value in {**values, **heldout}.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+        message = f"step {step}/{engine.state.epoch_length}"
+        if values:
+            batch_size = engine.state.output["batch_size"] * world_size()
+            left = (engine.state.epoch_length - step) * batch_size / values["images_per_second"]
+            message += (
+                f"  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
+                f"  {values['images_per_second']:.1f} images/s  {_duration(left)} left"
+            )
+        if heldout:
+            message += "  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in heldout.items())
+        self.bar.clear()
+        logger.info(message)
+        self.bar.refresh()
+
+    def close(self, engine: Engine, *_: Any) -> None:
+        """Close the files."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.bar is not None:
+            self.bar.close()
+        if isinstance(_[0] if _ else None, BaseException):
+            raise _[0]  # an ignite handler of EXCEPTION_RAISED must pass the exception on
+
+
+def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:
+    """Return the text of a CSV up to ``step``; a row cut off by a kill has no line end and is dropped."""
+    header = ",".join(columns) + "\n"
+    if step == 0 or not path.exists():
+        return header
+    rows = [row for row in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if row.endswith("\n")]
+    return header + "".join(row for row in rows if int(row.split(",")[0]) <= step)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

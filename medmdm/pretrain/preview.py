@@ -1,0 +1,147 @@
+"""Pictures and scores of what the network has learnt, on held-out crops."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from monai.metrics import PSNRMetric, SSIMMetric
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from medmdm.corruption import Corrupted, Corruption
+from medmdm.errors import UserError
+from medmdm.files import atomic_write
+from medmdm.pretrain.periodic import Periodic
+from medmdm.runs.processes import is_main_process
+
+__all__ = ["Preview", "fill_with_mean", "preview_grid", "score_names"]
+
+
+def score_names(timesteps: Sequence[int]) -> list[str]:
+    """Return the names of the held-out scores, in the order in which :class:`Preview` computes them."""
+    return [f"{kind}_t{t}" for t in timesteps for kind in ("ssim", "psnr", "ssim_mean_fill")]
+
+
+class Preview(Periodic):
+    """Every so many steps, restore fixed held-out crops at several t with the averaged weights.
+
+    The scores go to ``engine.state.heldout`` for the log: ``ssim_t<t>`` and ``psnr_t<t>`` of the restored crops, with
+    the visible pixels pasted back where the corruption hides pixels and adds no noise, and ``ssim_mean_fill_t<t>`` of
+    the same crops with each hole filled with the channel means of the whole clean crop (for pure noise: of the noisy
+    crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2.
+
+    Attach it to a trainer that has ``restore(x_t, t)``.
+
+    Args:
+        folder: the run folder; pictures go to ``previews/step_*.png`` in it.
+        crops: ``[N, C, *spatial]`` in [-1, 1].
+        corruption: what damages the crops; the damage is the same each time.
+        timesteps: the t's to show.
+        every: steps between two previews; there is also one before the first step and one after the last.
+        seed: of the damage.
+        note: a line under the picture, for example that the crops were trained on.
+        max_shown: how many crops the picture shows; all are scored.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        crops: Tensor,
+        corruption: Corruption,
+        timesteps: Sequence[int] = (250, 500, 750),
+        every: int = 1000,
+        seed: int = 0,
+        note: str = "",
+        max_shown: int = 4,
+    ) -> None:
+        for t in timesteps:
+            if not 0 <= t < corruption.num_timesteps:
+                raise UserError(f"preview timesteps must lie in 0...{corruption.num_timesteps - 1}, got {t}.")
+        self.folder = Path(folder) / "previews"
+        self.crops = torch.as_tensor(crops).float()
+        self.corruption = corruption
+        self.timesteps = list(timesteps)
+        self.every = every
+        self.note = note
+        self.max_shown = max_shown
+        self.damaged: list[Corrupted] = []
+        for t in self.timesteps:
+            generators = [
+                torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 3, t, n]).generate_state(1)[0]))
+                for n in range(len(self.crops))
+            ]
+            self.damaged.append(corruption(self.crops, torch.full((len(self.crops),), t), generators))
+        self.ssim = SSIMMetric(spatial_dims=self.crops.ndim - 2, data_range=2.0)
+        self.psnr = PSNRMetric(max_val=2.0)
+
+    def __call__(self, engine: Engine) -> None:
+        """Restore, score, draw."""
+        if not is_main_process():
+            return
+        scores: dict[str, float] = {}
+        shown: list[Tensor] = []
+        for t, damage in zip(self.timesteps, self.damaged, strict=True):
+            result = torch.cat([self._restore_one(engine, x[None], t) for x in damage.x_t])
+            if not self.corruption.has_noise:
+                result = torch.where(damage.visible.bool(), self.crops, result)
+            scores[f"ssim_t{t}"] = self._mean(self.ssim, result)
+            scores[f"psnr_t{t}"] = self._mean(self.psnr, result)
+            scores[f"ssim_mean_fill_t{t}"] = self._mean(self.ssim, fill_with_mean(self.crops, damage))
+            shown += [damage.x_t, result]
+        engine.state.heldout = scores
+        titles = ["original"] + [f"{what} t={t}" for t in self.timesteps for what in ("given", "restored")]
+        columns = [self.crops, *shown]
+        picture = preview_grid([c[: self.max_shown] for c in columns], titles, self.note)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        atomic_write(self.folder / f"step_{engine.state.iteration:08d}.png", buffer.getvalue())
+
+    def _restore_one(self, engine: Engine, x_t: Tensor, t: int) -> Tensor:
+        # One crop at a time: the preview must not need more memory than a training step.
+        device = engine.state.device
+        restored: Tensor = engine.restore(x_t.to(device), torch.tensor([t], device=device))
+        return restored.cpu().clamp(-1, 1)
+
+    def _mean(self, metric: SSIMMetric | PSNRMetric, images: Tensor) -> float:
+        return metric._compute_metric(images, self.crops).mean().item()
+
+
+def fill_with_mean(crops: Tensor, damage: Corrupted) -> Tensor:
+    """Return the damaged crops with their holes filled with the channel means of the clean ones."""
+    mean = crops.flatten(2).mean(2).reshape(*crops.shape[:2], *[1] * (crops.ndim - 2))
+    return torch.where(damage.visible.bool(), damage.x_t, mean.expand_as(crops)).clamp(-1, 1)
+
+
+def preview_grid(columns: Sequence[Tensor], titles: Sequence[str], note: str = "") -> Image.Image:
+    """Draw columns of images under their titles.
+
+    Args:
+        columns: each ``[N, C, H, W]`` (of volumes the middle slice is drawn) in [-1, 1]; one or two channels are drawn
+            in grey (the first), three or more in colour (the first three).
+        titles: one for each column.
+        note: a line at the foot.
+    """
+    tiles = []
+    for column in columns:
+        images = column[:, :, column.shape[2] // 2] if column.ndim == 5 else column
+        images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+        tiles.append(((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    count, height, width = tiles[0].shape[:3]
+    scale = max(1, round(128 / max(height, width)))  # small crops are drawn larger
+    gap, head, foot = 4, 16, 16 if note else 0
+    cell_w, cell_h = width * scale + gap, height * scale + gap
+    size = (cell_w * len(tiles) + gap, head + cell_h * count + gap + foot)
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    for i, (column_tiles, title) in enumerate(zip(tiles, titles, strict=True)):
+        pen.text((gap + i * cell_w, 2), title, fill="black")
+        for j, tile in enumerate(column_tiles):
+            image = Image.fromarray(tile).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            picture.paste(image, (gap + i * cell_w, head + gap + j * cell_h))
+    pen.text((gap, size[1] - foot), note, fill="black")
+    return picture

@@ -1,0 +1,163 @@
+"""The folder of a run: its record, and the weights file that leaves it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import medmdm
+from medmdm.errors import UserError
+from medmdm.files import save_json, save_torch, sweep_temporaries
+from medmdm.runs.config import differing_keys
+from medmdm.runs.processes import is_main_process, world_size
+
+__all__ = ["RunFolder"]
+
+# What may change between the parts of a resumed run: where things lie, how fast they go and which maps are written, not
+# what is learnt. The training images are compared by the hash of their pixels instead of by their path.
+MAY_CHANGE = (
+    "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "feature_cache",
+    "keep_checkpoints", "memory_gib", "num_workers", "probe_dataset_dir", "report", "run_dir", "slice_cache",
+    "strict", "study", "surprise", "write_probabilities", "write_surprise", "write_uncertainty",
+)  # fmt: skip
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
+
+
+class RunFolder:
+    """``runs/<name>/``: ``run.json``, ``model.pt`` and what the handlers write.
+
+    Args:
+        path: the folder.
+        config: the merged config of the run (JSON-able).
+        plan: what a later step needs to know of the weights, see :func:`medmdm.artifacts.plan.make_plan`.
+        data: what is known of the training images: at least ``{"hash": ..., "images": ...}``; no patient ids.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self, path: str | Path, config: dict[str, Any], plan: dict[str, Any], data: dict[str, Any], seed: int
+    ) -> None:
+        self.path = Path(path)
+        self.config = config
+        self.plan = plan
+        self.data = data
+        self.seed = seed
+        self.record: dict[str, Any] = {}
+
+    @property
+    def model_path(self) -> Path:
+        """The weights file."""
+        return self.path / "model.pt"
+
+    def open(self) -> None:
+        """Make the folder, or check that it is this run's; note that a session begins.
+
+        Raises:
+            UserError: if the folder belongs to another configuration, or to something else.
+        """
+        record_path = self.path / "run.json"
+        if record_path.exists():
+            self.record = json.loads(record_path.read_text())
+            differing = differing_keys(self.record["config"], self.config, MAY_CHANGE)
+            if self.record["data"]["hash"] != self.data["hash"]:
+                differing.append("the images or their split")
+            if differing:
+                raise UserError(
+                    f"{self.path} holds a run of another configuration (it differs in {', '.join(differing)}): "
+                    "choose another run_dir, or delete that folder."
+                )
+        elif self.model_path.exists() or (self.path / "checkpoints").exists():
+            raise UserError(f"{self.path} holds weights but no run.json: choose another run_dir.")
+        else:
+            self.record = {
+                "medmdm": medmdm.__version__,
+                "git_revision": _git_revision(),
+                "seed": self.seed,
+                "data": self.data,
+                "config": self.config,
+                "sessions": [],
+            }
+        if not is_main_process():
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
+        sweep_temporaries(self.path)
+        self.record["sessions"].append(
+            {"started": _now(), "versions": _versions(), "hardware": _hardware(), "ended": None, "steps": None}
+        )
+        save_json(self.record, record_path)
+
+    def finish(self, steps: int) -> None:
+        """Note in ``run.json`` that the session has reached the last step."""
+        session = self.record["sessions"][-1]
+        session["ended"] = _now()
+        session["steps"] = steps
+        started = datetime.datetime.fromisoformat(session["started"])
+        session["wall_seconds"] = (datetime.datetime.fromisoformat(session["ended"]) - started).total_seconds()
+        save_json(self.record, self.path / "run.json")
+
+    def save_model(self, weights: dict[str, Tensor], steps: int) -> None:
+        """Write ``model.pt``: the same weights and plan always give the same bytes."""
+        plan = json.loads(json.dumps({**self.plan, "steps": steps}, allow_nan=False))
+        # Plain contiguous CPU tensors: the file does not depend on the device or the memory layout of training.
+        model = {name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}
+        save_torch({"model": model, "plan": plan}, self.model_path)
+
+    def saved_steps(self) -> int | None:
+        """Return the number of steps of the weights in ``model.pt``, or None without an intact one."""
+        try:
+            steps: int = torch.load(self.model_path, weights_only=True, mmap=True)["plan"]["steps"]
+        except Exception:  # missing or damaged: it is written again
+            return None
+        return steps
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "processes": world_size(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the checkout that medmdm is imported from, ``+`` if it has changes; None if installed."""
+    here = Path(medmdm.__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(here)]
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.strip() + ("+" if changes.strip() else "")

@@ -1,0 +1,30 @@
+"""Statistics over cases: means, intervals, paired tests, spread."""
+
+from __future__ import annotations
+
+from medmdm.stats.comparison import Comparison, holm, paired, sign_flip_test
+from medmdm.stats.intervals import bca_interval, t_interval
+from medmdm.stats.paper import PAPER_LABELS, paper_block
+from medmdm.stats.selective import RiskCoverage, risk_coverage
+from medmdm.stats.spread import Spread, spread
+from medmdm.stats.statistics import Summary, count_empty, json_ready, subgroups, summarise
+
+__all__ = [
+    "PAPER_LABELS",
+    "Comparison",
+    "RiskCoverage",
+    "Spread",
+    "Summary",
+    "bca_interval",
+    "count_empty",
+    "holm",
+    "json_ready",
+    "paired",
+    "paper_block",
+    "risk_coverage",
+    "sign_flip_test",
+    "spread",
+    "subgroups",
+    "summarise",
+    "t_interval",
+]

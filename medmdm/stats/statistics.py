@@ -1,0 +1,183 @@
+"""The mean of a metric over cases, how far cases spread, and how far the mean can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from medmdm.errors import UserError, nearest
+from medmdm.stats.intervals import CONFIDENCE, bca_interval, t_interval
+from medmdm.stats.units import independent_units
+
+__all__ = ["Summary", "count_empty", "json_ready", "subgroups", "summarise"]
+
+BCA_FROM = 40  # units from which the bootstrap's interval is the better one; docs/statistics.md has the coverage
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A metric over the cases of a data set.
+
+    Args:
+        unit: what was counted, ``"patients"`` (the mean of each one's images is one value) or ``"images"``.
+        n: number of units with a value; what follows is NaN where it is 0, intervals and ``sd`` where it is 1.
+        mean: mean over units.
+        median: median over units.
+        sd: standard deviation over units (n - 1).
+        t_interval: lower and upper bound of Student's interval of the mean.
+        bca_interval: lower and upper bound of the bootstrap's interval of the mean.
+        confidence: nominal coverage of both.
+        n_cases: images or volumes with a value.
+        case_mean: mean over these; differs from ``mean`` where patients have different numbers of images.
+        n_patients: patients with a value; ``None`` where they are not known.
+        undefined: cases without a value (NaN), left out of everything above.
+        infinite: cases with an infinite distance (one side empty), left out of everything above.
+        warnings: sentences to print with the numbers.
+    """
+
+    unit: str
+    n: int
+    mean: float
+    median: float
+    sd: float
+    t_interval: tuple[float, float]
+    bca_interval: tuple[float, float]
+    confidence: float
+    n_cases: int
+    case_mean: float
+    n_patients: int | None
+    undefined: int
+    infinite: int
+    warnings: tuple[str, ...]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval to print when there is room for one: t for few units, BCa for many."""
+        return self.bca_interval if self.n >= BCA_FROM else self.t_interval
+
+    @property
+    def interval_name(self) -> str:
+        """Which one :attr:`interval` is: ``"t"`` or ``"BCa"``."""
+        return "BCa" if self.n >= BCA_FROM else "t"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON: ``None`` for what is not a finite number."""
+        return json_ready(dataclasses.asdict(self) | {"interval": self.interval, "interval_name": self.interval_name})
+
+
+def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence: float = CONFIDENCE) -> Summary:
+    """Summarise a metric over cases.
+
+    Args:
+        values: the metric of each case (image or whole volume, never pixels or slices), ``[cases]``; NaN where it is
+            undefined, infinite for a distance to nothing. Neither enters the mean; both are counted and warned of.
+        groups: the patient of each case, ``None`` where not known.
+        confidence: nominal coverage of the intervals.
+
+    Raises:
+        ValueError: ``values`` is not a list, or ``groups`` has another length.
+        UserError: ``confidence`` does not lie between 0 and 1.
+    """
+    cases = np.asarray(values, np.float64)
+    if cases.ndim != 1:
+        raise ValueError(f"one value a case is needed, got an array of shape {cases.shape}")
+    undefined, infinite = int(np.isnan(cases).sum()), int(np.isinf(cases).sum())
+    units = independent_units(cases, groups)
+    warnings = list(units.warnings)
+    if undefined:
+        warnings.append(f"{undefined} of {len(cases)} cases have no value (nothing to score) and are left out.")
+    if infinite:
+        warnings.append(
+            f"{infinite} of {len(cases)} cases are infinitely far off (prediction or truth is empty) and left out of "
+            "the mean: compare it only together with this number."
+        )
+    low, high = t_interval(units.values, confidence)
+    bca_low, bca_high = bca_interval(units.values, confidence)
+    defined = cases[np.isfinite(cases)]
+    n = len(units.values)
+    return Summary(
+        unit=units.name,
+        n=n,
+        mean=float(units.values.mean()) if n else math.nan,
+        median=float(np.median(units.values)) if n else math.nan,
+        sd=float(units.values.std(ddof=1)) if n > 1 else math.nan,
+        t_interval=(float(low), float(high)),
+        bca_interval=(float(bca_low), float(bca_high)),
+        confidence=confidence,
+        n_cases=len(defined),
+        case_mean=float(defined.mean()) if n else math.nan,
+        n_patients=units.n_patients,
+        undefined=undefined,
+        infinite=infinite,
+        warnings=tuple(warnings),
+    )
+
+
+def subgroups(
+    cases: pd.DataFrame, column: str, value: str, patient: str | None = None, confidence: float = CONFIDENCE
+) -> dict[str, Summary]:
+    """Summarise a metric for each value of a column (grade, organ, scanner).
+
+    The intervals are of each subgroup on its own; they are no test of a difference between subgroups.
+
+    Args:
+        cases: one row a case.
+        column: the column to divide by; cases without an entry form the group ``"(none)"``.
+        value: the column of the metric.
+        patient: the column of patients.
+        confidence: nominal coverage of the intervals.
+
+    Returns:
+        The summaries by the column's values (numbers in order, then text).
+
+    Raises:
+        UserError: a column is missing.
+    """
+    for name in (column, value, patient):
+        if name is not None and name not in cases.columns:
+            known = nearest(name, map(str, cases.columns))
+            raise UserError(f"The cases have no column {name!r}{known}: choose from {', '.join(map(str, cases))}.")
+    keys = cases[column].map(lambda entry: "(none)" if pd.isna(entry) else str(entry))
+    numbers = pd.to_numeric(cases[column], errors="coerce")
+    ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
+    return {
+        key: summarise(
+            cases.loc[keys == key, value], None if patient is None else cases.loc[keys == key, patient], confidence
+        )
+        for key in ordered
+    }
+
+
+def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
+    """Count the cases where prediction, truth or both hold nothing, from their numbers of pixels or instances.
+
+    Args:
+        n_pred: for each case.
+        n_true: for each case.
+
+    Returns:
+        ``both``, ``pred`` (only the prediction is empty: missed) and ``true`` (only the truth is: a false alarm).
+    """
+    no_pred, no_true = np.asarray(n_pred) == 0, np.asarray(n_true) == 0
+    return {
+        "both": int((no_pred & no_true).sum()),
+        "pred": int((no_pred & ~no_true).sum()),
+        "true": int((no_true & ~no_pred).sum()),
+    }
+
+
+def json_ready(content: Any) -> Any:
+    """Return ``content`` with plain numbers and lists, and ``None`` for NaN and infinities, which JSON lacks."""
+    if isinstance(content, dict):
+        return {str(key): json_ready(entry) for key, entry in content.items()}
+    if isinstance(content, (list, tuple, np.ndarray)):
+        return [json_ready(entry) for entry in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    return None if isinstance(content, float) and not math.isfinite(content) else content

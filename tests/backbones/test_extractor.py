@@ -1,0 +1,314 @@
+"""Features of a backbone: stopped early, corrupted by fixed masks, padded, normalised."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from medmdm.backbones.adm_unet import ADMUNet
+from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.feature_maps import stack
+from medmdm.corruption import GaussianNoise, MaskedNoise, PatchMasking
+from medmdm.errors import UserError
+
+Make = Callable[..., ADMUNet]
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def full_pass(network: ADMUNet, x: Tensor, t: int) -> list[Tensor]:
+    """Outputs of all decoder blocks in a pass through the whole network, collected by hooks."""
+    outputs: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in network.output_blocks
+    ]
+    network(x, torch.full((len(x),), t))
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+# --- stopping after the last used block ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_stopped_pass_equals_the_full_pass_on_every_block(make: Make) -> None:
+    network, x = make(), images(2, 3, 16, 24)
+    expected = full_pass(network, x, 50)
+    assert len(expected) == 6
+    time = torch.full((2,), 50)
+    for block, full in enumerate(expected):
+        assert full.std() > 0.05
+        assert torch.equal(network.features(x, time, [block])[0], full)
+        assert torch.equal(network.truncated(block).features(x, time, [block])[0], full)
+    for mine, block in zip(network.features(x, time, [4, 1, 3]), [4, 1, 3], strict=True):
+        assert torch.equal(mine, expected[block])
+
+
+@torch.no_grad()
+def test_nothing_after_the_last_block_is_run(make: Make) -> None:
+    network = make()
+    ran: list[int] = []
+    for number, block in enumerate(network.output_blocks):
+        block.register_forward_hook(lambda *_, n=number: ran.append(n))
+    network.features(images(1, 3, 8, 8), torch.tensor([0]), [1, 3])
+    assert ran == [0, 1, 2, 3]
+
+
+def test_a_truncated_network_shares_and_rebuilds(make: Make) -> None:
+    network = make()
+    before = list(network.state_dict())
+    part = network.truncated(2)
+    assert [info["block"] for info in part.feature_info] == [0, 1, 2]
+    assert part.config == network.config
+    assert part.input_blocks is network.input_blocks
+    whole = network.state_dict(keep_vars=True)
+    for name, parameter in part.state_dict(keep_vars=True).items():
+        assert parameter is whole[name]
+    gone = set(whole) - set(part.state_dict())
+    assert gone
+    assert all(name.startswith(("out.", "output_blocks.3", "output_blocks.4", "output_blocks.5")) for name in gone)
+    assert list(network.state_dict()) == before
+    assert network(images(1, 3, 8, 8), torch.tensor([0])).shape == (1, 3, 8, 8)
+
+    again = ADMUNet(**part.config).truncated(2)
+    again.load_state_dict(part.state_dict())
+    x, time = images(1, 3, 8, 12), torch.tensor([9])
+    assert torch.equal(again.features(x, time, [2])[0], network.features(x, time, [2])[0])
+    assert len(again.truncated(0).output_blocks) == 1
+    with pytest.raises(UserError, match="truncated after decoder block 2"):
+        part(x, time)
+    with pytest.raises(UserError, match="no block 3; this network has the decoder blocks 0 to 2"):
+        part.features(x, time, [3])
+    with pytest.raises(UserError, match="no block 3"):
+        part.truncated(3)
+
+
+# --- corruption ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_masked_image_is_what_the_backbone_sees(make: Make) -> None:
+    network, x = make(), images(2, 3, 16, 24)
+    extractor = FeatureExtractor(network, (1, 4), (300,), PatchMasking(patch_size=4), normalize="none")
+    (corrupted,) = extractor.corruptions(x, 300)
+    expected = full_pass(network, corrupted.x_t, 300)
+    for mine, block in zip(extractor(x), (1, 4), strict=True):
+        assert torch.equal(mine, expected[block])
+
+
+def test_seeded_masks_hide_as_much_as_t_says(make: Make) -> None:
+    extractor = FeatureExtractor(make(), (1,), (300,), PatchMasking(patch_size=4))
+    x = images(2, 3, 16, 24) + 2  # nowhere zero
+    ((x_t, visible),) = extractor.corruptions(x, 300)
+    assert torch.equal(x_t, torch.where(visible.bool().expand_as(x), x, torch.zeros(())))
+    patches = visible.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
+    assert torch.equal(patches.amin(4), patches.amax(4))
+    assert patches.amax(4).flatten(1).sum(1).tolist() == [16.0, 16.0]  # floor(24 * 0.7)
+
+
+@pytest.mark.parametrize("corruption", [PatchMasking(patch_size=4), GaussianNoise(), MaskedNoise(patch_size=4)])
+def test_a_window_shape_has_one_mask_whatever_the_batch(make: Make, corruption: Any) -> None:
+    extractor = FeatureExtractor(make(), (1,), (300,), corruption, seed=3)
+    x = images(4, 3, 16, 24)
+    whole = extractor.corruptions(x, 300)[0]
+    torch.manual_seed(1)
+    again = FeatureExtractor(make(1), (2,), (300, 10), corruption, seed=3).corruptions(x.flip(0), 300)[0]
+    assert torch.equal(again.x_t.flip(0), whole.x_t)
+    for i in range(4):
+        one = extractor.corruptions(x[i : i + 1], 300)[0]
+        assert torch.equal(one.x_t[0], whole.x_t[i])
+        assert torch.equal(one.visible[0], whole.visible[i])
+    other = FeatureExtractor(make(), (1,), (300,), corruption, seed=4).corruptions(x, 300)[0]
+    assert not torch.equal(other.x_t, whole.x_t)
+    transposed = extractor.corruptions(x.transpose(2, 3), 300)[0]
+    assert not torch.equal(transposed.x_t.transpose(2, 3), whole.x_t)
+
+
+@pytest.mark.parametrize("corruption", [GaussianNoise(), MaskedNoise(patch_size=4, noise_rate=1.0)])
+def test_seeded_noise_is_the_ddpm_equation(make: Make, corruption: Any) -> None:
+    extractor = FeatureExtractor(make(), (1,), (400,), corruption)
+    x = images(2, 3, 32, 48)
+    ((x_t, visible),) = extractor.corruptions(x, 400)
+    kept = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[:401])
+    noise = (x_t - kept**0.5 * x * visible) / (1 - kept) ** 0.5
+    assert_close(noise[0], noise[1], rtol=0, atol=1e-5)
+    shown = noise[0][:, visible[0, 0].bool()]
+    assert abs(float(shown.mean())) < 0.06
+    assert abs(float(shown.std()) - 1) < 0.05
+    assert float(noise[0][:, ~visible[0, 0].bool()].abs().sum()) == 0
+
+
+def test_a_partition_hides_every_patch_exactly_once(make: Make) -> None:
+    for t, given, count in ((250, None, 4), (50, None, 20), (999, None, 2), (0, None, 24), (50, 7, 7), (50, 99, 24)):
+        extractor = FeatureExtractor(make(), (1,), (t,), PatchMasking(patch_size=4), "partition", given)
+        views = extractor.corruptions(images(2, 3, 16, 24) + 2, t)
+        assert len(views) == count  # at most the 24 patches
+        hidden = torch.stack([1 - view.visible for view in views])
+        assert torch.equal(hidden.sum(0), torch.ones(2, 1, 16, 24))
+        assert hidden.flatten(1).sum(1).amin() > 0
+        for view in views:
+            assert torch.equal(view.x_t != 0, view.visible.bool().expand_as(view.x_t))
+
+
+@torch.no_grad()
+def test_a_partition_is_the_mean_of_its_views(make: Make) -> None:
+    network, x = make(), images(1, 3, 16, 24)
+    extractor = FeatureExtractor(network, (1, 4), (250, 500), PatchMasking(patch_size=4), "partition", 3, "none")
+    views = list(extractor.views(x))
+    assert len(views) == 3
+    assert [len(view) for view in views] == [4, 4, 4]
+    for mine, same in zip(extractor(x), zip(*views, strict=True), strict=True):
+        assert_close(mine, sum(same) / 3)
+        assert not torch.equal(same[0], same[1])
+    first = extractor.corruptions(x, 500)[0]
+    assert torch.equal(views[0][3], full_pass(network, first.x_t, 500)[4])
+
+
+@torch.no_grad()
+def test_the_smaller_of_two_partitions_begins_anew(make: Make) -> None:
+    network, x = make(), images(1, 3, 16, 24)
+    extractor = FeatureExtractor(network, (1,), (250, 500), PatchMasking(patch_size=4), "partition", normalize="none")
+    views = list(extractor.views(x))
+    assert len(views) == 4
+    large, small = ([full_pass(network, c.x_t, t)[1] for c in extractor.corruptions(x, t)] for t in (250, 500))
+    assert (len(large), len(small)) == (4, 2)
+    for k, view in enumerate(views):
+        assert_close(view[0], large[k])
+        assert_close(view[1], small[k % 2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("corruption", [None, PatchMasking()])
+def test_without_masking_the_image_is_shown_as_it_is(make: Make, corruption: Any) -> None:
+    network, x = make(), images(1, 3, 16, 24)
+    masking = "seeded" if corruption is None else "none"
+    extractor = FeatureExtractor(network, (2,), (50,), corruption, masking, normalize="none")
+    assert torch.equal(extractor(x)[0], full_pass(network, x, 50)[2])
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "padded"), [((16, 24), (20, 40)), ((1, 41), (20, 60)), ((21, 3), (40, 20))])
+def test_odd_sizes_are_padded_at_the_lower_right(make: Make, size: tuple, padded: tuple) -> None:
+    extractor = FeatureExtractor(make(), (1, 4), (300,), PatchMasking(patch_size=5))
+    assert extractor.multiple == 20  # of the network's 4 and the patch's 5
+    assert extractor.padded_size(size) == padded
+    x = images(2, 3, *size)
+    edges = [(0, 0), (0, 0), *((0, new - old) for old, new in zip(size, padded, strict=True))]
+    by_hand = torch.from_numpy(np.pad(x.numpy(), edges, mode="edge"))
+    for mine, expected in zip(extractor(x), extractor(by_hand), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_multiple_of_oblong_patches_and_of_masked_noise(make: Make) -> None:
+    assert FeatureExtractor(make(), (1,), (50,), PatchMasking(patch_size=(3, 8))).multiple == 24
+    assert FeatureExtractor(make(), (1,), (50,), MaskedNoise(patch_size=6)).multiple == 12
+    assert FeatureExtractor(make(), (1,), (50,), GaussianNoise()).multiple == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "dims", "size"), [(1, 2, (9, 14)), (1, 3, (5, 8, 9))])
+def test_one_channel_and_volumes(make: Make, channels: int, dims: int, size: tuple) -> None:
+    network = make(spatial_dims=dims, in_channels=channels, channel_mult=(1, 2), attention_resolutions=(2,))
+    extractor = FeatureExtractor(network, (0, 3), (400,), PatchMasking(patch_size=2))
+    maps = extractor(images(2, channels, *size))
+    expected = [info["channels"] for info in extractor.feature_info]
+    assert [f.shape[1] for f in maps] == expected
+    assert sum(expected) == extractor.num_features
+    for f, info in zip(maps, extractor.feature_info, strict=True):
+        assert f.shape[2:] == tuple(n // info["reduction"] for n in extractor.padded_size(size))
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_normalised_stack_has_unit_norm_or_mean_square(make: Make) -> None:
+    x = images(2, 3, 16, 20)
+    for kind in ("global_l2", "rms", "none"):
+        extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize=kind)
+        maps = extractor(x)
+        assert (kind == "none") == torch.equal(maps[0], extractor.raw(x)[0])
+        values = stack([f.double() for f in maps], (16, 20)).flatten(1)
+        size = values.norm(dim=1) if kind == "global_l2" else values.square().mean(1).sqrt()
+        assert torch.allclose(size, torch.ones(2, dtype=torch.float64), rtol=1e-5) == (kind != "none")
+
+
+@torch.no_grad()
+def test_standardised_stack_has_channels_of_zero_mean_and_unit_variance(make: Make) -> None:
+    extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize="standardize")
+    values = stack([f.double() for f in extractor(images(2, 3, 16, 20))], (16, 20)).flatten(2)
+    assert values.mean(2).abs().max() < 1e-5
+    deviation = values.std(2, correction=0)
+    raw = stack([f.double() for f in extractor.raw(images(2, 3, 16, 20))], (16, 20)).flatten(2).var(2, correction=0)
+    assert torch.allclose(deviation, (raw / (raw + 1e-5)).sqrt(), rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_same_image_always_gives_the_same_features(make: Make) -> None:
+    network = make(dropout=0.5)
+    extractor = FeatureExtractor(network, (1, 4), (300, 50), MaskedNoise(patch_size=4))
+    x = images(1, 3, 16, 24)
+    first = extractor(x)
+    torch.manual_seed(99)
+    extractor.train()
+    assert not any(module.training for module in extractor.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    for a, b, c in zip(first, extractor(x), extractor(torch.cat([images(1, 3, 16, 24, seed=5), x])), strict=True):
+        assert torch.equal(a, b)
+        assert_close(a[0], c[1])
+    assert [(i["block"], i["timestep"]) for i in extractor.feature_info] == [(1, 300), (4, 300), (1, 50), (4, 50)]
+    again = FeatureExtractor(network, corruption=extractor.corruption, **extractor.config)
+    assert all(torch.equal(a, b) for a, b in zip(first, again(x), strict=True))
+
+
+def test_remembered_masks_are_bounded_and_drawn_anew_alike(make: Make) -> None:
+    extractor = FeatureExtractor(make(), (1,), (300,), PatchMasking(patch_size=4))
+    x = images(1, 3, 16, 24)
+    first = extractor.corruptions(x, 300)[0].visible
+    for height, width in itertools.product(range(4, 44, 4), range(4, 44, 4)):
+        extractor.prepare((height, width))
+    assert len(extractor._drawn) <= 32
+    assert torch.equal(extractor.corruptions(x, 300)[0].visible, first)
+
+
+def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
+    extractor = FeatureExtractor(make(), (1,), (300,), PatchMasking(patch_size=4))
+    with pytest.raises(UserError, match=r"16x24 pixels are not drawn yet.*extractor.prepare\(size\)"):
+        torch.export.export(extractor, (images(1, 3, 16, 24),))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"blocks": (2, 6)}, r"of which the backbone has 0 to 5, got \(2, 6\)"),
+        ({"blocks": 3}, "blocks must be a list of decoder blocks"),
+        ({"timesteps": "50"}, "timesteps must be a list of numbers from 0 to 999, got '50'"),
+        ({"blocks": ()}, r"got \(\)"),
+        ({"timesteps": (1000,)}, "from 0 to 999"),
+        ({"timesteps": (-1,)}, "from 0 to 999"),
+        ({"timesteps": ()}, "timesteps must be a list"),
+        ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
+        ({"partitions": 1}, "partitions must be at least 2"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"masking": "random"}, "seeded, none, partition, got 'random'"),
+        ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
+        ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),
+        ({"masking": "partition"}, "trained with PatchMasking"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make: Make, arguments: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        FeatureExtractor(make(), **{"blocks": (1,), **arguments})

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from medmdm.corruption import Corruption, GaussianNoise, PatchMasking
+from medmdm.pretrain.preview import Preview, fill_with_mean, preview_grid, score_names
+
+
+class Engine:
+    """What a preview needs of a trainer: it 'restores' by a given function."""
+
+    def __init__(self, restore: Any) -> None:
+        self.state = SimpleNamespace(iteration=10, epoch_length=20, device=torch.device("cpu"))
+        self.restore = restore
+
+
+def crops(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 16, 24), (2, 1, 24, 16), (1, 5, 16, 16), (2, 1, 16, 24, 16)])
+@pytest.mark.parametrize("corruption", [PatchMasking(), GaussianNoise()], ids=["masking", "noise"])
+def test_scores_and_picture(shape: tuple[int, ...], corruption: Corruption, tmp_path: Path) -> None:
+    clean = crops(*shape)
+    preview = Preview(tmp_path, clean, corruption, timesteps=[100, 900])
+    engine = Engine(lambda x_t, t: torch.zeros_like(x_t))
+    preview(engine)
+    scores = engine.state.heldout
+    assert list(scores) == score_names([100, 900])
+    assert scores["ssim_t100"] > scores["ssim_t900"] or corruption.has_noise
+    damaged = preview.damaged[1]
+    guess = torch.zeros_like(clean)
+    if not corruption.has_noise:  # visible pixels are pasted back
+        guess = torch.where(damaged.visible.bool(), clean, guess)
+    expected = [peak_signal_noise_ratio(c.numpy(), g.numpy(), data_range=2) for c, g in zip(clean, guess, strict=True)]
+    assert scores["psnr_t900"] == pytest.approx(np.mean(expected), rel=1e-4)
+    picture = Image.open(tmp_path / "previews" / "step_00000010.png")
+    assert picture.mode == "RGB"
+
+
+def test_a_perfect_network_scores_one_and_damage_is_the_same_each_time(tmp_path: Path) -> None:
+    clean = crops(2, 3, 16, 16)
+    preview = Preview(tmp_path, clean, PatchMasking(), timesteps=[500])
+    seen: list[torch.Tensor] = []
+
+    def restore(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x_t)
+        return clean[len(seen) % 2 - 1 : len(seen) % 2 or None]
+
+    engine = Engine(restore)
+    preview(engine)
+    assert engine.state.heldout["ssim_t500"] == pytest.approx(1)
+    preview(engine)
+    assert torch.equal(seen[0], seen[2])
+    again = Preview(tmp_path, clean, PatchMasking(), timesteps=[500])
+    assert torch.equal(again.damaged[0].x_t, preview.damaged[0].x_t)
+    other = Preview(tmp_path, clean, PatchMasking(), timesteps=[500], seed=1)
+    assert not torch.equal(other.damaged[0].x_t, preview.damaged[0].x_t)
+
+
+def test_fill_with_mean_equals_a_loop() -> None:
+    clean = crops(2, 3, 16, 16)
+    damage = PatchMasking()(clean, torch.tensor([500, 750]), torch.Generator().manual_seed(0))
+    filled = fill_with_mean(clean, damage)
+    for n in range(2):
+        for c in range(3):
+            mean = clean[n, c].mean()
+            for i in range(16):
+                for j in range(16):
+                    expected = clean[n, c, i, j] if damage.visible[n, 0, i, j] else mean
+                    assert float(filled[n, c, i, j]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_grid_keeps_orientation_and_colour() -> None:
+    image = -torch.ones(1, 3, 32, 64)
+    image[0, 0, :8, -16:] = 1  # red in the upper right corner
+    grid = np.asarray(preview_grid([image, image], ["a", "b"], note="note"))
+    scale, cell = 2, 64 * 2 + 4
+    assert grid.shape == (16 + 32 * scale + 4 + 4 + 16, 2 * cell + 4, 3)
+    tile = grid[20 : 20 + 64, 4 : 4 + 128]
+    assert (tile[:16, -32:] == [255, 0, 0]).all()
+    assert (tile[16:] == 0).all()
+    assert (tile[:, :96] == 0).all()

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from medmdm.corruption import FixedTimesteps, GaussianNoise, MaskedNoise, PatchMasking
+from medmdm.errors import UserError, find_user_error
+from medmdm.objectives.target import check_target, restored
+from tests.bundle_runs import OVERLAYS, Workflow
+
+SGD = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 1.0}
+
+
+def train(made: ConfigWorkflow) -> dict[str, torch.Tensor]:
+    """Run a workflow and return the weights it saved."""
+    made.initialize()
+    made.run()
+    path = Path(made.parser["run_dir"]) / "model.pt"
+    return torch.load(path, weights_only=True)["model"]
+
+
+@contextlib.contextmanager
+def raises_user_error(match: str) -> Iterator[None]:
+    """Expect a UserError, also one that MONAI's config parser has wrapped."""
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        yield
+    error = find_user_error(caught.value)
+    assert error is not None, caught.value
+    assert re.search(match, str(error)), error
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_loop_is_what_it_says(workflow: Workflow, tmp_path: Path) -> None:
+    """Three steps equal a loop written here, from the same samples: damage, loss, schedule, clipping, EMA.
+
+    With SGD: where gradients are zero but for rounding, Adam would blow the rounding up to whole steps.
+    """
+    settings: dict[str, Any] = {
+        "max_steps": 3, "network_def#dropout": 0.0, "max_grad_norm": 0.05, "warmup_steps": 2, "optimizer": SGD
+    }  # fmt: skip
+    trained = train(workflow(**settings))
+    again = workflow(**settings, run_dir=str(tmp_path / "other"))
+    again.initialize()
+    parser = again.parser
+    network, dataset = parser.get_parsed_content("network_def"), parser.get_parsed_content("train#dataset")
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    average: dict[str, torch.Tensor] = {}
+    for step in range(3):
+        loss = torch.zeros(())
+        for k in range(4 * step, 4 * step + 4):
+            seed = int(np.random.SeedSequence([0, 1, k]).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(seed)
+            x0 = dataset[k]["image"][None]
+            t = torch.randint(1000, (1,), generator=generator)
+            grid = torch.rand(4, generator=generator).argsort().argsort() < 4 * (1000 - int(t)) // 1000
+            visible = grid.reshape(1, 1, 2, 2).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
+            loss = loss + parser.get_parsed_content("loss_function")(network(x0 * visible, t), x0) / 4
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 0.05)
+        assert norm > 0.05
+        optimizer.param_groups[0]["lr"] = [0, 0.5, 1][step]
+        optimizer.step()
+        beta = min(0.9999, (1 + step) / (10 + step))
+        for name, weight in network.state_dict().items():
+            average[name] = weight.clone() if step == 0 else beta * average[name] + (1 - beta) * weight
+    for name, weight in average.items():
+        assert torch.allclose(weight, trained[name], atol=1e-6), name
+
+
+def test_two_runs_are_bit_identical_and_seeds_differ(workflow: Workflow, tmp_path: Path) -> None:
+    first = train(workflow(max_steps=2))
+    assert same(first, train(workflow(max_steps=2, run_dir=str(tmp_path / "again"))))
+    assert not same(first, train(workflow(max_steps=2, run_dir=str(tmp_path / "other"), seed=1)))
+
+
+def test_micro_batches_give_the_same_step(workflow: Workflow, tmp_path: Path) -> None:
+    settings = {"max_steps": 1, "network_def#dropout": 0.0, "optimizer": SGD}
+    whole = train(workflow(**settings))
+    parts = train(workflow(**settings, accumulation_steps=4, run_dir=str(tmp_path / "parts")))
+    for name in whole:
+        assert torch.allclose(whole[name], parts[name], atol=1e-6), name
+    with raises_user_error("equal parts"):
+        train(workflow(**settings, accumulation_steps=3, run_dir=str(tmp_path / "uneven")))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains_on_the_cpu(workflow: Workflow, dtype: str, tmp_path: Path) -> None:
+    seen = set()
+    made = workflow(max_steps=2, amp_dtype=dtype)
+    made.initialize()
+    trainer = made.parser.get_parsed_content("train#trainer")
+    convolution = trainer.network.input_blocks[1][0].in_layers[2]
+    convolution.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    trainer.run()
+    assert seen == {getattr(torch, dtype)}
+    assert trainer.scaler.is_enabled() == (dtype == "float16")
+    assert all(w.dtype == torch.float32 for w in trainer.network.state_dict().values())
+    assert np.isfinite(pd.read_csv(tmp_path / "run" / "metrics.csv")["loss"].iloc[-1])
+
+
+def test_a_skipped_step_is_not_averaged(workflow: Workflow) -> None:
+    made = workflow(max_steps=2, amp_dtype="float16")
+    made.initialize()
+    trainer = made.parser.get_parsed_content("train#trainer")
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    weight = trainer.network.input_blocks[0][0].weight
+    weight.register_hook(lambda grad: grad * float("inf"))
+    trainer.run()
+    assert same(before, trainer.network.state_dict())
+    assert int(trainer.ema.n_averaged) == 0
+    assert trainer.scaler.get_scale() < 2**16
+
+
+@pytest.mark.parametrize(("what", "where"), [("loss", "loss"), ("gradient", "gradient")])
+def test_non_finite_stops_and_keeps_the_last_checkpoint(
+    workflow: Workflow, what: str, where: str, tmp_path: Path
+) -> None:
+    made = workflow()
+    made.initialize()
+    trainer = made.parser.get_parsed_content("train#trainer")
+
+    @trainer.on(Events.ITERATION_STARTED(once=4))
+    def break_it(engine: Any) -> None:
+        if where == "loss":
+            engine.loss_function = lambda pred, target, visible: pred.mean() * float("nan")
+        else:
+            engine.network.out[2].weight.register_hook(lambda grad: grad * float("nan"))
+
+    with pytest.raises(UserError, match=rf"The {what} became nan at step 4; the last good checkpoint is .*00000002.pt"):
+        trainer.run()
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "step_00000002.pt", weights_only=True)
+    assert kept["step"] == 2
+    assert all(torch.isfinite(w).all() for w in kept["network"].values())
+
+
+@pytest.mark.parametrize(
+    "overlay", ["ddpm_noise", "ddpm_image", "mae", "dae", "mask_and_noise", "amp", "glas", "monuseg", "paper"]
+)
+def test_overlays_run(workflow: Workflow, overlay: str, tmp_path: Path) -> None:
+    # The tiny sizes win over an overlay's; a data set's overlay is given the test's folder and no list.
+    made = workflow(overlay, max_steps=2, preview_timesteps=[250, 999], data_list="none", accumulation_steps=2)
+    train(made)
+    log = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert np.isfinite(log[["loss", "ssim_t999", "psnr_t250"]].iloc[-1]).all()
+
+
+def test_layout_and_compile_switches(workflow: Workflow, tmp_path: Path) -> None:
+    settings = {"max_steps": 1, "network_def#dropout": 0.0, "optimizer": SGD}
+    plain = train(workflow(**settings))
+    other = train(workflow(**settings, channels_last=True, run_dir=str(tmp_path / "b")))
+    for name in plain:
+        assert torch.allclose(plain[name], other[name], atol=1e-6), name
+        assert other[name].is_contiguous()
+    made = workflow(compile=True, run_dir=str(tmp_path / "c"))
+    made.initialize()
+    network = made.parser.get_parsed_content("train#trainer").network
+    assert network._compiled_call_impl is not None
+    assert not any("_orig_mod" in name for name in network.state_dict())
+
+
+def test_any_network_goes_in_and_its_plan_rebuilds_it(workflow: Workflow, tmp_path: Path) -> None:
+    from medmdm.artifacts.pretrained import load_pretrained
+
+    network = {
+        "_target_": "monai.networks.nets.DiffusionModelUNet",
+        "spatial_dims": 2,
+        "in_channels": "@channels",
+        "out_channels": "@channels",
+        "channels": [8, 16],
+        "attention_levels": [False, True],
+        "num_res_blocks": 1,
+        "num_head_channels": 8,
+        "norm_num_groups": 4,
+    }
+    trained = train(workflow(max_steps=2, network_def=network))
+    rebuilt, plan = load_pretrained(tmp_path / "run" / "model.pt")
+    assert same(trained, rebuilt.state_dict())
+    assert plan["network"]["in_channels"] == 3
+    assert plan["steps"] == 2
+
+
+def test_check_properties_is_empty(workflow: Workflow) -> None:
+    made = workflow()
+    made.initialize()
+    assert made.check_properties() == []
+
+
+def test_another_configuration_or_other_images_are_refused(
+    workflow: Workflow, image_folder: Path, tmp_path: Path
+) -> None:
+    train(workflow(max_steps=2))
+    written = (tmp_path / "run" / "model.pt").stat()
+    with raises_user_error(r"differs in max_steps, optimizer#lr\)"):
+        train(workflow(max_steps=3, **{"optimizer#lr": 0.5}))
+    train(workflow(max_steps=2, num_workers=1))  # finished: nothing to do, and workers may change
+    (image_folder / "a.png").unlink()
+    with raises_user_error("the images or their split"):
+        train(workflow(max_steps=2))
+    left = (tmp_path / "run" / "model.pt").stat()
+    assert (left.st_ino, left.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)  # nobody wrote it again
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    workflow: Workflow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = workflow(dry_run=True)
+    made.initialize()
+    made.run()
+    plan = capsys.readouterr().out
+    parameters = sum(p.numel() for p in made.parser.get_parsed_content("network_def").parameters())
+    for word in ("3 to train on", f"{parameters / 1e6:.2f} M parameters", "6,", "s each", "GiB of memory", "disk"):
+        assert word in plan
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ({"max_epochs": 2}, "max_steps"),
+        ({"amp_dtype": "half"}, "amp_dtype must be"),
+        ({"accumulation_steps": 0}, "at least 1"),
+        ({"target": "noise"}, "adds none"),
+        ({"target": "imag"}, "did you mean 'image'"),
+        ({"preview_timesteps": [1000]}, "preview timesteps"),
+        ({"channels": 1}, "channel"),
+    ],
+)
+def test_bad_settings_get_a_sentence_before_the_first_step(
+    workflow: Workflow, override: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    override = {"train#trainer#max_epochs" if k == "max_epochs" else k: v for k, v in override.items()}
+    with raises_user_error(re.escape(sentence)):
+        train(workflow(**override))
+    assert not (tmp_path / "run").exists()
+
+
+def test_restored_inverts_the_corruption() -> None:
+    x0 = torch.rand(2, 1, 8, 8) * 2 - 1
+    t = torch.tensor([10, 600])
+    for corrupt in (GaussianNoise(), MaskedNoise(patch_size=4)):
+        damaged = corrupt(x0, t)
+        image = restored(damaged.noise, damaged.x_t, t, "noise", corrupt)
+        assert torch.allclose(image * damaged.visible, x0 * damaged.visible, atol=1e-4)
+    assert restored(x0, x0, t, "image", PatchMasking()) is x0
+    check_target("image", PatchMasking())
+    assert FixedTimesteps(3)(2).tolist() == [3, 3]
+
+
+def test_every_overlay_is_tested() -> None:
+    tested = {
+        "ddpm_noise",
+        "ddpm_image",
+        "mae",
+        "dae",
+        "mask_and_noise",
+        "amp",
+        "glas",
+        "monuseg",
+        "paper",
+        "multi_gpu",
+    }
+    assert {p.stem for p in OVERLAYS.glob("*.json")} >= tested

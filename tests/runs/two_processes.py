@@ -1,0 +1,33 @@
+"""Under torchrun: take one step of the tiny pre-training and save the gradients that every process holds.
+
+``torchrun --nproc_per_node=2 two_processes.py OUT FILES SETTINGS`` (JSON)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.engines.utils import IterationEvents
+
+from medmdm.runs import processes as distributed
+
+
+def main(out: str, files: str, settings: str) -> None:
+    made = ConfigWorkflow(config_file=json.loads(files), logging_file=False, **json.loads(settings))
+    made.initialize()
+    trainer = made.parser.get_parsed_content("train#trainer")
+
+    @trainer.on(IterationEvents.BACKWARD_COMPLETED)
+    def save(engine: object) -> None:
+        network = distributed.unwrap(trainer.network)
+        torch.save({name: p.grad for name, p in network.named_parameters()}, f"{out}.{distributed.rank()}")
+
+    made.run()
+    made.finalize()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
