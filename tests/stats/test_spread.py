@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medmdm import metrics
+from medmdm import stats
 from medmdm.errors import UserError
 
 
@@ -24,7 +24,7 @@ def study(cases: np.ndarray, draws: np.ndarray, seeds: np.ndarray) -> pd.DataFra
 def test_each_spread_is_that_of_its_own_cause(rng: np.random.Generator) -> None:
     cases, draws, seeds = rng.normal(0.8, 0.1, 12), rng.normal(0, 0.05, 6), rng.normal(0, 0.01, (6, 5))
     seeds -= seeds.mean(1, keepdims=True)
-    found = metrics.spread(study(cases, draws, seeds).sample(frac=1, random_state=0))
+    found = stats.spread(study(cases, draws, seeds).sample(frac=1, random_state=0))
     assert (found.n_cases, found.n_draws, found.n_seeds, found.undefined) == (12, 6, (5, 5), 0)
     assert found.mean == pytest.approx(cases.mean() + draws.mean())
     assert found.case_sd == pytest.approx(cases.std(ddof=1))
@@ -35,21 +35,21 @@ def test_each_spread_is_that_of_its_own_cause(rng: np.random.Generator) -> None:
 def test_seeds_are_not_mistaken_for_draws(rng: np.random.Generator) -> None:
     # Draws make no difference; the means of draws differ all the same, because of the seeds.
     nothing = np.zeros(300)
-    found = metrics.spread(study(np.array([0.8]), nothing, rng.normal(0, 0.03, (300, 3))))
+    found = stats.spread(study(np.array([0.8]), nothing, rng.normal(0, 0.03, (300, 3))))
     assert found.seed_sd == pytest.approx(0.03, rel=0.1)
     assert found.draw_sd < 0.01
     assert math.isnan(found.case_sd)
-    both = metrics.spread(study(np.array([0.8]), rng.normal(0, 0.02, 300), rng.normal(0, 0.03, (300, 3))))
+    both = stats.spread(study(np.array([0.8]), rng.normal(0, 0.02, 300), rng.normal(0, 0.03, (300, 3))))
     assert both.draw_sd == pytest.approx(0.02, rel=0.2)
 
 
 def test_what_was_not_repeated_has_no_spread() -> None:
     table = study(np.array([0.5, 0.7]), np.zeros(1), np.zeros((1, 1)))
-    found = metrics.spread(table)
+    found = stats.spread(table)
     assert (found.mean, found.case_sd) == pytest.approx((0.6, 0.2 / math.sqrt(2)))
     assert math.isnan(found.draw_sd)
     assert math.isnan(found.seed_sd)
-    bare = metrics.spread(table[["case", "value"]]).as_dict()
+    bare = stats.spread(table[["case", "value"]]).as_dict()
     assert bare == found.as_dict()
     assert json.loads(json.dumps(bare, allow_nan=False)) == bare
     assert bare["draw_sd"] is None
@@ -58,7 +58,7 @@ def test_what_was_not_repeated_has_no_spread() -> None:
 def test_uneven_numbers_of_seeds() -> None:
     table = study(np.array([0.5, 0.6]), np.array([0.0, 0.2]), np.array([[0.0, 0.02], [0.0, 9.0]]))
     table = table[(table["draw"] == 0) | (table["seed"] == 0)]
-    found = metrics.spread(table)
+    found = stats.spread(table)
     assert found.n_seeds == (1, 2)
     # Draws count the same: 0.56 and 0.75, not two runs against one.
     assert found.mean == pytest.approx((0.56 + 0.75) / 2)
@@ -69,14 +69,14 @@ def test_uneven_numbers_of_seeds() -> None:
 
 def test_cases_that_a_run_lacks_are_left_out_and_counted() -> None:
     table = study(np.array([0.5, 0.6, 0.7, 0.8]), np.array([0.0, 0.1]), np.zeros((2, 2)))
-    expected = metrics.spread(table[table["case"].isin(["c2", "c3"])])
+    expected = stats.spread(table[table["case"].isin(["c2", "c3"])])
     table.loc[(table["case"] == "c0") & (table["draw"] == 1), "value"] = [math.nan, math.inf]
     table = table.drop(table.index[(table["case"] == "c1") & (table["draw"] == 0) & (table["seed"] == 1)])
-    found = metrics.spread(table)
+    found = stats.spread(table)
     assert (found.n_cases, found.undefined) == (2, 2)
     assert found.mean == pytest.approx(expected.mean)
     assert found.draw_sd == pytest.approx(expected.draw_sd)
-    nothing = metrics.spread(table.assign(value=math.nan))
+    nothing = stats.spread(table.assign(value=math.nan))
     assert (nothing.n_cases, nothing.undefined) == (0, 4)
     assert math.isnan(nothing.mean)
     assert math.isnan(nothing.draw_sd)
@@ -86,8 +86,8 @@ def test_cases_that_a_run_lacks_are_left_out_and_counted() -> None:
 def test_unusable_tables() -> None:
     table = study(np.array([0.5, 0.7]), np.zeros(1), np.zeros((1, 1)))
     with pytest.raises(UserError, match="no column 'dice': it has case, draw, seed, value"):
-        metrics.spread(table, value="dice")
+        stats.spread(table, value="dice")
     with pytest.raises(UserError, match="Case 'c0' occurs twice"):
-        metrics.spread(pd.concat([table, table.iloc[:1]]))
+        stats.spread(pd.concat([table, table.iloc[:1]]))
     with pytest.raises(UserError, match="no rows"):
-        metrics.spread(table.iloc[:0])
+        stats.spread(table.iloc[:0])
