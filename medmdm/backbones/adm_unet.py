@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medmdm.backbones.arguments import check_arguments
+from medmdm.backbones.base import BlockNetwork
 from medmdm.backbones.layers import (
     AttentionBlock,
     ConditionedBlock,
@@ -24,14 +25,14 @@ from medmdm.backbones.layers import (
     sinusoidal_embedding,
     with_zero_weights,
 )
-from medmdm.components import buildable
+from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
 __all__ = ["ADMUNet"]
 
 
 @buildable
-class ADMUNet(nn.Module):
+class ADMUNet(BlockNetwork):
     """A U-Net with residual blocks and self-attention, conditioned on the timestep.
 
     Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, in the form that Pan, Chen and Shi
@@ -90,25 +91,7 @@ class ADMUNet(nn.Module):
         conv_resample: bool = True,
         use_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        self._config: dict[str, Any] = {
-            "spatial_dims": spatial_dims,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "model_channels": model_channels,
-            "channel_mult": list(channel_mult),
-            "num_res_blocks": num_res_blocks,
-            "attention_resolutions": list(attention_resolutions),
-            "num_heads": num_heads,
-            "num_head_channels": num_head_channels,
-            "use_scale_shift_norm": use_scale_shift_norm,
-            "resblock_updown": resblock_updown,
-            "dropout": dropout,
-            "num_classes": num_classes,
-            "use_new_attention_order": use_new_attention_order,
-            "conv_resample": conv_resample,
-            "use_checkpoint": use_checkpoint,
-        }
+        super().__init__(declared(locals()), 2 ** max(len(channel_mult) - 1, 0))
         check_arguments(**self._config)
         self.use_checkpoint = use_checkpoint
         widths = [round(multiple * model_channels) for multiple in channel_mult]
@@ -150,7 +133,6 @@ class ADMUNet(nn.Module):
         )
 
         self.output_blocks = nn.ModuleList()
-        self._feature_info: list[dict[str, int]] = []
         for level, width in reversed(list(enumerate(widths))):
             for index in range(num_res_blocks + 1):
                 layers = [residual(channels + skipped.pop(), width)]
@@ -165,7 +147,7 @@ class ADMUNet(nn.Module):
                     )
                     layers.append(up)
                     reduction //= 2
-                self._feature_info.append({"block": len(self.output_blocks), "channels": width, "reduction": reduction})
+                self.add_block(width, reduction)
                 self.output_blocks.append(ConditionedBlock(layers))
                 channels = width
 
@@ -174,21 +156,6 @@ class ADMUNet(nn.Module):
             nn.SiLU(),
             with_zero_weights(convolution(spatial_dims, channels, out_channels)),
         )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON."""
-        return {key: list(value) if isinstance(value, list) else value for key, value in self._config.items()}
-
-    @property
-    def feature_info(self) -> list[dict[str, int]]:
-        """For each decoder block its number, the channels of its output and how much smaller that is than the input."""
-        return [dict(info) for info in self._feature_info[: len(self.output_blocks)]]
-
-    @property
-    def reduction(self) -> int:
-        """The total down-sampling rate; it divides the size of every input."""
-        return int(2 ** (len(self._config["channel_mult"]) - 1))
 
     def truncated(self, last_block: int) -> ADMUNet:
         """Return this network without all that :meth:`features` of blocks up to ``last_block`` does not need.
@@ -211,6 +178,7 @@ class ADMUNet(nn.Module):
         # The containers are copied, so that taking a module out of one network leaves the other whole.
         part.__dict__.update({key: copy.copy(v) if isinstance(v, dict) else v for key, v in self.__dict__.items()})
         part.output_blocks = nn.ModuleList(list(self.output_blocks)[: last_block + 1])
+        part._feature_info = self._feature_info[: last_block + 1]
         part.out = None
         return part
 
@@ -251,11 +219,7 @@ class ADMUNet(nn.Module):
         Raises:
             UserError: if a block does not exist, none is asked for, or an input does not fit.
         """
-        total = len(self.output_blocks)
-        wrong = [block for block in blocks if block not in range(total)]
-        if wrong or not blocks:
-            what = f"there is no block {wrong[0]!r}" if wrong else "no block is asked for"
-            raise UserError(f"features: {what}; this network has the decoder blocks 0 to {total - 1}.")
+        self.check_blocks(blocks)
         _, kept = self._decode(x, timesteps, y, range(max(blocks) + 1), keep=blocks)
         return [kept[block] for block in blocks]
 
@@ -263,7 +227,10 @@ class ADMUNet(nn.Module):
         self, x: Tensor, timesteps: Tensor, y: Tensor | None, run: range, keep: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the encoder and the decoder blocks in ``run``; return the last output and those to ``keep``."""
-        self._check_inputs(x, timesteps, y)
+        if (y is None) != (self.label_emb is None):
+            need = "needs class numbers y" if y is None else "is not class-conditional and takes no y"
+            raise UserError(f"ADMUNet: this network {need}.")
+        self.check_inputs(x, timesteps)
         embedding = sinusoidal_embedding(timesteps, self._config["model_channels"])
         embedding = self.time_embed(embedding.to(x.dtype))
         if self.label_emb is not None:
@@ -286,24 +253,3 @@ class ADMUNet(nn.Module):
         if self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(block, h, embedding, use_reentrant=False)
         return block(h, embedding)
-
-    def _check_inputs(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
-        if (y is None) != (self.label_emb is None):
-            need = "needs class numbers y" if y is None else "is not class-conditional and takes no y"
-            raise UserError(f"ADMUNet: this network {need}.")
-        if torch.jit.is_tracing():
-            return  # a traced shape is a tensor: the comparisons below would warn and be frozen
-        dims, channels = self._config["spatial_dims"], self._config["in_channels"]
-        if x.ndim != dims + 2 or x.shape[1] != channels:
-            axes = "height, width" if dims == 2 else "depth, height, width"
-            raise UserError(f"ADMUNet: x has the shape {tuple(x.shape)}, expected [batch, {channels}, {axes}].")
-        if any(size % self.reduction for size in x.shape[2:]):
-            raise UserError(
-                f"ADMUNet: the spatial size {tuple(x.shape[2:])} is not divisible by {self.reduction}, the total "
-                f"down-sampling rate of {len(self._config['channel_mult'])} levels; crop or pad the input."
-            )
-        if timesteps.shape != x.shape[:1]:
-            raise UserError(
-                f"ADMUNet: timesteps have the shape {tuple(timesteps.shape)}, expected one for each of the "
-                f"{x.shape[0]} images of the batch."
-            )

@@ -30,7 +30,6 @@ __all__ = [
     "stack",
     "standardization",
     "sum_products",
-    "sums",
     "upsample",
 ]
 
@@ -199,12 +198,6 @@ def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tenso
         weights = torch.stack(share, dim=1).to(f.dtype)
         columns.append(F.embedding_bag(torch.stack(index, dim=1), flat, per_sample_weights=weights, mode="sum"))
     return torch.cat(columns, dim=1)
-
-
-def sums(maps: Sequence[Tensor], size: Sequence[int], crop: Sequence[int] | None = None) -> Tensor:
-    """Return ``sum_p x_p`` over the pixels of one image, ``[sum C_i]`` in float64; arguments as for :func:`gram`."""
-    ones = torch.ones((1, *(size if crop is None else crop)), dtype=torch.float64, device=maps[0].device)
-    return sum_products(maps, ones, size)[:, 0]
 
 
 def sum_products(maps: Sequence[Tensor], targets: Tensor, size: Sequence[int]) -> Tensor:
