@@ -30,17 +30,17 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         no up-sampling), it is left out and the constructor's default holds. The invisible ones are not included.
 
     Raises:
-        UserError: if a parameter that every such network has is missing; the message has no file name yet.
+        UserError: if a parameter that every such network has is missing.
     """
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in state:
-            raise UserError(f"it is not an ADM U-Net (guided diffusion): the parameter {name!r} is missing")
+            raise UserError(f"it is not an ADM U-Net (guided diffusion): the parameter {name!r} is missing.")
         return tuple(state[name].shape)
 
     first, embedding, last = shape("input_blocks.0.0.weight"), shape("time_embed.0.weight"), shape("out.2.weight")
     if len(first) not in (4, 5) or len(embedding) != 2 or not last:
-        raise UserError(f"it is not an ADM U-Net: 'input_blocks.0.0.weight' has the shape {first}")
+        raise UserError(f"it is not an ADM U-Net: 'input_blocks.0.0.weight' has the shape {first}.")
     model_channels = embedding[1]
     config: dict[str, Any] = {
         "spatial_dims": len(first) - 2,
@@ -65,7 +65,7 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     levels = max(resizing.values()) + 1
     per_level, rest = divmod(total, levels)
     if rest or per_level < 2:
-        raise UserError(f"it is not an ADM U-Net: {total} output blocks do not make {levels} levels")
+        raise UserError(f"it is not an ADM U-Net: {total} output blocks do not make {levels} levels.")
     config["num_res_blocks"] = per_level - 1
 
     widths, attention = [], []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import find, instantiate
 from medmdm.errors import UserError
 
-__all__ = ["build", "fill", "find_state", "first_of", "read_checkpoint"]
+__all__ = ["build", "fill", "find_state", "first_of", "naming", "read_checkpoint"]
 
 #: Where training programs put the state dict, averaged weights first.
 WRAPPERS = ("ema", "state_dict", "model")
@@ -67,28 +68,32 @@ def find_state(content: Any) -> dict[str, Tensor] | None:
     return state
 
 
-def build(path: Path, config: Mapping[str, Any], trust: bool = False) -> nn.Module:
-    """Make the network that a file describes, with the file named in whatever is wrong with it.
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in what is said of its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def build(config: Mapping[str, Any], trust: bool = False) -> nn.Module:
+    """Make the network that a file describes.
 
     An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights to overwrite them takes
     seconds.
 
     Args:
-        path: the file.
         config: ``_target_`` and arguments; what else begins with ``_`` is not looked at.
         trust: as for :func:`medmdm.components.find`.
     """
-    try:
-        make = find(config.get("_target_"), trust)
-        arguments = {key: value for key, value in config.items() if key[:1] != "_"}
-        with torch.device("meta") if make is ADMUNet else nullcontext():
-            network: nn.Module = instantiate({"_target_": config["_target_"], **arguments}, trust, nn.Module)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    config = {key: value for key, value in config.items() if key == "_target_" or key[:1] != "_"}
+    with torch.device("meta") if find(config.get("_target_"), trust) is ADMUNet else nullcontext():
+        network: nn.Module = instantiate(config, trust, nn.Module)
     return network
 
 
-def fill(path: Path, network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Load a state dict into the network that :func:`build` made for it, in evaluation mode.
 
     Raises:
@@ -108,7 +113,7 @@ def fill(path: Path, network: nn.Module, state: Mapping[str, Tensor]) -> nn.Modu
     }
     told = [f"{len(names)} parameters {kind} ({first_of(names)})" for kind, names in differences.items() if names]
     if told:
-        raise UserError(f"{path}: the weights do not fit the network: {', '.join(told)}{_advice(network, state)}.")
+        raise UserError(f"the weights do not fit the network: {', '.join(told)}{_advice(network, state)}.")
     if isinstance(network, ADMUNet):
         network.to_empty(device="cpu")  # all it holds is in its state dict
     network.load_state_dict(state)
