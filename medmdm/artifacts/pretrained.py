@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmdm.artifacts.published import INVISIBLE, infer_config
-from medmdm.artifacts.weights import build, fill, find_state, first_of, naming, read_checkpoint
+from medmdm.artifacts.weights import INVISIBLE, build, fill, find_state, first_of, infer_config, naming, read_checkpoint
 from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import save_torch

@@ -80,36 +80,13 @@ class MONAIDiffusionBackbone(BlockNetwork):
                 self.add_block(width, reduction)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """Predict the clean image, or the noise, from a corrupted image.
-
-        Args:
-            x: ``[B, in_channels, *spatial]``; sizes are multiples of :attr:`reduction`.
-            timesteps: ``[B]``.
-
-        Returns:
-            ``[B, out_channels, *spatial]``.
-
-        Raises:
-            UserError: a shape does not fit.
-        """
+        """See :meth:`BlockNetwork.forward`."""
         self.check_inputs(x, timesteps)
         output: Tensor = self.network(x, timesteps)
         return output
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """Return the outputs of some decoder blocks; nothing after the last of them is computed.
-
-        Args:
-            x: as in :meth:`forward`.
-            timesteps: as in :meth:`forward`.
-            blocks: numbers of decoder blocks, in any order.
-
-        Returns:
-            ``[B, C_i, *spatial_i]`` for each of ``blocks`` in the order asked for; see :attr:`feature_info`.
-
-        Raises:
-            UserError: a block does not exist, none is asked for, or an input does not fit.
-        """
+        """See :meth:`BlockNetwork.features`."""
         self.check_blocks(blocks)
         self.check_inputs(x, timesteps)
         unet = self.network

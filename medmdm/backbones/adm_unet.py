@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medmdm.backbones.arguments import check_arguments
 from medmdm.backbones.base import BlockNetwork
 from medmdm.backbones.layers import (
     AttentionBlock,
@@ -92,7 +91,7 @@ class ADMUNet(BlockNetwork):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__(declared(locals()), 2 ** max(len(channel_mult) - 1, 0))
-        check_arguments(**self._config)
+        _check_arguments(**self._config)
         self.use_checkpoint = use_checkpoint
         widths = [round(multiple * model_channels) for multiple in channel_mult]
         last = len(widths) - 1
@@ -104,6 +103,9 @@ class ADMUNet(BlockNetwork):
         def attention(width: int) -> AttentionBlock:
             heads = num_heads if num_head_channels == -1 else width // num_head_channels
             return AttentionBlock(width, heads, use_new_attention_order)
+
+        def resized(width: int, resample: Any, layer: type[nn.Module]) -> nn.Module:
+            return residual(width, width, resample) if resblock_updown else layer(spatial_dims, width, conv_resample)
 
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, embedding_channels), nn.SiLU(), nn.Linear(embedding_channels, embedding_channels)
@@ -122,10 +124,7 @@ class ADMUNet(BlockNetwork):
                 channels = width
                 skipped.append(width)
             if level < last:
-                down = (
-                    residual(width, width, halve) if resblock_updown else Downsample(spatial_dims, width, conv_resample)
-                )
-                self.input_blocks.append(ConditionedBlock([down]))
+                self.input_blocks.append(ConditionedBlock([resized(width, halve, Downsample)]))
                 skipped.append(width)
 
         self.middle_block = ConditionedBlock(
@@ -140,12 +139,7 @@ class ADMUNet(BlockNetwork):
                 if reduction in attention_resolutions:
                     layers.append(attention(width))
                 if level > 0 and index == num_res_blocks:
-                    up = (
-                        residual(width, width, double)
-                        if resblock_updown
-                        else Upsample(spatial_dims, width, conv_resample)
-                    )
-                    layers.append(up)
+                    layers.append(resized(width, double, Upsample))
                     reduction //= 2
                 self.add_block(width, reduction)
                 self.output_blocks.append(ConditionedBlock(layers))
@@ -183,19 +177,7 @@ class ADMUNet(BlockNetwork):
         return part
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict the clean image, or the noise, from a corrupted image.
-
-        Args:
-            x: ``[B, in_channels, *spatial]``, usually in [-1, 1]; sizes are multiples of :attr:`reduction`.
-            timesteps: ``[B]``, integers or floats, usually in ``[0, 1000)``.
-            y: ``[B]`` class numbers of a class-conditional network.
-
-        Returns:
-            ``[B, out_channels, *spatial]``.
-
-        Raises:
-            UserError: if a shape does not fit, ``y`` is missing or superfluous, or the network was truncated.
-        """
+        """See :meth:`BlockNetwork.forward`; ``y``: ``[B]`` class numbers of a class-conditional network."""
         if self.out is None:
             raise UserError(
                 f"ADMUNet: this network was truncated after decoder block {len(self.output_blocks) - 1}: it gives "
@@ -205,20 +187,7 @@ class ADMUNet(BlockNetwork):
         return self.out(h)
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int], y: Tensor | None = None) -> list[Tensor]:
-        """Return the outputs of some decoder blocks; nothing after the last of them is computed.
-
-        Args:
-            x: as in :meth:`forward`.
-            timesteps: as in :meth:`forward`.
-            blocks: numbers of decoder blocks, in any order.
-            y: as in :meth:`forward`.
-
-        Returns:
-            ``[B, C_i, *spatial_i]`` for each of ``blocks`` in the order asked for; see :attr:`feature_info`.
-
-        Raises:
-            UserError: if a block does not exist, none is asked for, or an input does not fit.
-        """
+        """See :meth:`BlockNetwork.features`; ``y`` as in :meth:`forward`."""
         self.check_blocks(blocks)
         _, kept = self._decode(x, timesteps, y, range(max(blocks) + 1), keep=blocks)
         return [kept[block] for block in blocks]
@@ -253,3 +222,56 @@ class ADMUNet(BlockNetwork):
         if self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(block, h, embedding, use_reentrant=False)
         return block(h, embedding)
+
+
+def _check_arguments(
+    *,
+    spatial_dims: int,
+    model_channels: int,
+    channel_mult: list[float],
+    attention_resolutions: list[int],
+    num_heads: int,
+    num_head_channels: int,
+    dropout: float,
+    **others: Any,
+) -> None:
+    """Raise a :class:`UserError` for the first argument that is out of range or contradicts another."""
+    if spatial_dims not in (2, 3):
+        raise UserError(f"ADMUNet: spatial_dims is {spatial_dims!r}, expected 2 or 3.")
+    counts = {"model_channels": model_channels, "num_heads": num_heads}
+    counts |= {key: others[key] for key in ("in_channels", "out_channels", "num_res_blocks")}
+    if others["num_classes"] is not None:
+        counts["num_classes"] = others["num_classes"]
+    for key, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"ADMUNet: {key} is {value!r}, expected a whole number of at least 1.")
+    if not 0 <= dropout < 1:
+        raise UserError(f"ADMUNet: dropout is {dropout!r}, expected a probability in [0, 1).")
+    if not channel_mult:
+        raise UserError("ADMUNet: channel_mult is empty, expected one number for each level.")
+
+    widths = [multiple * model_channels for multiple in channel_mult]
+    for width in widths:
+        if width < 32 or abs(width / 32 - round(width / 32)) > 1e-6:
+            raise UserError(
+                f"ADMUNet: model_channels {model_channels} with channel_mult {channel_mult} makes a level of {width:g} "
+                "channels; group normalisation with 32 groups needs multiples of 32."
+            )
+    rates = [2**level for level in range(len(channel_mult))]
+    for rate in attention_resolutions:
+        if rate not in rates:
+            raise UserError(
+                f"ADMUNet: attention_resolutions holds {rate!r}, but the {len(rates)} levels of channel_mult have the "
+                f"down-sampling rates {rates} (rates, not sizes in pixels)."
+            )
+    if num_head_channels != -1 and (not isinstance(num_head_channels, int) or num_head_channels < 1):
+        raise UserError(
+            f"ADMUNet: num_head_channels is {num_head_channels!r}, expected at least 1, or -1 to use num_heads."
+        )
+    key, divisor = ("num_heads", num_heads) if num_head_channels == -1 else ("num_head_channels", num_head_channels)
+    for rate, width in zip(rates, widths, strict=True):
+        if (rate in attention_resolutions or rate == rates[-1]) and round(width) % divisor:
+            raise UserError(
+                f"ADMUNet: {key} {divisor} does not divide the {width:g} channels of the level with attention at "
+                f"down-sampling rate {rate}."
+            )

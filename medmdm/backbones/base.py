@@ -38,6 +38,37 @@ class BlockNetwork(nn.Module):
         """For each decoder block its number, the channels of its output and how much smaller that is than the input."""
         return copy.deepcopy(self._feature_info)
 
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Predict the clean image, or the noise, from a corrupted image.
+
+        Args:
+            x: ``[B, in_channels, *spatial]``, usually in [-1, 1]; sizes are multiples of :attr:`reduction`.
+            timesteps: ``[B]``, integers or floats, usually in ``[0, 1000)``.
+
+        Returns:
+            ``[B, out_channels, *spatial]``.
+
+        Raises:
+            UserError: a shape does not fit.
+        """
+        raise NotImplementedError
+
+    def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Return the outputs of some decoder blocks; nothing after the last of them is computed.
+
+        Args:
+            x: as in :meth:`forward`.
+            timesteps: as in :meth:`forward`.
+            blocks: numbers of decoder blocks, in any order.
+
+        Returns:
+            ``[B, C_i, *spatial_i]`` for each of ``blocks`` in the order asked for; see :attr:`feature_info`.
+
+        Raises:
+            UserError: a block does not exist, none is asked for, or an input does not fit.
+        """
+        raise NotImplementedError
+
     def add_block(self, channels: int, reduction: int) -> None:
         """Count one more decoder block."""
         self._feature_info.append({"block": len(self._feature_info), "channels": channels, "reduction": reduction})

@@ -40,30 +40,6 @@ def full_pass(network: ADMUNet, x: Tensor, t: int) -> list[Tensor]:
 # --- stopping after the last used block ------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def test_a_stopped_pass_equals_the_full_pass_on_every_block(make: Make) -> None:
-    network, x = make(), images(2, 3, 16, 24)
-    expected = full_pass(network, x, 50)
-    assert len(expected) == 6
-    time = torch.full((2,), 50)
-    for block, full in enumerate(expected):
-        assert full.std() > 0.05
-        assert torch.equal(network.features(x, time, [block])[0], full)
-        assert torch.equal(network.truncated(block).features(x, time, [block])[0], full)
-    for mine, block in zip(network.features(x, time, [4, 1, 3]), [4, 1, 3], strict=True):
-        assert torch.equal(mine, expected[block])
-
-
-@torch.no_grad()
-def test_nothing_after_the_last_block_is_run(make: Make) -> None:
-    network = make()
-    ran: list[int] = []
-    for number, block in enumerate(network.output_blocks):
-        block.register_forward_hook(lambda *_, n=number: ran.append(n))
-    network.features(images(1, 3, 8, 8), torch.tensor([0]), [1, 3])
-    assert ran == [0, 1, 2, 3]
-
-
 def test_a_truncated_network_shares_and_rebuilds(make: Make) -> None:
     network = make()
     before = list(network.state_dict())
