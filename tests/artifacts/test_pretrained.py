@@ -222,12 +222,6 @@ def test_half_precision_weights_become_float32(published, tmp_path: Path) -> Non
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
-def test_volumes_one_channel_and_classes(make, tmp_path: Path) -> None:
-    network = make(spatial_dims=3, in_channels=1, out_channels=2, num_classes=3, num_head_channels=64)
-    torch.save(network.state_dict(), tmp_path / "published.pt")
-    assert load_network(tmp_path / "published.pt").config == network.config
-
-
 def test_convert_settles_the_configuration(published, tmp_path: Path) -> None:
     network, path = published
     ours = tmp_path / "deep" / "model.pt"

@@ -106,8 +106,3 @@ def test_a_network_without_features_is_refused() -> None:
     network = UNet(2, 3, 3, (4, 8), (2,))
     with pytest.raises(UserError, match="UNet has no features"):
         make_extractor((network, {"corruption": to_config(PatchMasking())}))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.pt: there is no such file"):
-        make_extractor(tmp_path / "model.pt")
