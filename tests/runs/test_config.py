@@ -217,7 +217,8 @@ def test_an_overlay_of_0_1_goes_on_working(workflow: Workflow, tmp_path: Path) -
         "loss_function": {"_target_": "medmdm.losses.MSELoss"},
         "network_def": {
             "_target_": "medmdm.networks.ADMUNet", "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
-            "attention_resolutions": [2], "num_head_channels": 16, "in_channels": "@channels", "out_channels": "@channels",
+            "attention_resolutions": [2], "num_head_channels": 16, "in_channels": "@channels",
+            "out_channels": "@channels",
         },
         "ema": {"_target_": "medmdm.engines.EMA", "model": "@network", "decay": "@ema_decay"},
     }  # fmt: skip
