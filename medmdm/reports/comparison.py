@@ -16,6 +16,7 @@ from medmdm.errors import UserError, nearest
 from medmdm.reports.definitions import METRICS
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.rendering import flat
 from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
@@ -225,18 +226,15 @@ def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping
 
 def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return what the protocols say differently, which is what the comparison compares."""
-    flat = [dict(_flat(run.evaluation.protocol)) for run in runs]
-    keys = dict.fromkeys(key for protocol in flat for key in protocol)
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    protocols = [{key: text(value) for key, value in flat(run.evaluation.protocol)} for run in runs]
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
     rows = []
     for key in keys:
-        values = [protocol.get(key) for protocol in flat]
+        values = [protocol.get(key) for protocol in protocols]
         if any(value != values[0] for value in values):
             rows.append({"what": key, **{run.letter: value for run, value in zip(runs, values, strict=True)}})
     return rows
-
-
-def _flat(content: Any, name: str = "") -> list[tuple[str, str]]:
-    if isinstance(content, Mapping) and content:
-        inner = [(f"{name}.{key}" if name else str(key), value) for key, value in content.items()]
-        return [fact for key, value in inner for fact in _flat(value, key)]
-    return [(name, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))]

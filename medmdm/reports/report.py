@@ -11,12 +11,12 @@ from pathlib import Path
 from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
-from medmdm.reports.markdown import make_markdown
 from medmdm.reports.page import make_page
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case, write_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.rendering import render
 from medmdm.reports.scoring import Excluded, ScoredCase, Scores, score_cases
-from medmdm.reports.summary import SUMMARY_FILE, make_summary
+from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
 from medmdm.reports.wording import counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
@@ -81,7 +81,7 @@ class Report:
         """
         if self.strict and scores.excluded:
             others = len(scores.excluded) - 1
-            more = f" ({counted(others, 'more case')} {'is' if others == 1 else 'are'} wrong)" if others else ""
+            more = f" ({counted(others, 'more case', 'is', 'are')} wrong)" if others else ""
             raise UserError(f"{scores.excluded[0].reason}{more}: correct it, or report without strict")
         pseudonyms = Pseudonyms([case.patient for case in evaluation.cases], self.keep_patient_ids)
         summary = make_summary(evaluation, scores, pseudonyms)
@@ -91,7 +91,8 @@ class Report:
         if scores.source == "masks":
             write_per_case(shown, folder / PER_CASE_FILE)
         save_json(summary, folder / SUMMARY_FILE)
-        atomic_write(folder / MARKDOWN_FILE, make_markdown(summary))
+        headlines = headline_keys(summary["scores"])
+        atomic_write(folder / MARKDOWN_FILE, render("summary.md.j2", summary=summary, headlines=headlines))
         atomic_write(folder / PAGE_FILE, make_page(summary, shown.cases))
         for one in shown.excluded:
             logger.warning(one.reason)
