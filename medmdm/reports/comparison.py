@@ -21,7 +21,7 @@ from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
 from medmdm.runs.record import Evaluation
-from medmdm.stats.comparison import holm, paired
+from medmdm.stats.comparison import paired, with_holm
 from medmdm.stats.statistics import json_ready, summarise
 
 __all__ = ["LEVEL", "Run", "compare", "load_runs"]
@@ -109,9 +109,8 @@ def compare(
         for key in keys:
             outcome = paired(values[key][i], values[key][j], patients, higher_is_better=not METRICS[key].distance)
             found.append({"a": a.letter, "b": b.letter, "metric": key, **outcome.as_dict()})
-    p_values = [math.nan if one["p_value"] is None else one["p_value"] for one in found]
-    for one, adjusted in zip(found, holm(p_values), strict=True):
-        one["p_holm"] = None if math.isnan(adjusted) else float(adjusted)
+    found = with_holm(found)
+    for one in found:
         one["verdict"] = _verdict(one, METRICS[one["metric"]].distance)
     everyone = dict.fromkeys(case.name for run in runs for case in run.evaluation.cases)
     left_out = [name for name in everyone if name not in set(names)]
@@ -122,7 +121,7 @@ def compare(
         "runs": [_run_record(run) for run in runs],
         "distance_unit": runs[0].scores.ruler.unit,
         "metrics": keys,
-        "tests": sum(not math.isnan(p) for p in p_values),
+        "tests": sum(one["p_value"] is not None for one in found),
         "cases": len(names),
         "left_out": left_out,
         "notes": _notes(runs, left_out, found),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmdm.stats.comparison import Comparison, holm, paired, sign_flip_test
+from medmdm.stats.comparison import Comparison, holm, paired, sign_flip_test, with_holm
 from medmdm.stats.intervals import bca_interval, t_interval
 from medmdm.stats.paper import PAPER_LABELS, paper_block
 from medmdm.stats.selective import RiskCoverage, risk_coverage
@@ -27,4 +27,5 @@ __all__ = [
     "subgroups",
     "summarise",
     "t_interval",
+    "with_holm",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from medmdm.stats.intervals import CONFIDENCE, bca_interval, t_interval
 from medmdm.stats.statistics import json_ready
 from medmdm.stats.units import independent_units
 
-__all__ = ["Comparison", "holm", "paired", "sign_flip_test"]
+__all__ = ["Comparison", "holm", "paired", "sign_flip_test", "with_holm"]
 
 EXACT_UP_TO = 16  # pairs whose 65 536 combinations of signs are all tried
 RESAMPLES = 9999
@@ -195,3 +195,15 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
     return adjusted
+
+
+def with_holm(outcomes: Iterable[Mapping[str, Any]], key: str = "p_value") -> list[dict[str, Any]]:
+    """Return outcomes of one table with ``p_holm`` added, the p-value corrected for the number of tests in it.
+
+    Args:
+        outcomes: each with a p-value, ``None`` where there was no test.
+        key: of that p-value.
+    """
+    rows = [dict(outcome) for outcome in outcomes]
+    adjusted = holm([math.nan if row[key] is None else row[key] for row in rows]).tolist()
+    return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
