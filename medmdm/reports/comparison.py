@@ -21,8 +21,7 @@ from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
 from medmdm.runs.record import Evaluation
-from medmdm.stats.comparison import paired, with_holm
-from medmdm.stats.statistics import json_ready, summarise
+from medmdm.stats import json_ready, paired, summarise, with_holm
 
 __all__ = ["LEVEL", "Run", "compare", "load_runs"]
 

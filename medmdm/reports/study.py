@@ -11,8 +11,7 @@ import pandas as pd
 from medmdm.errors import UserError, nearest
 from medmdm.reports.rendering import render
 from medmdm.runs.record import Provenance
-from medmdm.stats import paired, spread, with_holm
-from medmdm.stats.statistics import json_ready, summarise
+from medmdm.stats import json_ready, paired, spread, summarise, with_holm
 
 __all__ = ["read_study", "study_table", "summarise_study"]
 

@@ -16,9 +16,7 @@ from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
 from medmdm.runs.record import Evaluation
-from medmdm.stats.paper import paper_block
-from medmdm.stats.selective import risk_coverage
-from medmdm.stats.statistics import count_empty, json_ready, subgroups, summarise
+from medmdm.stats import count_empty, json_ready, paper_block, risk_coverage, subgroups, summarise
 
 __all__ = ["HEADLINES", "SUMMARY_FILE", "headline_keys", "make_summary", "summary_schema"]
 
