@@ -12,14 +12,13 @@ import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from medmdm.reports import wording
-from medmdm.reports.definitions import METRICS
+from medmdm.reports.definitions import METRICS, asset
 
 __all__ = ["environment", "flat", "render"]
 
@@ -58,7 +57,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals["asset"] = _asset
+    templates.globals["asset"] = lambda name: Markup(asset(name))
     templates.tests |= {"nan": math.isnan, "infinite": math.isinf}
     templates.filters |= {
         "number": wording.number_text,
@@ -86,10 +85,6 @@ def environment() -> Environment:
         "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
     }
     return templates
-
-
-def _asset(name: str) -> Markup:
-    return Markup(resources.files("medmdm.reports").joinpath(f"assets/{name}").read_text(encoding="utf-8"))
 
 
 def _data_uri(picture: bytes) -> Markup:

@@ -15,7 +15,7 @@ from medmdm.reports.page import make_page
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case, write_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import render
-from medmdm.reports.scoring import Excluded, ScoredCase, Scores, score_cases
+from medmdm.reports.scoring import Scores, score_cases
 from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
 from medmdm.reports.wording import counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
@@ -127,17 +127,16 @@ def write_report(
 
 def _pseudonymous(scores: Scores, pseudonyms: Pseudonyms) -> Scores:
     """Return the scores without patient ids."""
-
-    def case(one: ScoredCase) -> ScoredCase:
-        return replace(
-            one,
-            name=pseudonyms.clean(one.name),
-            patient=pseudonyms.name(one.patient),
-            columns={pseudonyms.clean(key): pseudonyms.clean(value) for key, value in one.columns.items()},
-            files=(pseudonyms.clean(one.files[0]), pseudonyms.clean(one.files[1])),
+    clean = pseudonyms.clean
+    cases = [
+        replace(
+            case,
+            name=clean(case.name),
+            patient=pseudonyms.name(case.patient),
+            columns={clean(key): clean(value) for key, value in case.columns.items()},
+            files=(clean(case.files[0]), clean(case.files[1])),
         )
-
-    excluded = [
-        Excluded(pseudonyms.clean(one.name), one.number, pseudonyms.clean(one.reason)) for one in scores.excluded
+        for case in scores.cases
     ]
-    return replace(scores, cases=[case(one) for one in scores.cases], excluded=excluded)
+    excluded = [replace(one, name=clean(one.name), reason=clean(one.reason)) for one in scores.excluded]
+    return replace(scores, cases=cases, excluded=excluded)

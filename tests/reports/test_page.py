@@ -147,7 +147,7 @@ def test_worst_median_and_best_do_not_overlap() -> None:
 
 def test_the_pictures_of_a_page_are_bounded_and_the_galleries_served_first(tmp_path: Path) -> None:
     evaluation = Evaluation.load(picture_run(tmp_path, cases=18))
-    cases = score_cases(evaluation, surface=False, progress=False).cases
+    cases = score_cases(evaluation, surface=False).cases
     sizes = [case.picture.size for case in cases if case.picture is not None]
     budget = int(sum(sizes) * 15.5 / 18)
     album = Album(cases, budget)
@@ -161,7 +161,7 @@ def test_the_pictures_of_a_page_are_bounded_and_the_galleries_served_first(tmp_p
 
 def test_a_page_without_pictures_or_patients_is_still_one(tmp_path: Path) -> None:
     evaluation = Evaluation.load(volume_run(tmp_path))
-    scores = score_cases(evaluation, progress=False)
+    scores = score_cases(evaluation)
     summary = make_summary(evaluation, scores, Pseudonyms([]))
     page = Reader(make_page(summary, [replace(case, picture=None) for case in scores.cases]))
     assert not page.all("symbol")

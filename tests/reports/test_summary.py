@@ -25,7 +25,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def summarise(run: Path) -> tuple[dict[str, Any], Scores]:
     evaluation = Evaluation.load(run)
-    scores = score_cases(evaluation, progress=False)
+    scores = score_cases(evaluation)
     hide = Pseudonyms([case.patient for case in evaluation.cases])
     return make_summary(evaluation, scores, hide), scores
 
@@ -132,7 +132,7 @@ def test_risk_falls_where_uncertainty_knows(pictures: Any, volumes: Any) -> None
 def test_empty_cases_are_counted_not_averaged(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=4)
     evaluation = Evaluation.load(run)
-    scores = score_cases(evaluation, progress=False)
+    scores = score_cases(evaluation)
     nothing = {"tp_1": 0, "fp_1": 0, "fn_1": 0, "tn_1": 10, "n_true_1": 0, "n_pred_1": 0}
     scores.cases[0].scores |= {**nothing, "dice": math.nan, "iou": math.nan, "hausdorff95": math.nan}
     scores.cases[1].scores |= {**nothing, "fn_1": 4, "n_true_1": 4, "dice": 0.0, "hausdorff95": math.inf}
