@@ -155,8 +155,8 @@ def score_cases(
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
         found.notes.append(
-            f"No map of objects was written for {'all' if without == listed else f'{without} of'} {listed} cases: there "
-            "the connected parts of the predicted mask count as objects, so that objects that touch count as one."
+            f"No map of objects was written for {'all' if without == listed else f'{without} of'} {listed} cases: "
+            "there the connected parts of the predicted mask count as objects, so that objects that touch count as one."
         )
     return found
 
