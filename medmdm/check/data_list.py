@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medmdm.check.cases import Case, Facts, inspect
-from medmdm.check.report import Finding, Report, Row
+from medmdm.check.findings import Finding, Report, Row
+from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
-from medmdm.data.folders import find_images
-from medmdm.data.lists import SECTIONS, DataList, load_data_list
-from medmdm.errors import UserError
+from medmdm.data.folders import FolderImages, find_images, image_files, label_files
+from medmdm.data.lists import SECTIONS, DataList, image_names, load_data_list
+from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE, label_classes, label_type
 
 __all__ = ["check"]
@@ -71,36 +71,26 @@ def _folder(data_list: DataList, dataset_dir: str | os.PathLike[str] | None) -> 
     return data_list.path.parent
 
 
-def _find_files(data_list: DataList, folder: Path) -> tuple[list[Case], list[Finding]]:
-    by_stem: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    if data_list.shipped:  # its files may lie anywhere in the folder, in any format, as for training
-        found = find_images(folder, may_be_empty=True)
-        for key, paths in (("image", found.images), ("label", found.masks)):
-            for path in paths:
-                by_stem[key, path.stem].append(path)
+def _find_files(data_list: DataList, folder: Path) -> tuple[list[ListedCase], list[Finding]]:
+    """Find images and labels as training does, and say which are missing."""
+    # Files of a list that comes with medmdm may lie anywhere in the folder, in any format.
+    present = find_images(folder, may_be_empty=True) if data_list.shipped else FolderImages(folder, (), (), {})
     cases, findings = [], []
     for section in SECTIONS:
-        for entry in getattr(data_list, section):
-            files: dict[str, list[Path]] = {"image": [], "label": []}
-            wanted = [("image", name) for name in _names(entry["image"])]
-            wanted += [("label", entry["label"])] if "label" in entry else []
-            for key, name in wanted:
-                path = folder / name
-                same_name = by_stem.get((key, path.stem), [])
-                if path.exists():
-                    files[key].append(path)
-                elif len(same_name) == 1:
-                    files[key].append(same_name[0])
-                else:
-                    findings.append(_missing(path, name, section))
-            complete = len(files["image"]) == len(_names(entry["image"]))
-            image = files["image"] if isinstance(entry["image"], list) else next(iter(files["image"]), None)
-            cases.append(Case(section, entry, image if complete else None, next(iter(files["label"]), None)))
+        files = zip(
+            getattr(data_list, section),
+            image_files(data_list, section, present),
+            label_files(data_list, section, present),
+            strict=True,
+        )
+        for entry, image, label in files:
+            lost = [name for name in image_names(entry) if image is None and not (folder / name).exists()]
+            if image is None and not lost:
+                image = folder / entry["image"]  # a folder without DICOM files, which decoding explains
+            lost += [entry["label"]] if "label" in entry and label is None else []
+            findings += [_missing(folder / name, name, section) for name in lost]
+            cases.append(ListedCase(section, entry, image, label))
     return cases, findings
-
-
-def _names(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
 
 
 def _missing(path: Path, name: str, section: str) -> Finding:
@@ -115,7 +105,7 @@ def _missing(path: Path, name: str, section: str) -> Finding:
     return Finding("error", "missing-file", f"{name} in {section} does not exist: {advice}", (name,))
 
 
-def _odd_ones_out(cases: Sequence[Case], facts: Sequence[Facts], channels: Any) -> Iterator[Finding]:
+def _odd_ones_out(cases: Sequence[ListedCase], facts: Sequence[Facts], channels: Any) -> Iterator[Finding]:
     """Compare channels, types and dimensions of the images with what most have."""
     known = [(case.name, fact) for case, fact in zip(cases, facts, strict=True) if fact.channels is not None]
     if not known:
@@ -139,8 +129,8 @@ def _odd_ones_out(cases: Sequence[Case], facts: Sequence[Facts], channels: Any) 
             yield Finding(
                 "error",
                 "channels-differ",
-                f"{name} has {fact.channels} channel{'' if fact.channels == 1 else 's'} where {usual['channels']} "
-                "are expected: convert it or leave it out",
+                f"{name} has {counted(fact.channels or 0, 'channel')} where {usual['channels']} are expected: convert "
+                "it or leave it out",
                 (name,),
             )
         elif fact.dtype != usual["dtype"] and fact.spatial_dims == 2:
@@ -154,7 +144,7 @@ def _odd_ones_out(cases: Sequence[Case], facts: Sequence[Facts], channels: Any) 
 
 
 def _labels_together(
-    cases: Sequence[Case], facts: Sequence[Facts], classes: frozenset[int] | None, instances: bool
+    cases: Sequence[ListedCase], facts: Sequence[Facts], classes: frozenset[int] | None, instances: bool
 ) -> Iterator[Finding]:
     """Judge what only all labels together show."""
     labelled = [(case, fact) for case, fact in zip(cases, facts, strict=True) if fact.pixels or fact.values]
@@ -198,7 +188,7 @@ def _labels_together(
             yield Finding("warning", "class-not-trained", f"no training label holds the declared class {shown}")
 
 
-def _row(section: str, cases: Sequence[Case], facts: Sequence[Facts]) -> Row:
+def _row(section: str, cases: Sequence[ListedCase], facts: Sequence[Facts]) -> Row:
     own = [(case, fact) for case, fact in zip(cases, facts, strict=True) if case.section == section]
     patients = {case.entry["patient_id"] for case, _ in own if "patient_id" in case.entry}
     pixels = sum(fact.pixels for _, fact in own)

@@ -17,6 +17,7 @@ __all__ = [
     "SECTIONS",
     "DataList",
     "image_name",
+    "image_names",
     "load_data_list",
     "regions_overlap",
     "shipped_data_lists",
@@ -199,8 +200,12 @@ def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: 
 
 def image_name(entry: Mapping[str, Any]) -> str:
     """Return how messages name the image of an entry, which several sequences may make together."""
-    image = entry["image"]
-    return image if isinstance(image, str) else " + ".join(image)
+    return " + ".join(image_names(entry))
+
+
+def image_names(entry: Mapping[str, Any]) -> list[str]:
+    """Return the files of an entry's image: one, or one for each sequence."""
+    return [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
 
 
 def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:

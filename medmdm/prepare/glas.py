@@ -14,8 +14,7 @@ from skimage.segmentation import relabel_sequential
 
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Plan
-from medmdm.prepare.pixels import Label, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, SourceCase, make, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -31,7 +30,7 @@ def prepare(source: Path, dest: Path) -> str:
         return carry_out(_plan(release), dest)
 
 
-def _plan(release: Release) -> Plan:
+def _plan(release: Release) -> Preparation:
     published = load_data_list("glas")
     images = by_stem([file for file in release.images if _NAME.fullmatch(file.stem)])
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
@@ -65,12 +64,12 @@ def _plan(release: Release) -> Plan:
         "objective": "20x",
         "spacing": [0.00062, 0.00062],  # mm
     }
-    return Plan("glas", information, tuple(cases), (*release.notices, *notices))
+    return Preparation("glas", information, tuple(cases), (*release.notices, *notices))
 
 
 def _case(
     stem: str, section: str, row: str, image: SourceFile, mask: SourceFile | None, columns: dict[str, str]
-) -> Case:
+) -> SourceCase:
     def glands(shape: tuple[int, ...]) -> Label:
         assert mask is not None
         numbers = read_label(mask, shape, image)
@@ -79,7 +78,8 @@ def _case(
         return Label(label, notes=(f"{stem}: object numbers had gaps and were closed up",) if closed else ())
 
     sources = (image,) if mask is None else (image, mask)
-    return Case(stem, section, sources, partial(make, stem, image, None if mask is None else glands), row, columns)
+    work = partial(make, stem, image, None if mask is None else glands)
+    return SourceCase(stem, section, sources, work, row, columns)
 
 
 def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -14,8 +14,7 @@ from medmdm.data.files.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.data.folders import is_mask
 from medmdm.data.lists import DataList, load_data_list
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Plan
-from medmdm.prepare.pixels import Label, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, SourceCase, make, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -34,7 +33,7 @@ def prepare(source: Path, dest: Path) -> str:
         return carry_out(_plan(release), dest)
 
 
-def _plan(release: Release) -> Plan:
+def _plan(release: Release) -> Preparation:
     published = load_data_list("monuseg")
     sections = {
         PurePosixPath(entry["image"]).stem: section
@@ -73,7 +72,7 @@ def _plan(release: Release) -> Plan:
         "objective": "40x",
         "spacing": [0.00025, 0.00025],  # mm, for images whose XML states none
     }
-    return Plan("monuseg", information, tuple(cases), tuple(notices), other_lists)
+    return Preparation("monuseg", information, tuple(cases), tuple(notices), other_lists)
 
 
 def _masks(release: Release, images: Container[str], outlines: Container[str]) -> Iterator[SourceFile]:
@@ -84,9 +83,9 @@ def _masks(release: Release, images: Container[str], outlines: Container[str]) -
             yield file
 
 
-def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> Case:
+def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> SourceCase:
     nuclei = None if truth is None else partial(_nuclei, image, truth)
-    return Case(
+    return SourceCase(
         name=stem,
         section=section,
         sources=(image,) if truth is None else (image, truth),

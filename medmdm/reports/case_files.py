@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medmdm.check.reading import Decoded, decode, decode_label
-from medmdm.data.transforms.basic import cut_region
+from medmdm.data.files.decoding import Decoded, decode, decode_label
+from medmdm.data.transforms.spatial import cut_region
 from medmdm.errors import UserError
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
@@ -65,7 +65,7 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
     image = _image(case)
     predicted = _named(case, "predicted mask", decode, case.prediction)
     whole = image if image is not None else predicted  # outlines are drawn into a mask of this size
-    truth = _part(case, _named(case, "label", decode_label, case.label, whole), "label", None)
+    truth = _part(case, _named(case, "label", decode_label, case.label, whole.grid), "label", None)
     size = truth.array.shape[1:]
     prediction = _part(case, predicted, "predicted mask", size)
     if image is not None:

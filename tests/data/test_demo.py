@@ -13,7 +13,7 @@ import medmdm.data.demo as demo_module
 from medmdm.data.cases import select_cases
 from medmdm.data.demo import SILVER_STANDARD, demo_labels, stained_tissue
 from medmdm.data.files.pictures import read_image
-from medmdm.data.lookup import find_data_list
+from medmdm.data.folders import find_data_list
 from medmdm.data.selection import select_training_images
 from medmdm.data.transforms.labelled import case_transforms
 from medmdm.errors import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import numpy as np
 
 from medmdm.errors import UserError
 
-__all__ = ["DICOM_SUFFIXES", "DicomSlice", "decode_slice", "is_dicom", "read_header", "read_tag"]
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+__all__ = ["DicomSlice", "decode_slice", "read_header", "read_tag"]
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,6 @@ class DicomSlice:
     direction: np.ndarray
 
 
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM: by its suffix, or for names without a known one by the letters DICM at byte 128."""
-    path = Path(path)
-    if path.name.upper() == "DICOMDIR":
-        return False
-    suffix = path.suffix.lower()
-    if suffix in DICOM_SUFFIXES:
-        return True
-    if suffix and not suffix[1:].isdigit():  # names that are UIDs end in ".123"
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def read_header(path: Path) -> DicomSlice:
     """Read what places one DICOM file in space.
 
@@ -73,18 +53,14 @@ def read_header(path: Path) -> DicomSlice:
         raise UserError(
             f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it"
         ) from error
-
-    def tag(key: str) -> str:
-        return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
-
     size, spacing = reader.GetSize(), reader.GetSpacing()
     return DicomSlice(
         path=path,
-        series_uid=tag("0020|000e"),
+        series_uid=_tag(reader, "0020|000e"),
         # Header text is in any encoding; what cannot be shown is replaced.
-        description=tag("0008|103e").encode("ascii", "replace").decode(),
+        description=_tag(reader, "0008|103e").encode("ascii", "replace").decode(),
         frames=int(size[2]) if len(size) > 2 else 1,
-        localizer="LOCALIZER" in tag("0008|0008").upper().split("\\"),
+        localizer="LOCALIZER" in _tag(reader, "0008|0008").upper().split("\\"),
         size=(int(size[0]), int(size[1])),
         spacing=(float(spacing[0]), float(spacing[1])),
         origin=np.array(reader.GetOrigin()[:3], dtype=np.float64),
@@ -96,7 +72,7 @@ def read_tag(path: Path, key: str) -> str:
     """Return one text of a file's header, such as ``"0018|0050"`` (slice thickness); empty where it is missing."""
     reader = _reader(path)
     reader.ReadImageInformation()
-    return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
+    return _tag(reader, key)
 
 
 def decode_slice(path: Path) -> np.ndarray:
@@ -124,3 +100,7 @@ def _reader(path: Path) -> Any:
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     return reader
+
+
+def _tag(reader: Any, key: str) -> str:
+    return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""

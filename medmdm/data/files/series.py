@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import logging
+import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,21 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.data.files.dicom import DicomSlice, decode_slice, is_dicom, read_header, read_tag
-from medmdm.errors import UserError
+from medmdm.data.files.dicom import DicomSlice, decode_slice, read_header, read_tag
+from medmdm.data.files.formats import is_dicom
+from medmdm.errors import UserError, counted
 
-__all__ = [
-    "Series",
-    "choose_series",
-    "list_series",
-    "order_slices",
-    "read_series",
-    "warn_once",
-]
+__all__ = ["Series", "choose_series", "list_series", "order_slices", "read_series"]
 
 _NAMED = 5  # series listed in a message
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,8 +88,8 @@ def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None)
     left_out = sum(len(files) for uid, files in found.items() if uid not in candidates)
     if not left_out:
         return series
-    sentence = f"{folder}: {_files(left_out)} of localisers left out"
-    return Series(series.uid, series.description, series.slices, series.affine, (sentence, *series.warnings))
+    sentence = f"{folder}: {counted(left_out, 'file')} of localisers left out"
+    return dataclasses.replace(series, warnings=(sentence, *series.warnings))
 
 
 def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) -> Series:
@@ -131,8 +122,8 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
     if odd:
         names = sorted(file.path.name for file in files if all(file is not other for other in stack))
         warnings.append(
-            f"{folder}: {_files(odd)} of {len(files)} left out, because size, spacing or orientation differ from the "
-            f"other slices or because they are multi-frame files or localisers (first: {names[0]})"
+            f"{folder}: {counted(odd, 'file')} of {len(files)} left out, because size, spacing or orientation differ "
+            f"from the other slices or because they are multi-frame files or localisers (first: {names[0]})"
         )
     normal = stack[0].direction[:, 2]
     stack = sorted(stack, key=lambda file: float(file.origin @ normal))
@@ -191,7 +182,7 @@ def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str
     where = int(np.argmax(uneven)) + 1
     if missing > 0 and np.allclose(gaps / step, np.round(gaps / step), atol=0.05):
         return [
-            f"{folder}: {missing} slice{'' if missing == 1 else 's'} seem{'s' if missing == 1 else ''} to be missing "
+            f"{folder}: {counted(missing, 'slice')} seem{'s' if missing == 1 else ''} to be missing "
             f"(first gap after slice {where} of {count}: {gaps[where - 1]:.2f} mm instead of {step:.2f} mm), so "
             "distances across slices are not right"
         ]
@@ -201,19 +192,9 @@ def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str
     ]
 
 
-@functools.cache
-def warn_once(sentence: str) -> None:
-    """Log a warning the first time it is given."""
-    logger.warning(sentence)
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
-
-
 def _listing(found: dict[str, list[DicomSlice]]) -> str:
     shown = [
-        f"{uid} ({files[0].description + ', ' if files[0].description else ''}{_files(len(files))})"
+        f"{uid} ({files[0].description + ', ' if files[0].description else ''}{counted(len(files), 'file')})"
         for uid, files in list(found.items())[:_NAMED]
     ]
     more = len(found) - _NAMED

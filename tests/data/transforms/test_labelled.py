@@ -17,11 +17,9 @@ from PIL import Image
 from medmdm.data.cases import select_cases
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import read_volume
-from medmdm.data.slices import slice_entries
+from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.slicing import Slicing
-from medmdm.data.store import VolumeStore
-from medmdm.data.transforms.labelled import case_transforms
-from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
+from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased, case_transforms
 from medmdm.errors import UserError, find_user_error
 from tests.data.volume_files import oblique
 from tests.prepare.layouts import aperio, rectangle
@@ -113,7 +111,7 @@ def test_volumes_slice_by_slice(tmp_path, rng):
 
 def test_label_of_another_size(entry):
     item = entry(np.zeros((6, 9), np.uint8), shape=(9, 6))
-    with pytest.raises(UserError, match=r"label.png is 6x9 but its image .*image.png is 9x6: a label must"):
+    with pytest.raises(UserError, match=r"label.png is 6x9 but its image .*image.png is 9x6, its axes are swapped"):
         LoadCased()(item)
 
 
@@ -166,11 +164,11 @@ def test_instances_key_is_for_instances_only():
 @pytest.mark.parametrize(
     ("values", "arguments", "sentence"),
     [
-        (torch.zeros(3, 2, 2), {}, "x.png has 3 channels, but a label has one number a pixel"),
+        (torch.zeros(3, 2, 2), {}, "x.png has 3 channels, but a label has one number per pixel"),
         (torch.tensor([[[0.0, 0.5]]]), {}, r"x.png holds values that are not whole numbers \(such as 0.5\)"),
         (torch.tensor([[[0.0, float("nan")]]]), {}, "x.png holds values that are not finite"),
         (torch.tensor([[[0, -2]]]), {}, r"x.png holds negative values \(-2\)"),
-        (torch.tensor([[[0, 4, 7]]]), {"classes": [0, 1, 4]}, r"x.png holds 7, but the classes are \[0, 1, 4\]"),
+        (torch.tensor([[[0, 4, 7]]]), {"classes": [0, 1, 4]}, r"x.png holds 7, but the classes are 0, 1, 4"),
         (torch.tensor([[[0, 300]]]), {}, "x.png holds 300, but numbers must be below 256"),
         (torch.tensor([[[0, 255]]]), {"classes": [0, 1], "ignore": 9}, "x.png holds 255, but the classes"),
         (torch.arange(20)[None, None], {"classes": [0]}, r"holds 1, 2, 3, 4, 5, 6, 7, 8, …, but"),

@@ -13,17 +13,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmdm.data.files.dicom import DICOM_SUFFIXES, is_dicom, read_header, read_tag
+from medmdm.data.files.dicom import read_header, read_tag
+from medmdm.data.files.formats import DICOM_SUFFIXES, VOLUME_SUFFIXES, begins_as_dicom, may_be_dicom
 from medmdm.data.files.series import order_slices, read_series
-from medmdm.data.files.volumes import VOLUME_SUFFIXES
 from medmdm.data.writers import encode_nifti
-from medmdm.prepare.cases import Case, Made
+from medmdm.prepare.preparation import Made, SourceCase
 from medmdm.prepare.release import Release, SourceFile
 
 __all__ = ["dicom_cases", "unpacked"]
 
 
-def dicom_cases(release: Release, stack: ExitStack, notices: list[str]) -> list[Case]:
+def dicom_cases(release: Release, stack: ExitStack, notices: list[str]) -> list[SourceCase]:
     """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
     groups: dict[tuple[str, PurePosixPath, str], list[tuple[SourceFile, Path]]] = defaultdict(list)
     left_out = 0
@@ -49,17 +49,15 @@ def dicom_cases(release: Release, stack: ExitStack, notices: list[str]) -> list[
         name = f"{subject}_series{number[subject]:02}"
         sources = tuple(file for file, _ in members)
         make = partial(_make_series, name, [path for _, path in members], members[0][0])
-        cases.append(Case(name, "training", sources, make, columns={"patient_id": subject}))
+        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}))
     return cases
 
 
 def _is_dicom(file: SourceFile) -> bool:
-    if file.on_disk is not None or file.suffix in DICOM_SUFFIXES:
-        return is_dicom(file.on_disk or Path(file.path.name))
-    if file.suffix and not file.suffix[1:].isdigit():
-        return False
+    if file.suffix in DICOM_SUFFIXES or not may_be_dicom(file.path):
+        return file.suffix in DICOM_SUFFIXES
     with file.open() as opened:
-        return opened.read(132)[128:] == b"DICM"
+        return begins_as_dicom(opened.read(132))
 
 
 def _make_series(name: str, paths: Sequence[Path], first: SourceFile) -> Made:

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from medmdm.data.transforms.basic import (
-    CutRegiond,
-    PadToSize,
-    PadToSized,
-    ScaleIntensityByDtype,
-    ScaleIntensityByDtyped,
-)
+from medmdm.data.transforms.intensity import ScaleIntensityByDtype, ScaleIntensityByDtyped
+from medmdm.data.transforms.spatial import CutRegiond, PadToSize, PadToSized
 from medmdm.errors import UserError
 
 
