@@ -178,7 +178,10 @@ label("a label value out of range", r"x_mask\.png holds 2, but the classes are 0
 FRACTIONS = np.eye(24, 32, dtype=np.float32) / 2
 label("a float label with fractions", r"not whole numbers \(such as 0\.5\)", FRACTIONS, prepared=r"not whole numbers")
 label(
-    "NaN in a label", r"x_mask\.tif holds values that are not finite", FRACTIONS * np.nan, prepared="values that are not finite"
+    "NaN in a label",
+    r"x_mask\.tif holds values that are not finite",
+    FRACTIONS * np.nan,
+    prepared="values that are not finite",
 )
 label("negative labels", r"x_mask\.tif holds negative values", -2 * FRACTIONS, prepared="holds negative values")
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 3))
