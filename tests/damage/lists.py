@@ -181,7 +181,7 @@ label(
     "NaN in a label",
     r"x_mask\.tif holds values that are not finite",
     FRACTIONS * np.nan,
-    prepared="values that are not finite",
+    prepared="not finite",
 )
 label("negative labels", r"x_mask\.tif holds negative values", -2 * FRACTIONS, prepared="holds negative values")
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,10 @@ CASES: dict[str, tuple[tuple[int, ...], np.ndarray, tuple[int, ...], np.ndarray,
 }
 
 
-def answer(ask: Any) -> bool:
+def answer(ask: Callable[[], Any]) -> bool:
     try:
         return ask() is not False
-    except UserError as error:
-        assert "affines differ" in str(error) or " but " in str(error)
+    except UserError:
         return False
 
 
