@@ -30,6 +30,16 @@ class Finding:
     message: str
     files: tuple[str, ...] = ()
 
+    @classmethod
+    def error(cls, check: str, message: object, *files: str) -> Finding:
+        """Return an error."""
+        return cls("error", check, str(message), files)
+
+    @classmethod
+    def warning(cls, check: str, message: object, *files: str) -> Finding:
+        """Return a warning."""
+        return cls("warning", check, str(message), files)
+
 
 @dataclass(frozen=True)
 class Row:

@@ -47,6 +47,7 @@ class Facts:
     """What is known of a case once it was decoded; what could not be read stays ``None``.
 
     Args:
+        case: that was looked into.
         findings: what is wrong with it.
         size: of the image, ``"522x775"``.
         spatial_dims: 2 for pictures, 3 for volumes.
@@ -60,6 +61,7 @@ class Facts:
         foreground: those that are not background.
     """
 
+    case: ListedCase
     findings: list[Finding] = field(default_factory=list)
     size: str | None = None
     spatial_dims: int | None = None
@@ -71,6 +73,10 @@ class Facts:
     instances: int | None = None
     pixels: int = 0
     foreground: int = 0
+
+    def error(self, check: str, message: object, *files: str) -> None:
+        """Note what is wrong."""
+        self.findings.append(Finding.error(check, message, *files))
 
     @property
     def kind(self) -> tuple[int, str, str] | None:
@@ -88,24 +94,24 @@ def inspect(case: ListedCase, classes: frozenset[int] | None, instances: bool) -
         classes: numbers that labels may have, ``None`` where the list declares none.
         instances: whether labels number objects rather than classes.
     """
-    facts = Facts()
+    facts = Facts(case)
     if case.image is None:
         return facts
     try:
         whole = decode(case.image, case.entry.get("series_uid"))
         part = _part(whole, case)
     except UserError as error:
-        _error(facts, "unreadable", error, case.name)
+        facts.error("unreadable", error, case.name)
         return facts
-    _look_at_image(facts, case, whole, part)
+    _look_at_image(facts, whole, part)
     if case.label is not None:
         name = str(case.entry["label"])
         try:
             label = decode_label(case.label, whole.grid)
         except UserError as error:
-            _error(facts, "unreadable", error, name)
+            facts.error("unreadable", error, name)
             return facts
-        if _fits(facts, case, whole, label):
+        if _fits(facts, whole, label):
             _look_at_label(facts, name, _part(label, case).array, classes, instances)
     return facts
 
@@ -120,41 +126,39 @@ def _part(whole: Decoded, case: ListedCase) -> Decoded:
     return Decoded(cut_region(whole.array, region, case.name), whole.affine)
 
 
-def _look_at_image(facts: Facts, case: ListedCase, whole: Decoded, part: Decoded) -> None:
-    array = part.array
+def _look_at_image(facts: Facts, whole: Decoded, part: Decoded) -> None:
+    array, name = part.array, facts.case.name
     facts.size, facts.channels, facts.dtype = part.size, array.shape[0], array.dtype.name
     facts.spatial_dims = array.ndim - 1
-    facts.findings += [Finding("warning", "reader", warning, (case.name,)) for warning in whole.warnings]
+    facts.findings += [Finding.warning("reader", warning, name) for warning in whole.warnings]
     facts.whole_hash = whole.hash()
     facts.case_hash = facts.whole_hash if part is whole else part.hash()
     try:
-        check_finite(array, case.name)
+        check_finite(array, name)
     except UserError as error:
-        _error(facts, "non-finite", error, case.name)
+        facts.error("non-finite", error, name)
         return
     if not array.size:
-        _error(facts, "empty-image", f"{case.name} has no pixels ({part.size}): replace it or remove it", case.name)
+        facts.error("empty-image", f"{name} has no pixels ({part.size}): replace it or remove it", name)
     elif array.min() == array.max():
-        sentence = f"{case.name} has the value {array.flat[0]} everywhere: replace it or remove it"
-        _error(facts, "constant-image", sentence, case.name)
+        sentence = f"{name} has the value {array.flat[0]} everywhere: replace it or remove it"
+        facts.error("constant-image", sentence, name)
 
 
-def _fits(facts: Facts, case: ListedCase, image: Decoded, label: Decoded) -> bool:
+def _fits(facts: Facts, image: Decoded, label: Decoded) -> bool:
     """Whether the numbers of a label can be looked at; one that lies elsewhere in space still holds numbers."""
-    name = str(case.entry["label"])
-    problem = grid_problem(label.grid, image.grid, name, f"its image {case.name}")
-    if problem is None:
-        return True
-    kind, sentence = problem
-    _error(facts, f"label-{kind}", sentence, case.name, name)
-    return kind == "affine"
+    name, of = str(facts.case.entry["label"]), facts.case.name
+    kind, sentence = grid_problem(label.grid, image.grid, name, f"its image {of}") or (None, "")
+    if kind is not None:
+        facts.error(f"label-{kind}", sentence, of, name)
+    return kind in (None, "affine")
 
 
 def _look_at_label(facts: Facts, name: str, label: np.ndarray, classes: frozenset[int] | None, instances: bool) -> None:
     try:
         numbers = label_numbers(label, name)
     except UserError as error:
-        _error(facts, "label-channels" if len(label) > 1 else "label-values", error, name)
+        facts.error("label-channels" if len(label) > 1 else "label-values", error, name)
         return
     values, counts = np.unique(numbers, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
@@ -169,8 +173,4 @@ def _look_at_label(facts: Facts, name: str, label: np.ndarray, classes: frozense
         try:
             check_known(found, classes, IGNORE, name)
         except UserError as error:
-            _error(facts, "label-values", error, name)
-
-
-def _error(facts: Facts, check: str, message: str | UserError, *files: str) -> None:
-    facts.findings.append(Finding("error", check, str(message), files))
+            facts.error("label-values", error, name)

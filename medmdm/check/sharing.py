@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -28,36 +29,28 @@ _SAMPLE = 4096  # bytes in the middle of a file that tell most files of one size
 _T = TypeVar("_T")
 
 
-def identical_images(cases: Sequence[ListedCase], facts: Sequence[Facts]) -> Iterator[Finding]:
+def identical_images(inspected: Sequence[Facts]) -> Iterator[Finding]:
     """Find cases with the same pixels: errors between sections, warnings within one.
 
     Parts of one image that do not overlap are different cases.
     """
-    known = [(case, fact) for case, fact in zip(cases, facts, strict=True) if fact.whole_hash is not None]
+    known = [facts for facts in inspected if facts.whole_hash is not None]
     pairs: dict[tuple[int, int], tuple[ListedCase, ListedCase]] = {}
-    for group in _groups(known, lambda pair: pair[1].whole_hash):
-        for case, other in _first_in_sections([case for case, _ in group], parts=True):
-            pairs[id(case), id(other)] = case, other
-    for group in _groups(known, lambda pair: pair[1].case_hash):
-        for case, other in _first_in_sections([case for case, _ in group], parts=False):
-            pairs.setdefault((id(case), id(other)), (case, other))
+    for key, parts in (("whole_hash", True), ("case_hash", False)):
+        for group in _groups(known, attrgetter(key)):
+            for case, other in _first_in_sections([facts.case for facts in group], parts):
+                pairs.setdefault((id(case), id(other)), (case, other))
     for case, other in pairs.values():
         names = (other.name, case.name)
         if case.section == other.section:
-            yield Finding(
-                "warning",
-                "duplicate-image",
-                f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one",
-                names,
-            )
+            sentence = f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one"
+            yield Finding.warning("duplicate-image", sentence, *names)
         else:
-            yield Finding(
-                "error",
-                "image-in-two-sections",
+            sentence = (
                 f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels: remove one, "
-                "for a score on an image that was trained on says nothing",
-                names,
+                "for a score on an image that was trained on says nothing"
             )
+            yield Finding.error("image-in-two-sections", sentence, *names)
 
 
 def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tuple[ListedCase, ListedCase]]:
@@ -104,13 +97,11 @@ def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], officia
             else 'make a split by patient (python -m medmdm split), or add "split": "official" to the list if it is '
             "the publisher's"
         )
-        yield Finding(
-            "warning" if official else "error",
-            "patient-in-two-sections",
+        sentence = (
             f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}: {described}{more}; "
-            + advice,
-            tuple(affected),
+            f"{advice}"
         )
+        yield Finding("warning" if official else "error", "patient-in-two-sections", sentence, tuple(affected))
 
 
 def _groups_by_patient(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -130,35 +121,31 @@ def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
             labels[str(case.entry["label"])].add(case.name)
     for label, of in labels.items():
         if label in images:
-            yield Finding(
-                "error", "label-is-image", f"{label} is listed as an image and as a label: correct the list", (label,)
-            )
+            sentence = f"{label} is listed as an image and as a label: correct the list"
+            yield Finding.error("label-is-image", sentence, label)
         elif len(of) > 1:
             names = sorted(of)
-            yield Finding(
-                "warning",
-                "shared-label",
-                f"{label} is the label of {len(names)} images ({names[0]}, {names[1]}{', …' if names[2:] else ''}): "
-                "correct the list unless that is meant",
-                (label, *names),
+            sentence = (
+                f"{label} is the label of {len(names)} images ({_two(names)}): correct the list unless that is meant"
             )
-    by_case = _groups(dict.fromkeys([*images, *labels]), lambda name: name.casefold())
+            yield Finding.warning("shared-label", sentence, label, *names)
+    by_case = _groups(dict.fromkeys([*images, *labels]), str.casefold)
     for group in by_case:
-        yield Finding(
-            "warning",
-            "names-differ-in-case",
-            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one",
-            tuple(group),
+        sentence = (
+            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one"
         )
+        yield Finding.warning("names-differ-in-case", sentence, *group)
     apart = {name for group in by_case for name in group}
     for group in _groups([name for name in images if name not in apart], _output_name):
-        yield Finding(
-            "warning",
-            "same-file-name",
+        sentence = (
             f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix "
-            f"({group[0]}, {group[1]}{', …' if group[2:] else ''}): masks named after them would overwrite each other",
-            tuple(group),
+            f"({_two(group)}): masks named after them would overwrite each other"
         )
+        yield Finding.warning("same-file-name", sentence, *group)
+
+
+def _two(names: Sequence[str]) -> str:
+    return f"{names[0]}, {names[1]}{', …' if names[2:] else ''}"
 
 
 def _output_name(name: str) -> str:

@@ -247,11 +247,7 @@ def _section(
 
 
 def _entry(
-    entry: Mapping[str, Any],
-    case: str,
-    image: Path | list[Path],
-    label: Path | None,
-    information: Mapping[str, Any],
+    entry: Mapping[str, Any], case: str, image: Path | list[Path], label: Path | None, information: Mapping[str, Any]
 ) -> dict[str, Any]:
     paths = [one.absolute() for one in image] if isinstance(image, list) else [image.absolute()]
     result: dict[str, Any] = {

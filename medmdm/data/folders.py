@@ -16,19 +16,9 @@ from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_
 from medmdm.errors import UserError
 
 __all__ = [
-    "DEMO",
-    "DEMO_LABELLED",
-    "FolderImages",
-    "choose_data_list",
-    "demo_folder",
-    "find_data_list",
-    "find_images",
-    "image_files",
-    "is_hidden",
-    "is_mask",
-    "label_files",
-    "walk_files",
-]
+    "DEMO", "DEMO_LABELLED", "FolderImages", "choose_data_list", "demo_folder", "find_data_list", "find_images",
+    "image_files", "is_hidden", "is_mask", "label_files", "walk_files",
+]  # fmt: skip
 
 DEMO = "demo"
 DEMO_LABELLED = "demo_labelled"

@@ -13,15 +13,9 @@ from medmdm.errors import UserError, nearest
 from medmdm.resources import resource_folder
 
 __all__ = [
-    "LIST_NAMES",
-    "SECTIONS",
-    "DataList",
-    "image_name",
-    "image_names",
-    "load_data_list",
-    "regions_overlap",
+    "LIST_NAMES", "SECTIONS", "DataList", "image_name", "image_names", "load_data_list", "regions_overlap",
     "shipped_data_lists",
-]
+]  # fmt: skip
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")

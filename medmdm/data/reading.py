@@ -160,13 +160,7 @@ class CaseReader:
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
                 "intensities become -1 and 1, so pre-train on volumes first"
             )
-        slices = slice_entries(
-            {**entry, "axis": axis},
-            self.store,
-            axis,
-            self.percentiles,
-            self.nonzero,
-        )
+        slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         loaded = [self.load(dict(one)) for one in slices]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
         slicing = Slicing(shape, affine, axis)

@@ -194,7 +194,7 @@ class LoadSliced(MapTransform):
 
     Args:
         keys: keys of images and labels.
-        context_slices: neighbours on each side, for all keys or one number a key (0 for labels).
+        context_slices: neighbours on each side, for all keys or one number per key (0 for labels).
         allow_missing_keys: don't raise if a key is missing.
     """
 

@@ -92,7 +92,6 @@ class SliceAssembler:
     def __init__(self, slicing: Slicing, channels: int = 1, dtype: str | np.dtype = "uint8", fill: float = 0) -> None:
         self.slicing = slicing
         self.slices = np.full((slicing.num_slices, channels, *slicing.slice_shape), fill, dtype=dtype)
-        self.added: set[int] = set()
 
     def add(self, number: int, values: np.ndarray | torch.Tensor) -> None:
         """Put in slice ``number``: ``[C, rows, columns]``, resized to the source's where it was resampled."""
@@ -102,12 +101,6 @@ class SliceAssembler:
             plain = torch.from_numpy(np.ascontiguousarray(array))
             array = resample_to_shape(plain, self.slicing.slice_shape, mode).numpy()
         self.slices[number] = array
-        self.added.add(number)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every slice was added."""
-        return len(self.added) == len(self.slices)
 
     def volume(self) -> np.ndarray:
         """Return ``[C, i, j, k]`` on the source's grid."""

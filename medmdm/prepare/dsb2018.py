@@ -12,7 +12,7 @@ from skimage.segmentation import relabel_sequential
 
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.errors import UserError
-from medmdm.prepare.preparation import Label, Preparation, SourceCase, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -61,8 +61,7 @@ def _plan(release: Release) -> Preparation:
         if not own and not is_test:
             empty.append(stem)
         section = "test" if is_test else "training"
-        nuclei = partial(_nuclei, stem, image, own) if own else None
-        cases.append(SourceCase(stem, section, (image, *own), partial(make, stem, image, nuclei)))
+        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image, own)))
     training = sum(case.section == "training" for case in cases)
     notices = list(release.notices)
     if training < _TRAINING_IMAGES:

@@ -14,7 +14,7 @@ from medmdm.data.files.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.data.folders import is_mask
 from medmdm.data.lists import DataList, load_data_list
 from medmdm.errors import UserError
-from medmdm.prepare.preparation import Label, Preparation, SourceCase, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, SourceCase, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -84,15 +84,9 @@ def _masks(release: Release, images: Container[str], outlines: Container[str]) -
 
 
 def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> SourceCase:
-    nuclei = None if truth is None else partial(_nuclei, image, truth)
-    return SourceCase(
-        name=stem,
-        section=section,
-        sources=(image,) if truth is None else (image, truth),
-        make=partial(make, stem, image, nuclei),
-        row=section or _LATER,
-        columns={"patient_id": stem[:12]},
-    )
+    truths = () if truth is None else (truth,)
+    nuclei, columns = partial(_nuclei, image, *truths), {"patient_id": stem[:12]}
+    return picture_case(stem, section, image, truths, nuclei, row=section or _LATER, columns=columns)
 
 
 def _nuclei(image: SourceFile, truth: SourceFile, shape: tuple[int, ...]) -> Label:

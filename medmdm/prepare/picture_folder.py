@@ -17,7 +17,7 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.folders import is_mask
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
-from medmdm.prepare.preparation import Label, Preparation, SourceCase, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -74,17 +74,16 @@ def _plan(release: Release, label_type: str) -> Preparation:
         notices += ["all masks are of 0 and 255, which became 0 and 1"] if binary else more
     cases = []
     for name, image in zip(names, images, strict=True):
-        mask = masks.get(image)
-        label = None if mask is None else partial(_label, image, mask, instances, binary)
-        sources = (image,) if mask is None else (image, mask)
-        work = partial(make, name, image, label, instances)
-        cases.append(SourceCase(name, "training", sources, work, recipe=f"{label_type} {binary}"))
+        own = [masks[image]] if image in masks else []
+        label = partial(_label, image, *own, instances=instances, binary=binary)
+        recipe = f"{label_type} {binary}"
+        cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
     if masks and len(masks) < len(images):
         notices.append(f"{len(images) - len(masks)} of {len(images)} images have no mask and get no label")
     return Preparation("folder", information, tuple(cases), tuple(notices))
 
 
-def _label(image: SourceFile, mask: SourceFile, instances: bool, binary: bool, shape: tuple[int, ...]) -> Label:
+def _label(image: SourceFile, mask: SourceFile, shape: tuple[int, ...], instances: bool, binary: bool) -> Label:
     label = read_label(mask, shape, image)
     if instances:
         return Label(relabel_sequential(label)[0])

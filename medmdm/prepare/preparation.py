@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.prepare.release import SourceFile
 
-__all__ = ["Label", "Made", "Preparation", "SourceCase", "make", "read_label"]
+__all__ = ["Label", "Made", "Preparation", "SourceCase", "picture_case", "read_label"]
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,32 @@ class Label:
     notes: tuple[str, ...] = ()
 
 
-def make(
-    name: str, image: SourceFile, label_of: Callable[[tuple[int, ...]], Label] | None, instances: bool = True
-) -> Made:
-    """Make the picture, the mask and the facts of a case.
+def picture_case(
+    name: str,
+    section: str | None,
+    image: SourceFile,
+    masks: Sequence[SourceFile],
+    label_of: Callable[[tuple[int, ...]], Label],
+    instances: bool = True,
+    **more: Any,
+) -> SourceCase:
+    """Return the case of a picture; one without masks gets no label.
 
     Args:
         name: of the case.
+        section: of the data list.
         image: read as it is.
-        label_of: returns the mask for an image of the size that it is given; ``None`` for a case without one.
+        masks: what ``label_of`` reads.
+        label_of: returns the mask for an image of the size that it is given.
         instances: whether the mask numbers objects rather than classes.
+        **more: further fields of the case.
     """
+    work = partial(_make, name, image, label_of if masks else None, instances)
+    return SourceCase(name, section, (image, *masks), work, **more)
+
+
+def _make(name: str, image: SourceFile, label_of: Callable[[tuple[int, ...]], Label] | None, instances: bool) -> Made:
+    """Make the picture, the mask and the facts of a case."""
     with image.local() as path:
         array = read_image(path)
         try:

@@ -39,10 +39,6 @@ class PublisherList:
         """Whether it names test or validation volumes."""
         return any(section != "training" for section in self.sections.values())
 
-    def section(self, path: PurePosixPath) -> str | None:
-        """Return the section of a file, ``None`` where the list does not name it."""
-        return self.sections.get(path)
-
 
 def read_published(release: Release) -> PublisherList:
     """Read the ``dataset.json`` nearest to the top of a release, if there is one.

@@ -177,10 +177,7 @@ def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[Sour
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
     return [
         SourceFile(
-            prefix / member.filename,
-            f"{path}/{member.filename}",
-            partial(archive.open, member),
-            scratch=scratch,
+            prefix / member.filename, f"{path}/{member.filename}", partial(archive.open, member), scratch=scratch
         )
         for member in members
         if not any(is_hidden(part) for part in PurePosixPath(member.filename).parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,14 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from medmdm.data.files.aperio import MAX_INSTANCES
-from medmdm.data.files.formats import VOLUME_SUFFIXES, volume_stem
+from medmdm.data.files.dicom import order_slices, read_header, read_series, read_tag
+from medmdm.data.files.formats import DICOM_SUFFIXES, VOLUME_SUFFIXES, begins_as_dicom, may_be_dicom, volume_stem
 from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
 from medmdm.data.validity import check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
 from medmdm.errors import UserError
-from medmdm.prepare.dicom_series import dicom_cases, unpacked
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile, open_release
@@ -87,9 +89,9 @@ def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, t
         columns = {"patient_id": _subject(sequences[0].path, key[1], subject)}
         make = partial(_make_volume, names[key], sequences, label)
         sources = (*sequences, label) if label is not None else tuple(sequences)
-        section = published.section(sequences[0].path) or ("test" if _is_test(sequences[0].path) else "training")
+        section = published.sections.get(sequences[0].path) or ("test" if _is_test(sequences[0].path) else "training")
         cases.append(SourceCase(names[key], section, sources, make, columns=columns))
-    cases += dicom_cases(release, stack, notices)
+    cases += _dicom_cases(release, stack, notices)
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
@@ -178,7 +180,7 @@ def _is_test(path: PurePosixPath) -> bool:
 
 def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None) -> Made:
     with ExitStack() as stack:
-        paths = [unpacked(file, stack) for file in sequences]
+        paths = [_unpacked(file, stack) for file in sequences]
         volume = read_volume([str(path) for path in paths]) if len(paths) > 1 else read_volume(paths[0])
         if len(paths) == 1 and paths[0].name.lower().endswith((".nii", ".nii.gz")):
             suffix = ".nii.gz" if paths[0].name.lower().endswith(".gz") else ".nii"
@@ -243,3 +245,59 @@ def _split(cases: list[SourceCase], test: float, seed: int) -> tuple[list[Source
         f"no split is published: {len(chosen)} of {len(cases)} volumes are for test, whole patients (seed {seed})"
     )
     return divided, f"by patient, seed {seed}", sentence
+
+
+def _dicom_cases(release: Release, stack: ExitStack, notices: list[str]) -> list[SourceCase]:
+    """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
+    groups: dict[tuple[str, PurePosixPath, str], list[tuple[SourceFile, Path]]] = defaultdict(list)
+    left_out = 0
+    for file in release.files:
+        if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not _is_dicom(file):
+            continue
+        path = _unpacked(file, stack)
+        header = read_header(path)
+        if header.localizer or header.frames > 1:
+            left_out += 1
+            continue
+        # Files without a patient id: a study has one patient.
+        patient = read_tag(path, "0010|0020") or read_tag(path, "0020|000d")
+        groups[patient, file.path.parent, header.series_uid].append((file, path))
+    if left_out:
+        notices.append(f"{left_out} localisers or multi-frame DICOM files left out")
+    patients = {key: i + 1 for i, key in enumerate(dict.fromkeys(patient for patient, _, _ in groups))}
+    number: Counter[str] = Counter()
+    cases = []
+    for (patient, _, _), members in groups.items():
+        subject = f"subject{patients[patient]:03}"
+        number[subject] += 1
+        name = f"{subject}_series{number[subject]:02}"
+        sources = tuple(file for file, _ in members)
+        make = partial(_make_series, name, [path for _, path in members], members[0][0])
+        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}))
+    return cases
+
+
+def _is_dicom(file: SourceFile) -> bool:
+    if file.suffix in DICOM_SUFFIXES or not may_be_dicom(file.path):
+        return file.suffix in DICOM_SUFFIXES
+    with file.open() as opened:
+        return begins_as_dicom(opened.read(132))
+
+
+def _make_series(name: str, paths: Sequence[Path], first: SourceFile) -> Made:
+    series = order_slices([read_header(path) for path in paths], first.shown)
+    array = read_series(series)
+    channels_first = array if array.ndim == 3 else np.moveaxis(array, 3, 0)
+    # Names of folders and files, which may be the patient's, stay behind.
+    notes = [f"{name}: {re.sub(r' [(]first: .*?[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
+    content = encode_nifti(channels_first, series.affine)
+    return Made({"image": (f"images/{name}.nii.gz", content)}, {"shape": list(array.shape[:3])}, notes=tuple(notes))
+
+
+def _unpacked(file: SourceFile, stack: ExitStack) -> Path:
+    """Return where a file lies until ``stack`` is closed, in a folder of its own if it had to be unpacked."""
+    if file.on_disk is not None:
+        return file.on_disk
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
+    with file.local() as path:
+        return Path(shutil.move(path, folder / path.name))

@@ -72,11 +72,7 @@ def _refuse_clashes(plan: Preparation) -> None:
 
 
 def _write_list(
-    path: Path,
-    information: Mapping[str, Any],
-    plan: Preparation,
-    section_of: SectionOf,
-    journal: Journal,
+    path: Path, information: Mapping[str, Any], plan: Preparation, section_of: SectionOf, journal: Journal
 ) -> None:
     sections: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for case in plan.cases:

@@ -121,8 +121,7 @@ def test_wrong_label_values(data: DataSet, only: Callable, label: np.ndarray, wo
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
-    [((20, 12), "its axes are swapped"), ((12, 21), "must have the size of its image")],
+    ("shape", "words"), [((20, 12), "its axes are swapped"), ((12, 21), "must have the size of its image")]
 )
 def test_wrong_label_sizes(data: DataSet, only: Callable, shape: tuple[int, int], words: str) -> None:
     data.picture("a0_mask.png", np.eye(*shape))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from medmdm.data.files.aperio import draw_regions, read_aperio
+from medmdm.data.files.dicom import choose_series
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import read_image
-from medmdm.data.files.series import choose_series
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
 from medmdm.data.validity import Grid, size_text
 from medmdm.errors import UserError

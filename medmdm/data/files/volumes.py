@@ -14,9 +14,8 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
-from medmdm.data.files.dicom import read_header
+from medmdm.data.files.dicom import choose_series, order_slices, read_header, read_series
 from medmdm.data.files.formats import NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
-from medmdm.data.files.series import choose_series, order_slices, read_series
 from medmdm.data.slicing import Slicing
 from medmdm.data.validity import Grid, check_same_grid
 from medmdm.errors import UserError, warn_once
@@ -69,7 +68,7 @@ def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | 
         nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
         array, affine = _read_nifti(path) if nifti else _read_with_simpleitk(path, series_uid)
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds {array.dtype} values: save it with one number a voxel")
+        raise UserError(f"{path} holds {array.dtype} values: save it with one number per voxel")
     while array.ndim < 3:
         array = array[..., None]
     while array.ndim > 4 and array.shape[3] == 1:  # NIfTI keeps vectors in the fifth axis

@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform
+from monai.transforms import MapTransform
 
-from medmdm.data.cases import Cases
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.slices import LoadSliced
-from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped
-from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd
+from medmdm.data.transforms.intensity import PercentileRanged
+from medmdm.data.transforms.spatial import CutRegiond
 from medmdm.data.validity import Grid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, nearest
 from medmdm.labels import IGNORE, LABEL_TYPES
 
-__all__ = ["LabelToClassesd", "LoadCased", "case_transforms"]
+__all__ = ["LabelToClassesd", "LoadCased"]
 
 
 class LoadCased(MapTransform):
@@ -81,8 +80,6 @@ class LabelToClassesd(MapTransform):
         label_type: ``"classes"`` or ``"instances"``.
         classes: numbers that labels may have, all below 255; ``None``: any.
         ignore: number of pixels to leave out, for ``"classes"`` (among objects it is one of their numbers).
-        instances_key: key under which the instance map, ``[1, *spatial]`` int32, is kept as well, for
-            ``"instances"``.
         allow_missing_keys: don't raise if a key is missing.
 
     Raises:
@@ -96,7 +93,6 @@ class LabelToClassesd(MapTransform):
         label_type: str = "classes",
         classes: Sequence[int] | None = None,
         ignore: int = IGNORE,
-        instances_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -105,7 +101,6 @@ class LabelToClassesd(MapTransform):
         self.label_type = label_type
         self.classes = None if classes is None else sorted(classes)
         self.ignore = ignore
-        self.instances_key = instances_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -114,64 +109,11 @@ class LabelToClassesd(MapTransform):
             name = str(meta.get("filename_or_obj", "the label"))
             numbers = label_numbers(np.asarray(d[key]), name)
             if self.label_type == "instances":
-                if self.instances_key is not None:
-                    d[self.instances_key] = MetaTensor(torch.from_numpy(numbers.astype(np.int32)), meta=dict(meta))
                 numbers = numbers > 0
             else:
                 check_known(numbers, self.classes, self.ignore, name)
             d[key] = MetaTensor(torch.from_numpy(numbers.astype(np.uint8)), meta=dict(meta))
         return d
-
-
-def case_transforms(
-    cases: Cases | None = None,
-    spacing: float | Sequence[float] | None = None,
-    intensity_range: Sequence[float] | None = None,
-    context_slices: int = 0,
-    instances_key: str | None = None,
-    percentiles: Sequence[float] | None = None,
-) -> Compose:
-    """Return the transforms from an entry to what a network and a loss take; none is random.
-
-    Load, cut to the region, turn the label into class numbers, resample to the network's spacing (the image
-    bilinearly, the label by nearest neighbours), scale the image to [−1, 1].
-
-    Args:
-        cases: say what labels mean; ``None`` for images without labels. With them an entry may still lack a label.
-        spacing: mm between pixels (rows, columns) that the network was trained at; ``None`` leaves images as they are.
-        intensity_range: [low, high] that become −1 and 1, an entry's own going before it; ``None``: the full range of
-            the file's type.
-        context_slices: neighbours on each side of a slice that the network takes as channels.
-        instances_key: key under which instance maps are kept beside the classes, if labels number objects.
-        percentiles: [lower, upper] percentages of a picture's own intensities that become −1 and 1 instead.
-
-    Returns:
-        Transforms that give ``image`` as ``[C, H, W]`` float32 and ``label`` as ``[1, H, W]`` uint8.
-    """
-    if cases is None:
-        keys: list[str] = ["image"]
-        to_classes: list[Any] = []
-    else:
-        keys = ["image", "label", *([] if instances_key is None else [instances_key])]
-        is_instances = cases.label_type == "instances"
-        to_classes = [
-            LabelToClassesd(
-                label_type=cases.label_type,
-                classes=None if is_instances else cases.classes,
-                ignore=cases.ignore,
-                instances_key=instances_key,
-                allow_missing_keys=True,
-            )
-        ]
-    mode = ["bilinear", "nearest", "nearest"][: len(keys)]
-    return Compose(
-        [
-            LoadCased(keys[:2], context_slices, percentiles, allow_missing_keys=True),
-            *to_classes,
-            ResampleToSpacingd(keys, spacing, mode=mode, allow_missing_keys=True),
-            ScaleIntensityByDtyped("image", intensity_range),
-        ]
-    )
 
 
 def _read_label(name: str, image: Grid, image_name: str) -> MetaTensor:

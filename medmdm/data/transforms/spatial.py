@@ -16,22 +16,11 @@ from torch.nn.functional import interpolate
 from medmdm.errors import UserError
 
 __all__ = [
-    "CutRegion",
-    "CutRegiond",
-    "EachKey",
-    "PadToSize",
-    "PadToSized",
-    "ResampleToSpacing",
-    "ResampleToSpacingd",
-    "as_spacing",
-    "cut_region",
-    "file_name",
-    "resample_to_shape",
-    "target_shape",
-    "with_spacing",
-]
+    "CutRegion", "CutRegiond", "EachKey", "PadToSize", "PadToSized", "ResampleToSpacing", "ResampleToSpacingd",
+    "as_spacing", "cut_region", "file_name", "resample_to_shape", "target_shape", "with_spacing",
+]  # fmt: skip
 
-# An objective of magnification m on the common scanners gives 10 / m micrometres a pixel (40x: 0.25).
+# An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
 _MM_TIMES_MAGNIFICATION = 0.01
 
 
@@ -160,10 +149,7 @@ class ResampleToSpacing(Transform):
     """
 
     def __init__(
-        self,
-        spacing: float | Sequence[float] | None = None,
-        magnification: float | None = None,
-        mode: str = "bilinear",
+        self, spacing: float | Sequence[float] | None = None, magnification: float | None = None, mode: str = "bilinear"
     ) -> None:
         if mode not in ("bilinear", "nearest"):
             raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels")

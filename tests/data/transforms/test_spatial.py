@@ -56,8 +56,7 @@ def test_padding_keeps_type_and_metadata(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "values"),
-    [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])],
+    ("dtype", "values"), [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])]
 )
 def test_scale_by_type(dtype, values):
     scaled = ScaleIntensityByDtype()(torch.tensor([[values]], dtype=dtype))
