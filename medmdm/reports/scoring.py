@@ -11,7 +11,8 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from medmdm.data.files.volumes import is_volume, volume_geometry
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import volume_geometry
 from medmdm.errors import UserError
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores

@@ -13,8 +13,9 @@ from medmdm.artifacts.plan import make_plan, patient_hashes
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.corruption import PatchMasking, UniformTimesteps
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 from medmdm.runs.folder import RunFolder
 from tests.bundle_runs import Workflow
 
