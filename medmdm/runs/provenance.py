@@ -8,7 +8,7 @@ from typing import Any
 from medmdm.artifacts.plan import make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
 
-__all__ = ["ledger_stamp", "support_ledger"]
+__all__ = ["find_provenance", "support_ledger"]
 
 
 def support_ledger(support: Sequence[LoadedCase]) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def support_ledger(support: Sequence[LoadedCase]) -> dict[str, Any]:
     return make_ledger(hashes, [str(case.entry["patient_id"]) for case in support if "patient_id" in case.entry])
 
 
-def ledger_stamp(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | None) -> dict[str, Any]:
+def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Compare test cases with the images and patients that trained.
 
     Args:

@@ -1,161 +1,84 @@
-"""Predict, write and score the cases of a section; what is left behind makes the report again without the model."""
+"""Predict and score the cases of a section; what is left behind makes the report again without the model."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from medmdm.data.cases import Cases
-from medmdm.data.reading import LoadedCase
-from medmdm.data.writers import write_map, write_mask
-from medmdm.files import save_json
-from medmdm.heads.prediction import Prediction, Predictor
-from medmdm.metrics.pixels import mean_scores
-from medmdm.runs.record import MAPS
+from medmdm.data.reading import CaseReader, LoadedCase, data_hash
+from medmdm.errors import UserError
+from medmdm.heads.prediction import Predictor
+from medmdm.segment.outputs import Outputs, Postprocessing
 
-__all__ = ["evaluate", "write_prediction"]
+__all__ = ["LabelledData", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
 
-def write_prediction(
-    folder: Path,
-    case: LoadedCase,
-    prediction: Prediction,
-    processed: Mapping[str, np.ndarray | None],
-    probabilities: bool = False,
-    surprise: np.ndarray | None = None,
-) -> dict[str, str]:
-    """Write what was predicted for a case beside its source's grid; return the files by kind, relative to ``folder``.
-
-    ``surprise`` is the map of :class:`medmdm.segment.Surprise`, ``[*spatial]`` on the file's grid, where asked for.
-
-    A case that is a part of a picture is written in place: zeros fill the rest.
-    """
-    source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
-    uid = case.entry.get("series_uid")
-    volume = case.slicing is not None
-    masks, maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
-    written = {}
-
-    def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
-        name = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
-        write(folder / name, in_place(values, case), source, uid)
-        written[kind] = name
-
-    mask, instances = processed["mask"], processed.get("instances")
-    assert mask is not None
-    put("prediction", mask, masks, write_mask)
-    if instances is not None:
-        large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
-        put("instances", instances, ".tif" if large else masks, write_mask)
-    if probabilities:
-        put("probabilities", prediction.probabilities, maps, write_map)
-    if prediction.uncertainty is not None:
-        put("uncertainty", prediction.uncertainty[0], maps, write_map)
-        put("disagreement", prediction.uncertainty[1], maps, write_map)
-    if surprise is not None:
-        put("surprise", surprise, maps, write_map)
-    return written
-
-
-def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
-    """Return values of a case's region in the whole picture, 0 around it."""
-    region = case.entry.get("region")
-    if region is None:
-        return values
-    from medmdm.data.files.pictures import image_size
-
-    whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
-    rows = slice(*region.get("rows", (0, whole.shape[-2])))
-    columns = slice(*region.get("columns", (0, whole.shape[-1])))
-    whole[..., rows, columns] = values
-    return whole
-
-
-def evaluate(
-    folder: Path,
-    loaded: Sequence[LoadedCase],
-    cases: Cases,
-    predictor: Predictor,
-    postprocess: Callable[..., dict[str, np.ndarray | None]],
-    stamp: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    section: str,
-    probabilities: bool = False,
-    study: str | None = None,
-    surprise: Predictor | None = None,
-) -> dict[str, float]:
-    """Predict and write every case, and write ``evaluation.json``, from which :mod:`medmdm.reports` makes the report.
+@dataclass(frozen=True)
+class LabelledData:
+    """The cases that a head learns from, and those that it is tested on.
 
     Args:
-        folder: run folder.
-        loaded: the cases.
-        cases: the data set they are of.
-        predictor: makes the predictions.
-        postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
-        stamp: see :func:`medmdm.runs.provenance.ledger_stamp`.
-        protocol: JSON-able: how the model came about.
-        section: which section of the data list they are.
-        probabilities: write them too.
-        study: the ``study.csv`` whose learning curve the report shall show.
-        surprise: reads maps of surprise; None for none.
+        reader: reads cases as the backbone was trained; knows the data set.
+        section: that is tested.
+        shots: number of training cases; None for all.
+        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`.
+        draw: seed of the subset.
 
-    Returns:
-        Mean Dice and IoU over the labelled cases.
+    Raises:
+        UserError: the section is empty, or there are fewer training cases than shots.
     """
-    records, scores = [], []
-    for case in loaded:
-        prediction = predictor.case(case)
-        processed = postprocess(prediction.probabilities, case.spacing)
-        surprising = None if surprise is None else surprise.values(case)[0]
-        files = write_prediction(folder, case, prediction, processed, probabilities, surprising)
-        if case.truth is not None:
-            mask = processed["mask"]
-            assert mask is not None
-            scores.append(mean_scores(mask, case.truth, cases.num_classes, cases.ignore))
-            logger.info("%s: Dice %.4f, IoU %.4f", case.name, scores[-1]["dice"], scores[-1]["iou"])
-        records.append(_record(case, files))
-    information = {} if cases.data_list is None else dict(cases.data_list.information)
-    name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
-    labelled = cases.data_list is not None
-    save_json(
-        {
-            "format": 1,
-            # Labels that nobody drew are called so wherever the name of the data set is printed.
-            "dataset": f"{name} ({information['label_standard']})" if "label_standard" in information else name,
-            "dataset_dir": str(cases.dataset_dir),
-            "data_list": {"name": name, **information},
-            "section": section,
-            "num_classes": cases.num_classes if labelled else int(protocol["num_classes"]),
-            "class_names": list(cases.class_names) if labelled else list(protocol["class_names"]),
-            "ignore": cases.ignore,
-            "stamp": dict(stamp),
-            "protocol": dict(protocol),
-            "record": "run.json",
-            "cases": records,
-            "study": None if study is None else os.path.relpath(study, folder),
-        },
-        folder / "evaluation.json",
-    )
-    if not scores:
-        return {}
-    return {name: float(np.nanmean([score[name] for score in scores])) for name in ("dice", "iou")}
 
+    reader: CaseReader
+    section: str = "test"
+    shots: int | None = None
+    rule: str = "paper"
+    draw: int = 0
 
-def _record(case: LoadedCase, files: Mapping[str, str]) -> dict[str, Any]:
-    entry = case.entry
-    return {
-        "case": case.name,
-        "image": entry["image"],
-        "label": entry.get("label"),
-        **{key: entry[key] for key in ("region", "series_uid", "patient_id") if key in entry},
-        "spacing": None if case.spacing is None else list(case.spacing),
-        "columns": dict(entry.get("columns", {})),
-        **{kind: files.get(kind) for kind in ("prediction", "instances", *MAPS)},
-    }
+    def __post_init__(self) -> None:
+        if not getattr(self.cases, self.section, None):
+            raise UserError(
+                f"There is no {self.section} case to evaluate: correct the data list or choose another section."
+            )
+        if self.shots is not None:
+            self.draw_support(self.shots, self.draw)
+
+    @property
+    def cases(self) -> Cases:
+        """The data set."""
+        return self.reader.cases
+
+    @property
+    def subset(self) -> dict[str, Any] | None:
+        """How the training cases were chosen, None for all of them."""
+        return None if self.shots is None else {"rule": self.rule, "draw": self.draw}
+
+    def draw_support(self, shots: int, draw: int) -> Sequence[dict[str, Any]]:
+        """Return the entries of so many training cases."""
+        return self.cases.subset(shots, self.rule, draw).training
+
+    def support(self) -> list[LoadedCase]:
+        """Read the training cases."""
+        entries = self.cases.training if self.shots is None else self.draw_support(self.shots, self.draw)
+        return [self.reader.read(entry) for entry in entries]
+
+    def tested(self) -> list[LoadedCase]:
+        """Read the cases to test on."""
+        return [self.reader.read(entry) for entry in getattr(self.cases, self.section)]
+
+    def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
+        """Return what a run's record says of the images: a hash of their pixels and how many there are."""
+        read = {"training": training, self.section: tested} if training else {self.section: tested}
+        return {"hash": data_hash(**read), **{f"{section}_cases": len(cases) for section, cases in read.items()}}
+
+    def announce(self) -> None:
+        """Log what was chosen, and what the user should act on."""
+        for sentence in self.cases.sentences:
+            logger.info(sentence)
+        for warning in self.cases.warnings:
+            logger.warning(warning)
