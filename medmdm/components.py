@@ -68,8 +68,9 @@ def to_config(value: Any) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
     Args:
-        value: a dataclass, an object with a ``config`` dictionary, a ``functools.partial`` of a class (what MONAI makes
-            of ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        value: a dataclass, an object with a ``config`` dictionary or one that keeps every argument of its constructor
+            under the argument's name (as in scikit-learn), a ``functools.partial`` of a class (what MONAI makes of
+            ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
 
     Raises:
         UserError: an object that does not know what it was made of.
@@ -88,6 +89,9 @@ def to_config(value: Any) -> Any:
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):
         return {"_target_": public_name(type(value)), **to_config(config)}
+    arguments = inspect.signature(type(value)).parameters.values()
+    if all(a.kind in (a.KEYWORD_ONLY, a.POSITIONAL_OR_KEYWORD) and hasattr(value, a.name) for a in arguments):
+        return {"_target_": public_name(type(value)), **{a.name: to_config(getattr(value, a.name)) for a in arguments}}
     raise UserError(
         f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its part "
         'of the config with "_mode_": "callable".'

@@ -103,7 +103,7 @@ def open_backbone(
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
     network, plan = load_pretrained(path)
-    read, forced = features or make_extractor, {}
+    read, forced = features or make_extractor, dict[str, Any]()
     if initialise != "pretrained":
         plan = {**plan, "ledger": make_ledger()}
     if initialise == "random":

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from medmdm.data.files.volumes import is_volume, volume_geometry
 from medmdm.data.slices import slice_entries
 from medmdm.data.slicing import Slicing
 from medmdm.data.store import VolumeStore
-from medmdm.data.transforms.basic import ScaleIntensityByDtyped, file_dtype_tensor
+from medmdm.data.transforms.basic import CutRegiond, ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
 from medmdm.data.transforms.spacing import ResampleToSpacingd
 from medmdm.errors import UserError, find_user_error
@@ -64,6 +65,9 @@ class LoadedCase:
         shape: of the file's own grid.
         hashes: SHA-256 of the case's pixels and of the whole image's.
         spacing: mm between pixels of the file's own grid, where it is known.
+        original: the image as its file holds it, ``[C, *spatial]``, or where a volume lies decoded; see :meth:`pixels`.
+        instances: numbers of objects on the file's own grid where labels number them, ``[*spatial]``.
+        label_affine: of a volume's label, array index → mm in RAS.
     """
 
     entry: Mapping[str, Any] = field(repr=False)
@@ -74,6 +78,15 @@ class LoadedCase:
     shape: tuple[int, ...]
     hashes: tuple[str, str]
     spacing: tuple[float, ...] | None = None
+    original: np.ndarray | Path | None = field(default=None, repr=False)
+    instances: np.ndarray | None = field(default=None, repr=False)
+    label_affine: np.ndarray | None = field(default=None, repr=False)
+
+    def pixels(self) -> np.ndarray | None:
+        """Return the image as its file holds it, ``[C, *spatial]`` not scaled; a volume's is mapped, not read."""
+        if isinstance(self.original, Path) and self.slicing is not None:
+            return self.slicing.to_volume(np.load(self.original, mmap_mode="r"))
+        return self.original  # type: ignore[return-value]
 
     @property
     def name(self) -> str:
@@ -95,6 +108,7 @@ class CaseReader:
     """
 
     def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
+        self.cases = cases
         self.plan = plan
         self.store = VolumeStore(store)
         instances = cases.label_type == "instances"
@@ -102,18 +116,16 @@ class CaseReader:
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
         self.nonzero = bool(found and found["nonzero"])
-        self.load = Compose(
-            [
-                LoadCased(("image", "label"), context, self.percentiles, self.nonzero, allow_missing_keys=True),
-                LabelToClassesd(
-                    label_type=cases.label_type,
-                    classes=None if instances or cases.data_list is None else cases.classes,
-                    ignore=cases.ignore,
-                    allow_missing_keys=True,
-                ),
-            ]
-        )
         keys = ("image", "label")
+        self.decode = LoadCased(keys, context, self.percentiles, self.nonzero, allow_missing_keys=True)
+        self.cut = CutRegiond(keys, allow_missing_keys=True)
+        self.to_classes = LabelToClassesd(
+            label_type=cases.label_type,
+            classes=None if instances or cases.data_list is None else cases.classes,
+            ignore=cases.ignore,
+            instances_key="instances",
+            allow_missing_keys=True,
+        )
         self.prepare = Compose(
             [
                 ResampleToSpacingd(keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True),
@@ -139,18 +151,20 @@ class CaseReader:
             raise find_user_error(error) or error from None
 
     def _picture(self, entry: Mapping[str, Any]) -> LoadedCase:
-        loaded = self.load(dict(entry))
-        array = file_dtype_tensor(loaded["image"]).numpy()
-        case_hash = whole_hash = pixel_hash(array)
-        if entry.get("region") is not None:
-            whole = self.load({k: v for k, v in entry.items() if k not in ("region", "label")})
-            whole_hash = pixel_hash(file_dtype_tensor(whole["image"]).numpy())
-        truth = torch.as_tensor(loaded["label"])[0].numpy().copy() if "label" in loaded else None
+        whole = self.decode({key: value for key, value in entry.items() if key != "region"})
+        cut = self.cut({**whole, "region": entry.get("region")})
+        pixels, whole_pixels = (file_dtype_tensor(one["image"]).numpy() for one in (cut, whole))
+        digest = pixel_hash(pixels)
+        hashes = digest, digest if entry.get("region") is None else pixel_hash(whole_pixels)
+        loaded = self.to_classes(cut)
+        truth, instances = (
+            torch.as_tensor(loaded[key])[0].numpy().copy() if key in loaded else None for key in ("label", "instances")
+        )
         shape = tuple(int(n) for n in loaded["image"].shape[1:])
+        spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
         example = self._example(loaded, entry)
-        spacing = entry.get("spacing")
         return LoadedCase(
-            entry, [example], (), None, truth, shape, (case_hash, whole_hash), tuple(spacing) if spacing else None
+            entry, [example], (), None, truth, shape, hashes, spacing, np.ascontiguousarray(pixels), instances
         )
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
@@ -167,17 +181,24 @@ class CaseReader:
             self.percentiles,
             self.nonzero,
         )
-        loaded = [self.load(dict(one)) for one in slices]
+        loaded = [self.to_classes(self.decode(one)) for one in slices]  # type: ignore[arg-type]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
         slicing = Slicing(shape, affine, axis)
-        truth = None
-        if "label" in entry:
-            truth = slicing.to_volume(np.stack([torch.as_tensor(one["label"]).numpy() for one in loaded]))[0]
+        truth, instances = (
+            slicing.to_volume(np.stack([torch.as_tensor(one[key]).numpy() for one in loaded]))[0]
+            if key in loaded[0]
+            else None
+            for key in ("label", "instances")
+        )
+        label_affine = None if truth is None else self.store.get(entry["label"], axis).slicing.affine
         examples = [self._example(one, entry) for one in loaded]
         numbers = tuple(int(one["slice"]) for one in slices)
         digest = str(slices[0]["volume_hash"])
         spacing = tuple(float(n) for n in np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0)))
-        return LoadedCase(entry, examples, numbers, slicing, truth, slicing.shape, (digest, digest), spacing)
+        return LoadedCase(
+            entry, examples, numbers, slicing, truth, slicing.shape, (digest, digest), spacing,
+            Path(slices[0]["stored"]["image"]), instances, label_affine,
+        )  # fmt: skip
 
     def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
         prepared = self.prepare(loaded)

@@ -16,10 +16,10 @@ from medmdm.errors import UserError, nearest
 from medmdm.reports.definitions import METRICS
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.run_report import make_report
+from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
-from medmdm.runs.record import Evaluation, load_evaluation
+from medmdm.runs.record import Evaluation
 from medmdm.stats.comparison import holm, paired
 from medmdm.stats.statistics import json_ready, summarise
 
@@ -67,10 +67,10 @@ def load_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
             raise UserError(f"{folder} is given twice: name different runs")
     runs = []
     for number, (folder, name) in enumerate(zip(folders, _names(resolved), strict=True)):
-        evaluation = load_evaluation(folder)
+        evaluation = Evaluation.load(folder)
         table = folder / PER_CASE_FILE
         if not table.is_file():
-            make_report(folder)
+            write_report(folder)
         runs.append(Run(_letter(number), name, evaluation, read_per_case(table, evaluation)))
     return runs
 
@@ -198,7 +198,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         "name": run.name,
         "dataset": evaluation.dataset,
         "section": evaluation.section,
-        "stamp": evaluation.stamp.kind,
+        "stamp": evaluation.provenance.kind,
         "scored": len(run.scores.cases),
         "excluded": len(run.scores.excluded),
     }
@@ -210,8 +210,8 @@ def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping
     if len(datasets) > 1:
         listed = ", ".join(f"{run.letter} on {run.evaluation.dataset}, {run.evaluation.section}" for run in runs)
         notes.append(f"The runs were evaluated on data sets of different names: {listed}.")
-    if len({run.evaluation.stamp.kind for run in runs}) > 1:
-        listed = ", ".join(f"{run.letter} {run.evaluation.stamp.kind}" for run in runs)
+    if len({run.evaluation.provenance.kind for run in runs}) > 1:
+        listed = ", ".join(f"{run.letter} {run.evaluation.provenance.kind}" for run in runs)
         notes.append(f"The encoders have not seen the same of the test cases: {listed}.")
     if left_out:
         more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""

@@ -72,7 +72,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
     by_name = {row.get("case"): row for row in rows}
-    found = Scores([], [], Ruler("pixels", 0.0, 0.0))
+    found = Scores([], [], Ruler("pixels", 0.0, 0.0), source="per_case.csv")
     pseudonyms = Pseudonyms([case.patient for case in evaluation.cases])
     for number, case in enumerate(evaluation.cases):
         row = by_name.get(case.name) or by_name.get(pseudonyms.clean(case.name))
@@ -88,7 +88,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
                 number=number,
                 patient=case.patient,
                 columns=case.columns,
-                seen=case.name in evaluation.stamp.overlapping,
+                seen=case.name in evaluation.provenance.overlapping,
                 scores={key: _number(row[key], key, path) for key in keys},
                 files=(row.get("prediction_file") or "", row.get("reference_file") or ""),
             )

@@ -18,22 +18,39 @@ from medmdm.reports.document import document, table
 from medmdm.reports.markdown import markdown_table
 from medmdm.reports.markup import Content, Markup, join, tag
 from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.run_report import PAGE_FILE
+from medmdm.reports.report import PAGE_FILE
 from medmdm.reports.wording import counted, interval_text, metric_title, number_text
 from medmdm.runs.record import EVALUATION_FILE
 
-__all__ = ["make_comparison"]
+__all__ = ["write_comparison"]
 
 _MOST_BARS = 3  # pairs whose cases are drawn one by one
 
 
-def make_comparison(
+def write_comparison(
     run_dirs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
+    *,
     metrics: Sequence[str] | None = None,
     keep_patient_ids: bool = False,
 ) -> Path:
-    """Compare runs and write the outcome; see :func:`medmdm.reports.write_comparison`."""
+    """Compare runs on the cases that all of them scored, and write ``comparison.csv``, ``comparison.json``,
+    ``comparison.md`` and ``index.html``.
+
+    Args:
+        run_dirs: at least two folders with ``evaluation.json``; where one has no ``per_case.csv`` yet, its report is
+            made first.
+        out: folder to write into.
+        metrics: to be tested, such as ``["dice"]``: choose them before looking, for every p-value is corrected for the
+            number of tests. Default: Dice, and Hausdorff 95 % and the metrics of objects where there are any.
+        keep_patient_ids: write patient ids as they are instead of numbers.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: fewer than two runs, no common case, or a metric that a run lacks.
+    """
     folder = Path(out)
     if (folder / EVALUATION_FILE).exists():
         raise UserError(f"{folder} is a run folder, whose report the comparison would replace: give another --out")

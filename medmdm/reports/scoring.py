@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,12 +85,21 @@ class Scores:
         excluded: the others.
         ruler: of the distances.
         notes: sentences that a reader of the numbers should know.
+        source: ``"masks"``, or ``"per_case.csv"`` where they were read from there.
     """
 
     cases: list[ScoredCase]
     excluded: list[Excluded]
     ruler: Ruler
     notes: list[str] = field(default_factory=list)
+    source: str = "masks"
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean ``dice`` and ``iou`` over the cases that have one (``case_mean`` of ``summary.json``), empty if none."""
+        values = {key: [case.scores[key] for case in self.cases] for key in ("dice", "iou")}
+        defined = {key: [value for value in column if math.isfinite(value)] for key, column in values.items()}
+        return {key: float(np.mean(column)) for key, column in defined.items() if column}
 
 
 def choose_ruler(evaluation: Evaluation) -> Ruler:
@@ -107,13 +116,20 @@ def choose_ruler(evaluation: Evaluation) -> Ruler:
     return Ruler("µm", 1000.0, float(f"{_TOLERANCE_PIXELS * pixel * 1000:.3g}"))
 
 
-def score_cases(evaluation: Evaluation, surface: bool = True, progress: bool = True) -> Scores:
-    """Read, score and draw every case.
+def score_cases(
+    evaluation: Evaluation,
+    surface: bool = True,
+    progress: bool = True,
+    arrays: Callable[[EvaluatedCase], CaseArrays] | None = None,
+) -> Scores:
+    """Score and draw every case.
 
     Args:
         evaluation: the record.
         surface: also distances between outlines, which take most of the time.
         progress: show a bar (on a terminal only).
+        arrays: gives what a case's files hold, for those who have it in memory; a ``UserError`` that it raises sets
+            the case aside. ``None``: the files are read.
 
     Returns:
         The scores; names of patients are as in the evaluation.
@@ -125,8 +141,8 @@ def score_cases(evaluation: Evaluation, surface: bool = True, progress: bool = T
         tqdm(evaluation.cases, desc="report", unit="case", disable=None if progress else True, leave=False)
     ):
         try:
-            arrays = read_case(case, evaluation)
-            scores = _score(case, arrays, evaluation, ruler, surface)
+            content = read_case(case, evaluation) if arrays is None else arrays(case)
+            scores = _score(case, content, evaluation, ruler, surface)
         except UserError as error:
             found.excluded.append(Excluded(case.name, number, str(error)))
             continue
@@ -135,9 +151,9 @@ def score_cases(evaluation: Evaluation, surface: bool = True, progress: bool = T
             number=number,
             patient=case.patient,
             columns=case.columns,
-            seen=case.name in evaluation.stamp.overlapping,
+            seen=case.name in evaluation.provenance.overlapping,
             scores=scores,
-            picture=draw_case(arrays, evaluation.num_classes, side),
+            picture=draw_case(content, evaluation.num_classes, side),
             files=(case.prediction.name if case.prediction else "", case.label.name if case.label else ""),
         )
         found.cases.append(scored)

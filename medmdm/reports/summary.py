@@ -51,14 +51,13 @@ def headline_keys(scores: dict[str, Any]) -> list[str]:
     return [key for key in HEADLINES if key in scores][:_MOST_HEADLINES]
 
 
-def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms, source: str) -> dict[str, Any]:
+def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms) -> dict[str, Any]:
     """Summarise the scores of an evaluation.
 
     Args:
         evaluation: the record.
         scores: of its cases; at least one case must have been scored.
         pseudonyms: what stands for patients; applied to everything returned.
-        source: ``"masks"`` or ``"per_case.csv"``, where the scores come from.
 
     Returns:
         JSON-able content; keys are described by :func:`summary_schema`.
@@ -89,11 +88,11 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms,
             "patients": dice.n_patients,
         },
         "excluded": [{"case": one.name, "reason": one.reason} for one in scores.excluded],
-        "source": source,
+        "source": scores.source,
         "stamp": {
-            "kind": evaluation.stamp.kind,
-            "sentence": evaluation.stamp.sentence,
-            "overlapping": list(evaluation.stamp.overlapping),
+            "kind": evaluation.provenance.kind,
+            "sentence": evaluation.provenance.sentence,
+            "overlapping": list(evaluation.provenance.overlapping),
         },
         "classes": list(evaluation.class_names),
         "ignore": None if evaluation.instance_labels else evaluation.ignore,

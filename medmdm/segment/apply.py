@@ -25,9 +25,8 @@ from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import find_provenance
-from medmdm.segment.evaluation import LabelledData, evaluate
-from medmdm.segment.outputs import Outputs, Postprocessing, in_place
-from medmdm.segment.postprocessing import PostProcess, boxes
+from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
+from medmdm.segment.postprocessing import boxes
 
 __all__ = ["Evaluation", "Inference", "OpenSegmenter", "open_segmenter"]
 
@@ -113,7 +112,7 @@ class Evaluation:
         data: with the section; its classes must be those of the segmenter.
         segmenter: see :func:`open_segmenter`.
         postprocess: probabilities → masks.
-        report: scores the predictions, and writes the pages.
+        report: scores the predictions.
         inferer: of MONAI's; None for how the segmenter read images when it was fitted.
         config: merged config of the run.
 
@@ -146,11 +145,9 @@ class Evaluation:
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
         protocol = {**{k: v for k, v in task.items() if k != "ledger"}, "segmenter": self.segmenter.path}
         predictor = _predictor(self.segmenter, self.outputs, self.inferer)
-        scores = evaluate(
-            tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
+        return evaluate(
+            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )
-        record.finish(0)
-        return scores
 
 
 @dataclass(frozen=True)
@@ -190,6 +187,4 @@ class Inference:
 
 
 def _predictor(segmenter: OpenSegmenter, outputs: Outputs, inferer: Inferer | None) -> Predictor:
-    return Predictor(
-        segmenter.model, segmenter.reading, outputs.uncertainty, device=segmenter.device, inferer=inferer
-    )
+    return Predictor(segmenter.model, segmenter.reading, outputs.uncertainty, device=segmenter.device, inferer=inferer)

@@ -4,19 +4,120 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from medmdm.data.cases import Cases
-from medmdm.data.reading import CaseReader, LoadedCase, data_hash
-from medmdm.errors import UserError
-from medmdm.heads.prediction import Predictor
-from medmdm.segment.outputs import Outputs, Postprocessing
+import numpy as np
 
-__all__ = ["LabelledData", "evaluate"]
+from medmdm.data.cases import Cases
+from medmdm.data.files.pictures import image_size
+from medmdm.data.reading import CaseReader, LoadedCase, data_hash
+from medmdm.data.writers import write_map, write_mask
+from medmdm.errors import UserError
+from medmdm.heads.prediction import Prediction, Predictor
+from medmdm.reports import CaseArrays, Report
+from medmdm.runs.folder import RunFolder
+from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
+from medmdm.segment.reconstruction_error import ReconstructionError
+
+__all__ = ["LabelledData", "Outputs", "Postprocessing", "Predicted", "evaluate", "in_place"]
 
 logger = logging.getLogger(__name__)
+
+
+Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted for a case, and the files that hold it.
+
+    Args:
+        mask: class numbers, ``[*spatial]`` on the grid of the case.
+        instances: numbers of objects, where the post-processing finds them.
+        maps: ``[*spatial]`` float32 by name: ``uncertainty``, ``disagreement``, ``surprise``, those that were made.
+        files: by kind, relative to the folder.
+    """
+
+    mask: np.ndarray
+    instances: np.ndarray | None
+    maps: Mapping[str, np.ndarray]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What to write of each case, into ``predictions/`` of a folder.
+
+    Args:
+        folder: the run folder.
+        probabilities: a map for each class.
+        uncertainty: maps of entropy and of disagreement between the members of an ensemble.
+        surprise: writes maps of the reconstruction error; None for none. Images are read in the segmenter's windows.
+        boxes: a table of the boxes of instances, where instances are found.
+        report: the tables and pages of the report.
+        study: the ``study.csv`` of a study, whose learning curve the report shows.
+
+    Raises:
+        UserError: there is no such study.
+    """
+
+    folder: str | os.PathLike[str]
+    probabilities: bool = False
+    uncertainty: bool = True
+    surprise: ReconstructionError | None = None
+    boxes: bool = False
+    report: bool = True
+    study: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.study is not None and not Path(self.study).is_file():
+            raise UserError(f"study names {self.study}, which does not exist: give the study.csv of a study.")
+
+    def predict(self, case: LoadedCase, predictor: Predictor, postprocess: Postprocessing) -> Predicted:
+        """Predict a case and write what was asked for."""
+        prediction = predictor.case(case)
+        processed = postprocess(prediction.probabilities, case.spacing)
+        mask, instances = processed["mask"], processed.get("instances")
+        assert mask is not None
+        maps = {}
+        if prediction.uncertainty is not None:
+            maps = {"uncertainty": prediction.uncertainty[0], "disagreement": prediction.uncertainty[1]}
+        if self.surprise is not None:
+            model, device = self.surprise.to(predictor.device), predictor.device
+            reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
+            maps["surprise"] = reader.values(case)[0]
+        return Predicted(mask, instances, maps, self._write(case, prediction, mask, instances, maps))
+
+    def _write(
+        self,
+        case: LoadedCase,
+        prediction: Prediction,
+        mask: np.ndarray,
+        instances: np.ndarray | None,
+        maps: Mapping[str, np.ndarray],
+    ) -> dict[str, str]:
+        """Write beside the source's grid; a case that is a part of a picture is written in place, 0 around it."""
+        source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
+        volume = case.slicing is not None
+        files = {}
+
+        def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
+            files[kind] = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
+            write(Path(self.folder) / files[kind], in_place(values, case), source, case.entry.get("series_uid"))
+
+        for_masks, for_maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
+        put("prediction", mask, for_masks, write_mask)
+        if instances is not None:
+            large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
+            put("instances", instances, ".tif" if large else for_masks, write_mask)
+        if self.probabilities:
+            put("probabilities", prediction.probabilities, for_maps, write_map)
+        for name, values in maps.items():
+            put(name, values, for_maps, write_map)
+        return files
 
 
 @dataclass(frozen=True)
@@ -82,3 +183,121 @@ class LabelledData:
             logger.info(sentence)
         for warning in self.cases.warnings:
             logger.warning(warning)
+
+
+def evaluate(
+    run: RunFolder,
+    tested: list[LoadedCase],
+    data: LabelledData,
+    predictor: Predictor,
+    postprocess: Postprocessing,
+    outputs: Outputs,
+    report: Report,
+    provenance: Provenance,
+    protocol: Mapping[str, Any],
+) -> dict[str, float]:
+    """Predict, write and score every case; write ``evaluation.json`` and, where asked for, the report's pages.
+
+    Args:
+        run: is finished when the cases are scored.
+        tested: the cases; each gives up its images when it was predicted, so that memory lasts for what is kept.
+        data: that they are of.
+        predictor: makes the predictions.
+        postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
+        outputs: what to write.
+        report: scores them.
+        provenance: see :func:`medmdm.runs.provenance.find_provenance`.
+        protocol: JSON-able: how the model came about.
+
+    Returns:
+        Mean Dice and IoU over the labelled cases, as in ``summary.json``.
+    """
+    logger.info("%s: %s", provenance.kind, provenance.sentence)
+    found: dict[str, tuple[LoadedCase, Predicted]] = {}
+    for number, case in enumerate(tested):
+        found[case.name] = replace(case, examples=()), outputs.predict(case, predictor, postprocess)
+        tested[number] = found[case.name][0]
+        logger.info("%d of %d predicted: %s", number + 1, len(tested), case.name)
+    evaluation = _record(found, data, outputs, provenance, protocol)
+    evaluation.save()
+    scores = report.score(evaluation, lambda case: _arrays(*found[case.name]))
+    for scored in scores.cases:
+        logger.info("%s: Dice %.4f, IoU %.4f", scored.name, scored.scores["dice"], scored.scores["iou"])
+    if scores.means:
+        logger.info("mean over %d cases: Dice %.4f, IoU %.4f", len(tested), scores.means["dice"], scores.means["iou"])
+    run.finish(0)
+    if outputs.report:
+        logger.info("report: %s", report.write(evaluation, scores))
+    return scores.means
+
+
+def _arrays(case: LoadedCase, predicted: Predicted) -> CaseArrays:
+    """Return what the files of a case hold, which were decoded before."""
+    if case.truth is None:
+        raise UserError(f"{case.name} has no label in the data list: it cannot be scored.")
+    return CaseArrays(
+        truth=case.truth,
+        prediction=predicted.mask,
+        truth_instances=case.instances,
+        predicted_instances=predicted.instances,
+        image=case.pixels(),
+        maps=predicted.maps,
+        affine=case.label_affine,
+    )
+
+
+def _record(
+    found: Mapping[str, tuple[LoadedCase, Predicted]],
+    data: LabelledData,
+    outputs: Outputs,
+    provenance: Provenance,
+    protocol: Mapping[str, Any],
+) -> Evaluation:
+    cases = data.cases
+    information = {} if cases.data_list is None else dict(cases.data_list.information)
+    name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
+    return Evaluation(
+        folder=Path(outputs.folder),
+        # Labels that nobody drew are called so wherever the name of the data set is printed.
+        dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
+        dataset_dir=Path(cases.dataset_dir),
+        section=data.section,
+        class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
+        cases=tuple(_evaluated(case, predicted, outputs) for case, predicted in found.values()),
+        ignore=cases.ignore,
+        data_list={"name": name, **information},
+        provenance=provenance,
+        protocol=protocol,
+        study=None if outputs.study is None else Path(outputs.study),
+    )
+
+
+def _evaluated(case: LoadedCase, predicted: Predicted, outputs: Outputs) -> EvaluatedCase:
+    entry = case.entry
+    images, patient = entry["image"], entry.get("patient_id")
+    written = {kind: Path(outputs.folder) / name for kind, name in predicted.files.items()}
+    return EvaluatedCase(
+        name=case.name,
+        image=[Path(image) for image in images] if isinstance(images, list) else Path(images),
+        label=Path(entry["label"]) if entry.get("label") else None,
+        prediction=written["prediction"],
+        instances=written.get("instances"),
+        maps={name: written[name] for name in MAPS if name in written},
+        region=entry.get("region"),
+        series_uid=entry.get("series_uid"),
+        patient=None if patient is None else str(patient),
+        spacing=case.spacing,
+        columns={key: str(value) for key, value in entry.get("columns", {}).items() if value is not None},
+    )
+
+
+def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
+    """Return values of a case's region in the whole picture, 0 around it."""
+    region = case.entry.get("region")
+    if region is None:
+        return values
+    whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
+    rows = slice(*region.get("rows", (0, whole.shape[-2])))
+    columns = slice(*region.get("columns", (0, whole.shape[-1])))
+    whole[..., rows, columns] = values
+    return whole

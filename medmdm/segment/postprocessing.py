@@ -148,7 +148,7 @@ class PostProcess:
 
     def _split(self, mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
         """Number the instances of all classes."""
-        settings: dict[str, Any] = dict(self.instances or {})  # type: ignore[call-overload]
+        settings: dict[str, Any] = dict(self.instances)  # type: ignore[arg-type]
         method = settings.pop("method")
         instances = np.zeros(mask.shape, np.int32)
         for _, part in _by_class(mask, self.background):

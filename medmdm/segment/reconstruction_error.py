@@ -45,8 +45,8 @@ class ReconstructionError(nn.Module):
         corruption: what the network was trained on, as an object or its config, where the plan does not say it.
 
     Raises:
-        UserError: there is no network, it is not whole, was not trained with patch masking, or does not predict the image; or a
-            timestep or number of masks does not exist.
+        UserError: there is no network, it is not whole, was not trained with patch masking, or does not predict the
+            image; or a timestep or number of masks does not exist.
 
     Example:
         >>> error = ReconstructionError("runs/demo/model.pt")  # doctest: +SKIP
@@ -121,19 +121,25 @@ class ReconstructionError(nn.Module):
 def _checked(name: str, network: nn.Module, plan: Mapping[str, Any], corruption: Corruption | None) -> PatchMasking:
     """Return the corruption, or refuse a backbone that restores no hidden patches."""
     if getattr(network, "out", network) is None:
-        raise UserError(f"{name} is cut off after the features, so that it restores nothing: write_surprise needs model.pt.")
+        raise UserError(
+            f"{name} is cut off after the features, so that it restores nothing: write_surprise needs model.pt."
+        )
     if not isinstance(corruption, PatchMasking):
         trained = "its plan does not say on what" if corruption is None else f"with {type(corruption).__name__}"
-        raise UserError(f"{name} was not trained to restore hidden patches ({trained}): write_surprise needs PatchMasking.")
+        raise UserError(
+            f"{name} was not trained to restore hidden patches ({trained}): write_surprise needs PatchMasking."
+        )
     target = plan.get("target", "image")  # published files do not say it; masked diffusion predicts the image
     if target != "image":
-        raise UserError(f"{name} predicts the {target}, not the image: write_surprise needs a backbone of target 'image'.")
+        raise UserError(
+            f"{name} predicts the {target}, not the image: write_surprise needs a backbone of target 'image'."
+        )
     config: Any = getattr(network, "config", {})
     given, predicted = (config.get(key) for key in ("in_channels", "out_channels"))
     if given != predicted:
         raise UserError(
-            f"{name} predicts {predicted} channels for images of {given}: write_surprise needs a backbone that predicts the "
-            "image."
+            f"{name} predicts {predicted} channels for images of {given}: write_surprise needs a backbone that "
+            "predicts the image."
         )
     return corruption
 

@@ -27,8 +27,7 @@ from medmdm.heads.views import view_sizes
 from medmdm.metrics.pixels import mean_scores
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import find_provenance, support_ledger
-from medmdm.segment.evaluation import LabelledData
-from medmdm.segment.outputs import Postprocessing
+from medmdm.segment.evaluation import LabelledData, Postprocessing
 from medmdm.segment.study_table import study_table
 
 __all__ = ["Grid", "Study"]
@@ -195,8 +194,8 @@ class Study:
         supports, keys, found = [], [], []
         for cell in cells:
             supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
-            support = [contents[case.name] for case in supports[-1]]
-            keys.append(self._key(cell, support, [contents[case.name] for case in tested]))
+            read = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
+            keys.append(self._key(cell, *read))
             found.append(_finished(self._path(cell), keys[-1]))
         logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
         rows: list[dict[str, Any]] = []
@@ -216,7 +215,8 @@ class Study:
         seen = {n: find_provenance(tested, b.plan.get("ledger"), labelled) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in tested}
         summary, page = study_table(table, patients, seen, self.reference)
-        save_json({"settings": dict(self.config), "stamps": seen, "table": summary}, folder / "study.json")
+        stamps = {name: asdict(one) for name, one in seen.items()}
+        save_json({"settings": dict(self.config), "stamps": stamps, "table": summary}, folder / "study.json")
         atomic_write(folder / "study.md", page)
         record.finish(0)
         print(page)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medmdm.reports.study import summarise_study
+from medmdm.runs.record import Provenance
 from medmdm.stats.comparison import holm, paired
 from medmdm.stats.statistics import json_ready
 
@@ -18,7 +19,7 @@ __all__ = ["study_table"]
 def study_table(
     table: pd.DataFrame,
     patients: Mapping[str, str | None],
-    stamps: Mapping[str, Mapping[str, Any]],
+    seen: Mapping[str, Provenance],
     reference: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Summarise a study.
@@ -26,7 +27,7 @@ def study_table(
     Args:
         table: a row for each test case and cell: backbone, head, shots, draw, seed, case, dice, iou.
         patients: the patient of each case, where known.
-        stamps: what each backbone has seen, by its name.
+        seen: what each backbone has seen, by its name.
         reference: (backbone, head) that all others are compared with.
 
     Returns:
@@ -59,7 +60,7 @@ def study_table(
                 f"| {c['backbone']} | {c['head']} | {c['shots']} | {c['difference']:+.3f} | {_n(low)} to {_n(high)} "
                 f"| {c['p_holm']:.3g} | {c['wins']} / {c['ties']} / {c['losses']} |"
             )
-    lines += ["", *(f"{name}: {stamp['kind']}. {stamp['sentence']}" for name, stamp in stamps.items())]
+    lines += ["", *(f"{name}: {one.kind}. {one.sentence}" for name, one in seen.items())]
     return json_ready({"rows": rows, "comparisons": comparisons}), "\n".join(lines) + "\n"
 
 

@@ -26,8 +26,7 @@ from medmdm.heads.views import view_sizes
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import find_provenance, support_ledger
-from medmdm.segment.evaluation import LabelledData, evaluate
-from medmdm.segment.outputs import Outputs, Postprocessing
+from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
 
 __all__ = ["Segmentation"]
 
@@ -49,7 +48,7 @@ class Segmentation:
         head: how to fit; see :class:`medmdm.heads.Fitter`.
         reading: how images are read: windows, or whole.
         postprocess: probabilities → masks.
-        report: scores the predictions, and writes the pages.
+        report: scores the predictions.
         inferer: of MONAI's; None for what ``reading`` says.
         include_backbone: save the backbone with the head, so that the file stands alone.
         seed: of the fit.
@@ -114,11 +113,9 @@ class Segmentation:
         predictor = Predictor(
             model, self.reading, self.outputs.uncertainty, device=self.backbone.device, inferer=self.inferer
         )
-        scores = evaluate(
-            tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
+        return evaluate(
+            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )
-        record.finish(0)
-        return scores
 
     def _fit(
         self, support: Sequence[LoadedCase], protocol: Mapping[str, Any], plan: Mapping[str, Any]
@@ -127,7 +124,9 @@ class Segmentation:
         examples = [example for case in support for example in case.examples]
         task = Task(examples, self.data.cases.num_classes, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
-        save_json({"protocol": protocol, "head": protocol["head"], **fitted.evidence}, self.model_path.parent / "plan.json")
+        save_json(
+            {"protocol": protocol, "head": protocol["head"], **fitted.evidence}, self.model_path.parent / "plan.json"
+        )
         known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):

@@ -10,12 +10,12 @@ import pytest
 from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
 from medmdm.reports.case_files import read_case
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import AFFINE, SHAPE, change, change_case, nifti, picture, picture_run, volume_run
 
 
 def read(run: Path, number: int = 0) -> Any:
-    evaluation = load_evaluation(run)
+    evaluation = Evaluation.load(run)
     return read_case(evaluation.cases[number], evaluation)
 
 

@@ -18,7 +18,7 @@ from medmdm.reports.page_cases import Album, chosen
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import ScoredCase, score_cases
 from medmdm.reports.summary import make_summary
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
@@ -145,7 +145,7 @@ def test_worst_median_and_best_do_not_overlap() -> None:
 
 
 def test_the_pictures_of_a_page_are_bounded_and_the_galleries_served_first(tmp_path: Path) -> None:
-    evaluation = load_evaluation(picture_run(tmp_path, cases=18))
+    evaluation = Evaluation.load(picture_run(tmp_path, cases=18))
     cases = score_cases(evaluation, surface=False, progress=False).cases
     sizes = [case.picture.size for case in cases if case.picture is not None]
     budget = int(sum(sizes) * 15.5 / 18)
@@ -158,9 +158,9 @@ def test_the_pictures_of_a_page_are_bounded_and_the_galleries_served_first(tmp_p
 
 
 def test_a_page_without_pictures_or_patients_is_still_one(tmp_path: Path) -> None:
-    evaluation = load_evaluation(volume_run(tmp_path))
+    evaluation = Evaluation.load(volume_run(tmp_path))
     scores = score_cases(evaluation, progress=False)
-    summary = make_summary(evaluation, scores, Pseudonyms([]), "per_case.csv")
+    summary = make_summary(evaluation, scores, Pseudonyms([]))
     page = Reader(make_page(summary, [replace(case, picture=None) for case in scores.cases]))
     assert not page.all("symbol")
     assert "Patient" not in "".join(page.text)

@@ -15,15 +15,15 @@ from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.scoring import Scores, score_cases
 from medmdm.reports.summary import make_summary, summary_schema
 from medmdm.reports.wording import first_line, interval_text, number_text
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
 
 def summarise(run: Path) -> tuple[dict[str, Any], Scores]:
-    evaluation = load_evaluation(run)
+    evaluation = Evaluation.load(run)
     scores = score_cases(evaluation, progress=False)
     hide = Pseudonyms([case.patient for case in evaluation.cases])
-    return make_summary(evaluation, scores, hide, "masks"), scores
+    return make_summary(evaluation, scores, hide), scores
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_risk_falls_where_uncertainty_knows(pictures: Any, volumes: Any) -> None
 
 def test_empty_cases_are_counted_not_averaged(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=4)
-    evaluation = load_evaluation(run)
+    evaluation = Evaluation.load(run)
     scores = score_cases(evaluation, progress=False)
     nothing = {"tp_1": 0, "fp_1": 0, "fn_1": 0, "tn_1": 10, "n_true_1": 0, "n_pred_1": 0}
     scores.cases[0].scores |= {**nothing, "dice": math.nan, "iou": math.nan, "hausdorff95": math.nan}
     scores.cases[1].scores |= {**nothing, "fn_1": 4, "n_true_1": 4, "dice": 0.0, "hausdorff95": math.inf}
-    summary = make_summary(evaluation, scores, Pseudonyms([case.patient for case in scores.cases]), "masks")
+    summary = make_summary(evaluation, scores, Pseudonyms([case.patient for case in scores.cases]))
     assert summary["class_scores"]["1"]["empty"] == {"both": 1, "pred": 1, "true": 0}
     assert (summary["scores"]["dice"]["n"], summary["scores"]["dice"]["undefined"]) == (3, 1)
     assert (summary["scores"]["hausdorff95"]["n"], summary["scores"]["hausdorff95"]["infinite"]) == (2, 1)

@@ -24,6 +24,7 @@ from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.spacing import resample_to_shape
 from medmdm.errors import UserError, find_user_error
 from medmdm.heads.prediction import Predictor
+from medmdm.heads.task import Reading
 from medmdm.segment.reconstruction_error import ReconstructionError
 from tests.bundle_runs import write_backbone
 from tests.made import SIZES, with_random_weights
@@ -95,7 +96,9 @@ def test_nothing_is_copied_from_what_is_seen() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 21, 30), (2, 1, 12, 40), (1, 2, 7, 6)], ids=str)
 def test_the_map_is_that_of_scikit_image(shape: tuple[int, ...]) -> None:
     x, answer = noise(*shape), noise(1, shape[1], 64, 64, seed=1)
-    error = ReconstructionError((Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t)), PLAN))
+    error = ReconstructionError(
+        (Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t)), PLAN)
+    )
     found = error(x).numpy()
     for b in range(shape[0]):
         maps = []
@@ -213,14 +216,14 @@ def loaded(examples: list[Tensor], shape: tuple[int, ...], slicing: Slicing | No
 def test_pictures_in_windows_and_volumes_slice_by_slice_lie_on_their_files() -> None:
     error = ReconstructionError((network(1), PLAN))
     x = noise(1, 30, 21)
-    whole = Predictor(error, (16, 16), whole=True)
+    whole = Predictor(error, Reading((16, 16), whole=True))
     assert torch.equal(torch.from_numpy(whole.values(loaded([x], (30, 21)))), error(x[None])[0])
     expected = resample_to_shape(error(x[None])[0], (61, 40)).numpy()
     np.testing.assert_allclose(whole.values(loaded([x], (61, 40))), expected, atol=1e-6)
     halves = torch.cat([error(x[None, :, :15]), error(x[None, :, 15:])], dim=2)[0]
-    windows = Predictor(error, (15, 21), overlap=0).values(loaded([x], (30, 21)))
+    windows = Predictor(error, Reading((15, 21), overlap=0)).values(loaded([x], (30, 21)))
     np.testing.assert_allclose(windows, halves.numpy(), atol=1e-5)
-    blended = Predictor(error, (16, 16)).values(loaded([x], (30, 21)))
+    blended = Predictor(error, Reading((16, 16))).values(loaded([x], (30, 21)))
     assert blended.shape == (1, 30, 21)
     assert 0 <= blended.min() < blended.max() <= 1
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy.stats import norm, ttest_1samp
 
 from medmdm import stats
 from medmdm.errors import UserError
@@ -21,14 +21,14 @@ def bca_by_hand(values: np.ndarray, resamples: int, seed: int) -> tuple[float, f
     rng = np.random.default_rng(seed)
     n = len(values)
     means = np.sort(rng.choice(values, (resamples, n)).mean(1))
-    bias = stats.norm.ppf(((means < values.mean()).sum() + (means <= values.mean()).sum()) / (2 * resamples))
+    bias = norm.ppf(((means < values.mean()).sum() + (means <= values.mean()).sum()) / (2 * resamples))
     left_out = (values.sum() - values) / (n - 1)
     apart = left_out.mean() - left_out
     acceleration = (apart**3).sum() / (6 * (apart**2).sum() ** 1.5)
     bounds = []
     for level in (0.025, 0.975):
-        z = bias + stats.norm.ppf(level)
-        share = stats.norm.cdf(bias + z / (1 - acceleration * z))
+        z = bias + norm.ppf(level)
+        share = norm.cdf(bias + z / (1 - acceleration * z))
         bounds.append(means[min(int(share * resamples), resamples - 1)])
     return bounds[0], bounds[1]
 
@@ -37,7 +37,7 @@ def test_t_interval_is_scipys(rng: np.random.Generator) -> None:
     values = rng.beta(9, 1, (3, 12))
     low, high = stats.t_interval(values, 0.9)
     for row, bounds in zip(values, zip(low, high, strict=True), strict=True):
-        assert bounds == pytest.approx(tuple(stats.ttest_1samp(row, 0).confidence_interval(0.9)))
+        assert bounds == pytest.approx(tuple(ttest_1samp(row, 0).confidence_interval(0.9)))
 
 
 def test_bca_interval(rng: np.random.Generator) -> None:

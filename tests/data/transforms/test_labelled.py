@@ -20,8 +20,7 @@ from medmdm.data.files.volumes import read_volume
 from medmdm.data.slices import slice_entries
 from medmdm.data.slicing import Slicing
 from medmdm.data.store import VolumeStore
-from medmdm.data.transforms.labelled import case_transforms
-from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
+from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased, case_transforms
 from medmdm.errors import UserError, find_user_error
 from tests.data.volume_files import oblique
 from tests.prepare.layouts import aperio, rectangle
