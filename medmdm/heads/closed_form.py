@@ -105,8 +105,8 @@ class ClosedFormHead:
         """Return the sums of one image over the views that predictions will be made in."""
 
         def compute() -> dict[str, Tensor]:
-            parts = []
-            for view in views(example, "whole" if task.whole else "windows", task.window, task.overlap):
+            parts, kind = [], "whole" if task.reading.whole else "windows"
+            for view in views(example, kind, task.reading.window, task.reading.overlap):
                 maps = extractor(view.image[None].to(task.device))
                 size = extractor.padded_size(view.image.shape[1:])
                 parts.append(pixel_sums(maps, view.label.to(task.device), task.num_classes, size))
@@ -115,7 +115,7 @@ class ClosedFormHead:
 
         if not isinstance(extractor, CachedExtractor):
             return PixelSums(**compute())
-        reading = "whole" if task.whole else f"{task.window} {task.overlap}"
+        reading = "whole" if task.reading.whole else f"{task.reading.window} {task.reading.overlap}"
         settings = f"sums {extractor.config['normalize']} {task.num_classes} {reading}"
         content = tensor_hash(example.image, example.label)
         name = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()

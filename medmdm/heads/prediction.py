@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +14,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.data.transforms.basic import PadToSize
 from medmdm.data.transforms.spacing import resample_to_shape
 from medmdm.data.writers import SliceAssembler
+from medmdm.heads.task import Reading
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -36,41 +37,37 @@ class Predictor:
 
     Args:
         model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``; uncertainty needs its ``with_uncertainty``. Of
-            other maps, such as :class:`medmdm.segment.Surprise`, read :meth:`values`.
-        window: size of the windows (the paper: 256 x 256).
-        whole: read images whole instead.
-        overlap: of neighbouring windows (the paper: 0.2).
+            other maps, such as :class:`medmdm.segment.ReconstructionError`, read :meth:`values`.
+        reading: windows, or whole images.
         uncertainty: also give the maps of uncertainty.
         batch_size: windows at once.
         device: where to compute.
+        inferer: of MONAI's, for windows that are joined otherwise.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        window: Sequence[int],
-        whole: bool = False,
-        overlap: float = 0.2,
+        reading: Reading,
         uncertainty: bool = False,
         batch_size: int = 4,
         device: torch.device | str = "cpu",
+        inferer: Inferer | None = None,
     ) -> None:
         self.model = model
-        self.window = list(window)
-        self.whole = whole
-        self.overlap = overlap
+        self.reading = reading
         self.uncertainty = uncertainty and hasattr(model, "with_uncertainty")
         self.device = torch.device(device)
-        self.inferer = SlidingWindowInferer(self.window, batch_size, overlap, mode="gaussian")
+        self.inferer = inferer or SlidingWindowInferer(reading.window, batch_size, reading.overlap, mode="gaussian")
 
     @torch.no_grad()
     def image(self, image: Tensor) -> Tensor:
         """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, H, W]`` in [-1, 1]."""
         function = self.model.with_uncertainty if self.uncertainty else self.model
         x = image[None].to(self.device)
-        if self.whole:
+        if self.reading.whole:
             return function(x)[0].float().cpu()  # type: ignore[operator]
-        padded = torch.as_tensor(PadToSize(self.window)(image))[None].to(self.device)
+        padded = torch.as_tensor(PadToSize(self.reading.window)(image))[None].to(self.device)
         out = self.inferer(padded, function)
         assert isinstance(out, Tensor)
         first = [(new - old) // 2 for new, old in zip(padded.shape[2:], x.shape[2:], strict=True)]

@@ -15,7 +15,33 @@ from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
-__all__ = ["Fitted", "Fitter", "Task", "check_normalize", "check_windows"]
+__all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: in sliding windows, or whole.
+
+    Args:
+        window: size of the windows along each axis (the paper: 256 x 256).
+        whole: images are read whole instead.
+        overlap: of neighbouring windows, as a share (the paper: 0.2).
+
+    Raises:
+        UserError: the size is not whole numbers above 0, or the share not in [0, 1).
+    """
+
+    window: Sequence[int]
+    whole: bool = False
+    overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        sizes: list[Any] = list(self.window) if isinstance(self.window, (list, tuple)) else [self.window]
+        if len(sizes) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {self.window!r}.")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap must be at least 0 and less than 1, got {self.overlap}.")
+        object.__setattr__(self, "window", tuple(sizes))
 
 
 @dataclass(frozen=True)
@@ -25,21 +51,18 @@ class Task:
     Args:
         examples: the labelled support.
         num_classes: K, background included.
-        window: size of the windows that images are read in.
-        whole: images are read whole instead.
-        overlap: of neighbouring windows.
+        reading: how images are read, in the fit and in predictions.
         seed: of everything random.
         device: where to compute.
 
     Raises:
-        UserError: there is no labelled image, less than two classes, or a label names a class that does not exist.
+        UserError: there is no labelled image, less than two classes, a label names a class that does not exist, or the
+            windows have not the images' number of axes.
     """
 
     examples: Sequence[Example]
     num_classes: int
-    window: tuple[int, ...]
-    whole: bool = False
-    overlap: float = 0.2
+    reading: Reading
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -48,6 +71,9 @@ class Task:
             raise UserError("There is no labelled image to learn from: the training list is empty.")
         if self.num_classes < 2:
             raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
+        axes = self.examples[0].image.ndim - 1
+        if len(self.reading.window) != axes:
+            raise UserError(f"window must be {axes} whole numbers, one per axis, got {list(self.reading.window)}.")
         for example in self.examples:
             wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
             if len(wrong):
@@ -82,24 +108,6 @@ class Fitter(Protocol):
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
         ...
-
-
-def check_windows(window: Sequence[int], overlap: float) -> tuple[int, ...]:
-    """Return the size of windows, or refuse what is none.
-
-    Args:
-        window: rows and columns.
-        overlap: of neighbouring windows, as a share.
-
-    Raises:
-        UserError: the size is not two whole numbers above 0, or the share not in [0, 1).
-    """
-    sizes: list[Any] = list(window) if isinstance(window, (list, tuple)) else [window]
-    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {window!r}.")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap must be at least 0 and less than 1, got {overlap}.")
-    return tuple(sizes)
 
 
 def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:
