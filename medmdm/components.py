@@ -64,13 +64,14 @@ def public_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def to_config(value: Any) -> Any:
+def to_config(value: Any, strict: bool = True) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
     Args:
         value: a dataclass, an object with a ``config`` dictionary or one that keeps every argument of its constructor
             under the argument's name (as in scikit-learn), a ``functools.partial`` of a class (what MONAI makes of
             ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        strict: refuse what could not be made again; False for a record: its class and what it holds tell it apart.
 
     Raises:
         UserError: an object that does not know what it was made of.
@@ -78,20 +79,24 @@ def to_config(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(k): to_config(v) for k, v in value.items()}
+        return {str(k): to_config(v, strict) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_config(v) for v in value]
+        return [to_config(v, strict) for v in value]
     if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"_target_": public_name(value.func), "_mode_": "callable", **to_config(value.keywords)}
+        return {"_target_": public_name(value.func), "_mode_": "callable", **to_config(value.keywords, strict)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        fields = {f.name: to_config(getattr(value, f.name), strict) for f in dataclasses.fields(value) if f.init}
         return {"_target_": public_name(type(value)), **fields}
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):
-        return {"_target_": public_name(type(value)), **to_config(config)}
-    arguments = inspect.signature(type(value)).parameters.values()
-    if all(a.kind in (a.KEYWORD_ONLY, a.POSITIONAL_OR_KEYWORD) and hasattr(value, a.name) for a in arguments):
-        return {"_target_": public_name(type(value)), **{a.name: to_config(getattr(value, a.name)) for a in arguments}}
+        return {"_target_": public_name(type(value)), **to_config(config, strict)}
+    parameters = inspect.signature(type(value)).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    kept = len(names) == len(parameters) and all(hasattr(value, name) for name in names)
+    if not (kept or strict):
+        names = [name for name in getattr(value, "__dict__", {}) if not name.startswith("_")]
+    if kept or not strict:
+        return {"_target_": public_name(type(value)), **{n: to_config(getattr(value, n), strict) for n in names}}
     raise UserError(
         f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its part "
         'of the config with "_mode_": "callable".'

@@ -93,6 +93,8 @@ class PixelClassifierHead:
         self.fresh = fresh
         self.loss_function = CrossEntropyDiceLoss(dice_weight, class_weights)
         self.ensemble = ensemble
+        self.class_weights = class_weights
+        self.dice_weight = dice_weight
 
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""

@@ -146,7 +146,6 @@ class Study:
                 )
         if self.data.rule == "paper" and self.grid.draws > 1:
             raise UserError("The paper's rule gives one draw: set draws to 1, or subset_rule to 'seeded'.")
-        to_config([self.postprocess, *self.heads.values()])  # they must be able to say it, for the cells' keys
         files: dict[str, Cell] = {}
         for cell in self.cells():
             first_of_name = files.setdefault(cell.name, cell)
@@ -257,8 +256,8 @@ class Study:
             "support": support,
             "tested": tested,
             "classes": self.data.cases.num_classes,
-            "head": to_config(self.heads[cell.head]),
-            "postprocess": to_config(self.postprocess),
+            "head": to_config(self.heads[cell.head], strict=False),
+            "postprocess": to_config(self.postprocess, strict=False),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
             "reading": [to_config(self.reading), _preprocessing(self._first.plan)],
         }

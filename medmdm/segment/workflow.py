@@ -82,7 +82,7 @@ class Segmentation:
             raise UserError(
                 f"{name} changes the backbone, so the head alone would be of no use: set include_backbone to true."
             )
-        to_config([self.head, self.postprocess])  # both must be able to say it, when the fit is done
+        to_config(self.postprocess)  # must be able to say it when the fit is done
 
     @property
     def model_path(self) -> Path:
@@ -152,7 +152,7 @@ class Segmentation:
             "backbone": self.backbone.path or None,
             "backbone_sha256": self.backbone.identity or None,
             "features": None if extractor is None else dict(extractor.config),
-            "head": to_config(self.head),
+            "head": to_config(self.head, strict=False),
             "shots": len(support),
             "subset": self.data.subset,
             "training_cases": [case.name for case in support],
