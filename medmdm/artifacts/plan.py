@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from medmdm.components import to_config
 from medmdm.corruption import Corruption
 
 __all__ = ["PLAN_FORMAT", "make_ledger", "make_plan", "patient_hashes"]
@@ -55,8 +56,8 @@ def make_plan(
     return {
         "format": PLAN_FORMAT,
         "network": _network_record(network, network_config),
-        "corruption": corruption.to_config(),
-        "timesteps": timesteps.to_config(),
+        "corruption": to_config(corruption),
+        "timesteps": to_config(timesteps),
         "num_timesteps": corruption.num_timesteps,
         "target": target,
         "channels": channels,

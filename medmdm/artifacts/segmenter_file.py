@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from medmdm.artifacts.backbone import Backbone
-from medmdm.artifacts.pretrained import _build, _check_fit, _find_target, load_pretrained
-from medmdm.artifacts.weights import read_checkpoint
+from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.weights import build, fill, read_checkpoint
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.corruption import Corruption, from_config
+from medmdm.components import instantiate, to_config
+from medmdm.corruption import Corruption
 from medmdm.errors import UserError
 from medmdm.files import save_torch
 from medmdm.hashing import weights_hash
@@ -121,12 +122,12 @@ def load_segmenter(
         raise UserError(f"{path}: this is a network trained from scratch, which has no backbone: give none.")
     try:
         if kind == "network":
-            network = _rebuild(path, plan["network"], state["network"], trust)
+            network = fill(path, build(path, plan["network"], trust), state["network"])
             module: nn.Module = PaddedNetwork(network, **plan["padding"])
         else:
             network = _backbone(path, kind, state, plan, backbone, trust)
             extractor = FeatureExtractor(network, corruption=_corruption(path, plan, trust), **plan["extractor"])
-            head = _rebuild(path, plan["head"], state["head"], trust)
+            head = fill(path, build(path, plan["head"], trust), state["head"])
             module = Segmenter(extractor, head, plan["ensemble"])
     except KeyError as error:
         raise UserError(f"{path}: the file lacks {error}, it is damaged or was not written by medmdm.") from error
@@ -139,9 +140,7 @@ def _record(path: str | os.PathLike[str], segmenter: Segmenter, plan: Mapping[st
     network = extractor.backbone
     record["backbone"] = dict(record.get("backbone") or {})
     if not isinstance(record["backbone"].get("network"), Mapping):
-        if not isinstance(getattr(network, "config", None), dict):
-            raise UserError(f"{path}: the plan's backbone must hold the network's _target_ and arguments.")
-        record["backbone"]["network"] = {"_target_": _name(network), **network.config}  # type: ignore[dict-item]
+        record["backbone"]["network"] = _described(path, network)
     if isinstance(network, ADMUNet) and network.out is None:
         if not record.get("backbone_sha256"):
             raise UserError(f"{path}: the backbone is cut, so the plan must say the backbone_sha256 of the whole.")
@@ -151,12 +150,17 @@ def _record(path: str | os.PathLike[str], segmenter: Segmenter, plan: Mapping[st
         record["backbone_sha256"] = record.get("backbone_sha256") or actual
         record["fine_tuned"] = actual != record["backbone_sha256"]
     record["extractor"] = extractor.config
-    record["corruption"] = None if extractor.corruption is None else extractor.corruption.to_config()
-    if not isinstance(getattr(segmenter.head, "config", None), dict):
-        raise UserError(f"{path}: {type(segmenter.head).__name__} has no config to be rebuilt from.")
-    record["head"] = {"_target_": _name(segmenter.head), **segmenter.head.config}  # type: ignore[dict-item]
+    record["corruption"] = _described(path, extractor.corruption)
+    record["head"] = _described(path, segmenter.head)
     record["ensemble"] = segmenter.ensemble
     return record
+
+
+def _described(path: str | os.PathLike[str], part: Any) -> Any:
+    try:
+        return to_config(part)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _inner(segmenter: Segmenter) -> FeatureExtractor:
@@ -192,45 +196,15 @@ def _backbone(
             )
         if kind == "head":
             return _cut(network, plan)
-    return _rebuild(path, plan["backbone"]["network"], state["backbone"], trust, plan)
-
-
-def _rebuild(
-    path: Path,
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    trust: bool,
-    plan: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Build what a config describes, cut it as the plan says, and fill it."""
-    make = _find_target(path, config.get("_target_"), trust)
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    module: nn.Module = _build(path, make, arguments)
-    if plan is not None:
-        module = _cut(module, plan)
-    _check_fit(path, module, state, arguments, None)
-    if isinstance(module, ADMUNet):
-        module.to_empty(device="cpu")  # all it holds is in its state dict
-    module.load_state_dict(state)
-    return module
+    whole = build(path, plan["backbone"]["network"], trust)
+    return fill(path, _cut(whole, plan), state["backbone"])
 
 
 def _corruption(path: Path, plan: Mapping[str, Any], trust: bool) -> Corruption | None:
-    config = plan["corruption"]
-    if config is None:
-        return None
     try:
-        corruption: Corruption = from_config(config, trust)
-        return corruption
+        return None if plan["corruption"] is None else instantiate(plan["corruption"], trust, Corruption)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _name(module: nn.Module) -> str:
-    kind = type(module)
-    # medmdm's networks are importable from the package; the module inside it may move.
-    where = ".".join(kind.__module__.split(".")[:2]) if kind.__module__.startswith("medmdm.") else kind.__module__
-    return f"{where}.{kind.__qualname__}"
 
 
 def _json(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
+from medmdm.components import buildable
 from medmdm.errors import UserError
 
 __all__ = ["MONAIDiffusionBackbone", "RawPixels", "randomise"]
 
 
+@buildable
 class MONAIDiffusionBackbone(nn.Module):
     """MONAI's ``DiffusionModelUNet`` as a backbone: pre-trained, rebuilt and read for features as ours is.
 
@@ -187,6 +189,7 @@ class MONAIDiffusionBackbone(nn.Module):
             )
 
 
+@buildable
 class RawPixels(nn.Module):
     """The image itself as features, and smoothed copies of it: the baseline "raw pixels", which nothing has learnt.
 

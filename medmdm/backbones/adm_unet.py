@@ -24,11 +24,13 @@ from medmdm.backbones.layers import (
     sinusoidal_embedding,
     with_zero_weights,
 )
+from medmdm.components import buildable
 from medmdm.errors import UserError
 
 __all__ = ["ADMUNet"]
 
 
+@buildable
 class ADMUNet(nn.Module):
     """A U-Net with residual blocks and self-attention, conditioned on the timestep.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import factor, moments, standardization
+from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.hashing import tensor_hash, weights_hash
@@ -63,7 +64,7 @@ class CachedExtractor(nn.Module):
             "weights": self.backbone_hash,
             # Heads and strides are not seen in the weights.
             "backbone": [type(extractor.backbone).__name__, getattr(extractor.backbone, "config", None)],
-            "corruption": None if extractor.corruption is None else extractor.corruption.to_config(),
+            "corruption": to_config(extractor.corruption),
         }
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
         self.folder = None if folder is None else Path(folder) / self.key

@@ -112,6 +112,10 @@ def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
         "medmdm.artifacts.pretrained.importlib.import_module",
         "medmdm.artifacts.load_network",  # ours, but no network class
         "medmdm.backbones.layers.nn",
+        "medmdm.backbones.CachedExtractor",  # a network class, but none that a file describes
+        "medmdm.heads.FromScratch",
+        "medmdm.segment.PostProcess",  # may be built, but is no network
+        "monai.networks.nets.unet.export",
         "medmdm.backbones.adm_unet.Sequence",
         "medmdm.networks_of_mine.Net",
         None,
@@ -120,9 +124,7 @@ def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
 )
 def test_other_targets_are_refused(make, tmp_path: Path, target: Any) -> None:
     path = save_ours(make(), tmp_path / "model.pt", target)
-    with pytest.raises(
-        UserError, match=r"model\.pt: the (file asks for the )?network .*(trust=True|cannot be imported)"
-    ):
+    with pytest.raises(UserError, match=r"model\.pt: .* (is neither .*trust=True|is no Module)"):
         load_pretrained(path)
 
 
