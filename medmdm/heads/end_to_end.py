@@ -54,7 +54,7 @@ class _Crops(Dataset):
         rng = np.random.default_rng([self.task.seed, 7, k])
         example: Example = self.task.examples[int(rng.integers(len(self.task.examples)))]
         seed = int(rng.integers(2**31))
-        crop = random_crop(example, self.task.window, seed, self.flips, copy.deepcopy(self.transform))
+        crop = random_crop(example, self.task.reading.window, seed, self.flips, copy.deepcopy(self.transform))
         return crop.image, crop.label.long()
 
 

@@ -17,6 +17,7 @@ from medmdm.data.cases import Cases
 from medmdm.data.reading import CaseReader, data_hash
 from medmdm.errors import UserError
 from medmdm.heads.prediction import Predictor
+from medmdm.heads.task import Reading
 from medmdm.reports import write_report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import ledger_stamp
@@ -50,9 +51,7 @@ class _Saved:
         self.model.to(torch.device(device))
         self.predictor = Predictor(
             self.model,
-            self.task["window"],
-            bool(self.task["whole_images"]),
-            float(self.task["overlap"]),
+            Reading(self.task["window"], bool(self.task["whole_images"]), float(self.task["overlap"])),
             uncertainty,
             device=device,
         )

@@ -150,9 +150,7 @@ def surprise_reader(surprise: Surprise | None, predictor: Predictor) -> Predicto
     """Return what reads maps of surprise on the device and in the windows in which a predictor reads images."""
     if surprise is None:
         return None
-    return Predictor(
-        surprise.to(predictor.device), predictor.window, predictor.whole, predictor.overlap, device=predictor.device
-    )
+    return Predictor(surprise.to(predictor.device), predictor.reading, device=predictor.device)
 
 
 def _checked(name: str, network: nn.Module, plan: Mapping[str, Any], corruption: Corruption | None) -> PatchMasking:

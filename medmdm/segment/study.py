@@ -22,7 +22,7 @@ from medmdm.data.reading import CaseReader, LoadedCase, content_hash, data_hash
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
 from medmdm.heads.prediction import Predictor
-from medmdm.heads.task import Fitter, Task, check_normalize, check_windows
+from medmdm.heads.task import Fitter, Reading, Task, check_normalize
 from medmdm.heads.views import view_sizes
 from medmdm.metrics.pixels import mean_scores
 from medmdm.runs.folder import RunFolder
@@ -120,9 +120,7 @@ class Study:
         self.rule = rule
         first = next(iter(self.backbones.values()))
         self.preprocessing = _preprocessing(first.plan)
-        self.window = check_windows(window or first.plan.get("crop_size") or (256, 256), overlap)
-        self.whole = whole
-        self.overlap = overlap
+        self.reading = Reading(window or first.plan.get("crop_size") or (256, 256), whole, overlap)  # type: ignore[arg-type]
         self.section = section
         self.reference = None if reference is None else tuple(reference)
         self.slice_cache = slice_cache
@@ -138,7 +136,7 @@ class Study:
             raise UserError(f"backbones#{NO_BACKBONE}: that name stands for networks from scratch, choose another.")
         for name, backbone in self.backbones.items():
             if backbone.extractor is not None:
-                check_normalize(backbone.extractor, self.whole)
+                check_normalize(backbone.extractor, self.reading.whole)
             other = _preprocessing(backbone.plan)
             differs = [key for key in other if other[key] != self.preprocessing[key]]
             if differs:
@@ -200,7 +198,7 @@ class Study:
         record.open()
         for name, backbone in self.backbones.items():
             if backbone.extractor is not None:
-                sizes = view_sizes([*training.values(), *tested], self.whole, self.window, self.overlap)
+                sizes = view_sizes([*training.values(), *tested], self.reading)
                 logger.info("%s: %s", name, backbone.extractor.announce(sizes))
         cells = list(self.cells())
         contents = {case.name: content_hash(case) for case in [*training.values(), *tested]}
@@ -246,12 +244,12 @@ class Study:
         self, cell: Cell, key: str, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]
     ) -> dict[str, Any]:
         examples = [example for case in support for example in case.examples]
-        task = Task(examples, self.cases.num_classes, self.window, self.whole, self.overlap, cell.seed, self.device)
+        task = Task(examples, self.cases.num_classes, self.reading, cell.seed, self.device)
         extractor = None if cell.backbone == NO_BACKBONE else self.backbones[cell.backbone].extractor
         started = time.perf_counter()
         fitted = self.heads[cell.head].fit(task, extractor)
         seconds = time.perf_counter() - started
-        predictor = Predictor(fitted.model, self.window, self.whole, self.overlap, device=self.device)
+        predictor = Predictor(fitted.model, self.reading, device=self.device)
         rows = []
         for case in tested:
             mask = self.postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
@@ -279,7 +277,7 @@ class Study:
             "head": self.heads_config.get(cell.head),
             "postprocess": self.postprocess_config,
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
-            "reading": [list(self.window), self.whole, self.overlap, self.preprocessing],
+            "reading": [list(self.reading.window), self.reading.whole, self.reading.overlap, self.preprocessing],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

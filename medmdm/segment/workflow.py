@@ -21,7 +21,7 @@ from medmdm.files import save_json
 from medmdm.heads.padded import PaddedNetwork
 from medmdm.heads.prediction import Predictor
 from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitter, Task, check_normalize, check_windows
+from medmdm.heads.task import Fitter, Reading, Task, check_normalize
 from medmdm.heads.views import view_sizes
 from medmdm.reports import write_report
 from medmdm.runs.folder import RunFolder
@@ -118,9 +118,7 @@ class Segmentation:
         self.config = dict(config)
         self.postprocess = postprocess
         self.postprocess_config = None if postprocess_config is None else dict(postprocess_config)
-        self.window = check_windows(window or backbone.plan.get("crop_size") or (256, 256), overlap)
-        self.whole = whole
-        self.overlap = overlap
+        self.reading = Reading(window or backbone.plan.get("crop_size") or (256, 256), whole, overlap)  # type: ignore[arg-type]
         self.shots = shots
         self.rule = rule
         self.draw = draw
@@ -163,9 +161,7 @@ class Segmentation:
         task = Task(
             [example for case in support for example in case.examples],
             self.cases.num_classes,
-            self.window,
-            self.whole,
-            self.overlap,
+            self.reading,
             self.seed,
             self.device,
         )
@@ -175,7 +171,7 @@ class Segmentation:
             model = self._load()
         else:
             if self.backbone.extractor is not None and self.head.needs_backbone:
-                sizes = view_sizes([*support, *tested], self.whole, self.window, self.overlap)
+                sizes = view_sizes([*support, *tested], self.reading)
                 logger.info(self.backbone.extractor.announce(sizes))
             fitted = self.head.fit(task, self.backbone.extractor)
             model = fitted.model
@@ -184,9 +180,7 @@ class Segmentation:
         plan = self._backbone_plan()
         stamp = ledger_stamp(tested, plan.get("ledger"), support_ledger(support))
         logger.info("%s: %s", stamp["kind"], stamp["sentence"])
-        predictor = Predictor(
-            model, self.window, self.whole, self.overlap, uncertainty=self.uncertainty, device=self.device
-        )
+        predictor = Predictor(model, self.reading, uncertainty=self.uncertainty, device=self.device)
         scores = evaluate(
             self.folder, tested, self.cases, predictor, self.postprocess, stamp, protocol, self.section,
             self.probabilities, self.study, surprise_reader(self.surprise, predictor),
@@ -217,9 +211,9 @@ class Segmentation:
             "subset": None if self.shots is None else {"rule": self.rule, "draw": self.draw},
             "training_cases": [case.name for case in support],
             "seed": self.seed,
-            "window": list(self.window),
-            "whole_images": self.whole,
-            "overlap": self.overlap,
+            "window": list(self.reading.window),
+            "whole_images": self.reading.whole,
+            "overlap": self.reading.overlap,
             "num_classes": self.cases.num_classes,
             "class_names": list(self.cases.class_names),
             "label_type": self.cases.label_type,

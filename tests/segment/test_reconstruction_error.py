@@ -24,6 +24,7 @@ from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.spacing import resample_to_shape
 from medmdm.errors import UserError, find_user_error
 from medmdm.heads.prediction import Predictor
+from medmdm.heads.task import Reading
 from medmdm.segment.reconstruction_error import Surprise, open_surprise
 from tests.bundle_runs import write_backbone
 from tests.made import SIZES, with_random_weights
@@ -214,14 +215,14 @@ def loaded(examples: list[Tensor], shape: tuple[int, ...], slicing: Slicing | No
 def test_pictures_in_windows_and_volumes_slice_by_slice_lie_on_their_files() -> None:
     surprise = Surprise((network(1), PLAN))
     x = noise(1, 30, 21)
-    whole = Predictor(surprise, (16, 16), whole=True)
+    whole = Predictor(surprise, Reading((16, 16), whole=True))
     assert torch.equal(torch.from_numpy(whole.values(loaded([x], (30, 21)))), surprise(x[None])[0])
     expected = resample_to_shape(surprise(x[None])[0], (61, 40)).numpy()
     np.testing.assert_allclose(whole.values(loaded([x], (61, 40))), expected, atol=1e-6)
     halves = torch.cat([surprise(x[None, :, :15]), surprise(x[None, :, 15:])], dim=2)[0]
-    windows = Predictor(surprise, (15, 21), overlap=0).values(loaded([x], (30, 21)))
+    windows = Predictor(surprise, Reading((15, 21), overlap=0)).values(loaded([x], (30, 21)))
     np.testing.assert_allclose(windows, halves.numpy(), atol=1e-5)
-    blended = Predictor(surprise, (16, 16)).values(loaded([x], (30, 21)))
+    blended = Predictor(surprise, Reading((16, 16))).values(loaded([x], (30, 21)))
     assert blended.shape == (1, 30, 21)
     assert 0 <= blended.min() < blended.max() <= 1
 
