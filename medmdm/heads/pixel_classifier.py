@@ -102,8 +102,8 @@ class PixelClassifierHead:
         head = PixelClassifier(extractor.num_features, task.num_classes, self.hidden, self.members, task.seed)
         head.to(task.device)
         # Fresh crops are drawn from the images themselves, at every step.
-        kind = "whole" if self.fresh else self.views or ("whole" if task.reading.whole else "windows")
-        other = any(tuple(e.image.shape[1:]) != tuple(task.reading.window) for e in task.examples)
+        kind = "whole" if self.fresh else self.views or task.reading.kind
+        other = any(tuple(e.image.shape[1:]) != task.reading.window for e in task.examples)
         check_normalize(extractor, kind == "whole" and other and not self.fresh)
         samples = [
             view

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.utils import BlendMode
 from torch import nn
 
 from medmdm.backbones.cache import CachedExtractor
@@ -20,18 +22,18 @@ __all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: in sliding windows, or whole.
+    """How images are read, when a head is fitted and when it predicts: in overlapping windows, or whole.
 
     Args:
-        window: size of the windows along each axis (the paper: 256 x 256).
+        window: rows and columns (the paper: 256 x 256); three numbers for volumes that are read as such.
         whole: images are read whole instead.
-        overlap: of neighbouring windows, as a share (the paper: 0.2).
+        overlap: of neighbouring windows, as a share of the window in [0, 1) (the paper: 0.2).
 
     Raises:
-        UserError: the size is not whole numbers above 0, or the share not in [0, 1).
+        UserError: the window is not two (or three) whole numbers above 0, or the overlap is out of range.
     """
 
-    window: Sequence[int]
+    window: tuple[int, ...]
     whole: bool = False
     overlap: float = 0.2
 
@@ -43,6 +45,37 @@ class Reading:
             raise UserError(f"overlap must be at least 0 and less than 1, got {self.overlap}.")
         object.__setattr__(self, "window", tuple(sizes))
 
+    @property
+    def kind(self) -> str:
+        """The kind of :func:`medmdm.heads.views` that predictions are made from: ``"whole"`` or ``"windows"``."""
+        return "whole" if self.whole else "windows"
+
+    def inferer(self, batch_size: int = 4) -> Inferer:
+        """Return MONAI's inferer that reads so; logits of windows are blended by Gaussian weights."""
+        return (
+            SimpleInferer() if self.whole else SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
+        )
+
+    @classmethod
+    def of(cls, inferer: Inferer, window: Sequence[int] = (256, 256)) -> Reading:
+        """Return how an inferer reads images.
+
+        Args:
+            inferer: MONAI's ``SlidingWindowInferer`` or ``SimpleInferer`` (whole images).
+            window: for whole images, of which heads that learn from crops still take windows.
+
+        Raises:
+            UserError: another inferer, or one that does not blend by Gaussian weights.
+        """
+        if isinstance(inferer, SimpleInferer):
+            return cls(tuple(window), whole=True)
+        if not isinstance(inferer, SlidingWindowInferer) or inferer.mode != BlendMode.GAUSSIAN:
+            raise UserError(
+                f"inferer must be MONAI's SlidingWindowInferer with mode 'gaussian' or its SimpleInferer, got "
+                f"{type(inferer).__name__}{f' with mode {str(inferer.mode)!r}' if hasattr(inferer, 'mode') else ''}."
+            )
+        return cls(inferer.roi_size, overlap=inferer.overlap)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -51,13 +84,13 @@ class Task:
     Args:
         examples: the labelled support.
         num_classes: K, background included.
-        reading: how images are read, in the fit and in predictions.
+        reading: how images are read, here and when predictions are made.
         seed: of everything random.
         device: where to compute.
 
     Raises:
-        UserError: there is no labelled image, less than two classes, a label names a class that does not exist, or the
-            windows have not the images' number of axes.
+        UserError: there is no labelled image, less than two classes, the window has another number of
+            dimensions than the images, or a label names a class that does not exist.
     """
 
     examples: Sequence[Example]
@@ -71,10 +104,12 @@ class Task:
             raise UserError("There is no labelled image to learn from: the training list is empty.")
         if self.num_classes < 2:
             raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
-        axes = self.examples[0].image.ndim - 1
-        if len(self.reading.window) != axes:
-            raise UserError(f"window must be {axes} whole numbers, one per axis, got {list(self.reading.window)}.")
         for example in self.examples:
+            if example.label.ndim != len(self.reading.window):
+                raise UserError(
+                    f"window must be {example.label.ndim} whole numbers for images of {example.label.ndim} dimensions, "
+                    f"got {list(self.reading.window)}."
+                )
             wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
             if len(wrong):
                 raise UserError(

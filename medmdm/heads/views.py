@@ -100,6 +100,6 @@ def _padded(example: Example, window: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 def view_sizes(cases: Sequence[LoadedCase], reading: Reading) -> list[tuple[int, ...]]:
     """Return the sizes of all that a backbone will read of some cases, to say beforehand what the features take."""
-    kind = "whole" if reading.whole else "windows"
-    read = (view for case in cases for e in case.examples for view in views(e, kind, reading.window, reading.overlap))
+    examples = [example for case in cases for example in case.examples]
+    read = (view for e in examples for view in views(e, reading.kind, reading.window, reading.overlap))
     return [tuple(view.image.shape[1:]) for view in read]

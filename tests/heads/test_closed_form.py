@@ -27,9 +27,8 @@ WINDOW = (32, 32)
 
 
 def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    given = {key: arguments.pop(key) for key in ("window", "whole", "overlap") if key in arguments}
-    reading = Reading(**{"window": WINDOW, **given})
-    return Task(examples, classes, reading, **arguments)
+    reading = {k: arguments.pop(k) for k in ("window", "whole", "overlap") if k in arguments}
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), **arguments)
 
 
 class Blocks(nn.Module):

@@ -37,8 +37,8 @@ NETWORKS: dict[str, Any] = {
 
 
 def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    reading = Reading(arguments.pop("window", WINDOW), arguments.pop("whole", False))
-    return Task(examples, classes, reading, **arguments)
+    reading = {k: arguments.pop(k) for k in ("window", "whole", "overlap") if k in arguments}
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), **arguments)
 
 
 def support(count: int = 3, **arguments: Any) -> Task:

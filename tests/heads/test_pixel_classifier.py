@@ -31,8 +31,8 @@ WINDOW = (32, 32)
 
 
 def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    reading = Reading(arguments.pop("window", WINDOW), arguments.pop("whole", False))
-    return Task(examples, classes, reading, **arguments)
+    reading = {k: arguments.pop(k) for k in ("window", "whole", "overlap") if k in arguments}
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), **arguments)
 
 
 def head(**arguments: Any) -> PixelClassifierHead:
