@@ -65,7 +65,7 @@ class Predictor:
         padded = image if self.reading.whole else torch.as_tensor(PadToSize(self.reading.window)(image))
         function = self.model.with_uncertainty if self.uncertainty else self.model
         assert self.inferer is not None
-        out = self.inferer(padded[None].to(self.device), function)  # type: ignore[arg-type]
+        out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
         first = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
         places = (slice(None), *(slice(a, a + n) for a, n in zip(first, image.shape[1:], strict=True)))
