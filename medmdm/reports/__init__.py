@@ -7,8 +7,8 @@ or, where the masks are gone, ``per_case.csv``; a workflow that still has the ar
 from __future__ import annotations
 
 from medmdm.reports.case_files import CaseArrays
+from medmdm.reports.comparison_report import write_comparison
 from medmdm.reports.report import Report, write_report
-from medmdm.reports.run_comparison import write_comparison
 from medmdm.reports.scoring import Scores
 
 __all__ = ["CaseArrays", "Report", "Scores", "write_comparison", "write_report"]

@@ -16,12 +16,12 @@ from medmdm.errors import UserError, nearest
 from medmdm.reports.definitions import METRICS
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.rendering import flat
 from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
 from medmdm.runs.record import Evaluation
-from medmdm.stats.comparison import holm, paired
-from medmdm.stats.statistics import json_ready, summarise
+from medmdm.stats import json_ready, paired, summarise, with_holm
 
 __all__ = ["LEVEL", "Run", "compare", "load_runs"]
 
@@ -108,9 +108,8 @@ def compare(
         for key in keys:
             outcome = paired(values[key][i], values[key][j], patients, higher_is_better=not METRICS[key].distance)
             found.append({"a": a.letter, "b": b.letter, "metric": key, **outcome.as_dict()})
-    p_values = [math.nan if one["p_value"] is None else one["p_value"] for one in found]
-    for one, adjusted in zip(found, holm(p_values), strict=True):
-        one["p_holm"] = None if math.isnan(adjusted) else float(adjusted)
+    found = with_holm(found)
+    for one in found:
         one["verdict"] = _verdict(one, METRICS[one["metric"]].distance)
     everyone = dict.fromkeys(case.name for run in runs for case in run.evaluation.cases)
     left_out = [name for name in everyone if name not in set(names)]
@@ -121,7 +120,7 @@ def compare(
         "runs": [_run_record(run) for run in runs],
         "distance_unit": runs[0].scores.ruler.unit,
         "metrics": keys,
-        "tests": sum(not math.isnan(p) for p in p_values),
+        "tests": sum(one["p_value"] is not None for one in found),
         "cases": len(names),
         "left_out": left_out,
         "notes": _notes(runs, left_out, found),
@@ -225,18 +224,15 @@ def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping
 
 def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return what the protocols say differently, which is what the comparison compares."""
-    flat = [dict(_flat(run.evaluation.protocol)) for run in runs]
-    keys = dict.fromkeys(key for protocol in flat for key in protocol)
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    protocols = [{key: text(value) for key, value in flat(run.evaluation.protocol)} for run in runs]
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
     rows = []
     for key in keys:
-        values = [protocol.get(key) for protocol in flat]
+        values = [protocol.get(key) for protocol in protocols]
         if any(value != values[0] for value in values):
             rows.append({"what": key, **{run.letter: value for run, value in zip(runs, values, strict=True)}})
     return rows
-
-
-def _flat(content: Any, name: str = "") -> list[tuple[str, str]]:
-    if isinstance(content, Mapping) and content:
-        inner = [(f"{name}.{key}" if name else str(key), value) for key, value in content.items()]
-        return [fact for key, value in inner for fact in _flat(value, key)]
-    return [(name, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))]

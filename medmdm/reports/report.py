@@ -11,12 +11,12 @@ from pathlib import Path
 from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
-from medmdm.reports.markdown import make_markdown
 from medmdm.reports.page import make_page
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case, write_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.scoring import Excluded, ScoredCase, Scores, score_cases
-from medmdm.reports.summary import SUMMARY_FILE, make_summary
+from medmdm.reports.rendering import render
+from medmdm.reports.scoring import Scores, score_cases
+from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
 from medmdm.reports.wording import counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
@@ -81,7 +81,7 @@ class Report:
         """
         if self.strict and scores.excluded:
             others = len(scores.excluded) - 1
-            more = f" ({counted(others, 'more case')} {'is' if others == 1 else 'are'} wrong)" if others else ""
+            more = f" ({counted(others, 'more case', 'is', 'are')} wrong)" if others else ""
             raise UserError(f"{scores.excluded[0].reason}{more}: correct it, or report without strict")
         pseudonyms = Pseudonyms([case.patient for case in evaluation.cases], self.keep_patient_ids)
         summary = make_summary(evaluation, scores, pseudonyms)
@@ -91,7 +91,8 @@ class Report:
         if scores.source == "masks":
             write_per_case(shown, folder / PER_CASE_FILE)
         save_json(summary, folder / SUMMARY_FILE)
-        atomic_write(folder / MARKDOWN_FILE, make_markdown(summary))
+        headlines = headline_keys(summary["scores"])
+        atomic_write(folder / MARKDOWN_FILE, render("summary.md.j2", summary=summary, headlines=headlines))
         atomic_write(folder / PAGE_FILE, make_page(summary, shown.cases))
         for one in shown.excluded:
             logger.warning(one.reason)
@@ -126,17 +127,16 @@ def write_report(
 
 def _pseudonymous(scores: Scores, pseudonyms: Pseudonyms) -> Scores:
     """Return the scores without patient ids."""
-
-    def case(one: ScoredCase) -> ScoredCase:
-        return replace(
-            one,
-            name=pseudonyms.clean(one.name),
-            patient=pseudonyms.name(one.patient),
-            columns={pseudonyms.clean(key): pseudonyms.clean(value) for key, value in one.columns.items()},
-            files=(pseudonyms.clean(one.files[0]), pseudonyms.clean(one.files[1])),
+    clean = pseudonyms.clean
+    cases = [
+        replace(
+            case,
+            name=clean(case.name),
+            patient=pseudonyms.name(case.patient),
+            columns={clean(key): clean(value) for key, value in case.columns.items()},
+            files=(clean(case.files[0]), clean(case.files[1])),
         )
-
-    excluded = [
-        Excluded(pseudonyms.clean(one.name), one.number, pseudonyms.clean(one.reason)) for one in scores.excluded
+        for case in scores.cases
     ]
-    return replace(scores, cases=[case(one) for one in scores.cases], excluded=excluded)
+    excluded = [replace(one, name=clean(one.name), reason=clean(one.reason)) for one in scores.excluded]
+    return replace(scores, cases=cases, excluded=excluded)

@@ -1,4 +1,4 @@
-"""Numbers and sentences as a report writes them, the same in its table and its page."""
+"""Numbers and sentences as a report writes them, the same in its text and its page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ __all__ = [
     "interval_text",
     "metric_title",
     "number_text",
+    "p_text",
     "paper_rows",
-    "stamp_title",
+    "provenance_title",
     "unit_sentence",
 ]
 
-_STAMPS = {
+_PROVENANCES = {
     "inductive": "Inductive: new images, no patient known to be shared",
     "patients shared": "Patients shared: new images of patients that the encoder knows",
     "transductive": "Transductive: the encoder has seen test images",
@@ -26,9 +27,10 @@ _STAMPS = {
 }
 
 
-def counted(number: int, thing: str) -> str:
-    """Return ``"1 case"``, ``"2 cases"``."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, one: str = "", many: str = "") -> str:
+    """Return ``"1 case"``, ``"2 cases"``, followed by ``one`` or by ``many``: ``"1 case is"``, ``"2 cases are"``."""
+    words = (str(number), thing if number == 1 else f"{thing}s", one if number == 1 else many)
+    return " ".join(word for word in words if word)
 
 
 def first_line(summary: Mapping[str, Any]) -> str:
@@ -58,6 +60,13 @@ def interval_text(interval: Sequence[float | None], distance: bool = False, sign
     return " to ".join(number_text(bound, distance, signed) for bound in (low, high))
 
 
+def p_text(value: float | None) -> str:
+    """Return a p-value with three digits."""
+    if value is None:
+        return "\N{EN DASH}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def metric_title(key: str, unit: str) -> str:
     """Return the name of a metric, with the unit where it is a distance."""
     metric = METRICS[key]
@@ -79,9 +88,9 @@ def unit_sentence(summary: Mapping[str, Any]) -> str:
     )
 
 
-def stamp_title(kind: str) -> str:
-    """Return a stamp in words."""
-    return _STAMPS[kind]
+def provenance_title(kind: str) -> str:
+    """Return in words what the encoder has seen."""
+    return _PROVENANCES[kind]
 
 
 def paper_rows(block: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -25,10 +25,10 @@ from medmdm.heads.prediction import Predictor
 from medmdm.heads.task import Fitter, Reading, Task, check_normalize
 from medmdm.heads.views import view_sizes
 from medmdm.metrics.pixels import mean_scores
+from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import find_provenance, support_ledger
 from medmdm.segment.evaluation import LabelledData, Postprocessing
-from medmdm.segment.study_table import study_table
 
 __all__ = ["Grid", "Study"]
 

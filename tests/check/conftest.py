@@ -47,7 +47,7 @@ class DataSet:
         return path
 
     def check(self) -> Report:
-        return check(self.write(), progress=False)
+        return check(self.write())
 
 
 @pytest.fixture

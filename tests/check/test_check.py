@@ -310,7 +310,7 @@ def test_a_list_that_declares_nonsense(data: DataSet, information: dict, words: 
 
 
 def test_glas_shares_patients_and_no_image(real_data: Path) -> None:
-    report = check("glas", real_data / "glas", progress=False)
+    report = check("glas", real_data / "glas")
     assert {finding.check for finding in report.errors} <= {"missing-file"}
     assert [finding.check for finding in report.warnings] == ["patient-in-two-sections"]
     assert "79 of 80 test cases" in report.warnings[0].message

@@ -76,7 +76,7 @@ def test_strips_leave_training(write_png, tmp_path, pipeline):
     assert remaining[str(tmp_path / "wide0.png")] == {"rows": [0, 30], "columns": [0, 29]}
     assert remaining[str(tmp_path / "tall.png")] == {"rows": [0, 34], "columns": [0, 20]}
     assert remaining[str(tmp_path / "small.png")] is None
-    dataset = CropDataset(held_out.training, pipeline(16), progress=False)
+    dataset = CropDataset(held_out.training, pipeline(16))
     # The images still count as seen as a whole.
     assert dataset.ledger == sorted(pixel_hash(read_image(e["image"])) for e in selection.training)
 
@@ -86,7 +86,7 @@ def test_no_training_crop_touches_a_strip(tmp_path, pipeline):
     array[:, 44:] = 255
     Image.fromarray(array).save(tmp_path / "a.png")
     held_out = hold_out(select_training_images(tmp_path), 16, num_crops=2)
-    dataset = CropDataset(held_out.training, pipeline(16), progress=False)
+    dataset = CropDataset(held_out.training, pipeline(16))
     assert all((dataset[k]["image"] == -1).all() for k in range(50))
     assert (held_out.images() == 1).all()
 

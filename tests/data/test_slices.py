@@ -259,8 +259,8 @@ def pipeline(crop: int, spacing: float | None = None) -> list:
 def test_crops_of_slices(cohort, tmp_path):
     sliced = slice_volumes(select_training_images(cohort()), intensity_range=[0, 1000], store=tmp_path / "store")
     held_out = hold_out(sliced, 16, 4)
-    cached = CropDataset(held_out.training, Compose(pipeline(16)), progress=False)
-    uncached = CropDataset(held_out.training, Compose(pipeline(16)), cache_gib=0, progress=False)
+    cached = CropDataset(held_out.training, Compose(pipeline(16)))
+    uncached = CropDataset(held_out.training, Compose(pipeline(16)), cache_gib=0)
     for k in range(10):
         assert np.array_equal(cached[k]["image"], uncached[k]["image"])
         assert cached[k]["image"].shape == (1, 16, 16)
@@ -276,7 +276,7 @@ def test_crops_of_slices(cohort, tmp_path):
 
 def test_workers_change_nothing(cohort, tmp_path):
     sliced = slice_volumes(select_training_images(cohort()), intensity_range=[0, 1000], store=tmp_path / "store")
-    dataset = CropDataset(sliced.training, Compose(pipeline(16)), cache_gib=0, progress=False)
+    dataset = CropDataset(sliced.training, Compose(pipeline(16)), cache_gib=0)
     batches = [
         [batch["image"] for batch in DataLoader(dataset, batch_sampler=StepSampler(4, 6), num_workers=workers)]
         for workers in (0, 2)
@@ -300,7 +300,7 @@ def test_few_slices_are_in_memory_at_a_time(cohort, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CropDataset, "_prepare", counted_prepare)
     monkeypatch.setattr(CropDataset, "_finish", counted_finish)
-    CropDataset(sliced.training, Compose(pipeline(16)), cache_gib=0, num_threads=2, progress=False)
+    CropDataset(sliced.training, Compose(pipeline(16)), cache_gib=0, num_threads=2)
     assert waiting[0] == 0
     assert most[0] <= 8
 

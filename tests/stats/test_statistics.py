@@ -79,8 +79,8 @@ def test_over_images_without_patients(rng: np.random.Generator) -> None:
     assert summary.mean == summary.case_mean == pytest.approx(values.mean())
     assert summary.median == np.median(values)
     assert summary.sd == pytest.approx(np.std(values, ddof=1))
-    assert summary.t_interval == tuple(stats.t_interval(values))
-    assert summary.bca_interval == tuple(stats.bca_interval(values))
+    assert summary.intervals.t_interval == tuple(stats.t_interval(values))
+    assert summary.intervals.bca_interval == tuple(stats.bca_interval(values))
     assert summary.warnings == ()
     assert stats.summarise(values, [None] * 30) == summary
 
@@ -95,7 +95,7 @@ def test_over_patients_where_there_are_enough() -> None:
     assert summary.mean == pytest.approx(np.mean(units))
     assert summary.case_mean == pytest.approx(np.mean(values))
     assert summary.sd == pytest.approx(np.std(units, ddof=1))
-    assert summary.t_interval == pytest.approx(tuple(stats.t_interval(units)))
+    assert summary.intervals.t_interval == pytest.approx(tuple(stats.t_interval(units)))
     assert "Only 8 patients" in summary.warnings[0]
 
 
@@ -107,7 +107,7 @@ def test_patients_of_any_type_and_order(rng: np.random.Generator) -> None:
     assert stats.summarise(values, numbers.astype(str)) == expected
     shuffled = stats.summarise(values[order], numbers[order])
     assert shuffled.mean == pytest.approx(expected.mean)
-    assert shuffled.bca_interval == pytest.approx(expected.bca_interval)
+    assert shuffled.intervals.bca_interval == pytest.approx(expected.intervals.bca_interval)
 
 
 def test_over_images_with_a_warning_where_patients_are_few_or_unknown() -> None:
@@ -143,7 +143,7 @@ def test_small_n_is_warned_of() -> None:
     one = stats.summarise([0.7])
     assert (one.mean, one.median, one.n) == (0.7, 0.7, 1)
     assert math.isnan(one.sd)
-    assert np.isnan(one.t_interval).all()
+    assert np.isnan(one.intervals.t_interval).all()
     none = stats.summarise([NAN, NAN])
     assert (none.n, none.undefined) == (0, 2)
     assert math.isnan(none.mean)
@@ -152,8 +152,8 @@ def test_small_n_is_warned_of() -> None:
 
 def test_interval_to_print() -> None:
     few, many = (stats.summarise(np.linspace(0, 1, n) ** 3) for n in (BCA_FROM - 1, BCA_FROM))
-    assert (few.interval, few.interval_name) == (few.t_interval, "t")
-    assert (many.interval, many.interval_name) == (many.bca_interval, "BCa")
+    assert (few.interval, few.interval_name) == (few.intervals.t_interval, "t")
+    assert (many.interval, many.interval_name) == (many.intervals.bca_interval, "BCa")
 
 
 def test_summary_as_json() -> None:

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from medmdm.reports.study import study_table
 from medmdm.runs.record import Provenance
-from medmdm.segment.study_table import study_table
 
-SEEN = {"MDM": Provenance("inductive", sentence="Nothing is shared.")}
+SEEN = {"MDM": Provenance("inductive", (), "Nothing is shared.")}
 DICE = {  # of (head, draw), a number for each of four test images
     ("ridge", 0): [0.99, 0.70, 0.98, 0.90],
     ("ridge", 1): [0.97, 0.60, 1.00, 0.80],
@@ -41,7 +41,7 @@ def test_means_and_intervals_are_over_test_images(table: pd.DataFrame) -> None:
         assert row["dice"]["draw_sd"] == pytest.approx(np.std(draws, ddof=1))
     ridge = next(row for row in summary["rows"] if row["head"] == "ridge")["dice"]
     assert ridge["interval"][1] > 1
-    assert f"| {ridge['mean']:.3f} | {ridge['interval'][0]:.3f} to 1.000 |" in page  # no score is above 1
+    assert f"| {ridge['mean']:.4f} | {ridge['interval'][0]:.4f} to 1.0000 |" in page  # no score is above 1
     assert "inductive. Nothing is shared." in page
 
 
