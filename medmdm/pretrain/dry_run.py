@@ -36,10 +36,11 @@ def dry_run(trainer: Any) -> str:
     network = unwrap(trainer.network)
     parameters = sum(p.numel() for p in network.parameters())
     weights = sum(p.numel() * p.element_size() for p in network.state_dict().values())
+    parts = trainer.optimization.accumulation_steps
     lines = [
         ("network", f"{type(network).__name__}, {parameters / 1e6:.2f} M parameters ({weights / 2**20:.0f} MiB)"),
-        ("device", f"{device}, {world_size()} process(es), mixed precision {trainer.amp_dtype or 'off'}"),
-        ("batch", f"{tuple(batch['image'].shape)} a process in {trainer.micro_batches} micro-batch(es)"),
+        ("device", f"{device}, {world_size()} process(es), mixed precision {trainer.optimization.dtype or 'off'}"),
+        ("batch", f"{tuple(batch['image'].shape)} per process in {parts} micro-batch(es)"),
         ("steps", f"{steps}, {seconds:.2f} s each as measured on one batch (loss {loss:.4f})"),
         ("time", f"about {_hours(steps * seconds)}, previews and checkpoints not counted"),
         ("memory", f"{_peak_memory(device)} at the peak of this batch"),

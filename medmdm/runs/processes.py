@@ -65,10 +65,15 @@ def average(value: Tensor) -> Tensor:
     return value / distributed.get_world_size()
 
 
-def place(network: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
-    """Move a network to ``device``, optionally with its convolution weights in channels-last layout."""
+def place(
+    network: nn.Module, device: torch.device | str, channels_last: bool = False, compile: bool = False
+) -> nn.Module:
+    """Move a network to ``device``, optionally with its convolution weights in channels-last layout and compiled."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    if compile:
+        network.compile()  # in place: parameter names stay as they are
+    return network
 
 
 def unwrap(network: nn.Module) -> nn.Module:
