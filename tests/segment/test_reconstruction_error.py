@@ -259,7 +259,7 @@ def test_from_the_bundles_to_the_report(run: Callable[..., Any], tmp_path: Path,
             np.testing.assert_allclose(np.asarray(file), expected, atol=1e-6)
         assert rows.loc[n, "surprise"] == pytest.approx(expected.mean(), abs=1e-5)
     page = (tmp_path / "run" / "index.html").read_text()
-    assert page.count("Surprise: how badly the network restores the image") >= 2
+    assert page.count("Reconstruction error: how badly the network restores the image") >= 2
 
     settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "write_surprise": True}
     written = (tmp_path / "run" / "predictions" / "4_surprise.tif").read_bytes()
