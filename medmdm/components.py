@@ -85,7 +85,7 @@ def declared(arguments: Mapping[str, Any]) -> dict[str, Any]:
         {'factor': 2.0, 'axes': [0, 1]}
     """
     found = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
-    return {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in found.items()}
+    return {k: list(v) if isinstance(v, (tuple, list, range)) else v for k, v in found.items()}
 
 
 def to_config(value: Any, strict: bool = True) -> Any:

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmdm.artifacts.published import INVISIBLE, infer_config
-from medmdm.artifacts.weights import build, fill, find_state, first_of, read_checkpoint
+from medmdm.artifacts.weights import INVISIBLE, build, fill, find_state, first_of, infer_config, naming, read_checkpoint
 from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import save_torch
@@ -58,18 +57,19 @@ def load_pretrained(
     plan = content.get("plan")
     if "kind" in content and "state" in content:
         raise UserError(f"{path}: this is a segmenter, not a backbone: name the model.pt that it was made from.")
-    if plan is None:
-        state = find_state(content)
-        if state is None:
-            raise UserError(f"{path}: there is no state dict in this file; its keys are {first_of(content)}.")
-        network, plan = _from_published(path, state, overrides)
-    else:
-        state = find_state(content.get("model"))
-        if state is None or not isinstance(plan, dict) or not isinstance(plan.get("network"), dict):
-            raise UserError(f"{path}: the file has a plan but no weights or no network description; write it again.")
-        plan["network"].update(overrides)
-        network = build(path, plan["network"], trust)
-    return fill(path, network, state), plan
+    with naming(path):
+        if plan is None:
+            state = find_state(content)
+            if state is None:
+                raise UserError(f"there is no state dict in this file; its keys are {first_of(content)}.")
+            network, plan = _from_published(path, state, overrides)
+        else:
+            state = find_state(content.get("model"))
+            if state is None or not isinstance(plan, dict) or not isinstance(plan.get("network"), dict):
+                raise UserError("the file has a plan but no weights or no network description; write it again.")
+            plan["network"].update(overrides)
+            network = build(plan["network"], trust)
+        return fill(network, state), plan
 
 
 def load_network(path: str | os.PathLike[str], *, trust: bool = False, **overrides: Any) -> nn.Module:
@@ -110,15 +110,12 @@ def _from_published(
     path: Path, state: dict[str, Tensor], overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network that a bare state dict fits."""
-    try:
-        inferred = infer_config(state)
-    except UserError as error:
-        raise UserError(f"{path}: {error}.") from error
+    inferred = infer_config(state)
     given = ({"num_head_channels": -1} if "num_heads" in overrides else {}) | dict(overrides)
     assumed = {key: value for key, value in INVISIBLE.items() if key not in given}
     arguments = inferred | assumed | given
     try:
-        network = build(path, {"_target_": "medmdm.backbones.ADMUNet", **arguments})
+        network = build({"_target_": "medmdm.backbones.ADMUNet", **arguments})
     except UserError as error:
         guess = f"num_head_channels {INVISIBLE['num_head_channels']}"
         if "num_head_channels" in given or guess not in str(error):

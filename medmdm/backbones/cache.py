@@ -78,24 +78,12 @@ class CachedExtractor(nn.Module):
             sweep_temporaries(self.folder)
             self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
 
-    @property
-    def config(self) -> dict[str, object]:
-        """That of the extractor inside."""
-        return self.extractor.config
-
-    @property
-    def feature_info(self) -> list[dict[str, int]]:
-        """That of the extractor inside."""
-        return self.extractor.feature_info
-
-    @property
-    def num_features(self) -> int:
-        """That of the extractor inside."""
-        return self.extractor.num_features
-
-    def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """That of the extractor inside."""
-        return self.extractor.padded_size(spatial)
+    def __getattr__(self, name: str) -> Any:
+        """What is not said here is said by the extractor inside: its settings, sizes and views."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("extractor"), name)
 
     def bytes_per_window(self, spatial: Sequence[int]) -> int:
         """Return the size of the cached features of one window of that size: for the paper's network 28 MB at 256²."""

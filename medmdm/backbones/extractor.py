@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
+from medmdm.components import declared
 from medmdm.corruption import Corrupted, Corruption, PatchMasking
 from medmdm.errors import UserError
 
@@ -57,6 +59,8 @@ class FeatureExtractor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        given = declared(locals())
+        self._config = {key: value for key, value in given.items() if key not in ("backbone", "corruption")}
         known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
         if not _some(blocks) or any(block not in known for block in blocks):
             raise UserError(
@@ -78,14 +82,6 @@ class FeatureExtractor(nn.Module):
             raise UserError("masking 'partition' needs a backbone that was trained with PatchMasking; use 'seeded'.")
         self.backbone = backbone
         self.corruption = corruption
-        self._config: dict[str, Any] = {
-            "blocks": list(blocks),
-            "timesteps": list(timesteps),
-            "masking": masking,
-            "partitions": partitions,
-            "normalize": normalize,
-            "seed": seed,
-        }
         self.feature_info = [{**known[block], "timestep": t} for t in timesteps for block in blocks]
         self._drawn: dict[tuple[Any, ...], list[_Damage]] = {}
         self.requires_grad_(False)
@@ -94,7 +90,7 @@ class FeatureExtractor(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments apart from backbone and corruption, ready for JSON."""
-        return {key: list(v) if isinstance(v, list) else v for key, v in self._config.items()}
+        return copy.deepcopy(self._config)
 
     @property
     def num_features(self) -> int:

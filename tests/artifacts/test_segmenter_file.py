@@ -30,13 +30,7 @@ from medmdm.heads.segmenter import Segmenter
 from tests.heads.test_classifier_network import varied
 
 Make = Callable[..., ADMUNet]
-UNET: dict[str, Any] = {
-    "spatial_dims": 2,
-    "in_channels": 3,
-    "out_channels": 2,
-    "channels": [4, 8],
-    "strides": [2],
-}
+UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
 
 def frozen(head: nn.Module) -> nn.Module:
