@@ -21,7 +21,7 @@ from tqdm import tqdm
 from medmdm.files import atomic_write
 from medmdm.runs.processes import average, is_main_process, world_size
 
-__all__ = ["StepLog"]
+__all__ = ["StepLog", "duration"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class StepLog:
     """Write a line every so many steps, and one whenever held-out images were scored.
 
     ``metrics.csv`` has one row per line: mean loss since the last row, learning rate and gradient norm of the step,
-    speed and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint are
-    cut off, so that each step has one row. Attach it after the handler that scores held-out images.
+    speed and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint
+    are cut off, so that each step has one row. Attach it after the handler that scores held-out images.
 
     Args:
         folder: the run folder.
@@ -126,7 +126,7 @@ class StepLog:
             left = (engine.state.epoch_length - step) * batch_size / values["images_per_second"]
             message += (
                 f"  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
-                f"  {values['images_per_second']:.1f} images/s  {_duration(left)} left"
+                f"  {values['images_per_second']:.1f} images/s  {duration(left)} left"
             )
         if heldout:
             message += "  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in heldout.items())
@@ -153,7 +153,8 @@ def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:
     return header + "".join(row for row in rows if int(row.split(",")[0]) <= step)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a number of seconds in words: "5 min 07 s", "2 h 01 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.metrics import PSNRMetric, SSIMMetric
@@ -18,6 +17,7 @@ from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.pretrain.periodic import Periodic
+from medmdm.pretrain.randomness import mix
 from medmdm.runs.processes import is_main_process
 
 __all__ = ["Preview", "fill_with_mean", "preview_grid"]
@@ -63,10 +63,8 @@ class Preview(Periodic):
         self.names = [f"{kind}_t{t}" for t in self.timesteps for kind in ("ssim", "psnr", "ssim_mean_fill")]
         self.damaged: list[Corrupted] = []
         for t in self.timesteps:
-            generators = [
-                torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, 3, t, n]).generate_state(1)[0]))
-                for n in range(len(self.crops))
-            ]
+            seeds = [mix(self.seed, 3, t, n) for n in range(len(self.crops))]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             self.damaged.append(self.corruption(self.crops, torch.full((len(self.crops),), t), generators))
         self.ssim = SSIMMetric(spatial_dims=self.crops.ndim - 2, data_range=2.0)
         self.psnr = PSNRMetric(max_val=2.0)

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer, Workflow
+from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from monai.utils import CommonKeys as Keys
@@ -24,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from medmdm.errors import UserError
 from medmdm.objectives.objective import Objective
-from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, set_random_state
+from medmdm.pretrain.checkpoints import Checkpoints
 from medmdm.pretrain.dry_run import dry_run
 from medmdm.pretrain.optimization import Optimization
+from medmdm.pretrain.randomness import get_random_state, mix, set_random_state
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.processes import is_main_process, rank, unwrap
 
@@ -107,13 +107,13 @@ class MDMTrainer(SupervisedTrainer):
 
         They live on the CPU, so that a GPU sees the same timesteps and the same damage.
         """
-        return [torch.Generator().manual_seed(_mix(self.seed, 1, int(k))) for k in indices]
+        return [torch.Generator().manual_seed(mix(self.seed, 1, int(k))) for k in indices]
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Any]:
         device, network, parts = self.state.device, self.network, self.optimization.accumulation_steps
         images = batchdata[Keys.IMAGE].to(device, non_blocking=True)
         # Dropout and the like draw from the global generator: seeded at each step, a resumed run draws the same.
-        torch.manual_seed(_mix(self.seed, 2, self.state.iteration, rank()))
+        torch.manual_seed(mix(self.seed, 2, self.state.iteration, rank()))
         posed = self.objective.pose(images, self.generators(batchdata["index"]))
         if len(images) % parts:
             raise UserError(
@@ -225,8 +225,7 @@ class MDMTrainer(SupervisedTrainer):
         if checkpoint is not None:
             logger.info("Going on after step %d of %d.", self.state.iteration, last)
         with _terminate_on_signal(self) as received:
-            # Not SupervisedTrainer.run: it would replace the gradient scaler by one for CUDA.
-            Workflow.run(self)
+            super().run()
         if self.checkpoints is None or self.state.iteration % self.checkpoints.every:
             self.save()
         if self.state.iteration < last:
@@ -234,11 +233,6 @@ class MDMTrainer(SupervisedTrainer):
             sys.exit(128 + received[0])
         if self.run_folder is not None and is_main_process():
             self.run_folder.finish(last)
-
-
-def _mix(*numbers: int) -> int:
-    """Return one 32-bit seed that depends on all ``numbers``."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextlib.contextmanager

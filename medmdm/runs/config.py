@@ -186,34 +186,33 @@ def _has_expression(value: Any) -> bool:
 def _component_faults(part: Any, path: str) -> Iterator[str]:
     """Yield a sentence for each component that cannot be found and each key that is none of its arguments."""
     if isinstance(part, dict) and "_target_" in part:
-        yield from _argument_faults(part, path)
+        name = part["_target_"]
+        try:
+            target = locate(ConfigComponent(part, path).resolve_module_name())
+        except Exception as error:
+            yield f"{path}#_target_ {name!r} cannot be imported ({error})."
+            return
+        if not callable(target):
+            yield f"{path}#_target_ {name!r} cannot be found: check its spelling."
+            return
+        known = _arguments(target)
+        for key in part:
+            if known is not None and key not in known and key not in MONAI_KEYS:
+                hint = nearest(key, known)
+                yield f"Unknown key {f'{path}#{key}'!r} in the config: {name} has no such argument{hint}."
     items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
     for key, item in items:
         if key not in MONAI_KEYS:
             yield from _component_faults(item, f"{path}#{key}")
 
 
-def _argument_faults(part: dict[str, Any], path: str) -> Iterator[str]:
-    try:
-        target = locate(ConfigComponent(part, path).resolve_module_name())
-    except Exception as error:
-        yield f"{path}#_target_ {part['_target_']!r} cannot be imported ({error})."
-        return
-    if not callable(target):
-        yield f"{path}#_target_ {part['_target_']!r} cannot be found: check its spelling."
-        return
+def _arguments(target: Any) -> Collection[str] | None:
+    """Return the arguments of a class or function; None where any will do, or it does not say."""
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # some builtins have no signature
-        return
-    if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in part:
-        if key not in parameters and key not in MONAI_KEYS:
-            yield (
-                f"Unknown key {f'{path}#{key}'!r} in the config: "
-                f"{part['_target_']} has no such argument{nearest(key, parameters)}."
-            )
+        return None
+    return None if any(p.kind == p.VAR_KEYWORD for p in parameters.values()) else parameters
 
 
 def check_device(device: Any) -> None:

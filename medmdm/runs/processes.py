@@ -13,11 +13,8 @@ __all__ = ["average", "device", "is_main_process", "place", "rank", "start", "st
 
 def device() -> torch.device:
     """Return this process' GPU (by torchrun's ``LOCAL_RANK``), or the CPU where there is none."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def start() -> None:

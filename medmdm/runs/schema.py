@@ -46,10 +46,7 @@ def bundle_schema(name: str) -> dict[str, Any]:
         names = ", ".join(sorted(path.stem for path in folder.glob("mdm_*.json")))
         raise UserError(f"The config's `bundle` must name one of medmdm's bundles ({names}), got {name!r}.")
 
-    @functools.cache
-    def read(file: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((folder / file).read_text(encoding="utf-8"))
-        return content
+    files = {file: json.loads((folder / file).read_text(encoding="utf-8")) for file in ("common.json", f"{name}.json")}
 
     def expanded(part: Any, file: str) -> Any:
         if isinstance(part, list):
@@ -59,11 +56,11 @@ def bundle_schema(name: str) -> dict[str, Any]:
         own = {key: expanded(item, file) for key, item in part.items() if key != "$ref"}
         if "$ref" in part:
             other, _, pointer = part["$ref"].partition("#/")
-            target = functools.reduce(lambda found, key: found[key], pointer.split("/"), read(other or file))
+            target = functools.reduce(lambda found, key: found[key], pointer.split("/"), files[other or file])
             own = {**expanded(target, other or file), **own}
         return own
 
-    schema: dict[str, Any] = expanded(read(f"{name}.json"), f"{name}.json")
+    schema: dict[str, Any] = expanded(files[f"{name}.json"], f"{name}.json")
     return schema
 
 

@@ -57,11 +57,7 @@ def test_every_overlay_changes_what_it_says(path: Path) -> None:
     check(config)
     before = ConfigParser(bundle)
     for key in json.loads(path.read_text()):
-        assert key not in before or before[key] != config_value(config, key), key
-
-
-def config_value(config: dict[str, Any], key: str) -> Any:
-    return ConfigParser(config)[key]
+        assert key not in before or before[key] != ConfigParser(config)[key], key
 
 
 def refused(change: dict[str, Any], **more: Any) -> str:
@@ -211,13 +207,24 @@ def test_bundle_reads_words_of_json_in_overrides(workflow: Workflow) -> None:
     assert bundle.parser.get_parsed_content("train#trainer").optimization.max_grad_norm is None
 
 
+@pytest.mark.parametrize("wanted", [False, True, "$1 < 2"])
+def test_freed_memory_is_kept_only_where_the_config_says_so(
+    workflow: Workflow, wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr("medmdm.runs.config.keep_freed_memory", lambda: called.append(1))
+    workflow(keep_freed_memory=wanted).initialize()
+    assert len(called) == bool(wanted)
+
+
 def test_an_overlay_of_0_1_goes_on_working(workflow: Workflow, tmp_path: Path) -> None:
     old = {
         "corruption": {"_target_": "medmdm.corruption.GaussianNoise", "num_timesteps": "@num_timesteps"},
         "loss_function": {"_target_": "medmdm.losses.MSELoss"},
         "network_def": {
             "_target_": "medmdm.networks.ADMUNet", "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
-            "attention_resolutions": [2], "num_head_channels": 16, "in_channels": "@channels", "out_channels": "@channels",
+            "attention_resolutions": [2], "num_head_channels": 16, "in_channels": "@channels",
+            "out_channels": "@channels",
         },
         "ema": {"_target_": "medmdm.engines.EMA", "model": "@network", "decay": "@ema_decay"},
     }  # fmt: skip
