@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from medmdm.data.cases import Cases
-from medmdm.data.files.pictures import pixel_hash
-from medmdm.data.files.volumes import is_volume, volume_geometry
-from medmdm.data.slices import slice_entries
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import volume_geometry
+from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.slicing import Slicing
-from medmdm.data.store import VolumeStore
-from medmdm.data.transforms.basic import CutRegiond, ScaleIntensityByDtyped, file_dtype_tensor
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
-from medmdm.data.transforms.spacing import ResampleToSpacingd
+from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd
 from medmdm.errors import UserError, find_user_error
+from medmdm.hashing import pixel_hash
 
 __all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
 
@@ -123,7 +123,6 @@ class CaseReader:
             label_type=cases.label_type,
             classes=None if instances or cases.data_list is None else cases.classes,
             ignore=cases.ignore,
-            instances_key="instances",
             allow_missing_keys=True,
         )
         self.prepare = Compose(
@@ -157,15 +156,15 @@ class CaseReader:
         digest = pixel_hash(pixels)
         hashes = digest, digest if entry.get("region") is None else pixel_hash(whole_pixels)
         loaded = self.to_classes(cut)
-        truth, instances = (
-            torch.as_tensor(loaded[key])[0].numpy().copy() if key in loaded else None for key in ("label", "instances")
-        )
+        truth = np.array(loaded["label"])[0] if "label" in loaded else None
+        instances = self._instances([cut])
         shape = tuple(int(n) for n in loaded["image"].shape[1:])
         spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
         example = self._example(loaded, entry)
         return LoadedCase(
-            entry, [example], (), None, truth, shape, hashes, spacing, np.ascontiguousarray(pixels), instances
-        )
+            entry, [example], (), None, truth, shape, hashes, spacing, np.ascontiguousarray(pixels),
+            None if instances is None else instances[0, 0],
+        )  # fmt: skip
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
         axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
@@ -174,31 +173,31 @@ class CaseReader:
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
                 "intensities become -1 and 1, so pre-train on volumes first"
             )
-        slices = slice_entries(
-            {**entry, "axis": axis},
-            self.store,
-            axis,
-            self.percentiles,
-            self.nonzero,
-        )
-        loaded = [self.to_classes(self.decode(one)) for one in slices]  # type: ignore[arg-type]
+        slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
+        decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
+        loaded = [self.to_classes(one) for one in decoded]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
         slicing = Slicing(shape, affine, axis)
-        truth, instances = (
-            slicing.to_volume(np.stack([torch.as_tensor(one[key]).numpy() for one in loaded]))[0]
-            if key in loaded[0]
-            else None
-            for key in ("label", "instances")
-        )
+        truth = instances = None
+        if "label" in entry:
+            truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
+            numbers = self._instances(decoded)
+            instances = None if numbers is None else slicing.to_volume(numbers)[0]
         label_affine = None if truth is None else self.store.get(entry["label"], axis).slicing.affine
         examples = [self._example(one, entry) for one in loaded]
-        numbers = tuple(int(one["slice"]) for one in slices)
+        places = tuple(int(one["slice"]) for one in slices)
         digest = str(slices[0]["volume_hash"])
         spacing = tuple(float(n) for n in np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0)))
         return LoadedCase(
-            entry, examples, numbers, slicing, truth, slicing.shape, (digest, digest), spacing,
+            entry, examples, places, slicing, truth, slicing.shape, (digest, digest), spacing,
             Path(slices[0]["stored"]["image"]), instances, label_affine,
         )  # fmt: skip
+
+    def _instances(self, decoded: Sequence[Mapping[Hashable, Any]]) -> np.ndarray | None:
+        """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""
+        if self.cases.label_type != "instances" or "label" not in decoded[0]:
+            return None
+        return np.stack([np.asarray(one["label"]).astype(np.int32) for one in decoded])
 
     def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
         prepared = self.prepare(loaded)

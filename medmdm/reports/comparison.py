@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Run:
     evaluation: Evaluation
     scores: Scores
 
-    @property
+    @cached_property
     def cases(self) -> dict[str, ScoredCase]:
         """The scored cases by name."""
         return {case.name: case for case in self.scores.cases}
@@ -71,7 +72,8 @@ def load_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
         table = folder / PER_CASE_FILE
         if not table.is_file():
             write_report(folder)
-        runs.append(Run(_letter(number), name, evaluation, read_per_case(table, evaluation)))
+        letter = chr(ord("A") + number) if number < 26 else f"R{number + 1}"
+        runs.append(Run(letter, name, evaluation, read_per_case(table, evaluation)))
     return runs
 
 
@@ -99,25 +101,35 @@ def compare(
             f"the runs {', '.join(run.name for run in runs)} have no scored case in common: compare evaluations of one "
             "data set"
         )
-    rows = [[run.cases[name] for name in names] for run in runs]
-    keys = _metrics(runs, rows, metrics)
+    keys = _metrics(runs, names, metrics)
     patients = [next((run.cases[name].patient for run in runs if run.cases[name].patient), None) for name in names]
-    values = {key: [[case.scores.get(key, math.nan) for case in row] for row in rows] for key in keys}
+    values = {
+        key: {run.letter: [run.cases[name].scores.get(key, math.nan) for name in names] for run in runs} for key in keys
+    }
     found = []
-    for (i, a), (j, b) in itertools.combinations(enumerate(runs), 2):
+    for a, b in itertools.combinations([run.letter for run in runs], 2):
         for key in keys:
-            outcome = paired(values[key][i], values[key][j], patients, higher_is_better=not METRICS[key].distance)
-            found.append({"a": a.letter, "b": b.letter, "metric": key, **outcome.as_dict()})
-    found = with_holm(found)
-    for one in found:
-        one["verdict"] = _verdict(one, METRICS[one["metric"]].distance)
+            outcome = paired(values[key][a], values[key][b], patients, higher_is_better=not METRICS[key].distance)
+            found.append({"a": a, "b": b, "metric": key, **outcome.as_dict()})
+    found = [one | {"verdict": _verdict(one)} for one in with_holm(found)]
     everyone = dict.fromkeys(case.name for run in runs for case in run.evaluation.cases)
     left_out = [name for name in everyone if name not in set(names)]
-    hide = pseudonyms or Pseudonyms(patient for run in runs for patient in (c.patient for c in run.evaluation.cases))
+    hide = pseudonyms or Pseudonyms(case.patient for run in runs for case in run.evaluation.cases)
     content = {
         "format": 1,
         "medmdm": medmdm.__version__,
-        "runs": [_run_record(run) for run in runs],
+        "runs": [
+            {
+                "letter": run.letter,
+                "name": run.name,
+                "dataset": run.evaluation.dataset,
+                "section": run.evaluation.section,
+                "stamp": run.evaluation.provenance.kind,
+                "scored": len(run.scores.cases),
+                "excluded": len(run.scores.excluded),
+            }
+            for run in runs
+        ],
         "distance_unit": runs[0].scores.ruler.unit,
         "metrics": keys,
         "tests": sum(one["p_value"] is not None for one in found),
@@ -125,9 +137,7 @@ def compare(
         "left_out": left_out,
         "notes": _notes(runs, left_out, found),
         "means": {
-            key: {
-                run.letter: summarise(column, patients).as_dict() for run, column in zip(runs, values[key], strict=True)
-            }
+            key: {letter: summarise(column, patients).as_dict() for letter, column in values[key].items()}
             for key in keys
         },
         "comparisons": found,
@@ -135,7 +145,7 @@ def compare(
             {
                 "case": name,
                 "patient_number": hide.name(patients[i]),
-                **{key: {run.letter: column[i] for run, column in zip(runs, values[key], strict=True)} for key in keys},
+                **{key: {letter: column[i] for letter, column in values[key].items()} for key in keys},
             }
             for i, name in enumerate(names)
         ],
@@ -143,10 +153,6 @@ def compare(
     }
     cleaned: dict[str, Any] = hide.clean_all(json_ready(content))
     return cleaned
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"R{number + 1}"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -158,10 +164,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _metrics(runs: Sequence[Run], rows: Sequence[Sequence[ScoredCase]], wanted: Sequence[str] | None) -> list[str]:
+def _metrics(runs: Sequence[Run], names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     def lacks(key: str) -> str | None:
-        for run, row in zip(runs, rows, strict=True):
-            if not any(key in case.scores for case in row):
+        for run in runs:
+            if not any(key in run.cases[name].scores for name in names):
                 return f"{run.name} has no {METRICS[key].title} for the common cases"
         rulers = {(run.scores.ruler.unit, run.scores.ruler.tolerance) for run in runs}
         if METRICS[key].group == "surfaces" and len(rulers) > 1:
@@ -179,28 +185,14 @@ def _metrics(runs: Sequence[Run], rows: Sequence[Sequence[ScoredCase]], wanted: 
     return list(dict.fromkeys(wanted))
 
 
-def _verdict(outcome: Mapping[str, Any], distance: bool) -> str:
+def _verdict(outcome: Mapping[str, Any]) -> str:
     """Say in words what the corrected test says, and no more."""
     p, difference = outcome["p_holm"], outcome["difference"]
     if p is None or difference is None:
         return "no test"
     if p >= LEVEL:
         return "no difference shown"
-    better = outcome["a"] if (difference < 0) == distance else outcome["b"]
-    return f"{better} better"
-
-
-def _run_record(run: Run) -> dict[str, Any]:
-    evaluation = run.evaluation
-    return {
-        "letter": run.letter,
-        "name": run.name,
-        "dataset": evaluation.dataset,
-        "section": evaluation.section,
-        "stamp": evaluation.provenance.kind,
-        "scored": len(run.scores.cases),
-        "excluded": len(run.scores.excluded),
-    }
+    return f"{outcome['a'] if (difference < 0) == METRICS[outcome['metric']].distance else outcome['b']} better"
 
 
 def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ from medmdm.reports.definitions import METRICS
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import render
 from medmdm.reports.report import PAGE_FILE
-from medmdm.reports.wording import counted, metric_title
+from medmdm.reports.wording import metric_title
 from medmdm.runs.record import EVALUATION_FILE
 
 __all__ = ["write_comparison"]
@@ -55,24 +55,13 @@ def write_comparison(
     runs = load_runs(run_dirs)
     patients = [case.patient for run in runs for case in run.evaluation.cases]
     content = compare(runs, metrics, Pseudonyms(patients, keep_patient_ids))
-    words = {
-        "content": content,
-        "title": f"{content['runs'][0]['dataset']}: comparison of {len(content['runs'])} runs",
-        "first_line": _first_line(content),
-        "explanation": (
-            "Differences are the first run less the second, on the same cases. The p-value is of a two-sided "
-            "permutation test (signs flipped); the corrected one (Holm) allows for all "
-            f"{counted(content['tests'], 'test')} here, and only it, below {LEVEL:g}, counts as a difference. Wins and "
-            "losses are of the first run."
-        ),
-    }
     charts = {"mean_differences": _mean_differences(content), "case_differences": _case_differences(content)}
     folder.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder)
     atomic_write(folder / "comparison.csv", _csv(content))
     save_json(content, folder / "comparison.json")
-    atomic_write(folder / "comparison.md", render("comparison.md.j2", **words))
-    atomic_write(folder / PAGE_FILE, render("comparison.html.j2", **words, **charts))
+    atomic_write(folder / "comparison.md", render("comparison.md.j2", content=content, level=LEVEL))
+    atomic_write(folder / PAGE_FILE, render("comparison.html.j2", content=content, level=LEVEL, **charts))
     return folder / PAGE_FILE
 
 
@@ -86,12 +75,6 @@ def _csv(content: Mapping[str, Any]) -> str:
         values = [row[key][letter] for key, letter in columns]
         writer.writerow([row["case"], row["patient_number"] or "", *("" if v is None else repr(v) for v in values)])
     return buffer.getvalue()
-
-
-def _first_line(content: Mapping[str, Any]) -> str:
-    runs = len(content["runs"])
-    where = "both runs" if runs == 2 else f"all {runs} runs"
-    return f"{counted(content['cases'], 'case')} scored in {where}, {len(content['left_out']) or 'none'} left out"
 
 
 def _mean_differences(content: Mapping[str, Any]) -> Chart | None:

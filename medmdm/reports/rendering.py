@@ -17,8 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from medmdm.reports import wording
 from medmdm.reports.definitions import METRICS, asset
+from medmdm.reports.wording import counted, interval_text, metric_title, number_text, p_text
 
 __all__ = ["environment", "flat", "render"]
 
@@ -60,15 +60,11 @@ def environment() -> Environment:
     templates.globals["asset"] = lambda name: Markup(asset(name))
     templates.tests |= {"nan": math.isnan, "infinite": math.isinf}
     templates.filters |= {
-        "number": wording.number_text,
-        "interval": wording.interval_text,
-        "p_value": wording.p_text,
-        "counted": wording.counted,
-        "title_of": wording.metric_title,
-        "first_line": wording.first_line,
-        "unit_sentence": wording.unit_sentence,
-        "provenance_title": wording.provenance_title,
-        "paper_rows": wording.paper_rows,
+        "number": number_text,
+        "interval": interval_text,
+        "p_value": p_text,
+        "counted": counted,
+        "title_of": metric_title,
         "metric": METRICS.__getitem__,
         "is_distance": lambda key: key in METRICS and METRICS[key].distance,
         "flat": flat,

@@ -111,9 +111,7 @@ def write_report(
 
     Args:
         run_dir: folder with ``evaluation.json``.
-        strict: refuse to report if a case is wrong.
-        keep_patient_ids: write patient ids as they are instead of numbers.
-        surface: also distances between outlines, which take most of the time.
+        strict: see :class:`Report`, also for the others.
 
     Returns:
         The page.

@@ -11,7 +11,8 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from medmdm.data.files.volumes import is_volume, volume_geometry
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import volume_geometry
 from medmdm.errors import UserError
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
@@ -155,8 +156,8 @@ def score_cases(
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
         found.notes.append(
-            f"No map of objects was written for {'all' if without == listed else f'{without} of'} {listed} cases: there "
-            "the connected parts of the predicted mask count as objects, so that objects that touch count as one."
+            f"No map of objects was written for {'all' if without == listed else f'{without} of'} {listed} cases: "
+            "there the connected parts of the predicted mask count as objects, so that objects that touch count as one."
         )
     return found
 

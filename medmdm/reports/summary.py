@@ -66,7 +66,8 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
     pooled = _pooled(cases, pooled_by_class)
     nnunet = {str(k): {name: _column(key, k, several) for name, key in _NNUNET.items()} for k in numbers}
     means = {k: {name: _mean(_values(cases, key)) for name, key in row.items()} for k, row in nnunet.items()}
-    dice, provenance = summaries["dice"], evaluation.provenance
+    dice, provenance, study = summaries["dice"], evaluation.provenance, evaluation.study
+    patient_of = {case.name: case.patient for case in evaluation.cases}
     summary: dict[str, Any] = {
         "format": 1,
         "medmdm": medmdm.__version__,
@@ -116,7 +117,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "paper_conventions": None if several else paper_block(_values(cases, "dice")),
         "subgroups": _subgroups(cases, headline_keys(summaries)),
         "risk_coverage": _risk(cases),
-        "learning_curve": _learning_curve(evaluation),
+        "learning_curve": [] if study is None else summarise_study(read_study(study), patient_of),
         "data_list": {k: v for k, v in evaluation.data_list.items() if k not in ("training", "validation", "test")},
         "protocol": evaluation.protocol,
         "record": evaluation.record,
@@ -189,9 +190,3 @@ def _risk(cases: Sequence[ScoredCase]) -> dict[str, Any] | None:
         return None
     curve = risk_coverage([1 - value for value in _values(cases, "dice")], _values(cases, "uncertainty"))
     return curve.as_dict() if len(curve.coverage) else None
-
-
-def _learning_curve(evaluation: Evaluation) -> list[dict[str, Any]]:
-    if evaluation.study is None:
-        return []
-    return summarise_study(read_study(evaluation.study), {case.name: case.patient for case in evaluation.cases})

@@ -139,11 +139,10 @@ def subgroups(
     keys = cases[column].map(lambda entry: "(none)" if pd.isna(entry) else str(entry))
     numbers = pd.to_numeric(cases[column], errors="coerce")
     ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
+    parts = {key: cases[keys == key] for key in ordered}
     return {
-        key: summarise(
-            cases.loc[keys == key, value], None if patient is None else cases.loc[keys == key, patient], confidence
-        )
-        for key in ordered
+        key: summarise(part[value], None if patient is None else part[patient], confidence)
+        for key, part in parts.items()
     }
 
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from medmdm.data.dataset import CropDataset
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.data.holdout import hold_out
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 
 
 def inside(crop: dict, region: dict) -> bool:
@@ -76,7 +77,7 @@ def test_strips_leave_training(write_png, tmp_path, pipeline):
     assert remaining[str(tmp_path / "wide0.png")] == {"rows": [0, 30], "columns": [0, 29]}
     assert remaining[str(tmp_path / "tall.png")] == {"rows": [0, 34], "columns": [0, 20]}
     assert remaining[str(tmp_path / "small.png")] is None
-    dataset = CropDataset(held_out.training, pipeline(16))
+    dataset = CropDataset(held_out.training, pipeline(16), progress=False)
     # The images still count as seen as a whole.
     assert dataset.ledger == sorted(pixel_hash(read_image(e["image"])) for e in selection.training)
 
@@ -86,7 +87,7 @@ def test_no_training_crop_touches_a_strip(tmp_path, pipeline):
     array[:, 44:] = 255
     Image.fromarray(array).save(tmp_path / "a.png")
     held_out = hold_out(select_training_images(tmp_path), 16, num_crops=2)
-    dataset = CropDataset(held_out.training, pipeline(16))
+    dataset = CropDataset(held_out.training, pipeline(16), progress=False)
     assert all((dataset[k]["image"] == -1).all() for k in range(50))
     assert (held_out.images() == 1).all()
 

@@ -69,7 +69,7 @@ def test_resuming_cuts_later_rows_off(tmp_path: Path) -> None:
 def test_an_exception_passes_through(tmp_path: Path) -> None:
     trainer = Engine(lambda engine, batch: 1 / 0)
     trainer.loss_sum, trainer.loss_count = torch.zeros(()), 0
-    StepLog(tmp_path, 1).attach(trainer)
+    StepLog(tmp_path, 1, progress=False).attach(trainer)
     with pytest.raises(ZeroDivisionError):
         trainer.run([0], max_epochs=1)
 

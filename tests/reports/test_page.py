@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmdm.reports import write_report
+from medmdm.reports import write_comparison, write_report
 from medmdm.reports.album import Album, chosen
 from medmdm.reports.page import make_page
 from medmdm.reports.pseudonyms import Pseudonyms
@@ -123,10 +123,14 @@ def test_text_from_files_is_text(tmp_path: Path) -> None:
     change_case(run, 0, case=bad, columns={bad: bad})
     change_case(run, 1, columns={bad: "other"})
     (run / "run.json").write_text('{"x": "</pre><script>alert(3)</script>"}')
-    page = Reader(write_report(run).read_text())
-    assert len(page.all("script")) == 1
-    assert not page.all("img")
-    assert bad in "".join(page.text)
+    other = picture_run(tmp_path, cases=3, name="<img src=x onerror=alert(4)>")
+    change_case(other, 0, case=bad)
+    change(other, protocol={"head": bad})
+    for path in (write_report(run), write_comparison([run, other], tmp_path / "comparison")):
+        page = Reader(path.read_text())
+        assert len(page.all("script")) == 1
+        assert not page.all("img")
+        assert bad in "".join(page.text)
 
 
 def scored(dices: list[float]) -> list[ScoredCase]:

@@ -14,7 +14,7 @@ from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import render
 from medmdm.reports.scoring import Scores, score_cases
 from medmdm.reports.summary import headline_keys, make_summary, summary_schema
-from medmdm.reports.wording import first_line, interval_text, number_text
+from medmdm.reports.wording import counted, interval_text, number_text
 from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
@@ -190,5 +190,5 @@ def test_wording() -> None:
     assert interval_text((-0.1, 1.2)) == "0.0000 to 1.0000"
     assert interval_text((-3.0, 7.0), distance=True) == "0.00 to 7.00"
     assert interval_text((None, 1.0)) == "\N{EN DASH}"
-    cases = {"scored": 1, "excluded": 0, "patients": None}
-    assert first_line({"cases": cases}) == "1 case scored, none excluded"
+    assert [counted(n, "case", "is", "are") for n in (0, 1, 2)] == ["0 cases are", "1 case is", "2 cases are"]
+    assert counted(1, "case") == "1 case"

@@ -16,8 +16,9 @@ from monai.bundle import ConfigWorkflow
 
 from medmdm.artifacts.backbone import open_backbone
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import find_user_error
+from medmdm.hashing import pixel_hash
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
 
@@ -269,10 +270,13 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -
         ({"shots": "two"}, "shots must be a whole number of 1 or more, or null, got 'two'."),
         ({"shots": 5}, "a subset of 5 cases was asked for, but there are 4: give 1 to 4"),
         ({"shots": 2, "draw": -1}, "draw must be a whole number of 0 or more, got -1."),
-        ({"blocks": 3}, "blocks must be \"paper\" or a list of block numbers, got 3."),
+        ({"blocks": 3}, 'blocks must be "paper" or a list of block numbers, got 3.'),
         ({"timesteps": 50}, "timesteps must be a list of whole numbers such as [50, 200], or null, got 50."),
         ({"timesteps": [1000]}, "timesteps must be a list of numbers from 0 to 999, got [1000]."),
-        ({"masking": "partition", "partitions": "many"}, "partitions must be a whole number of 1 or more, or null, got 'many'."),
+        (
+            {"masking": "partition", "partitions": "many"},
+            "partitions must be a whole number of 1 or more, or null, got 'many'.",
+        ),
         ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
     ],
     ids=str,

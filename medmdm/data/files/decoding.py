@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from medmdm.data.files.aperio import draw_regions, read_aperio
-from medmdm.data.files.pictures import IMAGE_SUFFIXES, pixel_hash, read_image
-from medmdm.data.files.series import choose_series
-from medmdm.data.files.volumes import VOLUME_SUFFIXES, Volume, is_volume, read_volume, volume_hash
+from medmdm.data.files.dicom import choose_series
+from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import Volume, read_volume, volume_hash
+from medmdm.data.validity import Grid, size_text
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 
 __all__ = ["Decoded", "decode", "decode_label"]
 
@@ -33,7 +36,12 @@ class Decoded:
     @property
     def size(self) -> str:
         """The size as people write it: ``522x775``."""
-        return "x".join(str(size) for size in self.array.shape[1:])
+        return size_text(self.array.shape[1:])
+
+    @property
+    def grid(self) -> Grid:
+        """Where its pixels lie."""
+        return Grid(self.array.shape[1:], self.affine)
 
     def hash(self) -> str:
         """SHA-256 of the decoded pixels."""
@@ -60,8 +68,12 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
     return Decoded(volume.array, volume.affine, warnings)
 
 
-def decode_label(path: Path, image: Decoded) -> Decoded:
+def decode_label(path: Path, image: Grid) -> Decoded:
     """Decode a label; outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them.
+
+    Args:
+        path: picture, volume or outlines.
+        image: grid of the whole image that it labels.
 
     Raises:
         UserError: it cannot be read.
@@ -70,5 +82,4 @@ def decode_label(path: Path, image: Decoded) -> Decoded:
         return decode(path)
     if image.affine is not None:
         raise UserError(f"{path} holds outlines, which label pictures, not volumes: give a label volume")
-    rows, columns = image.array.shape[1:]
-    return Decoded(draw_regions(read_aperio(path).regions, (rows, columns)).mask[None])
+    return Decoded(draw_regions(read_aperio(path).regions, image.shape).mask[None])

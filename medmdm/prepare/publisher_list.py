@@ -11,13 +11,13 @@ from typing import Any
 from medmdm.errors import UserError
 from medmdm.prepare.release import Release
 
-__all__ = ["Published", "read_published"]
+__all__ = ["PublisherList", "read_published"]
 
 _TEXTS = {"description": "description", "licence": "licence", "license": "licence", "reference": "citation"}
 
 
 @dataclass(frozen=True)
-class Published:
+class PublisherList:
     """A publisher's list.
 
     Args:
@@ -39,12 +39,8 @@ class Published:
         """Whether it names test or validation volumes."""
         return any(section != "training" for section in self.sections.values())
 
-    def section(self, path: PurePosixPath) -> str | None:
-        """Return the section of a file, ``None`` where the list does not name it."""
-        return self.sections.get(path)
 
-
-def read_published(release: Release) -> Published:
+def read_published(release: Release) -> PublisherList:
     """Read the ``dataset.json`` nearest to the top of a release, if there is one.
 
     Raises:
@@ -52,7 +48,7 @@ def read_published(release: Release) -> Published:
     """
     lists = [file for file in release.files if file.path.name == "dataset.json"]
     if not lists:
-        return Published()
+        return PublisherList()
     file = min(lists, key=lambda one: len(one.path.parts))
     try:
         with file.open() as opened:
@@ -77,7 +73,7 @@ def read_published(release: Release) -> Published:
         )
     information = {new: content[old] for old, new in _TEXTS.items() if isinstance(content.get(old), str)}
     name = content.get("name") if isinstance(content.get("name"), str) else ""
-    return Published(name or "", information, _labels(content.get("labels")), sections, tuple(notices))
+    return PublisherList(name or "", information, _labels(content.get("labels")), sections, tuple(notices))
 
 
 def _labels(labels: Any) -> dict[str, int]:

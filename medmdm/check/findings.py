@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from medmdm.errors import counted
+
 __all__ = ["Finding", "Report", "Row"]
 
 _SHOWN = 5  # findings of one kind on the screen
@@ -27,6 +29,16 @@ class Finding:
     check: str
     message: str
     files: tuple[str, ...] = ()
+
+    @classmethod
+    def error(cls, check: str, message: object, *files: str) -> Finding:
+        """Return an error."""
+        return cls("error", check, str(message), files)
+
+    @classmethod
+    def warning(cls, check: str, message: object, *files: str) -> Finding:
+        """Return a warning."""
+        return cls("warning", check, str(message), files)
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Report:
     Args:
         title: how messages name the data list.
         dataset_dir: the folder of the images.
-        rows: one a section.
+        rows: one per section.
         findings: errors and warnings, in the order in which they were found.
     """
 
@@ -105,16 +117,12 @@ class Report:
         lines = [f"{self.title}, images in {self.dataset_dir}", "", *_table(self.rows)]
         for title, findings in (("ERROR", self.errors), ("WARNING", self.warnings)):
             lines += _listed(title, findings)
-        lines += ["", f"{_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}"]
+        lines += ["", f"{counted(len(self.errors), 'error')}, {counted(len(self.warnings), 'warning')}"]
         return "\n".join(lines)
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
     return {"check": finding.check, "message": finding.message, "files": list(finding.files)}
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -162,7 +170,7 @@ def _few(things: Iterable[str]) -> str:
 
 def _values(row: Row) -> str:
     if row.instances is not None:
-        return _count(row.instances, "object")
+        return counted(row.instances, "object")
     return _few(f"{value}: {100 * share:.1f} %" for value, share in sorted(row.values.items()))
 
 

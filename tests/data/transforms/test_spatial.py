@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from medmdm.data.transforms.basic import (
-    CutRegiond,
-    PadToSize,
-    PadToSized,
-    ScaleIntensityByDtype,
-    ScaleIntensityByDtyped,
-)
+from medmdm.data.transforms.intensity import ScaleIntensityByDtype, ScaleIntensityByDtyped
+from medmdm.data.transforms.spatial import CutRegiond, PadToSize, PadToSized
 from medmdm.errors import UserError
 
 
@@ -61,8 +56,7 @@ def test_padding_keeps_type_and_metadata(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "values"),
-    [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])],
+    ("dtype", "values"), [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])]
 )
 def test_scale_by_type(dtype, values):
     scaled = ScaleIntensityByDtype()(torch.tensor([[values]], dtype=dtype))

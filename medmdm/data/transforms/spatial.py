@@ -1,10 +1,11 @@
-"""Images of different resolutions at one: resampling to a pixel spacing in mm, or to a magnification."""
+"""Where the pixels are: cut to a region, padded to a size, resampled to a spacing in mm or to a magnification."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -14,10 +15,40 @@ from torch.nn.functional import interpolate
 
 from medmdm.errors import UserError
 
-__all__ = ["ResampleToSpacing", "ResampleToSpacingd", "as_spacing", "resample_to_shape", "target_shape", "with_spacing"]
+__all__ = [
+    "CutRegion", "CutRegiond", "EachKey", "PadToSize", "PadToSized", "ResampleToSpacing", "ResampleToSpacingd",
+    "as_spacing", "cut_region", "file_name", "resample_to_shape", "target_shape", "with_spacing",
+]  # fmt: skip
 
-# An objective of magnification m on the common scanners gives 10 / m micrometres a pixel (40x: 0.25).
+# An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
 _MM_TIMES_MAGNIFICATION = 0.01
+
+
+class EachKey(MapTransform):
+    """Dictionary version of an array transform: the image under each key is changed alike.
+
+    Args:
+        keys: keys of images ``[C, *spatial]``.
+        transform: from one image to another.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, transform: Callable[[torch.Tensor], torch.Tensor], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.transform(d[key])
+        return d
+
+
+def file_name(image: Any) -> str:
+    """Return the file that an image was read from, for sentences."""
+    return str(image.meta.get("filename_or_obj", "the image")) if isinstance(image, MetaTensor) else "the image"
 
 
 def as_spacing(
@@ -118,10 +149,7 @@ class ResampleToSpacing(Transform):
     """
 
     def __init__(
-        self,
-        spacing: float | Sequence[float] | None = None,
-        magnification: float | None = None,
-        mode: str = "bilinear",
+        self, spacing: float | Sequence[float] | None = None, magnification: float | None = None, mode: str = "bilinear"
     ) -> None:
         if mode not in ("bilinear", "nearest"):
             raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels")
@@ -181,3 +209,94 @@ class ResampleToSpacingd(MapTransform):
         for key, resample in self.key_iterator(d, self.resample):
             d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=str(d.get("image"))))
         return d
+
+
+def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str = "the image") -> Any:
+    """Return the part of ``image`` that ``region`` names.
+
+    Args:
+        image: array or tensor ``[C, H, W]``.
+        region: ``{"rows": [first, end], "columns": [first, end]}`` in pixels, ``end`` excluded; a key that is left
+            out means all; ``None`` means the whole image.
+        name: file name for the error.
+
+    Raises:
+        UserError: the region reaches outside the image.
+    """
+    if region is None:
+        return image
+    slices = []
+    for axis, key in ((1, "rows"), (2, "columns")):
+        size = image.shape[axis]
+        first, end = region.get(key, (0, size))
+        if not 0 <= first < end <= size:
+            raise UserError(
+                f"{name} has {size} {key}, but its region asks for {key} {first} to {end}: correct the region"
+            )
+        slices.append(slice(first, end))
+    return image[:, slices[0], slices[1]]
+
+
+class CutRegion(Transform):
+    """Cut an image ``[C, H, W]`` to a region; see :func:`cut_region`."""
+
+    def __call__(self, img: Any, region: Mapping[str, Sequence[int]] | None = None) -> Any:
+        return cut_region(img, region, file_name(img))
+
+
+class CutRegiond(MapTransform):
+    """Dictionary version of :class:`CutRegion`: the region is the data-list entry's; entries without one stay whole.
+
+    Args:
+        keys: keys of images ``[C, H, W]``.
+        region_key: key of the region, ``{"rows": [first, end], "columns": [first, end]}``.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(self, keys: KeysCollection, region_key: str = "region", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.region_key = region_key
+        self.cut = CutRegion()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.cut(d[key], d.get(self.region_key))
+        return d
+
+
+class PadToSize(Transform):
+    """Pad images smaller than ``spatial_size`` on both sides: by reflection as far as it reaches, then by the edge.
+
+    A side of n pixels can be reflected by n − 1. MONAI's ``SpatialPad(mode="reflect")`` fails beyond that, and images
+    of one or two pixels have nothing to reflect.
+
+    Args:
+        spatial_size: least number of pixels along each spatial axis; larger images are left as they are.
+    """
+
+    def __init__(self, spatial_size: Sequence[int] | int) -> None:
+        self.spatial_size = spatial_size
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        shape = img.shape[1:]
+        wanted = [self.spatial_size] * len(shape) if isinstance(self.spatial_size, int) else self.spatial_size
+        missing = [max(0, want - size) for want, size in zip(wanted, shape, strict=True)]
+        if not any(missing):
+            return img
+        both = [(m // 2, m - m // 2) for m in missing]
+        reflected = [(min(a, n - 1), min(b, n - 1)) for (a, b), n in zip(both, shape, strict=True)]
+        rest = [(a - ra, b - rb) for (a, b), (ra, rb) in zip(both, reflected, strict=True)]
+        array = img.numpy() if not isinstance(img, MetaTensor) else img.as_tensor().numpy()
+        array = np.pad(array, [(0, 0), *reflected], mode="reflect")
+        padded = torch.from_numpy(np.pad(array, [(0, 0), *rest], mode="edge"))
+        return MetaTensor(padded, meta=img.meta) if isinstance(img, MetaTensor) else padded
+
+
+class PadToSized(EachKey):
+    """Dictionary version of :class:`PadToSize`."""
+
+    def __init__(
+        self, keys: KeysCollection, spatial_size: Sequence[int] | int, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, PadToSize(spatial_size), allow_missing_keys)

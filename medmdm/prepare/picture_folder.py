@@ -16,8 +16,8 @@ from tqdm import tqdm
 from medmdm.data.files.pictures import image_size
 from medmdm.data.folders import is_mask
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Plan
-from medmdm.prepare.pixels import IGNORED, Label, make, read_label
+from medmdm.labels import IGNORE
+from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -49,7 +49,7 @@ def prepare(source: Path, dest: Path, label_type: str = "classes") -> str:
         return carry_out(_plan(release, label_type), dest)
 
 
-def _plan(release: Release, label_type: str) -> Plan:
+def _plan(release: Release, label_type: str) -> Preparation:
     images = [file for file in release.images if not is_mask(file.path)]
     if not images:
         raise UserError(
@@ -69,22 +69,21 @@ def _plan(release: Release, label_type: str) -> Plan:
         information["labels"] = {"background": 0, "object": 1}
     elif masks:
         values = _values(masks)
-        binary = values == {0, IGNORED} or values == {IGNORED}
+        binary = values == {0, IGNORE} or values == {IGNORE}
         information["labels"], more = _classes({0, 1} if binary else values)
         notices += ["all masks are of 0 and 255, which became 0 and 1"] if binary else more
     cases = []
     for name, image in zip(names, images, strict=True):
-        mask = masks.get(image)
-        label = None if mask is None else partial(_label, image, mask, instances, binary)
-        sources = (image,) if mask is None else (image, mask)
-        work = partial(make, name, image, label, instances)
-        cases.append(Case(name, "training", sources, work, recipe=f"{label_type} {binary}"))
+        own = [masks[image]] if image in masks else []
+        label = partial(_label, image, *own, instances=instances, binary=binary)
+        recipe = f"{label_type} {binary}"
+        cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
     if masks and len(masks) < len(images):
         notices.append(f"{len(images) - len(masks)} of {len(images)} images have no mask and get no label")
-    return Plan("folder", information, tuple(cases), tuple(notices))
+    return Preparation("folder", information, tuple(cases), tuple(notices))
 
 
-def _label(image: SourceFile, mask: SourceFile, instances: bool, binary: bool, shape: tuple[int, ...]) -> Label:
+def _label(image: SourceFile, mask: SourceFile, shape: tuple[int, ...], instances: bool, binary: bool) -> Label:
     label = read_label(mask, shape, image)
     if instances:
         return Label(relabel_sequential(label)[0])
@@ -134,10 +133,10 @@ def _values(masks: dict[SourceFile, SourceFile]) -> set[int]:
 
 
 def _classes(values: Iterable[int]) -> tuple[dict[str, int], list[str]]:
-    classes = sorted(set(values) - {0, IGNORED})
+    classes = sorted(set(values) - {0, IGNORE})
     notices = []
-    if IGNORED in values:
-        notices.append(f"pixels of value {IGNORED} are ignored in training and evaluation")
+    if IGNORE in values:
+        notices.append(f"pixels of value {IGNORE} are ignored in training and evaluation")
     if len(classes) > _MANY_CLASSES:
         notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
     return {"background": 0, **{f"class {value}": value for value in classes}}, notices

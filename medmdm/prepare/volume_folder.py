@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,14 +18,17 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from medmdm.data.files.volumes import VOLUME_SUFFIXES, Volume, read_volume
+from medmdm.data.files.aperio import MAX_INSTANCES
+from medmdm.data.files.dicom import order_slices, read_header, read_series, read_tag
+from medmdm.data.files.formats import DICOM_SUFFIXES, VOLUME_SUFFIXES, begins_as_dicom, may_be_dicom, volume_stem
+from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
+from medmdm.data.validity import check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Made, Plan
-from medmdm.prepare.dicom import dicom_cases, unpacked
-from medmdm.prepare.published import read_published
+from medmdm.prepare.preparation import Made, Preparation, SourceCase
+from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -67,14 +72,14 @@ def _compiled(subject: str | None) -> re.Pattern[str] | None:
         ) from error
 
 
-def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, test: float, seed: int) -> Plan:
+def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, test: float, seed: int) -> Preparation:
     files = [file for file in release.files if file.path.name.lower().endswith(VOLUME_SUFFIXES)]
     labels = [file for file in files if is_mask(file.path)]
     by_name = _by_name(labels)
     images = _by_case([file for file in files if not is_mask(file.path)])
     published = read_published(release)
     notices = [*release.notices, *published.notices]
-    cases: list[Case] = []
+    cases: list[SourceCase] = []
     used = set()
     names = _names({key: sequences[0] for key, sequences in images.items()})
     for key, sequences in images.items():
@@ -84,9 +89,9 @@ def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, t
         columns = {"patient_id": _subject(sequences[0].path, key[1], subject)}
         make = partial(_make_volume, names[key], sequences, label)
         sources = (*sequences, label) if label is not None else tuple(sequences)
-        section = published.section(sequences[0].path) or ("test" if _is_test(sequences[0].path) else "training")
-        cases.append(Case(names[key], section, sources, make, columns=columns))
-    cases += dicom_cases(release, stack, notices)
+        section = published.sections.get(sequences[0].path) or ("test" if _is_test(sequences[0].path) else "training")
+        cases.append(SourceCase(names[key], section, sources, make, columns=columns))
+    cases += _dicom_cases(release, stack, notices)
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
@@ -108,23 +113,15 @@ def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, t
     else:
         cases, information["split"], sentence = _split(cases, test, seed)
         notices.append(sentence)
-    return Plan("volumes", information, tuple(cases), tuple(notices))
-
-
-def _stem(file: SourceFile) -> str:
-    name = file.path.name
-    for suffix in (".nii.gz", *VOLUME_SUFFIXES):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return file.stem
+    return Preparation("volumes", information, tuple(cases), tuple(notices))
 
 
 def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], list[SourceFile]]:
     """Group the sequences of a case; most have one."""
     cases: dict[tuple[PurePosixPath, str], list[SourceFile]] = defaultdict(list)
-    in_folder = Counter(file.path.parent for file in files if _CHANNEL.search(_stem(file)))
+    in_folder = Counter(file.path.parent for file in files if _CHANNEL.search(volume_stem(file.path)))
     for file in files:
-        stem = _stem(file)
+        stem = volume_stem(file.path)
         # "x_0000" names a sequence only where all files of the folder are named so, else it may be a number.
         channels = in_folder[file.path.parent] == sum(other.path.parent == file.path.parent for other in files)
         cases[file.path.parent, _CHANNEL.sub("", stem) if channels else stem].append(file)
@@ -144,7 +141,7 @@ def _by_name(labels: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
     """Return label files by each name that their image may have."""
     found: dict[str, list[SourceFile]] = defaultdict(list)
     for file in labels:
-        stem = _stem(file)
+        stem = volume_stem(file.path)
         for name in {stem, _LABEL_ENDING.sub("", stem), _LABEL_BEGINNING.sub("", stem)}:
             found[name].append(file)
     return found
@@ -183,7 +180,7 @@ def _is_test(path: PurePosixPath) -> bool:
 
 def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None) -> Made:
     with ExitStack() as stack:
-        paths = [unpacked(file, stack) for file in sequences]
+        paths = [_unpacked(file, stack) for file in sequences]
         volume = read_volume([str(path) for path in paths]) if len(paths) > 1 else read_volume(paths[0])
         if len(paths) == 1 and paths[0].name.lower().endswith((".nii", ".nii.gz")):
             suffix = ".nii.gz" if paths[0].name.lower().endswith(".gz") else ".nii"
@@ -215,26 +212,13 @@ def _header_notes(name: str, path: Path) -> list[str]:
 def _read_label(file: SourceFile, volume: Volume, image: SourceFile) -> np.ndarray:
     with file.local() as path:
         label = read_volume(path)
-    if label.array.shape[1:] != volume.array.shape[1:] or len(label.array) > 1:
-        raise UserError(
-            f"{file.shown} has {'x'.join(map(str, label.array.shape[1:]))} voxels but {image.shown} has "
-            f"{'x'.join(map(str, volume.array.shape[1:]))}: a label must lie on its image's grid"
-        )
-    shift = np.abs(label.affine - volume.affine) @ np.array([*volume.array.shape[1:], 1.0])
-    if shift.max() > 0.1:
-        raise UserError(
-            f"{file.shown} lies up to {shift.max():.1f} mm from {image.shown} by their affines: correct its header"
-        )
-    return _whole(label.array[0], file)
+    check_same_grid(label.grid, volume.grid, file.shown, f"its image {image.shown}")
+    return _numbers(label, file)
 
 
-def _whole(array: np.ndarray, file: SourceFile) -> np.ndarray:
-    """Return a label as unsigned numbers; floats that are whole are fine."""
-    if not np.isfinite(array).all() or not np.array_equal(array, np.round(array)) or array.min() < 0:
-        raise UserError(f"{file.shown} holds values that are no class numbers (negative, fractions or NaN): correct it")
-    if array.max() > 65535:
-        raise UserError(f"{file.shown} holds the class number {int(array.max())}: numbers up to 65535 are supported")
-    return array.astype(np.uint8 if array.max() < 256 else np.uint16)
+def _numbers(label: Volume, file: SourceFile) -> np.ndarray:
+    numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
+    return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
 def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
@@ -242,13 +226,13 @@ def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
     found: set[int] = set()
     for file in tqdm(files, desc="reading labels", unit="case", disable=None, leave=False):
         with file.local() as path:
-            found |= set(np.unique(_whole(read_volume(path).array, file)).tolist())
+            found |= set(np.unique(_numbers(read_volume(path), file)).tolist())
         if len(found) > _MOST_CLASSES:
             raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers")
     return {"background" if number == 0 else f"class {number}": number for number in sorted(found)}
 
 
-def _split(cases: list[Case], test: float, seed: int) -> tuple[list[Case], str, str]:
+def _split(cases: list[SourceCase], test: float, seed: int) -> tuple[list[SourceCase], str, str]:
     """Return the cases with their sections, what the data list says of them, and a sentence."""
     patients = {case.columns["patient_id"] for case in cases}
     if test == 0 or len(patients) < 2:
@@ -261,3 +245,59 @@ def _split(cases: list[Case], test: float, seed: int) -> tuple[list[Case], str, 
         f"no split is published: {len(chosen)} of {len(cases)} volumes are for test, whole patients (seed {seed})"
     )
     return divided, f"by patient, seed {seed}", sentence
+
+
+def _dicom_cases(release: Release, stack: ExitStack, notices: list[str]) -> list[SourceCase]:
+    """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
+    groups: dict[tuple[str, PurePosixPath, str], list[tuple[SourceFile, Path]]] = defaultdict(list)
+    left_out = 0
+    for file in release.files:
+        if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not _is_dicom(file):
+            continue
+        path = _unpacked(file, stack)
+        header = read_header(path)
+        if header.localizer or header.frames > 1:
+            left_out += 1
+            continue
+        # Files without a patient id: a study has one patient.
+        patient = read_tag(path, "0010|0020") or read_tag(path, "0020|000d")
+        groups[patient, file.path.parent, header.series_uid].append((file, path))
+    if left_out:
+        notices.append(f"{left_out} localisers or multi-frame DICOM files left out")
+    patients = {key: i + 1 for i, key in enumerate(dict.fromkeys(patient for patient, _, _ in groups))}
+    number: Counter[str] = Counter()
+    cases = []
+    for (patient, _, _), members in groups.items():
+        subject = f"subject{patients[patient]:03}"
+        number[subject] += 1
+        name = f"{subject}_series{number[subject]:02}"
+        sources = tuple(file for file, _ in members)
+        make = partial(_make_series, name, [path for _, path in members], members[0][0])
+        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}))
+    return cases
+
+
+def _is_dicom(file: SourceFile) -> bool:
+    if file.suffix in DICOM_SUFFIXES or not may_be_dicom(file.path):
+        return file.suffix in DICOM_SUFFIXES
+    with file.open() as opened:
+        return begins_as_dicom(opened.read(132))
+
+
+def _make_series(name: str, paths: Sequence[Path], first: SourceFile) -> Made:
+    series = order_slices([read_header(path) for path in paths], first.shown)
+    array = read_series(series)
+    channels_first = array if array.ndim == 3 else np.moveaxis(array, 3, 0)
+    # Names of folders and files, which may be the patient's, stay behind.
+    notes = [f"{name}: {re.sub(r' [(]first: .*?[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
+    content = encode_nifti(channels_first, series.affine)
+    return Made({"image": (f"images/{name}.nii.gz", content)}, {"shape": list(array.shape[:3])}, notes=tuple(notes))
+
+
+def _unpacked(file: SourceFile, stack: ExitStack) -> Path:
+    """Return where a file lies until ``stack`` is closed, in a folder of its own if it had to be unpacked."""
+    if file.on_disk is not None:
+        return file.on_disk
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
+    with file.local() as path:
+        return Path(shutil.move(path, folder / path.name))
