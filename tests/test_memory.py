@@ -10,6 +10,8 @@ PROGRAM = """
 import resource, sys
 import torch
 from medmdm.memory import keep_freed_memory
+
+pytestmark = pytest.mark.slow  # starts programs
 assert sys.argv[1] == "without" or keep_freed_memory()
 def step():
     blocks = [torch.ones(500_000) for _ in range(20)]  # 2 MB each

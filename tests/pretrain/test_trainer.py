@@ -258,19 +258,3 @@ def test_restored_inverts_the_corruption() -> None:
     assert restored(x0, x0, t, "image", PatchMasking()) is x0
     check_target("image", PatchMasking())
     assert FixedTimesteps(3)(2).tolist() == [3, 3]
-
-
-def test_every_overlay_is_tested() -> None:
-    tested = {
-        "ddpm_noise",
-        "ddpm_image",
-        "mae",
-        "dae",
-        "mask_and_noise",
-        "amp",
-        "glas",
-        "monuseg",
-        "paper",
-        "multi_gpu",
-    }
-    assert {p.stem for p in OVERLAYS.glob("*.json")} >= tested
