@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,8 +55,8 @@ def moved(name: str) -> str:
     return MOVED.get(name, name)
 
 
-def public_name(kind: type) -> str:
-    """Return the shortest dotted name under which a class can be imported: ``medmdm.heads.PixelClassifier``."""
+def public_name(kind: Any) -> str:
+    """Return the shortest name to import a class or function by: ``medmdm.heads.PixelClassifier``."""
     parts = kind.__module__.split(".")
     for n in range(1, len(parts) + 1):
         package = ".".join(parts[:n])
@@ -68,8 +69,9 @@ def to_config(value: Any) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
     Args:
-        value: a dataclass, an object with a ``config`` dictionary, a ``functools.partial`` of a class (what MONAI makes
-            of ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        value: a dataclass, an object with a ``config`` dictionary or one that keeps all its constructor's arguments
+            under their names, a class or function or a ``functools.partial`` of one (what MONAI makes of ``"_mode_":
+            "callable"``), or numbers, texts, lists and dictionaries of them.
 
     Raises:
         UserError: an object that does not know what it was made of.
@@ -80,18 +82,34 @@ def to_config(value: Any) -> Any:
         return {str(k): to_config(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_config(v) for v in value]
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"_target_": public_name(value.func), "_mode_": "callable", **to_config(value.keywords)}
+    part = functools.partial(value) if isinstance(value, (type, types.FunctionType)) else value
+    if isinstance(part, functools.partial) and "<" not in getattr(part.func, "__qualname__", "<") and not part.args:
+        return {"_target_": public_name(part.func), "_mode_": "callable", **to_config(part.keywords)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"_target_": public_name(type(value)), **fields}
     config = getattr(value, "config", None)
-    if isinstance(config, Mapping):
+    if not isinstance(config, Mapping):
+        config = _read_back(value)
+    if config is not None:
         return {"_target_": public_name(type(value)), **to_config(config)}
     raise UserError(
         f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its part "
         'of the config with "_mode_": "callable".'
     )
+
+
+def _read_back(value: Any) -> dict[str, Any] | None:
+    """Return the constructor's arguments that an object of another library keeps; None if one is not to be found."""
+    try:
+        parameters = inspect.signature(type(value)).parameters.values()
+    except (TypeError, ValueError):  # of what is written in C
+        return None
+    if "<" in type(value).__qualname__ or any(
+        p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or not hasattr(value, p.name) for p in parameters
+    ):
+        return None
+    return {p.name: to_config(getattr(value, p.name)) for p in parameters}
 
 
 def find(name: str, trust: bool = False) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from medmdm.backbones.adapters import MONAIDiffusionBackbone, RawPixels, randomise
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
-from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.extractor import Extractor, FeatureExtractor
 
 __all__ = [
     "ADMUNet",
     "CachedExtractor",
+    "Extractor",
     "FeatureExtractor",
     "MONAIDiffusionBackbone",
     "RawPixels",

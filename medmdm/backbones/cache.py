@@ -78,7 +78,7 @@ class CachedExtractor(nn.Module):
             self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
 
     @property
-    def config(self) -> dict[str, object]:
+    def config(self) -> dict[str, Any]:
         """That of the extractor inside."""
         return self.extractor.config
 
@@ -86,6 +86,11 @@ class CachedExtractor(nn.Module):
     def feature_info(self) -> list[dict[str, int]]:
         """That of the extractor inside."""
         return self.extractor.feature_info
+
+    @property
+    def innermost(self) -> FeatureExtractor:
+        """The extractor inside."""
+        return self.extractor
 
     @property
     def num_features(self) -> int:

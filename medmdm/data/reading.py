@@ -23,6 +23,7 @@ from medmdm.data.transforms.basic import ScaleIntensityByDtyped, file_dtype_tens
 from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
 from medmdm.data.transforms.spacing import ResampleToSpacingd
 from medmdm.errors import UserError, find_user_error
+from medmdm.labels import IGNORE
 
 __all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
 
@@ -50,6 +51,11 @@ class Example:
         object.__setattr__(self, "image", self.image.as_subclass(Tensor))
         object.__setattr__(self, "label", self.label.as_subclass(Tensor))
 
+    @property
+    def known(self) -> Tensor:
+        """Which pixels are labelled, ``[*spatial]``."""
+        return self.label != IGNORE
+
 
 @dataclass(frozen=True)
 class LoadedCase:
@@ -57,7 +63,7 @@ class LoadedCase:
 
     Args:
         entry: of :func:`medmdm.data.select_cases`; holds the patient id.
-        examples: one for a picture, one a slice for a volume.
+        examples: one for a picture, one per slice for a volume.
         slices: for a volume the numbers of these slices, else empty.
         slicing: how the slices go back into the volume; None for pictures.
         truth: class numbers on the file's own grid, ``[*spatial]`` (a picture's region); None without a label.
@@ -97,23 +103,22 @@ class CaseReader:
     def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
         self.plan = plan
         self.store = VolumeStore(store)
-        instances = cases.label_type == "instances"
-        context = int(plan.get("context_slices") or 0)
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
         self.nonzero = bool(found and found["nonzero"])
+        keys, context = ("image", "label"), int(plan.get("context_slices") or 0)
+        declares = cases.data_list is not None and cases.label_type != "instances"
         self.load = Compose(
             [
-                LoadCased(("image", "label"), context, self.percentiles, self.nonzero, allow_missing_keys=True),
+                LoadCased(keys, context, self.percentiles, self.nonzero, allow_missing_keys=True),
                 LabelToClassesd(
                     label_type=cases.label_type,
-                    classes=None if instances or cases.data_list is None else cases.classes,
+                    classes=cases.classes if declares else None,
                     ignore=cases.ignore,
                     allow_missing_keys=True,
                 ),
             ]
         )
-        keys = ("image", "label")
         self.prepare = Compose(
             [
                 ResampleToSpacingd(keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True),
@@ -123,8 +128,7 @@ class CaseReader:
 
     def read_all(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
         """Read one case after the other."""
-        for entry in entries:
-            yield self.read(entry)
+        return map(self.read, entries)
 
     def read(self, entry: Mapping[str, Any]) -> LoadedCase:
         """Read a case.
@@ -147,26 +151,18 @@ class CaseReader:
             whole_hash = pixel_hash(file_dtype_tensor(whole["image"]).numpy())
         truth = torch.as_tensor(loaded["label"])[0].numpy().copy() if "label" in loaded else None
         shape = tuple(int(n) for n in loaded["image"].shape[1:])
+        spacing = tuple(entry.get("spacing") or ()) or None
         example = self._example(loaded, entry)
-        spacing = entry.get("spacing")
-        return LoadedCase(
-            entry, [example], (), None, truth, shape, (case_hash, whole_hash), tuple(spacing) if spacing else None
-        )
+        return LoadedCase(entry, [example], (), None, truth, shape, (case_hash, whole_hash), spacing)
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
         axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
         if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
-                "intensities become -1 and 1, so pre-train on volumes first"
+                "intensities become -1 and 1, so pre-train on volumes first."
             )
-        slices = slice_entries(
-            {**entry, "axis": axis},
-            self.store,
-            axis,
-            self.percentiles,
-            self.nonzero,
-        )
+        slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         loaded = [self.load(dict(one)) for one in slices]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
         slicing = Slicing(shape, affine, axis)
@@ -186,16 +182,17 @@ class CaseReader:
         if channels is not None and len(image) != channels:
             raise UserError(
                 f"{entry['image']} has {len(image)} channels, but the backbone takes {channels}: use one that was "
-                "trained on such images"
+                "trained on such images."
             )
         if "label" in prepared:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()
         else:
             label = torch.zeros(image.shape[1:], dtype=torch.long)
-        record = {"slice": loaded["slice"]} if "slice" in loaded else {}
-        name = f"{entry['case']}_{loaded['slice']:04d}" if "slice" in loaded else str(entry["case"])
-        group = str(entry["case"]) if "slice" in loaded else ""  # slices of a volume are left out together
-        return Example(image, label, name, record, group)
+        name = str(entry["case"])
+        if "slice" not in loaded:
+            return Example(image, label, name)
+        # Slices of a volume are left out together.
+        return Example(image, label, f"{name}_{loaded['slice']:04d}", {"slice": loaded["slice"]}, group=name)
 
 
 def content_hash(case: LoadedCase) -> str:

@@ -62,7 +62,7 @@ class Predictor:
         padded = image if self.reading.whole else torch.as_tensor(PadToSize(self.reading.window)(image))
         out = self.inferer(
             padded[None].to(self.device), self.model.with_uncertainty if self.uncertainty else self.model
-        )  # type: ignore[arg-type]
+        )
         assert isinstance(out, Tensor)
         first = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
         places = (slice(None), *(slice(a, a + n) for a, n in zip(first, image.shape[1:], strict=True)))
