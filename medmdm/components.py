@@ -57,12 +57,12 @@ def moved(name: str) -> str:
 
 def public_name(kind: Any) -> str:
     """Return the shortest name to import a class or function by: ``medmdm.heads.PixelClassifier``."""
-    parts = kind.__module__.split(".")
+    parts, name = kind.__module__.split("."), kind.__qualname__
     for n in range(1, len(parts) + 1):
         package = ".".join(parts[:n])
-        if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
-            return f"{package}.{kind.__qualname__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
+        if getattr(sys.modules.get(package), name, None) is kind:
+            return f"{package}.{name}"
+    return f"{kind.__module__}.{name}"
 
 
 def to_config(value: Any) -> Any:

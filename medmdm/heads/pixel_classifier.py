@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +32,6 @@ __all__ = ["PixelClassifierHead"]
 
 logger = logging.getLogger(__name__)
 
-
 _Head = TypeVar("_Head", bound=type)
 
 
@@ -51,6 +51,9 @@ def _with_old_names(kind: _Head) -> _Head:
             logger.warning("The head's fresh is now a kind of its views: set views to 'fresh'.")
         init(self, *args, **kwargs)
 
+    old = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("per_image", "fresh")]
+    known = inspect.signature(init)
+    renamed.__signature__ = known.replace(parameters=[*known.parameters.values(), *old])  # type: ignore[attr-defined]
     kind.__init__ = renamed  # type: ignore[misc]
     return kind
 

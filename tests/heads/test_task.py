@@ -10,7 +10,7 @@ import pytest
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.losses import DiceCELoss, TverskyLoss
 from monai.networks.nets import UNet
-from monai.transforms import RandRotate90d
+from monai.transforms import RandGaussianNoised, RandRotate90d
 
 from medmdm.components import instantiate, to_config
 from medmdm.errors import UserError
@@ -43,7 +43,11 @@ def test_a_head_is_made_again_from_its_config(head: Any) -> None:
 def test_what_does_not_keep_its_arguments_is_refused() -> None:
     whole = to_config(FromScratch(NETWORK, loss_function=TverskyLoss(alpha=0.3)))["loss_function"]
     assert (whole["_target_"], whole["alpha"], whole["beta"]) == ("monai.losses.TverskyLoss", 0.3, 0.5)
-    for part in ({"transform": ROTATION()}, {"loss_function": DiceCELoss()}, {"network": lambda: None}):
+    for part in (
+        {"transform": RandGaussianNoised(["image"])},
+        {"loss_function": DiceCELoss()},
+        {"network": lambda: None},
+    ):
         with pytest.raises(UserError, match='"_mode_": "callable"'):
             to_config(FromScratch(**{"network": NETWORK, **part}))
 
