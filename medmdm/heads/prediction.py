@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.data.reading import LoadedCase
-from medmdm.data.transforms.basic import PadToSize
-from medmdm.data.transforms.spacing import resample_to_shape
+from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 from medmdm.heads.task import Reading
 
@@ -38,11 +38,12 @@ class Predictor:
 
     Args:
         model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``; uncertainty needs its ``with_uncertainty``. Of
-            other maps, such as :class:`medmdm.segment.Surprise`, read :meth:`values`.
+            other maps, such as :class:`medmdm.segment.ReconstructionError`, read :meth:`values`.
         reading: windows or whole images.
         uncertainty: also give the maps of uncertainty, where the model has them.
         batch_size: windows at once.
         device: where to compute.
+        inferer: of MONAI's, where images are read otherwise than ``reading`` says.
     """
 
     model: nn.Module
@@ -50,19 +51,20 @@ class Predictor:
     uncertainty: bool = False
     batch_size: int = 4
     device: torch.device | str = "cpu"
+    inferer: Inferer | None = None
 
     def __post_init__(self) -> None:
         self.uncertainty = self.uncertainty and hasattr(self.model, "with_uncertainty")
         self.device = torch.device(self.device)
-        self.inferer = self.reading.inferer(self.batch_size)
+        self.inferer = self.inferer or self.reading.inferer(self.batch_size)
 
     @torch.no_grad()
     def image(self, image: Tensor) -> Tensor:
         """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, H, W]`` in [-1, 1]."""
         padded = image if self.reading.whole else torch.as_tensor(PadToSize(self.reading.window)(image))
-        out = self.inferer(
-            padded[None].to(self.device), self.model.with_uncertainty if self.uncertainty else self.model
-        )
+        function = self.model.with_uncertainty if self.uncertainty else self.model
+        assert self.inferer is not None
+        out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
         first = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
         places = (slice(None), *(slice(a, a + n) for a, n in zip(first, image.shape[1:], strict=True)))

@@ -16,8 +16,9 @@ from monai.bundle import ConfigWorkflow
 
 from medmdm.artifacts.backbone import open_backbone
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import find_user_error
+from medmdm.hashing import pixel_hash
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
 
@@ -262,14 +263,20 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"window": 16}, "window must be two whole numbers above 0, such as [96, 96], got 16."),
-        ({"window": [0, 16]}, "window must be two whole numbers above 0, such as [96, 96], got [0, 16]."),
-        ({"overlap": 1.5}, "overlap must be at least 0 and less than 1, got 1.5."),
-        ({"shots": "two"}, "a subset of two cases was asked for, but there are 4: give 1 to 4"),
+        ({"window": 16}, "window must be a list of whole numbers such as [64, 64], or null, got 16."),
+        ({"window": [0, 16]}, "window#0 must be a whole number of 1 or more, got 0."),
+        ({"window": [16]}, "window must be two whole numbers above 0, such as [96, 96], got [16]."),
+        ({"overlap": 1.5}, "overlap must be a number from 0 to below 1, got 1.5."),
+        ({"shots": "two"}, "shots must be a whole number of 1 or more, or null, got 'two'."),
+        ({"shots": 5}, "a subset of 5 cases was asked for, but there are 4: give 1 to 4"),
         ({"shots": 2, "draw": -1}, "draw must be a whole number of 0 or more, got -1."),
-        ({"blocks": 3}, "blocks must be a list of decoder blocks, of which the backbone has 0 to 3, got 3."),
-        ({"timesteps": 50}, "timesteps must be a list of numbers from 0 to 999, got 50."),
-        ({"masking": "partition", "partitions": "many"}, "partitions must be at least 2"),
+        ({"blocks": 3}, 'blocks must be "paper" or a list of block numbers, got 3.'),
+        ({"timesteps": 50}, "timesteps must be a list of whole numbers such as [50, 200], or null, got 50."),
+        ({"timesteps": [1000]}, "timesteps must be a list of numbers from 0 to 999, got [1000]."),
+        (
+            {"masking": "partition", "partitions": "many"},
+            "partitions must be a whole number of 1 or more, or null, got 'many'.",
+        ),
         ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
     ],
     ids=str,
