@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.feature_maps import upsample
-from medmdm.components import buildable
+from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
 __all__ = ["LinearClassifier", "PixelClassifier"]
@@ -52,6 +52,7 @@ class PixelClassifier(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        given = declared(locals())
         widths = list(hidden) if hidden is not None else [256, 128] if num_classes >= MANY_CLASSES else [128, 32]
         if min(in_channels, num_classes, members, *widths) < 1:
             raise UserError(
@@ -61,11 +62,7 @@ class PixelClassifier(nn.Module):
         self.members = members
         self.num_classes = num_classes
         self.momentum = momentum
-        #: The constructor's arguments, ready for JSON.
-        self.config: dict[str, Any] = {
-            "in_channels": in_channels, "num_classes": num_classes, "hidden": widths, "members": members, "seed": seed,
-            "momentum": momentum,
-        }  # fmt: skip
+        self.config: dict[str, Any] = {**given, "hidden": widths}
         sizes = [in_channels, *widths, num_classes]
         generators = [torch.Generator().manual_seed(seed + m) for m in range(members)]
         self.weights = nn.ParameterList()

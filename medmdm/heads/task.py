@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 import torch
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
-from monai.utils import BlendMode
 from torch import nn
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import Example
+from medmdm.data.validity import check_known
 from medmdm.errors import UserError
+from medmdm.labels import IGNORE
 
 __all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize", "labelled"]
 
@@ -54,26 +55,6 @@ class Reading:
             SimpleInferer() if self.whole else SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
         )
 
-    @classmethod
-    def of(cls, inferer: Inferer, window: Sequence[int] = (256, 256)) -> Reading:
-        """Return how an inferer reads images.
-
-        Args:
-            inferer: MONAI's ``SlidingWindowInferer`` or ``SimpleInferer`` (whole images).
-            window: for whole images, of which heads that learn from crops still take windows.
-
-        Raises:
-            UserError: another inferer, or one that does not blend by Gaussian weights.
-        """
-        if isinstance(inferer, SimpleInferer):
-            return cls(tuple(window), whole=True)
-        if not isinstance(inferer, SlidingWindowInferer) or inferer.mode != BlendMode.GAUSSIAN:
-            raise UserError(
-                f"inferer must be MONAI's SlidingWindowInferer with mode 'gaussian' or its SimpleInferer, got "
-                f"{type(inferer).__name__}{f' with mode {str(inferer.mode)!r}' if hasattr(inferer, 'mode') else ''}."
-            )
-        return cls(inferer.roi_size, overlap=inferer.overlap)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -108,12 +89,10 @@ class Task:
                     f"window must be {example.label.ndim} whole numbers for images of {example.label.ndim} dimensions, "
                     f"got {list(self.reading.window)}."
                 )
-            wrong = example.label[example.known & (example.label >= self.num_classes)]
-            if len(wrong):
-                raise UserError(
-                    f"The label of {example.case or 'an image'} holds the class {int(wrong[0])}, but there are "
-                    f"{self.num_classes} classes, 0 to {self.num_classes - 1}."
-                )
+            above = example.label[example.known & (example.label >= self.num_classes)]
+            check_known(
+                set(above.tolist()), range(self.num_classes), IGNORE, f"the label of {example.case or 'an image'}"
+            )
 
 
 @dataclass(frozen=True)

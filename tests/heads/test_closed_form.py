@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +197,6 @@ def test_sums_of_other_labels_and_readings_are_others() -> None:
         other = CachedExtractor(made_extractor(normalize=kind))
         other.memory = cached.memory  # as a folder that both read
         assert not torch.equal(head.fit(variants[0], other).model.head.weight, weights[0])
-
-
-def test_evidence_is_json() -> None:
-    fitted = ClosedFormHead(choices=[{"blocks": (0, 1)}, {"timesteps": [50]}]).fit(
-        task([made_example(0), made_example(1)]), made_extractor()
-    )
-    assert json.loads(json.dumps(fitted.evidence, allow_nan=False)) == fitted.evidence
 
 
 @pytest.mark.parametrize(

@@ -212,14 +212,6 @@ def test_from_json() -> None:
         assert fitted.model(made_example(9).image[None]).shape == (1, 2, 32, 48)
 
 
-def test_evidence_is_json() -> None:
-    for evidence in (
-        tuning().fit(support(), made_extractor()).evidence,
-        FromScratch(NETWORKS["UNet"], steps=2).fit(support()).evidence,
-    ):
-        assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
-
-
 class Headless(nn.Module):
     reduction = 1
     feature_info = [{"block": 0, "channels": 3, "reduction": 1}]  # noqa: RUF012

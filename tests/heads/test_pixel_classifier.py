@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
@@ -306,11 +305,6 @@ def test_the_papers_norm_is_for_whole_images_of_the_windows_size_only() -> None:
     head(max_epochs=1, views="whole").fit(task(same), extractor)
     with pytest.raises(UserError, match="global_l2"):
         head(max_epochs=1, views="whole").fit(task([*same, made_example(2, (32, 48))]), extractor)
-
-
-def test_evidence_is_json() -> None:
-    evidence = head(max_epochs=2).fit(task([made_example()]), made_extractor()).evidence
-    assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
 
 
 def test_old_names_are_taken_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,8 @@ from monai.transforms import RandGaussianNoised, RandRotate90d
 from medmdm.components import instantiate, to_config
 from medmdm.errors import UserError
 from medmdm.heads import ClosedFormHead, FineTuning, FromScratch, PixelClassifierHead, Reading
+from medmdm.labels import IGNORE
+from tests.made import made_example, made_extractor, task
 
 NETWORK = functools.partial(UNet, spatial_dims=2, in_channels=3, out_channels=2, channels=(4, 8), strides=(2,))
 ROTATION = functools.partial(RandRotate90d, keys=["image", "label"], prob=0.5)
@@ -53,13 +55,35 @@ def test_what_does_not_keep_its_arguments_is_refused() -> None:
 
 
 @pytest.mark.parametrize("reading", [Reading((16, 24), overlap=0.5), Reading((16, 24), whole=True)], ids=str)
-def test_a_reading_is_read_back_from_its_inferer(reading: Reading) -> None:
-    inferer = reading.inferer(7)
-    assert isinstance(inferer, SimpleInferer if reading.whole else SlidingWindowInferer)
-    assert Reading.of(inferer, (16, 24)) == reading
+def test_a_reading_has_an_inferer_and_a_config(reading: Reading) -> None:
+    assert isinstance(reading.inferer(7), SimpleInferer if reading.whole else SlidingWindowInferer)
     assert instantiate(to_config(reading), trust=True) == reading
 
 
-def test_another_inferer_is_refused() -> None:
-    with pytest.raises(UserError, match="SlidingWindowInferer with mode 'constant'"):
-        Reading.of(SlidingWindowInferer((16, 16), mode="constant"))
+@pytest.mark.parametrize(
+    "head",
+    [
+        ClosedFormHead(choices=[{"blocks": (0, 1)}, {"timesteps": [50]}]),
+        PixelClassifierHead(2, (4,), max_epochs=2),
+        FineTuning(PixelClassifierHead(1, (4,), max_epochs=2), steps=2, batch_size=2),
+        FromScratch(NETWORK, steps=2, batch_size=2),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_evidence_is_json(head: Any) -> None:
+    evidence = head.fit(task([made_example(0), made_example(1)]), made_extractor()).evidence
+    assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
+
+
+def test_a_task_is_checked_before_anything_is_fitted() -> None:
+    example = made_example(classes=3)
+    for examples, classes, window, words in (
+        ([], 2, (32, 32), "training list is empty"),
+        ([made_example()], 1, (32, 32), "two classes or more"),
+        ([example], 3, (8, 8, 8), "window must be 2 whole numbers"),
+        ([example], 2, (32, 32), "the label of made_0 .*2.*the classes are 0, 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            task(examples, classes, window=window)
+    example.label[example.label == 2] = IGNORE
+    task([example], 2)
