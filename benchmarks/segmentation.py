@@ -71,8 +71,8 @@ from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.task import Task
 from medmdm.heads.views import random_crop
-from medmdm.memory import keep_freed_memory
 from medmdm.resources import resource_folder
+from medmdm.runs.memory import keep_freed_memory
 
 SEED = 0
 

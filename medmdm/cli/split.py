@@ -1,4 +1,4 @@
-"""The command ``split``: new data lists from one; see :mod:`medmdm.data.split_lists`."""
+"""The command ``split``: new data lists from one; see :mod:`medmdm.data.splits`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run ``split`` with parsed arguments, print what came out and return the exit status."""
     from medmdm.data.lists import load_data_list
-    from medmdm.data.split_lists import split_data_list, summarise
+    from medmdm.data.splits import split_data_list, summarise
     from medmdm.files import atomic_write
 
     out = Path(args.out).expanduser()

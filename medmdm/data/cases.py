@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medmdm.data.case_names import case_names
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
-from medmdm.data.files.volumes import is_volume
-from medmdm.data.folders import FolderImages, find_images
-from medmdm.data.lists import SECTIONS, DataList, image_name
-from medmdm.data.lookup import DEMO, DEMO_LABELLED, choose_data_list, image_files, label_files
+from medmdm.data.files.formats import is_volume, volume_stem
+from medmdm.data.folders import (
+    DEMO,
+    DEMO_LABELLED,
+    FolderImages,
+    choose_data_list,
+    find_images,
+    image_files,
+    label_files,
+)
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names
 from medmdm.data.splits import subset
-from medmdm.data.transforms.spacing import as_spacing, with_spacing
-from medmdm.errors import UserError, nearest
+from medmdm.data.transforms.spatial import as_spacing, with_spacing
+from medmdm.errors import UserError, counted, nearest
 from medmdm.labels import IGNORE, label_classes, label_names, label_type
 
-__all__ = ["Cases", "select_cases"]
+__all__ = ["Cases", "case_names", "select_cases"]
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid")
 _KNOWN_KEYS = ("image", "label", "spacing", "magnification", *_ENTRY_KEYS)
@@ -56,7 +65,7 @@ class Cases:
     @property
     def label_type(self) -> str:
         """``"classes"``, or ``"instances"`` where labels number objects of one class."""
-        with _Naming(self.data_list):
+        with _titled(self.data_list):
             return label_type(self._information)
 
     @property
@@ -66,7 +75,7 @@ class Cases:
         Raises:
             UserError: the list declares none, or one that 8 bits cannot hold beside :attr:`ignore`.
         """
-        with _Naming(self.data_list):
+        with _titled(self.data_list):
             return _classes(self._information)
 
     @property
@@ -192,7 +201,7 @@ def _folder_cases(
     entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
     named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
     test = tuple(_entry(entry, case, path, None, information) for entry, case, path in named)
-    sentence = f"{images.folder}: {len(test)} image{'' if len(test) == 1 else 's'}, no data list"
+    sentence = f"{images.folder}: {counted(len(test), 'image')}, no data list"
     return Cases(images.folder, None, (), (), test, (sentence,), tuple(warnings))
 
 
@@ -238,11 +247,7 @@ def _section(
 
 
 def _entry(
-    entry: Mapping[str, Any],
-    case: str,
-    image: Path | list[Path],
-    label: Path | None,
-    information: Mapping[str, Any],
+    entry: Mapping[str, Any], case: str, image: Path | list[Path], label: Path | None, information: Mapping[str, Any]
 ) -> dict[str, Any]:
     paths = [one.absolute() for one in image] if isinstance(image, list) else [image.absolute()]
     result: dict[str, Any] = {
@@ -281,15 +286,50 @@ def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-class _Naming:
+@contextmanager
+def _titled(data_list: DataList | None) -> Iterator[None]:
     """Put the list's title before a sentence about its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{'no data list' if data_list is None else data_list.title}: {error}") from error
 
-    def __init__(self, data_list: DataList | None) -> None:
-        self.title = "no data list" if data_list is None else data_list.title
 
-    def __enter__(self) -> None:
-        return None
+def case_names(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Name each case by its image's file name without suffix.
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"{self.title}: {error}") from error
+    Where images in two folders have one name, the folders are put before it; where one image gives several cases, their
+    regions behind it (``ihc_r0-128_c384-512``); what is still the same is numbered. Letters, digits, ``-``, ``_`` and
+    ``.`` stay, anything else becomes ``_``; no two names differ in upper and lower case only.
+
+    Args:
+        entries: of a data list, all sections together: a name must not depend on which of them are used.
+        folder: of the images.
+    """
+    images = [image_names(entry)[0] for entry in entries]
+    stems = {image: _safe(volume_stem(folder / image)) for image in images}
+    sharing: dict[str, set[str]] = defaultdict(set)
+    for image, stem in stems.items():
+        sharing[stem.casefold()].add(image)
+    cases_of = Counter(images)
+    names: list[str] = []
+    taken: set[str] = set()
+    for entry, image in zip(entries, images, strict=True):
+        name = stems[image]
+        if len(sharing[name.casefold()]) > 1:
+            name = _safe("_".join((*PurePosixPath(image).parent.parts, name)))
+        if cases_of[image] > 1:
+            region = entry.get("region") or {}
+            bounds = [(key[0], region[key]) for key in ("rows", "columns") if key in region]
+            name += "".join(f"_{axis}{first}-{end}" for axis, (first, end) in bounds)
+        number, candidate = 1, name
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate.casefold())
+        names.append(candidate)
+    return names
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.\-]+", "_", text).strip(".") or "case"

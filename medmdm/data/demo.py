@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from medmdm.data.files.pictures import read_image
-from medmdm.data.lookup import demo_folder
-from medmdm.data.store import cache_folder
+from medmdm.data.folders import demo_folder
+from medmdm.data.slices import cache_folder
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 

@@ -14,10 +14,9 @@ from monai.transforms import Compose
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
-from medmdm.data.slices import LoadSliced
-from medmdm.data.store import open_slices
-from medmdm.data.transforms.basic import CutRegiond, PadToSized, ScaleIntensityByDtyped
-from medmdm.data.transforms.spacing import target_shape
+from medmdm.data.slices import LoadSliced, open_slices
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
+from medmdm.data.transforms.spatial import CutRegiond, PadToSized, target_shape
 from medmdm.errors import UserError, find_user_error
 
 __all__ = ["HeldOut", "hold_out"]
@@ -29,7 +28,7 @@ class HeldOut:
 
     Args:
         training: entries to train on, for :class:`medmdm.data.CropDataset`; all images of the selection are in it.
-        crops: one entry a crop, whose ``region`` is the crop.
+        crops: one entry per crop, whose ``region`` is the crop.
         crop_size: (rows, columns).
         seen: whether the network trains on the crops.
         sentence: what to tell the user about them.

@@ -13,14 +13,9 @@ from medmdm.errors import UserError, nearest
 from medmdm.resources import resource_folder
 
 __all__ = [
-    "LIST_NAMES",
-    "SECTIONS",
-    "DataList",
-    "image_name",
-    "load_data_list",
-    "regions_overlap",
+    "LIST_NAMES", "SECTIONS", "DataList", "image_name", "image_names", "load_data_list", "regions_overlap",
     "shipped_data_lists",
-]
+]  # fmt: skip
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")
@@ -199,8 +194,12 @@ def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: 
 
 def image_name(entry: Mapping[str, Any]) -> str:
     """Return how messages name the image of an entry, which several sequences may make together."""
-    image = entry["image"]
-    return image if isinstance(image, str) else " + ".join(image)
+    return " + ".join(image_names(entry))
+
+
+def image_names(entry: Mapping[str, Any]) -> list[str]:
+    """Return the files of an entry's image: one, or one for each sequence."""
+    return [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
 
 
 def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:

@@ -14,15 +14,15 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from medmdm.data.cases import Cases
-from medmdm.data.files.pictures import pixel_hash
-from medmdm.data.files.volumes import is_volume, volume_geometry
-from medmdm.data.slices import slice_entries
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import volume_geometry
+from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.slicing import Slicing
-from medmdm.data.store import VolumeStore
-from medmdm.data.transforms.basic import ScaleIntensityByDtyped, file_dtype_tensor
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
-from medmdm.data.transforms.spacing import ResampleToSpacingd
+from medmdm.data.transforms.spatial import ResampleToSpacingd
 from medmdm.errors import UserError, find_user_error
+from medmdm.hashing import pixel_hash
 
 __all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
 
@@ -160,13 +160,7 @@ class CaseReader:
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
                 "intensities become -1 and 1, so pre-train on volumes first"
             )
-        slices = slice_entries(
-            {**entry, "axis": axis},
-            self.store,
-            axis,
-            self.percentiles,
-            self.nonzero,
-        )
+        slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         loaded = [self.load(dict(one)) for one in slices]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
         slicing = Slicing(shape, affine, axis)

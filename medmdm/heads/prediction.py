@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.data.reading import LoadedCase
-from medmdm.data.transforms.basic import PadToSize
-from medmdm.data.transforms.spacing import resample_to_shape
+from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 
 __all__ = ["Prediction", "Predictor"]

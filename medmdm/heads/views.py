@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medmdm.data.reading import Example, LoadedCase
-from medmdm.data.transforms.basic import PadToSize
+from medmdm.data.transforms.spatial import PadToSize
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 

@@ -35,9 +35,9 @@ class Kind:
 KINDS = {
     "glas": Kind("medmdm.prepare.glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv"),
     "monuseg": Kind("medmdm.prepare.monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons"),
-    "dsb2018": Kind("medmdm.prepare.dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask a nucleus"),
+    "dsb2018": Kind("medmdm.prepare.dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask per nucleus"),
     "folder": Kind(
-        "medmdm.prepare.folder",
+        "medmdm.prepare.picture_folder",
         "any folder of PNG, TIFF, BMP or JPEG images, with or without masks beside them",
         {
             "--label-type": {
@@ -48,7 +48,7 @@ KINDS = {
         },
     ),
     "volumes": Kind(
-        "medmdm.prepare.volumes",
+        "medmdm.prepare.volume_folder",
         "NIfTI, NRRD or MetaImage volumes with label volumes (images/ and labels/, imagesTr/ and labelsTr/, x_seg "
         "beside x), or folders of DICOM series",
         {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -16,8 +14,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from medmdm.data.files.pictures import IMAGE_SUFFIXES
+from medmdm.data.files.formats import IMAGE_SUFFIXES
+from medmdm.data.folders import is_hidden, walk_files
 from medmdm.errors import UserError
+from medmdm.hashing import stream_hash
 
 __all__ = ["Release", "SourceFile", "by_stem", "open_release"]
 
@@ -60,11 +60,8 @@ class SourceFile:
 
     def sha256(self) -> str:
         """Return the hash of the content."""
-        digest = hashlib.sha256()
         with self._reading() as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+            return stream_hash(file)
 
     @contextmanager
     def local(self) -> Iterator[Path]:
@@ -135,7 +132,7 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
     notices: list[str] = []
     with ExitStack() as stack:
         if source.is_dir():
-            files = _folder_files(source)
+            files = [_on_disk(path, source) for path in walk_files(source)]
             zips = [file for file in files if file.suffix == ".zip" and file.on_disk is not None]
             if zips_inside and zips and not any(file.is_image for file in files):
                 for file in zips:
@@ -163,33 +160,9 @@ def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
     return found
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return open(path, "rb")
-
-
-def _folder_files(folder: Path) -> list[SourceFile]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
-
-    files: list[SourceFile] = []
-    visited: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link back to a folder above
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in names:
-            if not _is_hidden(name):
-                path = Path(parent, name)
-                below = PurePosixPath(path.relative_to(folder).as_posix())
-                files.append(SourceFile(below, str(path), partial(_open, path), path))
-    return files
+def _on_disk(path: Path, source: Path) -> SourceFile:
+    below = PurePosixPath(path.relative_to(source).as_posix())
+    return SourceFile(below, str(path), partial(path.open, "rb"), path)
 
 
 def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[SourceFile]:
@@ -204,13 +177,10 @@ def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[Sour
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
     return [
         SourceFile(
-            prefix / member.filename,
-            f"{path}/{member.filename}",
-            partial(archive.open, member),
-            scratch=scratch,
+            prefix / member.filename, f"{path}/{member.filename}", partial(archive.open, member), scratch=scratch
         )
         for member in members
-        if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts)
+        if not any(is_hidden(part) for part in PurePosixPath(member.filename).parts)
     ]
 
 

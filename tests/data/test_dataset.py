@@ -12,12 +12,12 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, LoadImaged, RandSpatialCropd
 from PIL import Image
 
-from medmdm.data.dataset import CropDataset
-from medmdm.data.files.pictures import RasterReader, pixel_hash, read_image
+from medmdm.data.dataset import CropDataset, StepSampler
+from medmdm.data.files.pictures import RasterReader, read_image
 from medmdm.data.holdout import hold_out
-from medmdm.data.sampler import StepSampler
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from medmdm.corruption import FixedTimesteps, GaussianNoise, MaskedNoise, PatchM
 from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import Example, LoadedCase
 from medmdm.data.slicing import Slicing
-from medmdm.data.transforms.spacing import resample_to_shape
+from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.errors import UserError, find_user_error
 from medmdm.heads.prediction import Predictor
 from medmdm.segment.reconstruction_error import Surprise, open_surprise

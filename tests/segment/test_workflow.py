@@ -16,8 +16,9 @@ from monai.bundle import ConfigWorkflow
 
 from medmdm.artifacts.backbone import open_backbone
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import find_user_error
+from medmdm.hashing import pixel_hash
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +12,14 @@ import numpy as np
 from monai.data import ImageReader
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from medmdm.errors import UserError
+from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
+from medmdm.errors import UserError, warn_once
 
-__all__ = ["IMAGE_SUFFIXES", "RasterReader", "image_size", "pixel_hash", "read_image"]
-
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+__all__ = ["RasterReader", "image_size", "read_image"]
 
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 274, 258, 262, 284, 339
-
-logger = logging.getLogger(__name__)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -53,7 +47,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             with Image.open(path, formats=_FORMATS) as image:
                 pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
                 if pages > 1:
-                    _warn_once(f"{path} has {pages} pages; only the first is used")
+                    warn_once(f"{path} has {pages} pages; only the first is used")
                 array = _read_deep_colour(path, image) if _is_deep_colour(path, image) else _array(path, image)
         except UnidentifiedImageError:
             if not _is_tiff(path):
@@ -75,21 +69,6 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         except UnidentifiedImageError:
             pass
     return read_image(path).shape[1:]
-
-
-def pixel_hash(array: np.ndarray) -> str:
-    """Return the SHA-256 of decoded pixels, so that the same picture in another file format has the same hash.
-
-    Args:
-        array: ``[C, H, W]`` as :func:`read_image` returns it.
-
-    Returns:
-        64 hexadecimal digits over the type's name, the shape and the values in C order, little-endian.
-    """
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{array.dtype.name} {array.shape}\n".encode())
-    digest.update(array.data)
-    return digest.hexdigest()
 
 
 class RasterReader(ImageReader):
@@ -134,43 +113,29 @@ def _describe(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}"
 
 
-@functools.cache
-def _warn_once(sentence: str) -> None:
-    logger.warning(sentence)
-
-
 @contextmanager
 def _errors_as_sentences(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check the path") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it") from error
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression bomb: "
-            "cut the image into tiles"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} {_why_unidentified(path)}") from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        detail = " ".join(str(error).split())[-120:] or type(error).__name__
-        raise UserError(f"{path} is truncated or damaged ({detail}): replace it or remove it") from error
+    with errors_as_sentences(path, "truncated or damaged"):
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise UserError(
+                f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression "
+                "bomb: cut the image into tiles"
+            ) from error
+        except UnidentifiedImageError as error:
+            reason = (
+                "is an empty file (0 bytes): replace it or remove it"
+                if path.stat().st_size == 0
+                else "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
+            )
+            raise UserError(f"{path} {reason}") from error
 
 
 def _is_tiff(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(2) in (b"II", b"MM")
-
-
-def _why_unidentified(path: Path) -> str:
-    if path.stat().st_size == 0:
-        return "is an empty file (0 bytes): replace it or remove it"
-    return "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
 
 
 def _array(path: Path, image: Image.Image) -> np.ndarray:
