@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from medmdm.components import to_config
 from medmdm.objectives.objective import Objective
 
 __all__ = ["PLAN_FORMAT", "make_ledger", "make_plan", "patient_hashes"]
@@ -47,8 +48,8 @@ def make_plan(
     return {
         "format": PLAN_FORMAT,
         "network": dict(network),
-        "corruption": objective.corruption.to_config(),
-        "timesteps": objective.timesteps.to_config(),
+        "corruption": to_config(objective.corruption),
+        "timesteps": to_config(objective.timesteps),
         "num_timesteps": objective.corruption.num_timesteps,
         "target": objective.target,
         "channels": channels,

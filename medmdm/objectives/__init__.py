@@ -10,6 +10,7 @@ from medmdm.objectives.losses import (
     ReconstructionLoss,
     SSIMLoss,
     WeightedSumLoss,
+    with_visible,
 )
 from medmdm.objectives.objective import Objective
 from medmdm.objectives.target import check_target, restored
@@ -25,4 +26,5 @@ __all__ = [
     "WeightedSumLoss",
     "check_target",
     "restored",
+    "with_visible",
 ]
