@@ -11,19 +11,22 @@ from medmdm.runs.schema import bundle_schema
 
 PRETRAIN = """# The pre-training config
 
-Settings of `bundles/mdm_pretrain.json`, each an override `--key value` of `monai.bundle run`. Parts (`network_def`, `corruption`, `optimizer`, …) are dictionaries with
-`_target_`; reach into them with `#`, for example `--network_def#model_channels 64`. Defaults are demo-sized; `overlays/paper.json` is the paper's recipe.
+Settings of `bundles/mdm_pretrain.json`, each an override `--key value` of `monai.bundle run`. Parts (`network_def`,
+`corruption`, `optimizer`, …) are dictionaries with `_target_`; reach into them with `#`, for example
+`--network_def#model_channels 64`. Defaults are demo-sized; `overlays/paper.json` is the paper's recipe.
 
-On the command line `true`, `false` and `null` mean what they mean in JSON (Python's `None` is dropped by MONAI). Keys that are none of these, nor an argument of the part they stand in, and
-values of another kind are refused before anything is read, all at once. An override below a part that does not exist (`--optimzer#lr`) is refused by MONAI itself, with a `KeyError` that names it.
-Settings marked ↻ may change when a run goes on. Editors that read `$schema` complete and explain the keys.
+On the command line `true`, `false` and `null` mean what they mean in JSON (Python's `None` is dropped by MONAI). Keys
+that are none of these, nor an argument of the part they stand in, and values of another kind are refused before
+anything is read, all at once. An override below a part that does not exist (`--optimzer#lr`) is refused by MONAI
+itself, with a `KeyError` that names it. Settings marked ↻ may change when a run goes on. Editors that read `$schema`
+complete and explain the keys.
 """
 
 SEGMENT = """# The segmentation configs
 
-Settings of `bundles/mdm_segment.json`, `mdm_evaluate.json`, `mdm_infer.json` and `mdm_study.json`, each an override `--key value` of `monai.bundle run`
-(`true`, `false` and `null` mean what they mean in JSON). How to use them: [segment](../howto/segment.md), [study](../howto/study.md).
-Settings marked ↻ may change when a run goes on.
+Settings of `bundles/mdm_segment.json`, `mdm_evaluate.json`, `mdm_infer.json` and `mdm_study.json`, each an override
+`--key value` of `monai.bundle run` (`true`, `false` and `null` mean what they mean in JSON). How to use them:
+[segment](../howto/segment.md), [study](../howto/study.md). Settings marked ↻ may change when a run goes on.
 """
 
 PAGES = {

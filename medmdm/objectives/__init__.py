@@ -13,7 +13,6 @@ from medmdm.objectives.losses import (
     with_visible,
 )
 from medmdm.objectives.objective import Objective
-from medmdm.objectives.target import check_target, restored
 
 __all__ = [
     "CrossEntropyDiceLoss",
@@ -24,7 +23,5 @@ __all__ = [
     "ReconstructionLoss",
     "SSIMLoss",
     "WeightedSumLoss",
-    "check_target",
-    "restored",
     "with_visible",
 ]

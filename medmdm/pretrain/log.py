@@ -1,4 +1,4 @@
-"""Numbers of a run while it goes on: progress bar, log lines, ``metrics.csv``, TensorBoard."""
+"""Numbers of a run while it goes on: held-out scores, progress bar, log lines, ``metrics.csv``, TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,41 @@ from tqdm import tqdm
 from medmdm.files import atomic_write
 from medmdm.runs.processes import average, is_main_process, world_size
 
-__all__ = ["StepLog", "duration"]
+__all__ = ["Periodic", "StepLog", "duration"]
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
+
+
+class Periodic:
+    """A handler that calls itself at step 0 of a new run, at every multiple of ``every``, and after the last step."""
+
+    every: int
+
+    @staticmethod
+    def leave(engine: Engine, scores: Mapping[str, float]) -> None:
+        """Leave held-out scores for the log, beside those of other handlers."""
+        engine.state.heldout = {**(getattr(engine.state, "heldout", None) or {}), **scores}
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler on a trainer; before the handler that writes the log, if it leaves scores there."""
+        engine.add_event_handler(Events.STARTED, self.first)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.maybe)
+
+    def first(self, engine: Engine) -> None:
+        """Act on the untrained network, unless the run goes on from a checkpoint."""
+        if engine.state.iteration == 0:
+            self(engine)
+
+    def maybe(self, engine: Engine) -> None:
+        """Act if it is time."""
+        if engine.state.iteration % self.every == 0 or engine.state.iteration == engine.state.epoch_length:
+            self(engine)
+
+    def __call__(self, engine: Engine) -> None:
+        """Act."""
+        raise NotImplementedError
 
 
 @dataclass(eq=False)

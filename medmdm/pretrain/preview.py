@@ -16,8 +16,8 @@ from torch import Tensor
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
-from medmdm.pretrain.periodic import Periodic
-from medmdm.pretrain.randomness import mix
+from medmdm.pretrain.checkpoints import mix
+from medmdm.pretrain.log import Periodic
 from medmdm.runs.processes import is_main_process
 
 __all__ = ["Preview", "fill_with_mean", "preview_grid"]

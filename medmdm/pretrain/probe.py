@@ -21,7 +21,7 @@ from medmdm.heads.pixel_sums import PixelSums
 from medmdm.heads.prediction import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
-from medmdm.pretrain.periodic import Periodic
+from medmdm.pretrain.log import Periodic
 from medmdm.runs.processes import is_main_process
 
 __all__ = ["Probe"]

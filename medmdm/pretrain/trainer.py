@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader
 
 from medmdm.errors import UserError
 from medmdm.objectives.objective import Objective
-from medmdm.pretrain.checkpoints import Checkpoints
+from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_random_state
 from medmdm.pretrain.dry_run import dry_run
 from medmdm.pretrain.optimization import Optimization
-from medmdm.pretrain.randomness import get_random_state, mix, set_random_state
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.processes import is_main_process, rank, unwrap
 

@@ -13,9 +13,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from medmdm.corruption import FixedTimesteps, GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError, find_user_error
-from medmdm.objectives.target import check_target, restored
 from tests.bundle_runs import OVERLAYS, Workflow
 
 SGD = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 1.0}
@@ -250,15 +248,3 @@ def test_bad_settings_get_a_sentence_before_the_first_step(
     with raises_user_error(re.escape(sentence)):
         train(workflow(**override))
     assert not (tmp_path / "run").exists()
-
-
-def test_restored_inverts_the_corruption() -> None:
-    x0 = torch.rand(2, 1, 8, 8) * 2 - 1
-    t = torch.tensor([10, 600])
-    for corrupt in (GaussianNoise(), MaskedNoise(patch_size=4)):
-        damaged = corrupt(x0, t)
-        image = restored(damaged.noise, damaged.x_t, t, "noise", corrupt)
-        assert torch.allclose(image * damaged.visible, x0 * damaged.visible, atol=1e-4)
-    assert restored(x0, x0, t, "image", PatchMasking()) is x0
-    check_target("image", PatchMasking())
-    assert FixedTimesteps(3)(2).tolist() == [3, 3]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medmdm.errors import UserError
-from medmdm.pretrain.ema import EMA
+from medmdm.pretrain.optimization import EMA
 
 
 @pytest.mark.parametrize(("decay", "warmup"), [(0.9, False), (0.9999, True), (0.5, True)])
