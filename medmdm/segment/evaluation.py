@@ -241,7 +241,8 @@ def _arrays(case: LoadedCase, predicted: Predicted) -> CaseArrays:
         truth_instances=case.instances,
         predicted_instances=predicted.instances,
         image=case.pixels(),
-        maps=predicted.maps,
+        # In the order of a NIfTI file's memory, so that their means round as those read from files do.
+        maps={k: v if case.slicing is None else np.asfortranarray(v) for k, v in predicted.maps.items()},
         affine=case.label_affine,
     )
 
