@@ -180,7 +180,7 @@ def quick_check(selection: Selection) -> list[str]:
     for entry in (*training, *held_out["validation"]):
         for path in entry.paths:
             if not os.path.exists(path):
-                raise UserError(f"{path} does not exist any more: restore it, or correct the data list")
+                raise UserError(f"{path} does not exist any more: restore it, or correct the data list.")
     if selection.transductive or selection.data_list is None:
         return []
     if any(held_out.values()):
@@ -218,7 +218,7 @@ def _refuse_copy(entry: _Entry, section: str, trained: _Entry) -> None:
     if len(entry.paths) == len(trained.paths) and all(map(_same, entry.paths, trained.paths)):
         raise UserError(
             f"{entry.paths[0]} is in {section} and a copy of it, {trained.paths[0]}, in training: remove one from the "
-            "data list, or pass --transductive true to train on both knowingly"
+            "data list, or pass --transductive true to train on both knowingly."
         )
 
 

@@ -47,4 +47,4 @@ def _find(data_list: str) -> str:
     for name in LIST_NAMES:
         if (folder / name).is_file():
             return str(folder / name)
-    raise UserError(f"{folder} holds no data list ({' or '.join(LIST_NAMES)}): give the file")
+    raise UserError(f"{folder} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")

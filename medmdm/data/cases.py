@@ -154,7 +154,7 @@ def select_cases(
     for section in sections:
         if section not in SECTIONS:
             raise UserError(
-                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}"
+                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}."
             )
     folder, chosen, warnings = choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = find_images(folder, may_be_empty=chosen is not None)
@@ -178,7 +178,7 @@ def select_cases(
     if not counts:
         raise UserError(
             f"{chosen.title}: no case is left in {', '.join(sections)}"
-            + (f"; {'; '.join(warnings)}" if warnings else "")
+            + (f"; {'; '.join(warnings)}." if warnings else ".")
         )
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
     cases = Cases(folder, chosen, kept["training"], kept["validation"], kept["test"], (), tuple(warnings))
@@ -196,7 +196,7 @@ def _folder_cases(
     if labelled:
         raise UserError(
             f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
-            "medmdm prepare does, or pass --data_list"
+            "medmdm prepare does, or pass --data_list."
         )
     entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
     named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
@@ -225,7 +225,7 @@ def _section(
         sentence += f" (first: {missing[0]})"
         all_of_test = section == "test" and not found
         if not all_of_test and not (data_list.shipped and found):
-            raise UserError(f"{sentence}: correct dataset_dir or the list")
+            raise UserError(f"{sentence}: correct dataset_dir or the list.")
         warnings.append(f"{sentence}; {'the others are used' if found else 'there is no test'}")
     if labelled and found:
         without = [image_name(entry) for entry, *_ in found if "label" not in entry]
@@ -235,13 +235,13 @@ def _section(
         if without:
             raise UserError(
                 f"{data_list.title}: {len(without)} of {len(found)} {section} cases have no 'label' (first: "
-                f"{without[0]}): add it, or take them out of the list"
+                f"{without[0]}): add it, or take them out of the list."
             )
         lost = [entry["label"] for entry, _, _, label in found if label is None]
         if lost:
             raise UserError(
                 f"{data_list.title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: "
-                f"{lost[0]}): correct dataset_dir or the list"
+                f"{lost[0]}): correct dataset_dir or the list."
             )
     return tuple(_entry(entry, case, image, label, data_list.information) for entry, case, image, label in found)
 
@@ -271,17 +271,17 @@ def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
     if declared is None:
         raise UserError(
             'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
-            '(or "label_type": "instances" if labels number objects)'
+            '(or "label_type": "instances" if labels number objects).'
         )
     names = label_names(information)
     numbers = sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore"))
     for number in numbers:
         if names[number] == "ignore":
-            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}")
+            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
         if number >= IGNORE:
             raise UserError(
                 f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
-                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)"
+                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)."
             )
     return tuple(numbers)
 

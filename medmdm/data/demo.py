@@ -44,7 +44,7 @@ def demo_labels() -> Path:
         except OSError as error:
             raise UserError(
                 f"the demo's labels cannot be written to {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder "
-                "that can"
+                "that can."
             ) from error
     return folder
 

@@ -93,9 +93,9 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     """
     root = Path(folder)
     if not root.exists():
-        raise UserError(f"the folder {root} does not exist: check the path")
+        raise UserError(f"the folder {root} does not exist: check the path.")
     if not root.is_dir():
-        raise UserError(f"{root} is a file: give the folder that holds the images")
+        raise UserError(f"{root} is a file: give the folder that holds the images.")
     images, masks, others = [], [], Counter[str]()
     series: set[Path] = set()
     for path in walk_files(root):
@@ -113,7 +113,7 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
         else:
             images.append(path)
     if not images and not may_be_empty:
-        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}")
+        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}.")
 
     def order(path: Path) -> str:
         return path.relative_to(root).as_posix()
@@ -134,7 +134,7 @@ def walk_files(root: Path) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions.")
 
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
@@ -296,7 +296,7 @@ def demo_folder() -> Path:
 
     folder = Path(skimage.__file__).parent / "data"
     if not (folder / "ihc.png").is_file():
-        raise UserError("scikit-image is installed without its pictures (ihc.png): install scikit-image from PyPI")
+        raise UserError("scikit-image is installed without its pictures (ihc.png): install scikit-image from PyPI.")
     return folder
 
 

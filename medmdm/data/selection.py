@@ -125,13 +125,13 @@ def slice_volumes(
         UserError: a volume cannot be read, an argument is out of range, or no slice is left.
     """
     if context_slices < 0:
-        raise UserError(f"context_slices is {context_slices}: give 0 or more")
+        raise UserError(f"context_slices is {context_slices}: give 0 or more.")
     if percentiles is not None:
         check_percentiles(percentiles)
         if intensity_range is not None:
-            raise UserError("both percentiles and an intensity range (or window) are given: keep one")
+            raise UserError("both percentiles and an intensity range (or window) are given: keep one.")
     if min_foreground is not None and not 0 <= min_foreground < 1:
-        raise UserError(f"min_foreground is {min_foreground}: give a share of pixels, 0 <= min_foreground < 1, or null")
+        raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
     information = selection.data_list.information if selection.data_list is not None else {}
     entries = [*selection.training, *selection.validation]
     which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
@@ -142,7 +142,7 @@ def slice_volumes(
     if percentiles is None and intensity_range is None:
         raise UserError(
             f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
-            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do"
+            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do."
         )
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
@@ -161,7 +161,7 @@ def slice_volumes(
     if not all_kept:
         raise UserError(
             f"{selection.dataset_dir}: each of the {all_slices} slices is empty by min_foreground {min_foreground}: "
-            "lower it"
+            "lower it."
         )
     sentences = [
         f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
@@ -203,7 +203,7 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
         if missing and section != "test":  # test images are often kept elsewhere, or back
             sentence = f"{data_list.title}: {len(missing)} of {len(entries)} {section} images are not in {folder}"
             if not data_list.shipped or len(missing) == len(entries):
-                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list")
+                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
             warnings.append(f"{sentence} (first: {missing[0]}); the others are used")
         kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
     sentences = [f"{folder}: data list {data_list.title}, {counted(len(kept['training']), 'training image')}"]

@@ -111,7 +111,7 @@ class VolumeStore:
             except OSError as error:
                 raise UserError(
                     f"decoded volumes cannot be written to {self.folder} ({error.strerror}): free some space or choose "
-                    "another folder with slice_cache"
+                    "another folder with slice_cache."
                 ) from error
         return StoredVolume(
             path=array_path,
@@ -211,7 +211,7 @@ class LoadSliced(MapTransform):
             stored = d.get("stored", {}).get(key)
             if stored is None:
                 if context:
-                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0")
+                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0.")
                 d[key] = self.load_picture(d[key])
                 continue
             slices = open_slices(stored)
@@ -232,7 +232,7 @@ def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
                 files += sorted(p for p in Path(name).parent.glob(f"{Path(name).stem}.*") if p != Path(name))
             stats = [(str(file.absolute()), file.stat()) for file in files]
         except OSError as error:
-            raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path") from error
+            raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path.") from error
         sources.append([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
     return text_hash(json.dumps([_FORMAT, sources, axis, series_uid]))[:40]
 

@@ -47,7 +47,7 @@ def _plan(release: Release) -> Preparation:
     if not images:
         raise UserError(
             f"{release.source} holds no <id>/images/<id>.png of the Data Science Bowl 2018: give stage1_train, its "
-            "zip file, or the folder that both stages are in"
+            "zip file, or the folder that both stages are in."
         )
     masks: dict[PurePosixPath, list[SourceFile]] = {}
     for file in files:
@@ -74,7 +74,7 @@ def _plan(release: Release) -> Preparation:
 def _nuclei(name: str, image: SourceFile, masks: Sequence[SourceFile], shape: tuple[int, ...]) -> Label:
     """Draw one nucleus after the other; later ones win where they overlap, which official masks do not."""
     if len(masks) > MAX_INSTANCES:
-        raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number")
+        raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number.")
     label = np.zeros(shape, np.uint16)
     number, overlap, blank = 0, 0, 0
     for mask in masks:

@@ -36,7 +36,7 @@ def _plan(release: Release) -> Preparation:
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
     if not images:
         raise UserError(
-            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder"
+            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder."
         )
     grades, notices = _grades(release)
     cases, absent, unlabelled = [], Counter[str](), []
@@ -91,7 +91,7 @@ def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{found[0].shown} is not the Grade.csv of the release (columns name, patient ID, grade (GlaS), grade "
-            "(Sirinukunwattana et al. 2015)): take the published one, or remove it"
+            "(Sirinukunwattana et al. 2015)): take the published one, or remove it."
         ) from error
     return {
         name.strip(): {

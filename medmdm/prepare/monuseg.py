@@ -44,7 +44,7 @@ def _plan(release: Release) -> Preparation:
         file for file in release.images if not is_mask(file.path) and (file.stem in sections or _TCGA.match(file.stem))
     )
     if not images:
-        raise UserError(f"{release.source} holds no MoNuSeg image (TCGA-*.tif): give the release's folder")
+        raise UserError(f"{release.source} holds no MoNuSeg image (TCGA-*.tif): give the release's folder.")
     outlines = by_stem(file for file in release.files if file.suffix == ".xml" and file.stem in images)
     masks = {_MASK_WORDS.sub("", stem): file for stem, file in by_stem(_masks(release, images, outlines)).items()}
     groups = ("training", "test", None)  # as in the published list, which is in string order; then later images

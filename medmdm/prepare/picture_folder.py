@@ -54,7 +54,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
     if not images:
         raise UserError(
             f"{release.source} holds no image among {len(release.files)} files ({len(release.images)} have names of "
-            "masks): give a folder of PNG, TIFF, BMP or JPEG images"
+            "masks): give a folder of PNG, TIFF, BMP or JPEG images."
         )
     masks, notices = _pairs(images, [file for file in release.images if is_mask(file.path)])
     names = _names(images)
@@ -109,7 +109,7 @@ def _pairs(images: list[SourceFile], masks: list[SourceFile]) -> tuple[dict[Sour
         if owner is None:
             lonely.append(mask)
         elif owner in pairs:
-            raise UserError(f"{owner.shown} has two masks, {pairs[owner].shown} and {mask.shown}: keep one")
+            raise UserError(f"{owner.shown} has two masks, {pairs[owner].shown} and {mask.shown}: keep one.")
         else:
             pairs[owner] = mask
     notices = [f"{len(lonely)} masks belong to no image and are left out (first: {lonely[0].path})"] if lonely else []

@@ -54,9 +54,9 @@ def read_published(release: Release) -> PublisherList:
         with file.open() as opened:
             content = json.loads(opened.read(1 << 26))
     except ValueError as error:
-        raise UserError(f"{file.shown} is not JSON ({error}): correct or remove it") from error
+        raise UserError(f"{file.shown} is not JSON ({error}): correct or remove it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file.shown} holds no JSON object: correct or remove it")
+        raise UserError(f"{file.shown} holds no JSON object: correct or remove it.")
     sections: dict[PurePosixPath, str] = {}
     for section in ("training", "validation", "test"):
         entries = content.get(section)

@@ -38,7 +38,7 @@ def carry_out(plan: Preparation, dest: Path) -> str:
     if gone:
         raise UserError(
             f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]}): give "
-            "another folder, or put all parts of the release into one source"
+            "another folder, or put all parts of the release into one source."
         )
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
@@ -59,7 +59,7 @@ def _refuse_clashes(plan: Preparation) -> None:
     if not any(case.section == "training" for case in plan.cases):
         raise UserError(
             f"the source holds no training images of {plan.information['name']}, and a data list needs some: put all "
-            "parts of the release into one folder"
+            "parts of the release into one folder."
         )
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
@@ -67,7 +67,7 @@ def _refuse_clashes(plan: Preparation) -> None:
         if other is not case:
             raise UserError(
                 f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png "
-                "where letter case does not count: rename one"
+                "where letter case does not count: rename one."
             )
 
 
