@@ -15,7 +15,8 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adapters import RawPixels, randomise
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.corruption import Corruption, FixedTimesteps, from_config
+from medmdm.components import instantiate
+from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError, nearest
 from medmdm.hashing import weights_hash
@@ -194,7 +195,9 @@ def make_extractor(
             "wrap it in an adapter that has."
         )
     described = plan.get("corruption") if corruption is None else corruption
-    damage: Corruption | None = from_config(described, trust) if isinstance(described, Mapping) else described
+    damage: Corruption | None = (
+        instantiate(described, trust, Corruption) if isinstance(described, Mapping) else described
+    )
     if damage is None and masking != "none":
         raise UserError(
             f"{name}: the plan does not say what the backbone was trained on: pass corruption, for the paper's "
@@ -230,7 +233,7 @@ def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = No
     """Return the t to read features at: the fixed one of an autoencoder, else the paper's 50 of 1000, scaled to T."""
     draw = plan.get("timesteps")
     if draw is not None:
-        timesteps = from_config(draw)
+        timesteps = instantiate(draw)
         if isinstance(timesteps, FixedTimesteps):
             return [timesteps.timestep]
     total = plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps

@@ -24,7 +24,6 @@ from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, check_normalize
 from medmdm.heads.views import random_crop, views
 from medmdm.labels import IGNORE
-from medmdm.memory import keep_freed_memory
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 __all__ = ["PixelClassifierHead"]
@@ -119,8 +118,6 @@ class PixelClassifierHead:
         self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Any
     ) -> tuple[list[float], list[int]]:
         """Return the last loss and the number of epochs of each member."""
-        if task.device.type == "cpu":
-            keep_freed_memory()
         head.train()
         members = [head.shared_member(number) for number in range(self.members)]
         optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)

@@ -22,7 +22,7 @@ from medmdm.heads.prediction import Predictor
 from medmdm.heads.task import Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.periodic import Periodic
-from medmdm.runs.processes import is_main_process, unwrap
+from medmdm.runs.processes import is_main_process
 
 __all__ = ["Probe"]
 
@@ -100,7 +100,7 @@ class Probe(Periodic):
             )
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler on a trainer with ``network`` and ``ema``, before the handler that writes the log."""
+        """Register the handler on a trainer, before the handler that writes the log."""
         if self.names:
             super().attach(engine)
 
@@ -138,10 +138,12 @@ class Probe(Periodic):
                 assert case.truth is not None
                 found.append(mean_scores(mask, case.truth, self.cases.num_classes, self.cases.ignore))
         scores = {f"probe_{name}": float(np.nanmean([one[name] for one in found])) for name in ("dice", "iou")}
-        engine.state.heldout = {**(getattr(engine.state, "heldout", None) or {}), **scores}
+        self.leave(engine, scores)
 
     def _extractor(self, engine: Any) -> FeatureExtractor:
-        network = copy.deepcopy(unwrap(engine.network)) if engine.ema is None else engine.ema.module
+        # The extractor changes its network; the average is in evaluation mode and without gradients anyway.
+        network = engine.optimization.averaged(engine.network)
+        network = copy.deepcopy(network) if engine.optimization.ema is None else network
         return make_extractor((network, self.plan), seed=self.seed, **self.features)[0]
 
 

@@ -20,16 +20,18 @@ __all__ = ["CaseArrays", "read_case"]
 
 @dataclass(frozen=True)
 class CaseArrays:
-    """The decoded files of a case, all of one size.
+    """What the files of a case hold, all on the label's own grid; of a case that is a region, the region alone.
 
     Args:
-        truth: numbers of classes, ``[*spatial]``; may hold the ignored value.
-        prediction: numbers of classes.
-        truth_instances: numbers of objects, ``None`` where the truth holds classes.
+        truth: numbers of classes, ``[*spatial]``, whole numbers of any type; may hold the ignored value. Where labels
+            number objects: 1 where there is an object, 0 elsewhere.
+        prediction: numbers of classes, ``[*spatial]``.
+        truth_instances: numbers of objects, ``[*spatial]``, ``None`` where the truth holds classes.
         predicted_instances: the same for the prediction, ``None`` where none were written.
-        image: ``[C, *spatial]``; ``None`` where the file is gone, so that only the picture is missing.
-        maps: of real numbers, ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
-        affine: of a volume, array index → mm in RAS.
+        image: ``[C, *spatial]`` as read from the file, in the file's type, not scaled: its picture is made of it.
+            ``None`` where the file is gone, so that only the picture is missing.
+        maps: of real numbers, float32 ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
+        affine: of a volume, array index → mm in RAS, as its label file says, ``[4, 4]``; ``None`` for pictures.
     """
 
     truth: NDArray[np.integer]

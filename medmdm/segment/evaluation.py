@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import numpy as np
 from medmdm.data.cases import Cases
 from medmdm.data.reading import LoadedCase
 from medmdm.data.writers import write_map, write_mask
-from medmdm.files import save_json
 from medmdm.heads.prediction import Prediction, Predictor
 from medmdm.metrics.pixels import mean_scores
-from medmdm.runs.record import MAPS
+from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
 
 __all__ = ["evaluate", "write_prediction"]
 
@@ -120,42 +118,43 @@ def evaluate(
             assert mask is not None
             scores.append(mean_scores(mask, case.truth, cases.num_classes, cases.ignore))
             logger.info("%s: Dice %.4f, IoU %.4f", case.name, scores[-1]["dice"], scores[-1]["iou"])
-        records.append(_record(case, files))
+        records.append(_record(case, files, folder, Path(cases.dataset_dir)))
     information = {} if cases.data_list is None else dict(cases.data_list.information)
     name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
     labelled = cases.data_list is not None
-    save_json(
-        {
-            "format": 1,
-            # Labels that nobody drew are called so wherever the name of the data set is printed.
-            "dataset": f"{name} ({information['label_standard']})" if "label_standard" in information else name,
-            "dataset_dir": str(cases.dataset_dir),
-            "data_list": {"name": name, **information},
-            "section": section,
-            "num_classes": cases.num_classes if labelled else int(protocol["num_classes"]),
-            "class_names": list(cases.class_names) if labelled else list(protocol["class_names"]),
-            "ignore": cases.ignore,
-            "stamp": dict(stamp),
-            "protocol": dict(protocol),
-            "record": "run.json",
-            "cases": records,
-            "study": None if study is None else os.path.relpath(study, folder),
-        },
-        folder / "evaluation.json",
-    )
+    Evaluation(
+        folder=folder,
+        # Labels that nobody drew are called so wherever the name of the data set is printed.
+        dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
+        dataset_dir=Path(cases.dataset_dir),
+        section=section,
+        class_names=tuple(cases.class_names if labelled else protocol["class_names"]),
+        cases=tuple(records),
+        ignore=cases.ignore,
+        data_list={"name": name, **information},
+        provenance=Provenance(stamp["kind"], tuple(stamp["overlapping"]), stamp["sentence"]),
+        protocol=protocol,
+        study=None if study is None else Path(study),
+    ).save()
     if not scores:
         return {}
     return {name: float(np.nanmean([score[name] for score in scores])) for name in ("dice", "iou")}
 
 
-def _record(case: LoadedCase, files: Mapping[str, str]) -> dict[str, Any]:
+def _record(case: LoadedCase, files: Mapping[str, str], folder: Path, dataset_dir: Path) -> EvaluatedCase:
     entry = case.entry
-    return {
-        "case": case.name,
-        "image": entry["image"],
-        "label": entry.get("label"),
-        **{key: entry[key] for key in ("region", "series_uid", "patient_id") if key in entry},
-        "spacing": None if case.spacing is None else list(case.spacing),
-        "columns": dict(entry.get("columns", {})),
-        **{kind: files.get(kind) for kind in ("prediction", "instances", *MAPS)},
-    }
+    images, patient = entry["image"], entry.get("patient_id")
+    written = {kind: folder / name for kind, name in files.items()}
+    return EvaluatedCase(
+        name=case.name,
+        image=[dataset_dir / image for image in images] if isinstance(images, list) else dataset_dir / images,
+        label=dataset_dir / entry["label"] if entry.get("label") else None,
+        prediction=written.get("prediction"),
+        instances=written.get("instances"),
+        maps={name: written[name] for name in MAPS if name in written},
+        region=entry.get("region"),
+        series_uid=entry.get("series_uid"),
+        patient=None if patient is None else str(patient),
+        spacing=case.spacing,
+        columns={key: str(value) for key, value in entry.get("columns", {}).items() if value is not None},
+    )

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 from torch import Tensor
 
+from medmdm.components import buildable
 from medmdm.errors import UserError, nearest
 
 __all__ = ["PostProcess", "boxes"]
@@ -24,6 +25,7 @@ ACTIVATIONS = ("softmax", "sigmoid")
 _DECIMALS = 3  # of the smoothed distance in pixels: equal heights along a ridge must stay equal
 
 
+@buildable
 class PostProcess:
     """Turn the scores of an image or a volume into a mask of class numbers and, if asked for, a map of instances.
 

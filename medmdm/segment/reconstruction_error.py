@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from medmdm.artifacts.backbone import Backbone
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.corruption import Corruption, FixedTimesteps, PatchMasking, from_config
+from medmdm.components import instantiate
+from medmdm.corruption import Corruption, FixedTimesteps, PatchMasking
 from medmdm.errors import UserError
 from medmdm.heads.prediction import Predictor
 from medmdm.objectives.losses import SSIMLoss
@@ -70,7 +71,7 @@ class Surprise(nn.Module):
             network, plan = load_pretrained(backbone)
             name = str(backbone)
         described = plan.get("corruption") if corruption is None else corruption
-        masking = _checked(name, network, plan, from_config(described) if isinstance(described, Mapping) else described)
+        masking = _checked(name, network, plan, instantiate(described) if isinstance(described, Mapping) else described)
         if partitions is not None and partitions < 2:
             raise UserError(f"surprise#partitions is {partitions}: something must be seen, give 2 masks or more.")
         self.timestep = _default_timestep(plan, masking, partitions) if timestep is None else timestep
@@ -176,7 +177,7 @@ def _checked(name: str, network: nn.Module, plan: Mapping[str, Any], corruption:
 
 
 def _default_timestep(plan: Mapping[str, Any], masking: PatchMasking, partitions: int | None) -> int:
-    draw = from_config(plan["timesteps"]) if plan.get("timesteps") else None
+    draw = instantiate(plan["timesteps"]) if plan.get("timesteps") else None
     if isinstance(draw, FixedTimesteps):
         return draw.timestep
     return round(masking.num_timesteps * (_HIDDEN if partitions is None else 1 / partitions))

@@ -25,9 +25,10 @@ from medmdm.heads.prediction import Predictor
 from medmdm.heads.task import Fitter, Task, check_normalize, check_windows
 from medmdm.heads.views import view_sizes
 from medmdm.metrics.pixels import mean_scores
+from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import ledger_stamp, support_ledger
-from medmdm.segment.study_table import study_table
+from medmdm.runs.record import Provenance
 
 __all__ = ["Study"]
 
@@ -232,7 +233,10 @@ class Study:
             for name, backbone in self.backbones.items()
         }
         patients = {case.name: case.entry.get("patient_id") for case in tested}
-        summary, page = study_table(table, patients, stamps, self.reference)
+        seen = {
+            name: Provenance(one["kind"], tuple(one["overlapping"]), one["sentence"]) for name, one in stamps.items()
+        }
+        summary, page = study_table(table, patients, seen, self.reference)
         save_json({"settings": self.config, "stamps": stamps, "table": summary}, self.folder / "study.json")
         atomic_write(self.folder / "study.md", page)
         record.finish(0)

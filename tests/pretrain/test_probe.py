@@ -25,6 +25,7 @@ from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.prediction import Predictor
 from medmdm.heads.task import Task
 from medmdm.metrics.pixels import mean_scores
+from medmdm.pretrain.optimization import Optimization
 from medmdm.pretrain.probe import Probe, _folds
 from tests.bundle_runs import BUNDLE, TINY
 
@@ -128,7 +129,7 @@ def test_a_held_out_image_is_scored_by_a_head_that_never_saw_it(labelled: Path) 
     probe.head = Head("ridge")
 
     class Engine:
-        ema = None
+        optimization = Optimization(torch.optim.SGD([torch.zeros(1)], lr=0.1))
         state = type("State", (), {"device": torch.device("cpu"), "heldout": {"ssim_t250": 0.5}})()
 
         def __init__(self) -> None:

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from medmdm.backbones.adm_unet import ADMUNet
+from medmdm.components import to_config
 from medmdm.corruption import FixedTimesteps, GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import Example, LoadedCase
@@ -28,7 +29,7 @@ from medmdm.segment.reconstruction_error import Surprise, open_surprise
 from tests.bundle_runs import write_backbone
 from tests.made import SIZES, with_random_weights
 
-PLAN = {"corruption": PatchMasking(patch_size=4).to_config(), "target": "image"}
+PLAN = {"corruption": to_config(PatchMasking(patch_size=4)), "target": "image"}
 
 
 class Stub(nn.Module):
@@ -162,9 +163,9 @@ def test_timestep_and_masks_go_together() -> None:
     assert settings(PLAN, partitions=4) == (250, 4)
     assert settings(PLAN, timestep=50) == (50, 20)
     assert settings(PLAN, timestep=50, partitions=2) == (50, 2)
-    assert settings({**PLAN, "corruption": PatchMasking(200, 8).to_config()}) == (20, 10)
-    assert settings({**PLAN, "timesteps": FixedTimesteps(750).to_config()}) == (750, 2)  # each hides half, not 75 %
-    assert settings({**PLAN, "timesteps": FixedTimesteps(750).to_config()}, partitions=3) == (750, 3)
+    assert settings({**PLAN, "corruption": to_config(PatchMasking(200, 8))}) == (20, 10)
+    assert settings({**PLAN, "timesteps": to_config(FixedTimesteps(750))}) == (750, 2)  # each hides half, not 75 %
+    assert settings({**PLAN, "timesteps": to_config(FixedTimesteps(750))}, partitions=3) == (750, 3)
     assert settings({}, corruption=PatchMasking(patch_size=8)) == (100, 10)  # a published file
     assert settings({}, corruption={"_target_": "medmdm.corruption.PatchMasking", "patch_size": 8}) == (100, 10)
 
@@ -180,8 +181,8 @@ def test_the_seed_fixes_the_masks() -> None:
     ("changes", "arguments", "sentence"),
     [
         ({"target": "noise"}, {}, "predicts the noise, not the image"),
-        ({"corruption": GaussianNoise().to_config()}, {}, "with GaussianNoise"),
-        ({"corruption": MaskedNoise().to_config()}, {}, "with MaskedNoise"),
+        ({"corruption": to_config(GaussianNoise())}, {}, "with GaussianNoise"),
+        ({"corruption": to_config(MaskedNoise())}, {}, "with MaskedNoise"),
         ({"corruption": None}, {}, "its plan does not say on what"),
         ({}, {"partitions": 1}, "surprise#partitions is 1"),
         ({}, {"timestep": 1000}, "from 0 to 999"),

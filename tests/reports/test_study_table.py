@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from medmdm.segment.study_table import study_table
+from medmdm.reports.study import study_table
+from medmdm.runs.record import Provenance
 
-STAMPS = {"MDM": {"kind": "inductive", "sentence": "Nothing is shared."}}
+SEEN = {"MDM": Provenance("inductive", (), "Nothing is shared.")}
 DICE = {  # of (head, draw), a number for each of four test images
     ("ridge", 0): [0.99, 0.70, 0.98, 0.90],
     ("ridge", 1): [0.97, 0.60, 1.00, 0.80],
@@ -29,7 +30,7 @@ def table() -> pd.DataFrame:
 
 
 def test_means_and_intervals_are_over_test_images(table: pd.DataFrame) -> None:
-    summary, page = study_table(table, {}, STAMPS)
+    summary, page = study_table(table, {}, SEEN)
     by_image = {head: np.mean([DICE[head, 0], DICE[head, 1]], axis=0) for head in ("ridge", "classifier")}
     for row in summary["rows"]:
         values = by_image[row["head"]]
@@ -40,12 +41,12 @@ def test_means_and_intervals_are_over_test_images(table: pd.DataFrame) -> None:
         assert row["dice"]["draw_sd"] == pytest.approx(np.std(draws, ddof=1))
     ridge = next(row for row in summary["rows"] if row["head"] == "ridge")["dice"]
     assert ridge["interval"][1] > 1
-    assert f"| {ridge['mean']:.3f} | {ridge['interval'][0]:.3f} to 1.000 |" in page  # no score is above 1
+    assert f"| {ridge['mean']:.4f} | {ridge['interval'][0]:.4f} to 1.0000 |" in page  # no score is above 1
     assert "inductive. Nothing is shared." in page
 
 
 def test_differences_are_paired_by_image(table: pd.DataFrame) -> None:
-    comparisons = study_table(table, {}, STAMPS, ("MDM", "classifier"))[0]["comparisons"]
+    comparisons = study_table(table, {}, SEEN, ("MDM", "classifier"))[0]["comparisons"]
     assert [row["head"] for row in comparisons] == ["ridge"]
     differences = np.mean([DICE["ridge", 0], DICE["ridge", 1]], axis=0) - np.mean(
         [DICE["classifier", 0], DICE["classifier", 1]], axis=0
