@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -61,7 +60,7 @@ def _plan(release: Release) -> Preparation:
         if not own and not is_test:
             empty.append(stem)
         section = "test" if is_test else "training"
-        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image, own)))
+        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image)))
     training = sum(case.section == "training" for case in cases)
     notices = list(release.notices)
     if training < _TRAINING_IMAGES:
@@ -71,7 +70,7 @@ def _plan(release: Release) -> Preparation:
     return Preparation("dsb2018", _INFORMATION, tuple(cases), tuple(notices))
 
 
-def _nuclei(name: str, image: SourceFile, masks: Sequence[SourceFile], shape: tuple[int, ...]) -> Label:
+def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
     """Draw one nucleus after the other; later ones win where they overlap, which official masks do not."""
     if len(masks) > MAX_INSTANCES:
         raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number.")

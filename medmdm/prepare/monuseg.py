@@ -85,11 +85,11 @@ def _masks(release: Release, images: Container[str], outlines: Container[str]) -
 
 def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> SourceCase:
     truths = () if truth is None else (truth,)
-    nuclei, columns = partial(_nuclei, image, *truths), {"patient_id": stem[:12]}
+    nuclei, columns = partial(_nuclei, image), {"patient_id": stem[:12]}
     return picture_case(stem, section, image, truths, nuclei, row=section or _LATER, columns=columns)
 
 
-def _nuclei(image: SourceFile, truth: SourceFile, shape: tuple[int, ...]) -> Label:
+def _nuclei(image: SourceFile, shape: tuple[int, ...], truth: SourceFile) -> Label:
     if truth.suffix != ".xml":
         return Label(relabel_sequential(read_label(truth, shape, image))[0])
     with truth.local() as path:

@@ -75,7 +75,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
     cases = []
     for name, image in zip(names, images, strict=True):
         own = [masks[image]] if image in masks else []
-        label = partial(_label, image, *own, instances=instances, binary=binary)
+        label = partial(_label, image, instances=instances, binary=binary)
         recipe = f"{label_type} {binary}"
         cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
     if masks and len(masks) < len(images):
@@ -83,7 +83,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
     return Preparation("folder", information, tuple(cases), tuple(notices))
 
 
-def _label(image: SourceFile, mask: SourceFile, shape: tuple[int, ...], instances: bool, binary: bool) -> Label:
+def _label(image: SourceFile, shape: tuple[int, ...], mask: SourceFile, instances: bool, binary: bool) -> Label:
     label = read_label(mask, shape, image)
     if instances:
         return Label(relabel_sequential(label)[0])

@@ -162,7 +162,11 @@ def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
 
 def _on_disk(path: Path, source: Path) -> SourceFile:
     below = PurePosixPath(path.relative_to(source).as_posix())
-    return SourceFile(below, str(path), partial(path.open, "rb"), path)
+    return SourceFile(below, str(path), partial(_open, path), path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return open(path, "rb")
 
 
 def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[SourceFile]:
