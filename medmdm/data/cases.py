@@ -169,11 +169,9 @@ def select_cases(
         named = [(entry, next(names)) for entry in getattr(chosen, section)]
         kept[section] = ()
         if named and section in sections:
-            files = (
-                image_files(chosen, section, images),
-                label_files(chosen, section, images, demo_labels() if is_demo else None),
-            )
-            kept[section] = _section(chosen, section, named, files, folder, labelled, warnings)
+            labels = label_files(chosen, section, images, demo_labels() if is_demo else None)
+            files = list(zip(named, image_files(chosen, section, images), labels, strict=True))
+            kept[section] = _section(chosen, section, files, folder, labelled, warnings)
     counts = [f"{len(kept[section])} {section}" for section in SECTIONS if kept[section]]
     if not counts:
         raise UserError(
@@ -208,20 +206,16 @@ def _folder_cases(
 def _section(
     data_list: DataList,
     section: str,
-    named: Sequence[tuple[dict[str, Any], str]],
-    files: tuple[list[Any], list[Path | None]],
+    files: Sequence[tuple[tuple[dict[str, Any], str], Any, Path | None]],
     folder: Path,
     labelled: bool,
     warnings: list[str],
 ) -> tuple[dict[str, Any], ...]:
     """Return the cases of a section whose images are there; add to ``warnings`` what is left out."""
-    images, labels = files
-    found = [
-        (entry, case, image, label) for (entry, case), image, label in zip(named, images, labels, strict=True) if image
-    ]
-    missing = [image_name(entry) for (entry, _), image in zip(named, images, strict=True) if not image]
+    found = [(entry, case, image, label) for (entry, case), image, label in files if image]
+    missing = [image_name(entry) for (entry, _), image, _ in files if not image]
     if missing:
-        sentence = f"{data_list.title}: {len(missing)} of {len(named)} {section} images are not in {folder}"
+        sentence = f"{data_list.title}: {len(missing)} of {len(files)} {section} images are not in {folder}"
         sentence += f" (first: {missing[0]})"
         all_of_test = section == "test" and not found
         if not all_of_test and not (data_list.shipped and found):

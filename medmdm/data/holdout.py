@@ -55,13 +55,9 @@ class HeldOut:
         Raises:
             UserError: an image cannot be read or has another number of channels.
         """
+        pad = PadToSized("image", self.crop_size)
         transform = transform or Compose(
-            [
-                LoadSliced("image"),
-                CutRegiond("image"),
-                PadToSized("image", self.crop_size),
-                ScaleIntensityByDtyped("image"),
-            ]
+            [LoadSliced("image"), CutRegiond("image"), pad, ScaleIntensityByDtyped("image")]
         )
         images: list[torch.Tensor] = []
         for entry in self.crops:

@@ -151,12 +151,13 @@ def slice_volumes(
         return slice_entries(entries[i], volumes, axis, percentiles, nonzero)
 
     with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
-        bar = tqdm(
-            pool.imap(expand, which), total=len(which), desc="decoding volumes", disable=None if progress else True,
-            leave=False,
-        )  # fmt: skip
-        sliced = dict(zip(which, bar, strict=True))
-    kept = {i: [e for e in group if _is_worth_it(e, min_foreground)] for i, group in sliced.items()}
+        shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
+        sliced = dict(zip(which, tqdm(pool.imap(expand, which), total=len(which), **shown), strict=True))
+    least = min_foreground if min_foreground is not None else -1.0
+    kept = {
+        i: [e for e in group if least < 0 or (not e["constant"] and e["foreground"] >= least)]
+        for i, group in sliced.items()
+    }
     all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
     if not all_kept:
         raise UserError(
@@ -225,25 +226,13 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
     sentences.append(
         f"{counted(len(images.masks), 'mask')} and {counted(unlisted, 'image')} that the list does not name left out"
     )
-    return Selection(
-        folder,
-        tuple(training),
-        tuple(validation),
-        data_list,
-        transductive,
-        tuple(sentences),
-        tuple(warnings),
-        tuple(kept["test"]),
-    )
+    parts = tuple(training), tuple(validation)
+    return Selection(folder, *parts, data_list, transductive, tuple(sentences), tuple(warnings), tuple(kept["test"]))
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
     image = [str(one) for one in path] if isinstance(path, list) else str(path)
     return {"image": image, **{key: entry[key] for key in _ENTRY_KEYS if key in entry}}
-
-
-def _is_worth_it(entry: Mapping[str, Any], min_foreground: float | None) -> bool:
-    return min_foreground is None or (not entry["constant"] and entry["foreground"] >= min_foreground)
 
 
 def _hold_out_volumes(
@@ -271,11 +260,8 @@ def _hold_out_volumes(
         return list(groups), [], "no slices are held out: there are too few"
     held_out = group[first : first + slab]
     training = [rest if i == which else other for i, other in enumerate(groups)]
-    return (
-        training,
-        [held_out],
-        (
-            f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
-            "previews flatter: name validation volumes in a data list for fair ones"
-        ),
+    sentence = (
+        f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
+        "previews flatter: name validation volumes in a data list for fair ones"
     )
+    return training, [held_out], sentence

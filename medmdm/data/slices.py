@@ -113,16 +113,10 @@ class VolumeStore:
                     f"decoded volumes cannot be written to {self.folder} ({error.strerror}): free some space or choose "
                     "another folder with slice_cache."
                 ) from error
-        return StoredVolume(
-            path=array_path,
-            slicing=Slicing(record["shape"], np.array(record["affine"]), axis),
-            channels=record["channels"],
-            digest=record["digest"],
-            foreground=tuple(record["foreground"]),
-            constant=tuple(record["constant"]),
-            quantiles=np.array(record["quantiles"]),
-            quantiles_nonzero=np.array(record["quantiles_nonzero"]),
-        )
+        own: dict[str, Any] = {key: np.array(record[key]) for key in ("quantiles", "quantiles_nonzero")}
+        own |= {key: tuple(record[key]) for key in ("foreground", "constant")}
+        slicing = Slicing(record["shape"], np.array(record["affine"]), axis)
+        return StoredVolume(array_path, slicing, record["channels"], record["digest"], **own)
 
 
 def cache_folder(name: str) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from medmdm.data.lists import SECTIONS
 from medmdm.errors import UserError
 from medmdm.prepare.release import Release
 
@@ -58,7 +59,7 @@ def read_published(release: Release) -> PublisherList:
     if not isinstance(content, dict):
         raise UserError(f"{file.shown} holds no JSON object: correct or remove it.")
     sections: dict[PurePosixPath, str] = {}
-    for section in ("training", "validation", "test"):
+    for section in SECTIONS:
         entries = content.get(section)
         for entry in entries if isinstance(entries, list) else []:
             image = entry.get("image") if isinstance(entry, dict) else entry
