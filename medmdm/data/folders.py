@@ -17,7 +17,7 @@ from medmdm.errors import UserError
 
 __all__ = [
     "DEMO", "DEMO_LABELLED", "FolderImages", "choose_data_list", "demo_folder", "find_data_list", "find_images",
-    "image_files", "is_hidden", "is_mask", "label_files", "walk_files",
+    "image_files", "is_hidden", "is_mask", "label_files", "list_file", "walk_files",
 ]  # fmt: skip
 
 DEMO = "demo"
@@ -190,6 +190,11 @@ def choose_data_list(
     return folder, load_data_list(data_list), []
 
 
+def list_file(folder: Path) -> Path | None:
+    """Return the data list in a folder, ``dataset.json`` before ``datalist.json``; ``None`` where there is none."""
+    return next((folder / name for name in LIST_NAMES if (folder / name).is_file()), None)
+
+
 def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None, list[str]]:
     """Find the data list that belongs to a folder.
 
@@ -205,9 +210,9 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
         UserError: the folder has no images, or its own data list is wrong.
     """
     folder = Path(dataset_dir)
-    for name in LIST_NAMES:
-        if (folder / name).is_file():
-            return load_data_list(folder / name), []
+    own = list_file(folder)
+    if own is not None:
+        return load_data_list(own), []
     images = find_images(folder)
     warnings: list[str] = []
     for candidate in shipped_data_lists():

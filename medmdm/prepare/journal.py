@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.hashing import file_hash, text_hash
@@ -49,7 +50,7 @@ class Journal:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{self._path} is damaged: delete {dest} and prepare again.") from error
-        elif any((dest / name).exists() for name in ("dataset.json", "datalist.json", "images", "labels")):
+        elif any((dest / name).exists() for name in (*LIST_NAMES, "images", "labels")):
             raise UserError(
                 f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder."
             )
