@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def moved(name: str) -> str:
     return MOVED.get(name, name)
 
 
-def public_name(kind: type) -> str:
+def public_name(kind: type | types.FunctionType) -> str:
     """Return the shortest dotted name under which a class can be imported: ``medmdm.heads.PixelClassifier``."""
     parts = kind.__module__.split(".")
     for n in range(1, len(parts) + 1):
@@ -106,9 +107,9 @@ def to_config(value: Any, strict: bool = True) -> Any:
         return {str(k): to_config(v, strict) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_config(v, strict) for v in value]
-    if isinstance(value, type):
+    if isinstance(value, (type, types.FunctionType)) and "<" not in value.__qualname__:
         return {"_target_": public_name(value), "_mode_": "callable"}
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
+    if isinstance(value, functools.partial) and isinstance(value.func, (type, types.FunctionType)) and not value.args:
         return {**to_config(value.func), **to_config(value.keywords, strict)}
     if dataclasses.is_dataclass(value):
         fields = {f.name: to_config(getattr(value, f.name), strict) for f in dataclasses.fields(value) if f.init}

@@ -24,6 +24,7 @@ from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd
 from medmdm.errors import UserError, find_user_error
 from medmdm.hashing import pixel_hash
+from medmdm.labels import IGNORE
 
 __all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
 
@@ -51,6 +52,11 @@ class Example:
         object.__setattr__(self, "image", self.image.as_subclass(Tensor))
         object.__setattr__(self, "label", self.label.as_subclass(Tensor))
 
+    @property
+    def known(self) -> Tensor:
+        """Which pixels are labelled, ``[*spatial]``."""
+        return self.label != IGNORE
+
 
 @dataclass(frozen=True)
 class LoadedCase:
@@ -58,7 +64,7 @@ class LoadedCase:
 
     Args:
         entry: of :func:`medmdm.data.select_cases`; holds the patient id.
-        examples: one for a picture, one a slice for a volume.
+        examples: one for a picture, one per slice for a volume.
         slices: for a volume the numbers of these slices, else empty.
         slicing: how the slices go back into the volume; None for pictures.
         truth: class numbers on the file's own grid, ``[*spatial]`` (a picture's region); None without a label.
@@ -111,17 +117,16 @@ class CaseReader:
         self.cases = cases
         self.plan = plan
         self.store = VolumeStore(store)
-        instances = cases.label_type == "instances"
-        context = int(plan.get("context_slices") or 0)
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
         self.nonzero = bool(found and found["nonzero"])
-        keys = ("image", "label")
+        keys, context = ("image", "label"), int(plan.get("context_slices") or 0)
+        declares = cases.data_list is not None and cases.label_type != "instances"
         self.decode = LoadCased(keys, context, self.percentiles, self.nonzero, allow_missing_keys=True)
         self.cut = CutRegiond(keys, allow_missing_keys=True)
         self.to_classes = LabelToClassesd(
             label_type=cases.label_type,
-            classes=None if instances or cases.data_list is None else cases.classes,
+            classes=cases.classes if declares else None,
             ignore=cases.ignore,
             allow_missing_keys=True,
         )
@@ -134,8 +139,7 @@ class CaseReader:
 
     def read_all(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
         """Read one case after the other."""
-        for entry in entries:
-            yield self.read(entry)
+        return map(self.read, entries)
 
     def read(self, entry: Mapping[str, Any]) -> LoadedCase:
         """Read a case.
@@ -171,7 +175,7 @@ class CaseReader:
         if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
-                "intensities become -1 and 1, so pre-train on volumes first"
+                "intensities become -1 and 1, so pre-train on volumes first."
             )
         slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
@@ -206,16 +210,17 @@ class CaseReader:
         if channels is not None and len(image) != channels:
             raise UserError(
                 f"{entry['image']} has {len(image)} channels, but the backbone takes {channels}: use one that was "
-                "trained on such images"
+                "trained on such images."
             )
         if "label" in prepared:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()
         else:
             label = torch.zeros(image.shape[1:], dtype=torch.long)
-        record = {"slice": loaded["slice"]} if "slice" in loaded else {}
-        name = f"{entry['case']}_{loaded['slice']:04d}" if "slice" in loaded else str(entry["case"])
-        group = str(entry["case"]) if "slice" in loaded else ""  # slices of a volume are left out together
-        return Example(image, label, name, record, group)
+        name = str(entry["case"])
+        if "slice" not in loaded:
+            return Example(image, label, name)
+        # Slices of a volume are left out together.
+        return Example(image, label, f"{name}_{loaded['slice']:04d}", {"slice": loaded["slice"]}, group=name)
 
 
 def content_hash(case: LoadedCase) -> str:

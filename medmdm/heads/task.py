@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
-from monai.utils import BlendMode
 from torch import nn
 
-from medmdm.backbones.cache import CachedExtractor
-from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import Example
+from medmdm.data.validity import check_known
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
-__all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize"]
+__all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -56,26 +55,6 @@ class Reading:
             SimpleInferer() if self.whole else SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
         )
 
-    @classmethod
-    def of(cls, inferer: Inferer, window: Sequence[int] = (256, 256)) -> Reading:
-        """Return how an inferer reads images.
-
-        Args:
-            inferer: MONAI's ``SlidingWindowInferer`` or ``SimpleInferer`` (whole images).
-            window: for whole images, of which heads that learn from crops still take windows.
-
-        Raises:
-            UserError: another inferer, or one that does not blend by Gaussian weights.
-        """
-        if isinstance(inferer, SimpleInferer):
-            return cls(tuple(window), whole=True)
-        if not isinstance(inferer, SlidingWindowInferer) or inferer.mode != BlendMode.GAUSSIAN:
-            raise UserError(
-                f"inferer must be MONAI's SlidingWindowInferer with mode 'gaussian' or its SimpleInferer, got "
-                f"{type(inferer).__name__}{f' with mode {str(inferer.mode)!r}' if hasattr(inferer, 'mode') else ''}."
-            )
-        return cls(inferer.roi_size, overlap=inferer.overlap)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -110,12 +89,10 @@ class Task:
                     f"window must be {example.label.ndim} whole numbers for images of {example.label.ndim} dimensions, "
                     f"got {list(self.reading.window)}."
                 )
-            wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
-            if len(wrong):
-                raise UserError(
-                    f"The label of {example.case or 'an image'} holds the class {int(wrong[0])}, but there are "
-                    f"{self.num_classes} classes, 0 to {self.num_classes - 1}."
-                )
+            above = example.label[example.known & (example.label >= self.num_classes)]
+            check_known(
+                set(above.tolist()), range(self.num_classes), IGNORE, f"the label of {example.case or 'an image'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -140,12 +117,27 @@ class Fitter(Protocol):
     #: Whether ``fit`` needs a backbone's features (else ``extractor`` may be None).
     needs_backbone: bool
 
-    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+    def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
         ...
 
 
-def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:
+NOTHING_LABELLED = "There is no labelled pixel to learn from: check the labels and the ignore value."
+
+
+def labelled(examples: Iterable[Example]) -> list[Example]:
+    """Return the images (or views of them) that hold a labelled pixel.
+
+    Raises:
+        UserError: none does.
+    """
+    found = [example for example in examples if bool(example.known.any())]
+    if not found:
+        raise UserError(NOTHING_LABELLED)
+    return found
+
+
+def check_normalize(extractor: Extractor, whole: bool) -> None:
     """Refuse the paper's norm for whole images.
 
     Args:

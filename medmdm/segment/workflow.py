@@ -142,7 +142,7 @@ class Segmentation:
         model, plan = load_segmenter(self.model_path, backbone=backbone or None)
         if isinstance(model, Segmenter) and not plan["fine_tuned"] and self.backbone.extractor is not None:
             # The same weights and settings, which the run's record sees to, with the features that are cached.
-            model.extractor = self.backbone.extractor  # type: ignore[assignment]
+            model.extractor = self.backbone.extractor
         return model.to(self.backbone.device)
 
     def _protocol(self, support: Sequence[LoadedCase]) -> dict[str, Any]:
