@@ -64,10 +64,10 @@ def _folder(data_list: DataList, dataset_dir: str | os.PathLike[str] | None) -> 
     if dataset_dir is not None:
         folder = Path(dataset_dir).expanduser()
         if not folder.is_dir():
-            raise UserError(f"the folder {folder} does not exist: give --dataset_dir the folder of the images")
+            raise UserError(f"the folder {folder} does not exist: give --dataset_dir the folder of the images.")
         return folder
     if data_list.path is None or data_list.shipped:
-        raise UserError(f"{data_list.title} does not say where its images are: pass --dataset_dir")
+        raise UserError(f"{data_list.title} does not say where its images are: pass --dataset_dir.")
     return data_list.path.parent
 
 

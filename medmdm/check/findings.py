@@ -32,8 +32,8 @@ class Finding:
 
     @classmethod
     def error(cls, check: str, message: object, *files: str) -> Finding:
-        """Return an error."""
-        return cls("error", check, str(message), files)
+        """Return an error; of a sentence without its full stop, for it stands in a list."""
+        return cls("error", check, str(message).removesuffix("."), files)
 
     @classmethod
     def warning(cls, check: str, message: object, *files: str) -> Finding:

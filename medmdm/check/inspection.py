@@ -122,7 +122,7 @@ def _part(whole: Decoded, case: ListedCase) -> Decoded:
     if region is None:
         return whole
     if whole.array.ndim != 3:
-        raise UserError(f"{case.name} is a volume, and regions are for pictures: remove its 'region'")
+        raise UserError(f"{case.name} is a volume, and regions are for pictures: remove its 'region'.")
     return Decoded(cut_region(whole.array, region, case.name), whole.affine)
 
 

@@ -9,7 +9,6 @@ import filecmp
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -175,51 +174,35 @@ def quick_check(selection: Selection) -> list[str]:
     Raises:
         UserError: an image is missing, or one that trains is held out too.
     """
-    training = _files(selection.training)
-    held_out = {"validation": _files(selection.validation), "test": _files(selection.test)}
-    for entry in (*training, *held_out["validation"]):
-        for path in entry.paths:
-            if not os.path.exists(path):
-                raise UserError(f"{path} does not exist any more: restore it, or correct the data list")
+    training, validation, test = map(_files, (selection.training, selection.validation, selection.test))
+    for path in (path for paths, _ in (*training, *validation) for path in paths):
+        if not os.path.exists(path):
+            raise UserError(f"{path} does not exist any more: restore it, or correct the data list.")
     if selection.transductive or selection.data_list is None:
         return []
-    if any(held_out.values()):
-        by_look: dict[tuple[int, bytes], list[_Entry]] = defaultdict(list)
-        for entry in training:
-            by_look[_look(entry.paths[0])].append(entry)
-        for section, entries in held_out.items():
-            for entry in entries:
-                for other in by_look.get(_look(entry.paths[0]), ()):
-                    _refuse_copy(entry, section, other)
+    if validation or test:
+        by_look: dict[tuple[int, bytes], list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
+        for paths, region in training:
+            by_look[_look(paths[0])].append((paths, region))
+        for section, entries in (("validation", validation), ("test", test)):
+            for paths, region in entries:
+                for others, trained in by_look.get(_look(paths[0]), ()):
+                    # One path in two sections: parts of a picture, which the list keeps apart, or slices of a volume.
+                    apart = paths == others or not regions_overlap(region, trained) or len(paths) != len(others)
+                    if not apart and all(map(_same, paths, others)):
+                        raise UserError(
+                            f"{paths[0]} is in {section} and a copy of it, {others[0]}, in training: remove one from "
+                            "the data list, or pass --transductive true to train on both knowingly."
+                        )
     sections = {section: getattr(selection.data_list, section) for section in SECTIONS}
     official = selection.data_list.information.get("split") == "official"
     return [finding.message for finding in shared_patients(sections, official)]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    paths: tuple[str, ...]
-    region: Mapping[str, Any] | None
-
-
-def _files(entries: Sequence[Mapping[str, Any]]) -> list[_Entry]:
-    """Return what is decoded for some entries: the slices of a volume share one file."""
-    files: dict[str, _Entry] = {}
-    for entry in entries:
-        region = entry.get("region")
-        files[f"{entry['image']} {region}"] = _Entry(tuple(image_names(entry)), region)
-    return list(files.values())
-
-
-def _refuse_copy(entry: _Entry, section: str, trained: _Entry) -> None:
-    # One path in two sections: parts of a picture, which the list's validation keeps apart, or slices of a volume.
-    if entry.paths == trained.paths or not regions_overlap(entry.region, trained.region):
-        return
-    if len(entry.paths) == len(trained.paths) and all(map(_same, entry.paths, trained.paths)):
-        raise UserError(
-            f"{entry.paths[0]} is in {section} and a copy of it, {trained.paths[0]}, in training: remove one from the "
-            "data list, or pass --transductive true to train on both knowingly"
-        )
+def _files(entries: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the (files, region) that are decoded for some entries: the slices of a volume share one file."""
+    found = {f"{e['image']} {e.get('region')}": (tuple(image_names(e)), e.get("region")) for e in entries}
+    return list(found.values())
 
 
 def _look(image: str) -> tuple[int, bytes]:

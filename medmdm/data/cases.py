@@ -154,7 +154,7 @@ def select_cases(
     for section in sections:
         if section not in SECTIONS:
             raise UserError(
-                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}"
+                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}."
             )
     folder, chosen, warnings = choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = find_images(folder, may_be_empty=chosen is not None)
@@ -169,16 +169,14 @@ def select_cases(
         named = [(entry, next(names)) for entry in getattr(chosen, section)]
         kept[section] = ()
         if named and section in sections:
-            files = (
-                image_files(chosen, section, images),
-                label_files(chosen, section, images, demo_labels() if is_demo else None),
-            )
-            kept[section] = _section(chosen, section, named, files, folder, labelled, warnings)
+            labels = label_files(chosen, section, images, demo_labels() if is_demo else None)
+            files = list(zip(named, image_files(chosen, section, images), labels, strict=True))
+            kept[section] = _section(chosen, section, files, folder, labelled, warnings)
     counts = [f"{len(kept[section])} {section}" for section in SECTIONS if kept[section]]
     if not counts:
         raise UserError(
             f"{chosen.title}: no case is left in {', '.join(sections)}"
-            + (f"; {'; '.join(warnings)}" if warnings else "")
+            + (f"; {'; '.join(warnings)}." if warnings else ".")
         )
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
     cases = Cases(folder, chosen, kept["training"], kept["validation"], kept["test"], (), tuple(warnings))
@@ -196,7 +194,7 @@ def _folder_cases(
     if labelled:
         raise UserError(
             f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
-            "medmdm prepare does, or pass --data_list"
+            "medmdm prepare does, or pass --data_list."
         )
     entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
     named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
@@ -208,24 +206,20 @@ def _folder_cases(
 def _section(
     data_list: DataList,
     section: str,
-    named: Sequence[tuple[dict[str, Any], str]],
-    files: tuple[list[Any], list[Path | None]],
+    files: Sequence[tuple[tuple[dict[str, Any], str], Any, Path | None]],
     folder: Path,
     labelled: bool,
     warnings: list[str],
 ) -> tuple[dict[str, Any], ...]:
     """Return the cases of a section whose images are there; add to ``warnings`` what is left out."""
-    images, labels = files
-    found = [
-        (entry, case, image, label) for (entry, case), image, label in zip(named, images, labels, strict=True) if image
-    ]
-    missing = [image_name(entry) for (entry, _), image in zip(named, images, strict=True) if not image]
+    found = [(entry, case, image, label) for (entry, case), image, label in files if image]
+    missing = [image_name(entry) for (entry, _), image, _ in files if not image]
     if missing:
-        sentence = f"{data_list.title}: {len(missing)} of {len(named)} {section} images are not in {folder}"
+        sentence = f"{data_list.title}: {len(missing)} of {len(files)} {section} images are not in {folder}"
         sentence += f" (first: {missing[0]})"
         all_of_test = section == "test" and not found
         if not all_of_test and not (data_list.shipped and found):
-            raise UserError(f"{sentence}: correct dataset_dir or the list")
+            raise UserError(f"{sentence}: correct dataset_dir or the list.")
         warnings.append(f"{sentence}; {'the others are used' if found else 'there is no test'}")
     if labelled and found:
         without = [image_name(entry) for entry, *_ in found if "label" not in entry]
@@ -235,13 +229,13 @@ def _section(
         if without:
             raise UserError(
                 f"{data_list.title}: {len(without)} of {len(found)} {section} cases have no 'label' (first: "
-                f"{without[0]}): add it, or take them out of the list"
+                f"{without[0]}): add it, or take them out of the list."
             )
         lost = [entry["label"] for entry, _, _, label in found if label is None]
         if lost:
             raise UserError(
                 f"{data_list.title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: "
-                f"{lost[0]}): correct dataset_dir or the list"
+                f"{lost[0]}): correct dataset_dir or the list."
             )
     return tuple(_entry(entry, case, image, label, data_list.information) for entry, case, image, label in found)
 
@@ -271,17 +265,17 @@ def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
     if declared is None:
         raise UserError(
             'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
-            '(or "label_type": "instances" if labels number objects)'
+            '(or "label_type": "instances" if labels number objects).'
         )
     names = label_names(information)
     numbers = sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore"))
     for number in numbers:
         if names[number] == "ignore":
-            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}")
+            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
         if number >= IGNORE:
             raise UserError(
                 f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
-                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)"
+                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)."
             )
     return tuple(numbers)
 

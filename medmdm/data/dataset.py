@@ -68,11 +68,11 @@ class CropDataset(Dataset):
     ) -> None:
         super().__init__(data=[dict(entry) for entry in data], transform=transform)
         if not self.data:
-            raise UserError("there is no image to train on: check dataset_dir and data_list")
+            raise UserError("there is no image to train on: check dataset_dir and data_list.")
         if seed < 0:
-            raise UserError(f"seed is {seed}: give a whole number of 0 or more")
+            raise UserError(f"seed is {seed}: give a whole number of 0 or more.")
         if cache_gib < 0:
-            raise UserError(f"cache_gib is {cache_gib}: give 0 or more")
+            raise UserError(f"cache_gib is {cache_gib}: give 0 or more.")
         self.seed = seed
         self.num_samples = num_samples
         first_random = self.transform.get_index_of_first(
@@ -147,7 +147,7 @@ class CropDataset(Dataset):
                 if hashes is None and isinstance(item["image"], torch.Tensor):  # just loaded
                     hashes = _hash_case(item["image"], entry)
             if hashes is None:
-                raise UserError("the first random transform comes before the one that loads the image: reorder them")
+                raise UserError("the first random transform comes before the one that loads the image: reorder them.")
             image = item["image"]
             check_finite(np.asarray(image), entry["image"])
         return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": _file_meta(image, entry)}, hashes
@@ -208,13 +208,13 @@ class CropDataset(Dataset):
             )
             raise UserError(
                 f"{self.data[wrong[0]]['image']} has {counted(count, 'channel')}, but the network takes {wanted}: "
-                f"{advice}"
+                f"{advice}."
             )
         for which, shape in enumerate(shapes):
             if shape != shapes[0]:
                 raise UserError(
                     f"{self.data[which]['image']} gives crops of {shape[1:]} but {self.data[0]['image']} of "
-                    f"{shapes[0][1:]}: put PadToSized with the crop size before the random crop"
+                    f"{shapes[0][1:]}: put PadToSized with the crop size before the random crop."
                 )
 
 
@@ -239,17 +239,17 @@ class StepSampler(Sampler[list[int]]):
         self, num_steps: int, batch_size: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
         if num_steps < 0:
-            raise UserError(f"num_steps is {num_steps}: give 0 or more")
+            raise UserError(f"num_steps is {num_steps}: give 0 or more.")
         if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: give 1 or more")
+            raise UserError(f"batch_size is {batch_size}: give 1 or more.")
         if start_step < 0:
-            raise UserError(f"start_step is {start_step}: give 0 or more")
+            raise UserError(f"start_step is {start_step}: give 0 or more.")
         if not 0 <= rank < world_size:
-            raise UserError(f"rank is {rank}: with world_size {world_size} it must be 0 … {world_size - 1}")
+            raise UserError(f"rank is {rank}: with world_size {world_size} it must be 0 … {world_size - 1}.")
         if batch_size % world_size:
             raise UserError(
                 f"batch_size {batch_size} cannot be shared equally by {world_size} processes: give a multiple of "
-                f"{world_size}"
+                f"{world_size}."
             )
         self.num_steps = num_steps
         self.batch_size = batch_size

@@ -17,7 +17,7 @@ from medmdm.errors import UserError
 
 __all__ = [
     "DEMO", "DEMO_LABELLED", "FolderImages", "choose_data_list", "demo_folder", "find_data_list", "find_images",
-    "image_files", "is_hidden", "is_mask", "label_files", "walk_files",
+    "image_files", "is_hidden", "is_mask", "label_files", "list_file", "walk_files",
 ]  # fmt: skip
 
 DEMO = "demo"
@@ -93,9 +93,9 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     """
     root = Path(folder)
     if not root.exists():
-        raise UserError(f"the folder {root} does not exist: check the path")
+        raise UserError(f"the folder {root} does not exist: check the path.")
     if not root.is_dir():
-        raise UserError(f"{root} is a file: give the folder that holds the images")
+        raise UserError(f"{root} is a file: give the folder that holds the images.")
     images, masks, others = [], [], Counter[str]()
     series: set[Path] = set()
     for path in walk_files(root):
@@ -113,7 +113,7 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
         else:
             images.append(path)
     if not images and not may_be_empty:
-        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}")
+        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}.")
 
     def order(path: Path) -> str:
         return path.relative_to(root).as_posix()
@@ -134,7 +134,7 @@ def walk_files(root: Path) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions.")
 
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
@@ -190,6 +190,11 @@ def choose_data_list(
     return folder, load_data_list(data_list), []
 
 
+def list_file(folder: Path) -> Path | None:
+    """Return the data list in a folder, ``dataset.json`` before ``datalist.json``; ``None`` where there is none."""
+    return next((folder / name for name in LIST_NAMES if (folder / name).is_file()), None)
+
+
 def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None, list[str]]:
     """Find the data list that belongs to a folder.
 
@@ -205,9 +210,9 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
         UserError: the folder has no images, or its own data list is wrong.
     """
     folder = Path(dataset_dir)
-    for name in LIST_NAMES:
-        if (folder / name).is_file():
-            return load_data_list(folder / name), []
+    own = list_file(folder)
+    if own is not None:
+        return load_data_list(own), []
     images = find_images(folder)
     warnings: list[str] = []
     for candidate in shipped_data_lists():
@@ -296,7 +301,7 @@ def demo_folder() -> Path:
 
     folder = Path(skimage.__file__).parent / "data"
     if not (folder / "ihc.png").is_file():
-        raise UserError("scikit-image is installed without its pictures (ihc.png): install scikit-image from PyPI")
+        raise UserError("scikit-image is installed without its pictures (ihc.png): install scikit-image from PyPI.")
     return folder
 
 

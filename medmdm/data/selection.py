@@ -125,13 +125,13 @@ def slice_volumes(
         UserError: a volume cannot be read, an argument is out of range, or no slice is left.
     """
     if context_slices < 0:
-        raise UserError(f"context_slices is {context_slices}: give 0 or more")
+        raise UserError(f"context_slices is {context_slices}: give 0 or more.")
     if percentiles is not None:
         check_percentiles(percentiles)
         if intensity_range is not None:
-            raise UserError("both percentiles and an intensity range (or window) are given: keep one")
+            raise UserError("both percentiles and an intensity range (or window) are given: keep one.")
     if min_foreground is not None and not 0 <= min_foreground < 1:
-        raise UserError(f"min_foreground is {min_foreground}: give a share of pixels, 0 <= min_foreground < 1, or null")
+        raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
     information = selection.data_list.information if selection.data_list is not None else {}
     entries = [*selection.training, *selection.validation]
     which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
@@ -142,7 +142,7 @@ def slice_volumes(
     if percentiles is None and intensity_range is None:
         raise UserError(
             f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
-            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do"
+            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do."
         )
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
@@ -151,17 +151,18 @@ def slice_volumes(
         return slice_entries(entries[i], volumes, axis, percentiles, nonzero)
 
     with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
-        bar = tqdm(
-            pool.imap(expand, which), total=len(which), desc="decoding volumes", disable=None if progress else True,
-            leave=False,
-        )  # fmt: skip
-        sliced = dict(zip(which, bar, strict=True))
-    kept = {i: [e for e in group if _is_worth_it(e, min_foreground)] for i, group in sliced.items()}
+        shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
+        sliced = dict(zip(which, tqdm(pool.imap(expand, which), total=len(which), **shown), strict=True))
+    least = min_foreground if min_foreground is not None else -1.0
+    kept = {
+        i: [e for e in group if least < 0 or (not e["constant"] and e["foreground"] >= least)]
+        for i, group in sliced.items()
+    }
     all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
     if not all_kept:
         raise UserError(
             f"{selection.dataset_dir}: each of the {all_slices} slices is empty by min_foreground {min_foreground}: "
-            "lower it"
+            "lower it."
         )
     sentences = [
         f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
@@ -203,7 +204,7 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
         if missing and section != "test":  # test images are often kept elsewhere, or back
             sentence = f"{data_list.title}: {len(missing)} of {len(entries)} {section} images are not in {folder}"
             if not data_list.shipped or len(missing) == len(entries):
-                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list")
+                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
             warnings.append(f"{sentence} (first: {missing[0]}); the others are used")
         kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
     sentences = [f"{folder}: data list {data_list.title}, {counted(len(kept['training']), 'training image')}"]
@@ -225,25 +226,13 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
     sentences.append(
         f"{counted(len(images.masks), 'mask')} and {counted(unlisted, 'image')} that the list does not name left out"
     )
-    return Selection(
-        folder,
-        tuple(training),
-        tuple(validation),
-        data_list,
-        transductive,
-        tuple(sentences),
-        tuple(warnings),
-        tuple(kept["test"]),
-    )
+    parts = tuple(training), tuple(validation)
+    return Selection(folder, *parts, data_list, transductive, tuple(sentences), tuple(warnings), tuple(kept["test"]))
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
     image = [str(one) for one in path] if isinstance(path, list) else str(path)
     return {"image": image, **{key: entry[key] for key in _ENTRY_KEYS if key in entry}}
-
-
-def _is_worth_it(entry: Mapping[str, Any], min_foreground: float | None) -> bool:
-    return min_foreground is None or (not entry["constant"] and entry["foreground"] >= min_foreground)
 
 
 def _hold_out_volumes(
@@ -271,11 +260,8 @@ def _hold_out_volumes(
         return list(groups), [], "no slices are held out: there are too few"
     held_out = group[first : first + slab]
     training = [rest if i == which else other for i, other in enumerate(groups)]
-    return (
-        training,
-        [held_out],
-        (
-            f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
-            "previews flatter: name validation volumes in a data list for fair ones"
-        ),
+    sentence = (
+        f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
+        "previews flatter: name validation volumes in a data list for fair ones"
     )
+    return training, [held_out], sentence

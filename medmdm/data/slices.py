@@ -111,18 +111,12 @@ class VolumeStore:
             except OSError as error:
                 raise UserError(
                     f"decoded volumes cannot be written to {self.folder} ({error.strerror}): free some space or choose "
-                    "another folder with slice_cache"
+                    "another folder with slice_cache."
                 ) from error
-        return StoredVolume(
-            path=array_path,
-            slicing=Slicing(record["shape"], np.array(record["affine"]), axis),
-            channels=record["channels"],
-            digest=record["digest"],
-            foreground=tuple(record["foreground"]),
-            constant=tuple(record["constant"]),
-            quantiles=np.array(record["quantiles"]),
-            quantiles_nonzero=np.array(record["quantiles_nonzero"]),
-        )
+        own: dict[str, Any] = {key: np.array(record[key]) for key in ("quantiles", "quantiles_nonzero")}
+        own |= {key: tuple(record[key]) for key in ("foreground", "constant")}
+        slicing = Slicing(record["shape"], np.array(record["affine"]), axis)
+        return StoredVolume(array_path, slicing, record["channels"], record["digest"], **own)
 
 
 def cache_folder(name: str) -> Path:
@@ -211,7 +205,7 @@ class LoadSliced(MapTransform):
             stored = d.get("stored", {}).get(key)
             if stored is None:
                 if context:
-                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0")
+                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0.")
                 d[key] = self.load_picture(d[key])
                 continue
             slices = open_slices(stored)
@@ -232,7 +226,7 @@ def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
                 files += sorted(p for p in Path(name).parent.glob(f"{Path(name).stem}.*") if p != Path(name))
             stats = [(str(file.absolute()), file.stat()) for file in files]
         except OSError as error:
-            raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path") from error
+            raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path.") from error
         sources.append([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
     return text_hash(json.dumps([_FORMAT, sources, axis, series_uid]))[:40]
 

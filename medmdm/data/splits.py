@@ -46,7 +46,7 @@ def split_by_patient(
         UserError: fewer than two patients, a share outside (0, 1), or an entry without the column.
     """
     if not 0 < test < 1:
-        raise UserError(f"test is {test}: give a share between 0 and 1, such as 0.2")
+        raise UserError(f"test is {test}: give a share between 0 and 1, such as 0.2.")
     training, held_out = _divide(entries, (1 - test, test), stratify, seed)
     return training, held_out
 
@@ -69,7 +69,7 @@ def k_folds(
         UserError: fewer patients than folds, or an entry without the column.
     """
     if folds < 2:
-        raise UserError(f"folds is {folds}: give 2 or more")
+        raise UserError(f"folds is {folds}: give 2 or more.")
     return _divide(entries, (1 / folds,) * folds, stratify, seed)
 
 
@@ -93,10 +93,10 @@ def subset(entries: Sequence[Mapping[str, Any]], n: int, rule: str = "paper", se
         UserError: more cases than there are, or an unknown rule.
     """
     if rule not in SUBSET_RULES:
-        raise UserError(f"the subset rule {rule!r} is unknown{nearest(rule, SUBSET_RULES)}: use paper or seeded")
+        raise UserError(f"the subset rule {rule!r} is unknown{nearest(rule, SUBSET_RULES)}: use paper or seeded.")
     _check_seed(seed)
     if not isinstance(n, Integral) or not 1 <= n <= len(entries):
-        raise UserError(f"a subset of {n} cases was asked for, but there are {len(entries)}: give 1 to {len(entries)}")
+        raise UserError(f"a subset of {n} cases was asked for, but there are {len(entries)}: give 1 to {len(entries)}.")
     ordered = sorted((dict(entry) for entry in entries), key=_identity)
     if rule == "seeded":
         ordered.sort(key=lambda entry: _shuffled(_identity(entry), seed))
@@ -149,7 +149,7 @@ def _shuffled(identity: str, seed: int) -> bytes:
 
 def _check_seed(seed: int) -> None:
     if not isinstance(seed, Integral) or seed < 0:
-        raise UserError(f"seed is {seed}: give a whole number of 0 or more")
+        raise UserError(f"seed is {seed}: give a whole number of 0 or more.")
 
 
 def _divide(
@@ -161,7 +161,7 @@ def _divide(
     if len(groups) < len(shares):
         raise UserError(
             f"{counted(len(groups), 'patient')} cannot be divided into {len(shares)} parts without one being in two of "
-            "them: ask for fewer parts or add patients"
+            "them: ask for fewer parts or add patients."
         )
     groups.sort(key=lambda group: _shuffled(_identity(group[0]), seed))
     counts = np.array([_count(group, strata, stratify) for group in groups])
@@ -178,7 +178,7 @@ def _strata(entries: Sequence[Mapping[str, Any]], column: str | None) -> dict[st
     for entry in entries:
         if column not in entry:
             raise UserError(
-                f"{image_name(entry)} has no {column!r} to stratify by{nearest(column, entry)}: add it to every entry"
+                f"{image_name(entry)} has no {column!r} to stratify by{nearest(column, entry)}: add it to every entry."
             )
     return {value: number for number, value in enumerate(sorted({json.dumps(entry[column]) for entry in entries}))}
 
@@ -284,9 +284,9 @@ def split_data_list(
         UserError: nothing was asked for, or it cannot be had.
     """
     if test is None and folds is None and n is None:
-        raise UserError("nothing to do: pass --test, --folds or --subset")
+        raise UserError("nothing to do: pass --test, --folds or --subset.")
     if stratify is not None and test is None and folds is None:
-        raise UserError("--stratify concerns a division: pass --test or --folds with it")
+        raise UserError("--stratify concerns a division: pass --test or --folds with it.")
     information = dict(data_list.information)
     sections: Sections = {section: list(getattr(data_list, section)) for section in SECTIONS}
     how = f"seed {seed}" + (f", stratified by {stratify}" if stratify else "")

@@ -76,7 +76,7 @@ def grid_problem(
         advice: what to do; ``None``: what is to be done about a label.
 
     Returns:
-        ("kind", "size" or "affine", sentence); ``None`` where the grids are the same.
+        ("kind", "size" or "affine", sentence without a full stop); ``None`` where the grids are the same.
     """
     if (grid.affine is None) != (other.affine is None):
         kind, sentence = "kind", f"of {name} and {other_name}, one is a volume and one a picture"
@@ -101,7 +101,7 @@ def check_same_grid(grid: Grid, other: Grid, name: str, other_name: str, advice:
     """
     problem = grid_problem(grid, other, name, other_name, advice)
     if problem is not None:
-        raise UserError(problem[1])
+        raise UserError(f"{problem[1]}.")
 
 
 def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.ndarray:
@@ -118,22 +118,22 @@ def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.n
     if len(label) != 1:
         raise UserError(
             f"{name} has {len(label)} channels, but a label has one number per pixel: convert it (python -m medmdm "
-            "prepare folder does, where all channels are equal)"
+            "prepare folder does, where all channels are equal)."
         )
     if label.dtype.kind == "f":
         if not is_finite(label):
-            raise UserError(f"{name} holds values that are not finite: labels are whole numbers")
+            raise UserError(f"{name} holds values that are not finite: labels are whole numbers.")
         broken = label[label != np.round(label)]
         if len(broken):
             raise UserError(
                 f"{name} holds values that are not whole numbers (such as {broken[0]:g}): it may have been resampled "
-                "with interpolation; make it again with nearest neighbours"
+                "with interpolation; make it again with nearest neighbours."
             )
     numbers = label.astype({"f": np.int64, "b": np.uint8}.get(label.dtype.kind, label.dtype), copy=False)
     if numbers.size and numbers.min() < 0:
-        raise UserError(f"{name} holds negative values ({numbers.min()}): labels start at 0")
+        raise UserError(f"{name} holds negative values ({numbers.min()}): labels start at 0.")
     if most is not None and numbers.size and numbers.max() > most:
-        raise UserError(f"{name} holds the number {numbers.max()}: numbers up to {most} are supported")
+        raise UserError(f"{name} holds the number {numbers.max()}: numbers up to {most} are supported.")
     return numbers
 
 
@@ -167,7 +167,7 @@ def check_known(
             declared = f"the classes are {', '.join(named)}"
         raise UserError(
             f"{name} holds {shown}, but {declared}: correct the label or 'labels' of the data list "
-            '("label_type": "instances" if these number objects)'
+            '("label_type": "instances" if these number objects).'
         )
 
 
@@ -186,7 +186,7 @@ def check_finite(values: np.ndarray, name: str) -> None:
         share = 1 - np.isfinite(values).mean()
         raise UserError(
             f"{name} holds values that are not finite ({share:.2%} NaN or infinite): replace them, by 0 for "
-            "background, or leave the file out"
+            "background, or leave the file out."
         )
 
 
@@ -199,5 +199,5 @@ def check_range(values: np.ndarray, name: str) -> None:
     if not -1 - _MARGIN <= float(values.min()) <= float(values.max()) <= 1 + _MARGIN:
         raise UserError(
             f"{name} gives values outside [-1, 1]: end the transforms with ScaleIntensityByDtyped, with an "
-            "intensity_range that covers the images"
+            "intensity_range that covers the images."
         )

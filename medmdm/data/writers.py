@@ -50,9 +50,9 @@ def write_mask(
     """
     array = _array(mask)
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise UserError(f"the mask for {source} holds fractions: masks hold numbers of classes or objects")
+        raise UserError(f"the mask for {source} holds fractions: masks hold numbers of classes or objects.")
     if array.size and array.min() < 0:
-        raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0")
+        raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0.")
     top = int(array.max()) if array.size else 0
     small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32)
     return _write(Path(path), small, source, series_uid, spatial_only=True)
@@ -133,7 +133,7 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
         picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
     else:
         raise UserError(
-            f"{array.dtype} values of shape {array.shape} cannot be written as {suffix or 'that'}: use .tif"
+            f"{array.dtype} values of shape {array.shape} cannot be written as {suffix or 'that'}: use .tif."
         )
     return buffer.getvalue()
 
@@ -205,7 +205,7 @@ def _write(
     if array.ndim not in ((axes,) if spatial_only else (axes, axes + 1)) or array.shape[-axes:] != tuple(shape):
         raise UserError(
             f"{source} has {size_text(shape)} pixels, what is to be written for it is "
-            f"{size_text(array.shape)}: they must agree"
+            f"{size_text(array.shape)}: they must agree."
         )
     if not volume:
         content = encode_picture(array, path.suffix)
@@ -213,6 +213,6 @@ def _write(
         like = source if str(source).lower().endswith(NIFTI_SUFFIXES) else None
         content = encode_nifti(array, affine, like, compress=path.name.lower().endswith(".gz"))
     else:
-        raise UserError(f"{path} cannot hold a volume: name it .nii.gz")
+        raise UserError(f"{path} cannot hold a volume: name it .nii.gz.")
     atomic_write(path, content)
     return path

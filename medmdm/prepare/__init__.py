@@ -84,14 +84,14 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         UserError: one sentence about the file that is in the way.
     """
     if kind not in KINDS:
-        raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}")
+        raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}.")
     source, dest = Path(source).expanduser(), Path(dest).expanduser()
     if not source.exists():
-        raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded")
+        raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded.")
     if dest.exists() and not dest.is_dir():
-        raise UserError(f"{dest} is a file: give a folder to write to")
+        raise UserError(f"{dest} is a file: give a folder to write to.")
     real_source, real_dest = source.resolve(), dest.resolve()
     if real_source == real_dest or real_source in real_dest.parents:
-        raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder")
+        raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder.")
     summary: str = importlib.import_module(KINDS[kind].module).prepare(source, dest, **options)
     return summary

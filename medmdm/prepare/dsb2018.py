@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -47,7 +46,7 @@ def _plan(release: Release) -> Preparation:
     if not images:
         raise UserError(
             f"{release.source} holds no <id>/images/<id>.png of the Data Science Bowl 2018: give stage1_train, its "
-            "zip file, or the folder that both stages are in"
+            "zip file, or the folder that both stages are in."
         )
     masks: dict[PurePosixPath, list[SourceFile]] = {}
     for file in files:
@@ -61,7 +60,7 @@ def _plan(release: Release) -> Preparation:
         if not own and not is_test:
             empty.append(stem)
         section = "test" if is_test else "training"
-        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image, own)))
+        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image)))
     training = sum(case.section == "training" for case in cases)
     notices = list(release.notices)
     if training < _TRAINING_IMAGES:
@@ -71,10 +70,10 @@ def _plan(release: Release) -> Preparation:
     return Preparation("dsb2018", _INFORMATION, tuple(cases), tuple(notices))
 
 
-def _nuclei(name: str, image: SourceFile, masks: Sequence[SourceFile], shape: tuple[int, ...]) -> Label:
+def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
     """Draw one nucleus after the other; later ones win where they overlap, which official masks do not."""
     if len(masks) > MAX_INSTANCES:
-        raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number")
+        raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number.")
     label = np.zeros(shape, np.uint16)
     number, overlap, blank = 0, 0, 0
     for mask in masks:

@@ -36,7 +36,7 @@ def _plan(release: Release) -> Preparation:
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
     if not images:
         raise UserError(
-            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder"
+            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder."
         )
     grades, notices = _grades(release)
     cases, absent, unlabelled = [], Counter[str](), []
@@ -47,11 +47,11 @@ def _plan(release: Release) -> Preparation:
             if stem not in images:
                 absent[row] += 1
                 continue
-            image, own = images.pop(stem), [mask for name, mask in masks.items() if name == f"{stem}_anno"]
+            image, own = images.pop(stem), [masks[name] for name in (f"{stem}_anno",) if name in masks]
             if not own:
                 unlabelled.append(stem)
             known = {key: value for key, value in entry.items() if key not in ("image", "label")}
-            glands, columns = partial(_glands, stem, image, *own), grades.get(stem, known)
+            glands, columns = partial(_glands, stem, image), grades.get(stem, known)
             cases.append(picture_case(stem, section, image, own, glands, row=row, columns=columns))
     totals = Counter(_ROWS[Path(e["image"]).stem.split("_")[0]] for s in SECTIONS for e in getattr(published, s))
     notices += [f"{row}: {missing} of {totals[row]} images are not in the source" for row, missing in absent.items()]
@@ -68,7 +68,7 @@ def _plan(release: Release) -> Preparation:
     return Preparation("glas", information, tuple(cases), (*release.notices, *notices))
 
 
-def _glands(stem: str, image: SourceFile, mask: SourceFile, shape: tuple[int, ...]) -> Label:
+def _glands(stem: str, image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
     numbers = read_label(mask, shape, image)
     label = relabel_sequential(numbers)[0]
     closed = (label != numbers).any()
@@ -91,7 +91,7 @@ def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{found[0].shown} is not the Grade.csv of the release (columns name, patient ID, grade (GlaS), grade "
-            "(Sirinukunwattana et al. 2015)): take the published one, or remove it"
+            "(Sirinukunwattana et al. 2015)): take the published one, or remove it."
         ) from error
     return {
         name.strip(): {

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.hashing import file_hash, text_hash
@@ -48,10 +49,10 @@ class Journal:
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, UserError):
                     raise
-                raise UserError(f"{self._path} is damaged: delete {dest} and prepare again") from error
-        elif any((dest / name).exists() for name in ("dataset.json", "datalist.json", "images", "labels")):
+                raise UserError(f"{self._path} is damaged: delete {dest} and prepare again.") from error
+        elif any((dest / name).exists() for name in (*LIST_NAMES, "images", "labels")):
             raise UserError(
-                f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder"
+                f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder."
             )
 
     @property
@@ -106,7 +107,7 @@ class Journal:
         records = [json.loads(line) for line in lines]
         head = records[0] if records else self._head
         if head["prepared"] != kind:
-            raise UserError(f"{self.dest} holds {head['prepared']} prepared before: give another folder for {kind}")
+            raise UserError(f"{self.dest} holds {head['prepared']} prepared before: give another folder for {kind}.")
         if head["version"] == _VERSION:
             self._records = {record["case"]: record for record in records[1:]}
             self._continues = not rest and bool(records)

@@ -44,7 +44,7 @@ def _plan(release: Release) -> Preparation:
         file for file in release.images if not is_mask(file.path) and (file.stem in sections or _TCGA.match(file.stem))
     )
     if not images:
-        raise UserError(f"{release.source} holds no MoNuSeg image (TCGA-*.tif): give the release's folder")
+        raise UserError(f"{release.source} holds no MoNuSeg image (TCGA-*.tif): give the release's folder.")
     outlines = by_stem(file for file in release.files if file.suffix == ".xml" and file.stem in images)
     masks = {_MASK_WORDS.sub("", stem): file for stem, file in by_stem(_masks(release, images, outlines)).items()}
     groups = ("training", "test", None)  # as in the published list, which is in string order; then later images
@@ -85,11 +85,11 @@ def _masks(release: Release, images: Container[str], outlines: Container[str]) -
 
 def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> SourceCase:
     truths = () if truth is None else (truth,)
-    nuclei, columns = partial(_nuclei, image, *truths), {"patient_id": stem[:12]}
+    nuclei, columns = partial(_nuclei, image), {"patient_id": stem[:12]}
     return picture_case(stem, section, image, truths, nuclei, row=section or _LATER, columns=columns)
 
 
-def _nuclei(image: SourceFile, truth: SourceFile, shape: tuple[int, ...]) -> Label:
+def _nuclei(image: SourceFile, shape: tuple[int, ...], truth: SourceFile) -> Label:
     if truth.suffix != ".xml":
         return Label(relabel_sequential(read_label(truth, shape, image))[0])
     with truth.local() as path:

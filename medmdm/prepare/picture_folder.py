@@ -54,7 +54,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
     if not images:
         raise UserError(
             f"{release.source} holds no image among {len(release.files)} files ({len(release.images)} have names of "
-            "masks): give a folder of PNG, TIFF, BMP or JPEG images"
+            "masks): give a folder of PNG, TIFF, BMP or JPEG images."
         )
     masks, notices = _pairs(images, [file for file in release.images if is_mask(file.path)])
     names = _names(images)
@@ -75,7 +75,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
     cases = []
     for name, image in zip(names, images, strict=True):
         own = [masks[image]] if image in masks else []
-        label = partial(_label, image, *own, instances=instances, binary=binary)
+        label = partial(_label, image, instances=instances, binary=binary)
         recipe = f"{label_type} {binary}"
         cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
     if masks and len(masks) < len(images):
@@ -83,7 +83,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
     return Preparation("folder", information, tuple(cases), tuple(notices))
 
 
-def _label(image: SourceFile, mask: SourceFile, shape: tuple[int, ...], instances: bool, binary: bool) -> Label:
+def _label(image: SourceFile, shape: tuple[int, ...], mask: SourceFile, instances: bool, binary: bool) -> Label:
     label = read_label(mask, shape, image)
     if instances:
         return Label(relabel_sequential(label)[0])
@@ -109,7 +109,7 @@ def _pairs(images: list[SourceFile], masks: list[SourceFile]) -> tuple[dict[Sour
         if owner is None:
             lonely.append(mask)
         elif owner in pairs:
-            raise UserError(f"{owner.shown} has two masks, {pairs[owner].shown} and {mask.shown}: keep one")
+            raise UserError(f"{owner.shown} has two masks, {pairs[owner].shown} and {mask.shown}: keep one.")
         else:
             pairs[owner] = mask
     notices = [f"{len(lonely)} masks belong to no image and are left out (first: {lonely[0].path})"] if lonely else []

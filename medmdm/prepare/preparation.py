@@ -107,7 +107,7 @@ def picture_case(
     section: str | None,
     image: SourceFile,
     masks: Sequence[SourceFile],
-    label_of: Callable[[tuple[int, ...]], Label],
+    label_of: Callable[..., Label],
     instances: bool = True,
     **more: Any,
 ) -> SourceCase:
@@ -117,16 +117,18 @@ def picture_case(
         name: of the case.
         section: of the data list.
         image: read as it is.
-        masks: what ``label_of`` reads.
-        label_of: returns the mask for an image of the size that it is given.
+        masks: that belong to it.
+        label_of: takes the size of the image, and the masks; returns the label.
         instances: whether the mask numbers objects rather than classes.
         **more: further fields of the case.
     """
-    work = partial(_make, name, image, label_of if masks else None, instances)
+    work = partial(_make, name, image, masks, label_of, instances)
     return SourceCase(name, section, (image, *masks), work, **more)
 
 
-def _make(name: str, image: SourceFile, label_of: Callable[[tuple[int, ...]], Label] | None, instances: bool) -> Made:
+def _make(
+    name: str, image: SourceFile, masks: Sequence[SourceFile], label_of: Callable[..., Label], instances: bool
+) -> Made:
     """Make the picture, the mask and the facts of a case."""
     with image.local() as path:
         array = read_image(path)
@@ -135,9 +137,9 @@ def _make(name: str, image: SourceFile, label_of: Callable[[tuple[int, ...]], La
         except UserError:  # a type that PNG cannot hold, such as floats: the file stays what it was
             files = {"image": (f"images/{name}{image.suffix}", path.read_bytes())}
     shape = array.shape[1:]
-    if label_of is None:
+    if not masks:
         return Made(files, {"shape": list(shape)})
-    label = label_of(shape)
+    label = label_of(shape, *masks)
     files["label"] = (f"labels/{name}.png", encode_picture(label.array.astype(np.uint16), ".png"))
     values, counts = np.unique(label.array, return_counts=True)
     pixels = dict(zip(map(str, values.tolist()), counts.tolist(), strict=True))
@@ -162,7 +164,7 @@ def read_label(file: SourceFile, shape: tuple[int, ...], image: SourceFile) -> n
     if array.shape[0] == 3 and (array == array[:1]).all():
         array = array[:1]  # grey, stored as colours
     if array.shape[0] != 1:
-        raise UserError(f"{file.shown} has colours: a mask must be grey, its values being class or object numbers")
+        raise UserError(f"{file.shown} has colours: a mask must be grey, its values being class or object numbers.")
     numbers = label_numbers(array, file.shown, MAX_INSTANCES)
     check_same_grid(Grid(array.shape[1:]), Grid(shape), file.shown, f"its image {image.shown}")
     return numbers[0].astype(np.uint16)

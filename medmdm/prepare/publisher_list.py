@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from medmdm.data.lists import SECTIONS
 from medmdm.errors import UserError
 from medmdm.prepare.release import Release
 
@@ -54,11 +55,11 @@ def read_published(release: Release) -> PublisherList:
         with file.open() as opened:
             content = json.loads(opened.read(1 << 26))
     except ValueError as error:
-        raise UserError(f"{file.shown} is not JSON ({error}): correct or remove it") from error
+        raise UserError(f"{file.shown} is not JSON ({error}): correct or remove it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file.shown} holds no JSON object: correct or remove it")
+        raise UserError(f"{file.shown} holds no JSON object: correct or remove it.")
     sections: dict[PurePosixPath, str] = {}
-    for section in ("training", "validation", "test"):
+    for section in SECTIONS:
         entries = content.get(section)
         for entry in entries if isinstance(entries, list) else []:
             image = entry.get("image") if isinstance(entry, dict) else entry

@@ -86,9 +86,9 @@ class SourceFile:
             with self.open() as file:
                 yield file
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self.shown} cannot be unpacked ({error}): download the zip file again") from error
+            raise UserError(f"{self.shown} cannot be unpacked ({error}): download the zip file again.") from error
         except OSError as error:
-            raise UserError(f"{self.shown} cannot be read ({error.strerror or error}): check the file") from error
+            raise UserError(f"{self.shown} cannot be read ({error.strerror or error}): check the file.") from error
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
         else:
             files = _zip_files(stack, source, PurePosixPath())
         if not files:
-            raise UserError(f"{source} is empty: give the folder or the zip file as downloaded")
+            raise UserError(f"{source} is empty: give the folder or the zip file as downloaded.")
         yield Release(source, tuple(sorted(files, key=lambda file: file.path.as_posix())), tuple(notices))
 
 
@@ -156,22 +156,26 @@ def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
     for file in files:
         other = found.setdefault(file.stem, file)
         if other is not file and other.sha256() != file.sha256():
-            raise UserError(f"{other.shown} and {file.shown} have one name but differ: keep the one of the release")
+            raise UserError(f"{other.shown} and {file.shown} have one name but differ: keep the one of the release.")
     return found
 
 
 def _on_disk(path: Path, source: Path) -> SourceFile:
     below = PurePosixPath(path.relative_to(source).as_posix())
-    return SourceFile(below, str(path), partial(path.open, "rb"), path)
+    return SourceFile(below, str(path), partial(_open, path), path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return open(path, "rb")
 
 
 def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[SourceFile]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise UserError(f"{path} is neither a folder nor a sound zip file ({error}): download it again") from error
+        raise UserError(f"{path} is neither a folder nor a sound zip file ({error}): download it again.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a zip file ({error}): check the file") from error
+        raise UserError(f"{path} cannot be read as a zip file ({error}): check the file.") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _refuse_unsafe(path, members)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
@@ -191,17 +195,17 @@ def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
         name = member.orig_filename
         parts = re.split(r"[/\\]", name)
         if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
-            raise UserError(f"{path} holds the path {name!r}, which leaves its folder: the file is not to be trusted")
+            raise UserError(f"{path} holds the path {name!r}, which leaves its folder: the file is not to be trusted.")
         if name in seen:
-            raise UserError(f"{path} holds {name!r} twice: the file is not to be trusted")
+            raise UserError(f"{path} holds {name!r} twice: the file is not to be trusted.")
         seen.add(name)
         if member.flag_bits & 1:
-            raise UserError(f"{path} is encrypted ({name!r}): unpack it and give the folder")
+            raise UserError(f"{path} is encrypted ({name!r}): unpack it and give the folder.")
     # Reading stops at a member's stated size, so the stated sizes bound what is unpacked. Members that share bytes of
     # the archive are why the sum is compared with the file's own size.
     total, packed = sum(member.file_size for member in members), max(1, path.stat().st_size)
     if total > _SUSPICIOUS_SIZE and total > _SUSPICIOUS_RATIO * packed:
         raise UserError(
             f"{path} would unpack to {total / 2**30:.1f} GiB, {total // packed} times its size, which is refused as a "
-            "possible zip bomb: if you trust it, unpack it and give the folder"
+            "possible zip bomb: if you trust it, unpack it and give the folder."
         )

@@ -68,7 +68,7 @@ def _compiled(subject: str | None) -> re.Pattern[str] | None:
         return None if subject is None else re.compile(subject)
     except re.error as error:
         raise UserError(
-            f"--subject {subject!r} is no regular expression ({error}): give one such as 'patient[0-9]+'"
+            f"--subject {subject!r} is no regular expression ({error}): give one such as 'patient[0-9]+'."
         ) from error
 
 
@@ -95,7 +95,7 @@ def _plan(release: Release, stack: ExitStack, subject: re.Pattern[str] | None, t
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
-            + (f" ({notices[-1]})" if notices else "")
+            + (f" ({notices[-1]})." if notices else ".")
         )
     unused = [file for file in labels if file not in used]
     if unused:
@@ -153,7 +153,7 @@ def _label_of(stem: str, image: SourceFile, labels: dict[str, list[SourceFile]])
     shared = [_shared_folders(file.path, image.path) for file in candidates]
     best = [file for file, depth in zip(candidates, shared, strict=True) if depth == max(shared)]
     if len(best) > 1:
-        raise UserError(f"{best[0].shown} and {best[1].shown} could both label {image.shown}: keep one")
+        raise UserError(f"{best[0].shown} and {best[1].shown} could both label {image.shown}: keep one.")
     return best[0] if best else None
 
 
@@ -165,7 +165,7 @@ def _subject(path: PurePosixPath, stem: str, pattern: re.Pattern[str] | None) ->
     if pattern is not None:
         found = pattern.search(path.as_posix())
         if found is None:
-            raise UserError(f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file")
+            raise UserError(f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file.")
         return found.group(1) if pattern.groups else found.group(0)
     for part in (*path.parts[:-1], stem):
         bids = _BIDS_SUBJECT.match(part)
@@ -228,7 +228,7 @@ def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
         with file.local() as path:
             found |= set(np.unique(_numbers(read_volume(path), file)).tolist())
         if len(found) > _MOST_CLASSES:
-            raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers")
+            raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers.")
     return {"background" if number == 0 else f"class {number}": number for number in sorted(found)}
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from medmdm.data.lists import SECTIONS, load_data_list
+from medmdm.data.validity import size_text
 from medmdm.errors import UserError
 from medmdm.files import sweep_temporaries
 from medmdm.prepare.journal import Journal, fingerprint_of, write_if_changed
@@ -38,7 +39,7 @@ def carry_out(plan: Preparation, dest: Path) -> str:
     if gone:
         raise UserError(
             f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]}): give "
-            "another folder, or put all parts of the release into one source"
+            "another folder, or put all parts of the release into one source."
         )
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
@@ -59,7 +60,7 @@ def _refuse_clashes(plan: Preparation) -> None:
     if not any(case.section == "training" for case in plan.cases):
         raise UserError(
             f"the source holds no training images of {plan.information['name']}, and a data list needs some: put all "
-            "parts of the release into one folder"
+            "parts of the release into one folder."
         )
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
@@ -67,7 +68,7 @@ def _refuse_clashes(plan: Preparation) -> None:
         if other is not case:
             raise UserError(
                 f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png "
-                "where letter case does not count: rename one"
+                "where letter case does not count: rename one."
             )
 
 
@@ -89,15 +90,9 @@ def _report(plan: Preparation, journal: Journal, made: int) -> str:
     rows = [(case.row or case.section or "", journal[case.name]["facts"]) for case in plan.cases]
     notes = [*plan.notices, *(note for case in plan.cases for note in journal[case.name]["notes"])]
     kept = len(plan.cases) - made
-    return "\n".join(
-        [
-            f"{plan.information['name']}: {made} prepared, {kept} kept from before",
-            "",
-            summary(rows, plan.information.get("labels", {}), notes),
-            "",
-            f"data list: {journal.dest / LIST_NAME}",
-        ]
-    )
+    head = f"{plan.information['name']}: {made} prepared, {kept} kept from before"
+    table = summary(rows, plan.information.get("labels", {}), notes)
+    return f"{head}\n\n{table}\n\ndata list: {journal.dest / LIST_NAME}"
 
 
 def summary(rows: Sequence[tuple[str, Mapping[str, Any]]], labels: Mapping[str, int], notes: Sequence[str]) -> str:
@@ -119,7 +114,8 @@ def summary(rows: Sequence[tuple[str, Mapping[str, Any]]], labels: Mapping[str, 
     lines = [line.rstrip() for line in text.splitlines()]
     pixels = _sum(facts["pixels"] for _, facts in rows if "pixels" in facts)
     if pixels:
-        lines += ["", "classes: " + ", ".join(_class(name, value, pixels) for name, value in labels.items())]
+        shares = (f"{n} {name} {pixels[str(n)] / pixels.total():.1%}" for name, n in labels.items())
+        lines += ["", "classes: " + ", ".join(shares)]
     outlined = [facts for _, facts in rows if "regions" in facts]
     if outlined:
         regions, objects = (sum(facts[key] for facts in outlined) for key in ("regions", "objects"))
@@ -133,19 +129,15 @@ def summary(rows: Sequence[tuple[str, Mapping[str, Any]]], labels: Mapping[str, 
 
 def _row(name: str, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     pixels = _sum(facts["pixels"] for facts in group if "pixels" in facts)
+    objects = [facts["objects"] for facts in group if facts.get("objects") is not None]
     return {
         "split": name,
         "images": len(group),
         "labels": sum("pixels" in facts for facts in group),
-        "objects": _total(facts.get("objects") for facts in group),
-        "size": _sizes(["x".join(map(str, facts["shape"])) for facts in group]),
+        "objects": sum(objects) if objects else None,
+        "size": _sizes([size_text(facts["shape"]) for facts in group]),
         "foreground": f"{1 - pixels['0'] / pixels.total():.1%}" if pixels else None,
     }
-
-
-def _total(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
 
 
 def _sizes(sizes: Sequence[str]) -> str:
@@ -159,7 +151,3 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     for count in counts:
         total.update(count)
     return total
-
-
-def _class(name: str, value: int, pixels: Counter[str]) -> str:
-    return f"{value} {name} {pixels[str(value)] / pixels.total():.1%}"

@@ -62,7 +62,7 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
     if not is_volume(path):
         what = "a folder without DICOM files" if path.is_dir() else "no file that can be read"
         suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
-        raise UserError(f"{path} is {what}: give one of {suffixes}, or a folder of DICOM files")
+        raise UserError(f"{path} is {what}: give one of {suffixes}, or a folder of DICOM files.")
     volume = read_volume(path, series_uid)
     warnings = choose_series(path, series_uid).warnings if path.is_dir() else ()
     return Decoded(volume.array, volume.affine, warnings)
@@ -81,5 +81,5 @@ def decode_label(path: Path, image: Grid) -> Decoded:
     if path.suffix.lower() != ".xml":
         return decode(path)
     if image.affine is not None:
-        raise UserError(f"{path} holds outlines, which label pictures, not volumes: give a label volume")
+        raise UserError(f"{path} holds outlines, which label pictures, not volumes: give a label volume.")
     return Decoded(draw_regions(read_aperio(path).regions, image.shape).mask[None])

@@ -61,7 +61,7 @@ def read_header(path: Path) -> DicomSlice:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise UserError(
-            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it"
+            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it."
         ) from error
     size, spacing = reader.GetSize(), reader.GetSpacing()
     return DicomSlice(
@@ -99,7 +99,7 @@ def _decode_slice(path: Path) -> np.ndarray:
     try:
         array: np.ndarray = sitk.GetArrayFromImage(reader.Execute())[0]
     except RuntimeError as error:
-        raise UserError(f"{path} is a damaged or truncated DICOM file: replace it or remove it") from error
+        raise UserError(f"{path} is a damaged or truncated DICOM file: replace it or remove it.") from error
     return array
 
 
@@ -143,14 +143,14 @@ def _list_series(folder: str | os.PathLike[str]) -> dict[str, list[DicomSlice]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"the folder {folder} does not exist: check the path")
+        raise UserError(f"the folder {folder} does not exist: check the path.")
     found: dict[str, list[DicomSlice]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith(".") and is_dicom(path):
             header = read_header(path)
             found[header.series_uid].append(header)
     if not found:
-        raise UserError(f"{folder} holds no DICOM file: give the folder that holds the slices of a series")
+        raise UserError(f"{folder} holds no DICOM file: give the folder that holds the slices of a series.")
     return dict(found)
 
 
@@ -170,14 +170,14 @@ def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None)
     found = _list_series(folder)
     if series_uid is not None:
         if series_uid not in found:
-            raise UserError(f"{folder} holds no series {series_uid}: it holds {_listing(found)}")
+            raise UserError(f"{folder} holds no series {series_uid}: it holds {_listing(found)}.")
         return order_slices(found[series_uid], folder)
     proper = {uid: files for uid, files in found.items() if not all(file.localizer for file in files)}
     candidates = proper or found
     if len(candidates) > 1:
         raise UserError(
             f"{folder} holds {len(candidates)} series: choose one by its UID (series_uid in the data list, or a folder "
-            f"for each): {_listing(candidates)}"
+            f"for each): {_listing(candidates)}."
         )
     series = order_slices(next(iter(candidates.values())), folder)
     left_out = sum(len(files) for uid, files in found.items() if uid not in candidates)
@@ -205,13 +205,13 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
     if stack[0].frames > 1:
         raise UserError(
             f"{stack[0].path} is a multi-frame DICOM file ({stack[0].frames} frames), whose frames may be time or "
-            "space: export it as single-frame files, or convert it to NIfTI (dcm2niix does)"
+            "space: export it as single-frame files, or convert it to NIfTI (dcm2niix does)."
         )
     odd = len(files) - len(stack)
     if odd >= len(stack):
         raise UserError(
             f"{folder}: the {len(files)} files of series {stack[0].series_uid} have {len(stacks)} different sizes, "
-            "spacings or orientations and are no single volume: give each its own folder"
+            "spacings or orientations and are no single volume: give each its own folder."
         )
     warnings = []
     if odd:
@@ -267,7 +267,7 @@ def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str
     if gaps.min() < 1e-3:
         raise UserError(
             f"{folder}: the series has several images at one position (several echoes or points in time?): give each "
-            "volume its own folder"
+            "volume its own folder."
         )
     step = float(np.median(gaps))
     uneven = np.abs(gaps - step) > max(0.01 * step, 0.05)

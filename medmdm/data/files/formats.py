@@ -78,10 +78,10 @@ def errors_as_sentences(path: Path, nature: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check the path") from error
+        raise UserError(f"{path} does not exist: check the path.") from error
     except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it") from error
+        raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it.") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         lines = [line for line in str(error).splitlines() if line.strip()]
         detail = " ".join(lines[-1].split())[-120:] if lines else type(error).__name__
-        raise UserError(f"{path} is {nature} ({detail}): replace it or remove it") from error
+        raise UserError(f"{path} is {nature} ({detail}): replace it or remove it.") from error

@@ -94,7 +94,7 @@ class RasterReader(ImageReader):
             if array.shape[1:] != arrays[0].shape[1:] or array.dtype != arrays[0].dtype:
                 raise UserError(
                     f"{path} is {_describe(array)} but {img[0]} is {_describe(arrays[0])}: files given as channels "
-                    "of one image must agree in size and type"
+                    "of one image must agree in size and type."
                 )
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         meta = {
@@ -122,7 +122,7 @@ def _errors_as_sentences(path: Path) -> Iterator[None]:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise UserError(
                 f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression "
-                "bomb: cut the image into tiles"
+                "bomb: cut the image into tiles."
             ) from error
         except UnidentifiedImageError as error:
             reason = (
@@ -130,7 +130,7 @@ def _errors_as_sentences(path: Path) -> Iterator[None]:
                 if path.stat().st_size == 0
                 else "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
             )
-            raise UserError(f"{path} {reason}") from error
+            raise UserError(f"{path} {reason}.") from error
 
 
 def _is_tiff(path: Path) -> bool:
@@ -164,7 +164,7 @@ def _array(path: Path, image: Image.Image) -> np.ndarray:
         return array.view(np.uint32) if unsigned else array
     if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
         return np.asarray(image.convert("L" if mode == "La" else "RGB"))
-    raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey")
+    raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey.")
 
 
 def _is_deep_colour(path: Path, image: Image.Image) -> bool:
@@ -180,10 +180,10 @@ def _is_deep_colour(path: Path, image: Image.Image) -> bool:
 
 def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
     if image.format == "TIFF" and image.tag_v2.get(_PLANAR, 1) == 2:  # type: ignore[attr-defined]
-        raise UserError(f"{path} stores its 16-bit channels as separate planes: save it with interleaved channels")
+        raise UserError(f"{path} stores its 16-bit channels as separate planes: save it with interleaved channels.")
     if image.getexif().get(_ORIENTATION, 1) != 1:  # SimpleITK ignores the tag or cuts to 8 bits
         raise UserError(
-            f"{path} has 16-bit colours and an orientation tag, which cannot be read together: save it upright"
+            f"{path} has 16-bit colours and an orientation tag, which cannot be read together: save it upright."
         )
     return _read_with_simpleitk(path)
 
@@ -204,10 +204,10 @@ def _read_with_simpleitk(path: Path) -> np.ndarray:
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise UserError(
-            f"{path} is damaged or has a pixel layout that cannot be read: save it as RGB or grey of 8 or 16 bits"
+            f"{path} is damaged or has a pixel layout that cannot be read: save it as RGB or grey of 8 or 16 bits."
         ) from error
     if array.dtype == np.uint8:  # SimpleITK's last resort, which loses bits
-        raise UserError(f"{path} has a pixel layout that cannot be read in full: save it as RGB or grey PNG or TIFF")
+        raise UserError(f"{path} has a pixel layout that cannot be read in full: save it as RGB or grey PNG or TIFF.")
     if array.ndim == 3:
         array = array[..., 0] if array.shape[2] == 2 else array[..., :3]
     return array

@@ -63,20 +63,20 @@ def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | 
         return Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
     path = Path(path)  # type: ignore[arg-type]
     if not path.exists():
-        raise UserError(f"{path} does not exist: check the path")
+        raise UserError(f"{path} does not exist: check the path.")
     with errors_as_sentences(path, _NATURE):
         nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
         array, affine = _read_nifti(path) if nifti else _read_with_simpleitk(path, series_uid)
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds {array.dtype} values: save it with one number per voxel")
+        raise UserError(f"{path} holds {array.dtype} values: save it with one number per voxel.")
     while array.ndim < 3:
         array = array[..., None]
     while array.ndim > 4 and array.shape[3] == 1:  # NIfTI keeps vectors in the fifth axis
         array = array[:, :, :, 0]
     if array.ndim > 4 or 0 in array.shape:
-        raise UserError(f"{path} has the shape {array.shape}: a volume has three axes, and a fourth for channels")
+        raise UserError(f"{path} has the shape {array.shape}: a volume has three axes, and a fourth for channels.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header")
+        raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header.")
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine)
 
@@ -140,7 +140,7 @@ class SimpleITKReader(ImageReader):
         arrays, grids = [], []
         for path in img:
             if not path.exists():
-                raise UserError(f"{path} does not exist: check the path")
+                raise UserError(f"{path} does not exist: check the path.")
             with errors_as_sentences(path, _NATURE):
                 array, affine = _read_with_simpleitk(path, self.series_uid)
             arrays.append(array)
@@ -167,7 +167,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     # A header may promise any size: nothing is allocated for bytes that the file cannot hold.
     if needed > stored * (_DEFLATE_LIMIT if path.name.lower().endswith(".gz") else 1):
         raise UserError(
-            f"{path} is truncated or damaged: its header promises {needed:,} bytes of voxels, the file has {stored:,}"
+            f"{path} is truncated or damaged: its header promises {needed:,} bytes of voxels, the file has {stored:,}."
         )
     if hasattr(header, "get_qform") and not (int(header["qform_code"]) or int(header["sform_code"])):
         warn_once(f"{path} does not say how it lies in space (no qform or sform): left and right may be swapped")

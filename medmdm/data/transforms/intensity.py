@@ -59,11 +59,11 @@ def window_range(window: str | Sequence[float] | None) -> list[float] | None:
         if window not in CT_WINDOWS:
             raise UserError(
                 f"the window {window!r} is unknown{nearest(window, CT_WINDOWS)}: use one of {', '.join(CT_WINDOWS)}, "
-                "or [centre, width]"
+                "or [centre, width]."
             )
         window = CT_WINDOWS[window]
     if len(window) != 2 or not float(window[1]) > 0:
-        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0")
+        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0.")
     centre, width = map(float, window)
     return [centre - width / 2, centre + width / 2]
 
@@ -77,7 +77,7 @@ def scaled_range(
         UserError: both are given, or the window is wrong.
     """
     if intensity_range is not None and window is not None:
-        raise UserError("both intensity_range and window are given: keep one")
+        raise UserError("both intensity_range and window are given: keep one.")
     if intensity_range is not None:
         return [float(value) for value in intensity_range]
     return window_range(window)
@@ -99,7 +99,7 @@ def check_percentiles(percentiles: Sequence[float]) -> tuple[float, float]:
     """
     both = [n for n in percentiles if isinstance(n, (int, float))] if isinstance(percentiles, Sequence) else []
     if len(both) != 2 or len(percentiles) != 2 or not 0 <= both[0] < both[1] <= 100:
-        raise UserError(f"percentiles is {percentiles!r}: give [lower, upper] with 0 <= lower < upper <= 100")
+        raise UserError(f"percentiles is {percentiles!r}: give [lower, upper] with 0 <= lower < upper <= 100.")
     return float(both[0]), float(both[1])
 
 
@@ -118,7 +118,7 @@ def scale_to_range(img: torch.Tensor, ranges: Sequence[Sequence[float]]) -> torc
         UserError: N does not divide C.
     """
     if len(img) % len(ranges):
-        raise UserError(f"{len(ranges)} intensity ranges do not fit an image of {len(img)} channels")
+        raise UserError(f"{len(ranges)} intensity ranges do not fit an image of {len(img)} channels.")
     shape = (-1, *[1] * (img.ndim - 1))
     # In float64: 16-bit intensities with a large offset keep all their steps.
     bounds = torch.tensor(ranges, dtype=torch.float64).repeat_interleave(len(img) // len(ranges), dim=0)
@@ -263,7 +263,7 @@ class ScaleIntensityByDtype(Transform):
 
     def __init__(self, intensity_range: Sequence[float] | None = None) -> None:
         if intensity_range is not None and not (len(intensity_range) == 2 and intensity_range[0] < intensity_range[1]):
-            raise UserError(f"intensity_range is {list(intensity_range)}: give [low, high] with low < high")
+            raise UserError(f"intensity_range is {list(intensity_range)}: give [low, high] with low < high.")
         self.intensity_range = intensity_range
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
@@ -271,7 +271,7 @@ class ScaleIntensityByDtype(Transform):
         if full_range is None:
             raise UserError(
                 f"{file_name(img)} holds {_file_dtype(img)} values, whose range is not known: set intensity_range to "
-                "[low, high], the values that become -1 and 1"
+                "[low, high], the values that become -1 and 1."
             )
         low, high = full_range
         scaled = (img.to(torch.float32) - low) / ((high - low) / 2) - 1

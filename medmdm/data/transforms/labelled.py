@@ -48,7 +48,7 @@ class LoadCased(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if not 1 <= len(self.keys) <= 2:
-            raise UserError(f"LoadCased: keys is {list(self.keys)}, expected the image's and the label's")
+            raise UserError(f"LoadCased: keys is {list(self.keys)}, expected the image's and the label's.")
         self.load_image = LoadSliced(self.keys[0], context_slices)
         self.note_range = PercentileRanged(self.keys[0], percentiles, nonzero)
         self.load_slice = LoadSliced(self.keys[-1])
@@ -61,7 +61,7 @@ class LoadCased(MapTransform):
             if key not in d:
                 if self.allow_missing_keys:
                     continue
-                raise UserError(f"{data.get('name', data[self.keys[0]])} has no label: add it to the data list")
+                raise UserError(f"{data.get('name', data[self.keys[0]])} has no label: add it to the data list.")
             if key in d.get("stored", {}):
                 d[key] = self.load_slice(d)[key]
             else:
@@ -97,7 +97,8 @@ class LabelToClassesd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if label_type not in LABEL_TYPES:
-            raise UserError(f"label_type is {label_type!r}{nearest(label_type, LABEL_TYPES)}: use classes or instances")
+            close = nearest(label_type, LABEL_TYPES)
+            raise UserError(f"label_type is {label_type!r}{close}: use classes or instances.")
         self.label_type = label_type
         self.classes = None if classes is None else sorted(classes)
         self.ignore = ignore

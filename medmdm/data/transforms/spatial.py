@@ -67,7 +67,7 @@ def as_spacing(
     if spacing is None and magnification is None:
         return None
     if spacing is not None and magnification is not None:
-        raise UserError(f"{name} gives both spacing and magnification: keep one")
+        raise UserError(f"{name} gives both spacing and magnification: keep one.")
     if magnification is not None:
         numbers = [_MM_TIMES_MAGNIFICATION / magnification if _positive(magnification) else 0.0]
     else:
@@ -75,7 +75,7 @@ def as_spacing(
     if len(numbers) not in (1, 2) or not all(_positive(number) for number in numbers):
         raise UserError(
             f"{name} gives {'spacing' if magnification is None else 'magnification'} "
-            f"{spacing if magnification is None else magnification!r}: give a number above 0 (spacing in mm)"
+            f"{spacing if magnification is None else magnification!r}: give a number above 0 (spacing in mm)."
         )
     return float(numbers[0]), float(numbers[-1])
 
@@ -152,7 +152,7 @@ class ResampleToSpacing(Transform):
         self, spacing: float | Sequence[float] | None = None, magnification: float | None = None, mode: str = "bilinear"
     ) -> None:
         if mode not in ("bilinear", "nearest"):
-            raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels")
+            raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels.")
         self.target = as_spacing(spacing, magnification)
         self.mode = mode
 
@@ -174,7 +174,7 @@ class ResampleToSpacing(Transform):
             raise UserError(
                 f"the pixel spacing of {meta.get('filename_or_obj', 'an image')} is not known, so it cannot be "
                 "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry "
-                "(mdm_infer.json: or --image_spacing)"
+                "(mdm_infer.json: or --image_spacing)."
             )
         return resample_to_shape(img, target_shape(img.shape[1:], spacing, self.target), self.mode)
 
@@ -231,7 +231,7 @@ def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str
         first, end = region.get(key, (0, size))
         if not 0 <= first < end <= size:
             raise UserError(
-                f"{name} has {size} {key}, but its region asks for {key} {first} to {end}: correct the region"
+                f"{name} has {size} {key}, but its region asks for {key} {first} to {end}: correct the region."
             )
         slices.append(slice(first, end))
     return image[:, slices[0], slices[1]]
