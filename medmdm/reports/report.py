@@ -20,10 +20,9 @@ from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
 from medmdm.reports.wording import counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
-__all__ = ["MARKDOWN_FILE", "PAGE_FILE", "Report", "write_report"]
+__all__ = ["PAGE_FILE", "Report", "write_report"]
 
 PAGE_FILE = "index.html"
-MARKDOWN_FILE = "summary.md"
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Report:
             write_per_case(shown, folder / PER_CASE_FILE)
         save_json(summary, folder / SUMMARY_FILE)
         headlines = headline_keys(summary["scores"])
-        atomic_write(folder / MARKDOWN_FILE, render("summary.md.j2", summary=summary, headlines=headlines))
+        atomic_write(folder / "summary.md", render("summary.md.j2", summary=summary, headlines=headlines))
         atomic_write(folder / PAGE_FILE, make_page(summary, shown.cases))
         for one in shown.excluded:
             logger.warning(one.reason)
