@@ -47,10 +47,11 @@ from torch.utils.data import DataLoader
 
 from medmdm.backbones.layers import AttentionBlock
 from medmdm.corruption import PatchMasking, UniformTimesteps
-from medmdm.memory import keep_freed_memory
 from medmdm.pretrain.ema import EMA
+from medmdm.pretrain.optimization import Optimization
 from medmdm.pretrain.trainer import MDMTrainer
 from medmdm.resources import resource_folder
+from medmdm.runs.memory import keep_freed_memory
 
 SEED = 0
 
@@ -100,14 +101,14 @@ class Ours:
             epoch_length=1,
             train_data_loader=DataLoader([]),  # type: ignore[arg-type]
             network=self.network,
-            optimizer=setting.optimizer(self.network),
-            loss_function=setting.component("loss_function"),
-            corruption=setting.component("corruption"),
-            timesteps=setting.component("timesteps"),
-            ema=EMA(self.network, decay=setting.config["ema_decay"]),
+            objective=setting.component("objective"),
+            optimization=Optimization(
+                optimizer=setting.optimizer(self.network),
+                ema=EMA(self.network, decay=setting.config["ema_decay"]),
+                amp_dtype=setting.amp_dtype,
+                max_grad_norm=setting.config["max_grad_norm"],
+            ),
             seed=SEED,
-            amp_dtype=setting.amp_dtype,
-            max_grad_norm=setting.config["max_grad_norm"],
         )
 
     def step(self, batch: dict[str, Tensor]) -> float:

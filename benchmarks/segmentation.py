@@ -63,15 +63,16 @@ from torch.nn import functional as F
 from medmdm.artifacts.backbone import make_extractor
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.components import to_config
 from medmdm.data.cases import select_cases
 from medmdm.data.demo import stained_tissue
 from medmdm.data.reading import CaseReader, Example
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.heads.views import random_crop
-from medmdm.memory import keep_freed_memory
 from medmdm.resources import resource_folder
+from medmdm.runs.memory import keep_freed_memory
 
 SEED = 0
 
@@ -152,7 +153,7 @@ def train_ours(setting: Setting, sampled: bool) -> tuple[float, PixelClassifier]
         pixels=setting.pixels if sampled else None,
         views="whole",
     )
-    task = Task(setting.training, CLASSES, (setting.crop, setting.crop), seed=SEED)
+    task = Task(setting.training, CLASSES, Reading((setting.crop, setting.crop)), seed=SEED)
     fitted = fitter.fit(task, CachedExtractor(setting.extractor))
     head: Any = fitted.model.head
     return time.perf_counter() - start, head
@@ -233,7 +234,7 @@ def random_network(size: str) -> tuple[FeatureExtractor, int]:
     for parameter in network.parameters():
         if parameter.ndim > 1 and not bool(parameter.any()):
             nn.init.kaiming_uniform_(parameter, a=5**0.5)  # else whole branches would add nothing
-    plan = {key: parser.get_parsed_content(key).to_config() for key in ("corruption", "timesteps")}
+    plan = {key: to_config(parser.get_parsed_content(key)) for key in ("corruption", "timesteps")}
     return make_extractor((network, plan), normalize="global_l2")[0], config["crop_size"][0]
 
 

@@ -2,7 +2,7 @@
 
 What a JSON can build is made of declared fields: a dataclass, or an object with a ``config`` dictionary of its
 constructor's arguments (as the networks have). :func:`to_config` reads them, :func:`instantiate` makes it again.
-Weights files are not trusted: on their word only what :data:`BUILDABLE` names is made.
+Weights files are not trusted: on their word only classes marked :func:`buildable` are made, and MONAI's networks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from medmdm.errors import UserError, nearest
 
-__all__ = ["BUILDABLE", "find", "instantiate", "moved", "public_name", "to_config"]
+__all__ = ["buildable", "declared", "find", "instantiate", "moved", "public_name", "to_config"]
 
-#: What may be built on the word of a weights file: these packages' own public classes.
-BUILDABLE = ("medmdm.corruption", "medmdm.backbones", "medmdm.heads", "medmdm.segment", "monai.networks.nets")
+#: Where there are classes that may be built on the word of a weights file; nothing else is imported for it.
+ROOMS = ("medmdm.corruption", "medmdm.backbones", "medmdm.heads", "medmdm.segment", "monai.networks.nets")
+_BUILDABLE: list[type] = []
+_Kind = TypeVar("_Kind", bound=type)
 
 _MOVED: dict[str, dict[str, tuple[str, ...]]] = {
     "medmdm.engines": {
@@ -64,12 +68,34 @@ def public_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def to_config(value: Any) -> Any:
+def buildable(kind: _Kind) -> _Kind:
+    """Mark a class as one that may be built on the word of a weights file: making it must do nothing but make it."""
+    _BUILDABLE.append(kind)
+    return kind
+
+
+def declared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``config`` of an object that is no dataclass: call it with ``locals()`` where its constructor begins.
+
+    Example:
+        >>> class Scale:
+        ...     def __init__(self, factor=1.0, axes=(0, 1)):
+        ...         self.config = declared(locals())
+        >>> Scale(2.0).config
+        {'factor': 2.0, 'axes': [0, 1]}
+    """
+    found = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
+    return {k: list(v) if isinstance(v, (tuple, list, range)) else v for k, v in found.items()}
+
+
+def to_config(value: Any, strict: bool = True) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
     Args:
-        value: a dataclass, an object with a ``config`` dictionary, a ``functools.partial`` of a class (what MONAI makes
-            of ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        value: a dataclass, an object with a ``config`` dictionary or one that keeps every argument of its constructor
+            under the argument's name (as in scikit-learn), a ``functools.partial`` of a class (what MONAI makes of
+            ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        strict: refuse what could not be made again; False for a record: its class and what it holds tell it apart.
 
     Raises:
         UserError: an object that does not know what it was made of.
@@ -77,29 +103,47 @@ def to_config(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(k): to_config(v) for k, v in value.items()}
+        return {str(k): to_config(v, strict) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_config(v) for v in value]
+        return [to_config(v, strict) for v in value]
+    if isinstance(value, type):
+        return {"_target_": public_name(value), "_mode_": "callable"}
     if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"_target_": public_name(value.func), "_mode_": "callable", **to_config(value.keywords)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {**to_config(value.func), **to_config(value.keywords, strict)}
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_config(getattr(value, f.name), strict) for f in dataclasses.fields(value) if f.init}
         return {"_target_": public_name(type(value)), **fields}
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):
-        return {"_target_": public_name(type(value)), **to_config(config)}
-    raise UserError(
-        f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its part "
-        'of the config with "_mode_": "callable".'
-    )
+        return {"_target_": public_name(type(value)), **to_config(config, strict)}
+    held: Mapping[str, Any] = getattr(value, "__dict__", {})
+    arguments = _arguments(type(value))
+    if arguments is not None and all(hasattr(value, name) for name in arguments):
+        held = {name: getattr(value, name) for name in arguments}
+    elif strict:
+        raise UserError(
+            f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its "
+            'part of the config with "_mode_": "callable".'
+        )
+    return {"_target_": public_name(type(value)), **{k: to_config(v, strict) for k, v in held.items() if k[:1] != "_"}}
 
 
-def find(name: str, trust: bool = False) -> Any:
+def _arguments(make: Any) -> list[str] | None:
+    """Return the names of the arguments, None where any go or nobody knows."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (ValueError, TypeError):  # of what is written in C
+        return None
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return named if len(named) == len(parameters) else None
+
+
+def find(name: Any, trust: bool = False) -> Any:
     """Return what a ``_target_`` names, under its old name or its new one.
 
     Args:
         name: dotted name.
-        trust: also what :data:`BUILDABLE` does not hold; this imports and runs whatever the name says.
+        trust: also what is not :func:`buildable`; this imports and runs whatever the name says.
 
     Raises:
         UserError: it is not to be built on a file's word, or there is no such thing.
@@ -107,34 +151,36 @@ def find(name: str, trust: bool = False) -> Any:
     target = moved(str(name))
     package, _, own = target.rpartition(".")
     found = None
-    if trust or package in BUILDABLE:
+    if trust or f"{package}.".startswith(tuple(f"{room}." for room in ROOMS)):
         try:
             found = getattr(importlib.import_module(package), own, None)
         except (ImportError, ValueError):
             found = None
-        known = found is not None and found.__module__.startswith(BUILDABLE) if isinstance(found, type) else False
-        if found is not None and not (trust or known):  # packages also hold what they import
-            found = None
-    if found is None:
-        names = [public for k in BUILDABLE for public in _public(k)]
+    if trust and found is None:
+        raise UserError(f"{name!r} cannot be imported: check its spelling, and that its package is installed.")
+    if not (trust or _is_known(found)):
+        known = [public_name(kind) for kind in _BUILDABLE]
         raise UserError(
-            f"{name!r} is not one of the components that medmdm builds on the word of a file"
-            f"{nearest(target, names)}; if the file is your own, pass trust=True."
+            f"{name!r} is neither medmdm's nor MONAI's to build{nearest(target, known)}, so it is not run on the word "
+            "of a file; if the file is your own, pass trust=True."
         )
     return found
 
 
-def _public(package: str) -> list[str]:
-    module = sys.modules.get(package)
-    return [f"{package}.{name}" for name in getattr(module, "__all__", ())]
+def _is_known(found: Any) -> bool:
+    """Whether this may be built untrusted. The name alone is not enough: modules also hold what they import."""
+    if not isinstance(found, type):
+        return False
+    return found in _BUILDABLE or (issubclass(found, nn.Module) and found.__module__.startswith("monai.networks.nets."))
 
 
-def instantiate(config: Mapping[str, Any], trust: bool = False) -> Any:
+def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = object) -> Any:
     """Make again what :func:`to_config` described, its parts first.
 
     Args:
         config: ``{"_target_": ..., arguments}``; other keys that begin with ``_`` are notes.
         trust: as in :func:`find`.
+        kind: what it must be, where that matters.
 
     Raises:
         UserError: as :func:`find`, or the arguments do not fit.
@@ -143,15 +189,29 @@ def instantiate(config: Mapping[str, Any], trust: bool = False) -> Any:
         >>> instantiate({"_target_": "medmdm.corruption.PatchMasking", "patch_size": 4}).patch_size
         4
     """
-    make = find(str(config.get("_target_")), trust)
+    make = find(config.get("_target_"), trust)
+    if isinstance(make, type) and not issubclass(make, kind):
+        raise UserError(f"{config['_target_']} is no {kind.__name__}, which is needed here.")
     arguments = {k: _part(v, trust) for k, v in config.items() if not k.startswith("_")}
     if config.get("_mode_") == "callable":
         return functools.partial(make, **arguments)
+    _check_names(make, arguments)
     try:
-        inspect.signature(make).bind(**arguments)
-    except TypeError as error:
-        raise UserError(f"{config['_target_']} cannot be built: {error}.") from error
-    return make(**arguments)
+        return make(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{config['_target_']} cannot be built: {str(error).rstrip('.')}.") from error
+
+
+def _check_names(make: Any, arguments: Mapping[str, Any]) -> None:
+    known = _arguments(make)
+    if known is None:
+        return
+    for key in arguments:
+        if key not in known:
+            name = getattr(make, "__name__", make)
+            raise UserError(f"{name} has no argument {key!r}{nearest(key, known)}.")
 
 
 def _part(value: Any, trust: bool) -> Any:

@@ -68,8 +68,8 @@ def show_user_errors_as_sentences() -> None:
             previous(kind, error, trace)
         else:
             # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.
-            sentence = str(user_error).strip().splitlines()[-1].removeprefix("medmdm.errors.UserError: ")
-            print(f"error: {sentence}", file=sys.stderr)
+            sentences = str(user_error).strip().rpartition("medmdm.errors.UserError: ")[2].splitlines()
+            print("\n".join(f"error: {sentence}" for sentence in sentences), file=sys.stderr)
 
     hook._medmdm = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -1,23 +1,4 @@
 """Names of 0.1 that other programs import: see :mod:`medmdm.objectives`."""
 
-from __future__ import annotations
-
-from medmdm.objectives.losses import (
-    CrossEntropyDiceLoss,
-    L1Loss,
-    MSELoss,
-    PaperSSIMLoss,
-    ReconstructionLoss,
-    SSIMLoss,
-    WeightedSumLoss,
-)
-
-__all__ = [
-    "CrossEntropyDiceLoss",
-    "L1Loss",
-    "MSELoss",
-    "PaperSSIMLoss",
-    "ReconstructionLoss",
-    "SSIMLoss",
-    "WeightedSumLoss",
-]
+from medmdm.objectives import *  # noqa: F403
+from medmdm.objectives import __all__ as __all__

@@ -1,26 +1,8 @@
 """Names of 0.1 that other programs import: see :mod:`medmdm.backbones`, ``heads`` and ``artifacts``."""
 
-from __future__ import annotations
+from medmdm import artifacts, backbones, heads
+from medmdm.artifacts import *  # noqa: F403
+from medmdm.backbones import *  # noqa: F403
+from medmdm.heads import *  # noqa: F403
 
-from medmdm.artifacts import convert, load_network, load_pretrained, load_segmenter, save_segmenter
-from medmdm.artifacts.backbone import make_extractor
-from medmdm.backbones import ADMUNet, FeatureExtractor, MONAIDiffusionBackbone, RawPixels, randomise
-from medmdm.heads import LinearClassifier, PaddedNetwork, PixelClassifier, Segmenter
-
-__all__ = [
-    "ADMUNet",
-    "FeatureExtractor",
-    "LinearClassifier",
-    "MONAIDiffusionBackbone",
-    "PaddedNetwork",
-    "PixelClassifier",
-    "RawPixels",
-    "Segmenter",
-    "convert",
-    "load_network",
-    "load_pretrained",
-    "load_segmenter",
-    "make_extractor",
-    "randomise",
-    "save_segmenter",
-]
+__all__ = [*artifacts.__all__, *backbones.__all__, *heads.__all__]

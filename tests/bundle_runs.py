@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from medmdm.backbones import ADMUNet
+from medmdm.components import to_config
 from medmdm.corruption import PatchMasking
 from medmdm.files import save_torch
 
@@ -89,7 +90,7 @@ def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:
     content = {
         "format": 1,
         "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": PatchMasking(1000, 4).to_config(),
+        "corruption": to_config(PatchMasking(1000, 4)),
         "num_timesteps": 1000,
         "channels": 3,
         "crop_size": [16, 16],

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "medmdm"
 #: From the ground up; what stands on one line may not import each other.
 FLOORS = [
     {"errors"},
-    {"components", "files", "hashing", "labels", "memory", "resources"},
+    {"components", "files", "hashing", "labels", "resources"},
     {"corruption"},
     {"objectives"},
     {"data"},
@@ -29,7 +29,7 @@ FLOORS = [
 ]
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 #: Old names for other programs, and ``python -m medmdm``.
-EXEMPT = {"losses", "networks", "__main__"}
+EXEMPT = {"engines", "losses", "networks", "__main__"}
 #: Architectures, whose arguments are the published configuration.
 ARCHITECTURES = {"ADMUNet", "MONAIDiffusionBackbone"}
 MOST_ARGUMENTS = 12

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
-from medmdm.corruption import Corruption
+from medmdm.components import to_config
+from medmdm.objectives.objective import Objective
 
 __all__ = ["PLAN_FORMAT", "make_ledger", "make_plan", "patient_hashes"]
 
@@ -16,17 +15,14 @@ PLAN_FORMAT = 1
 
 
 def make_plan(
-    network: nn.Module,
-    network_config: dict[str, Any],
-    corruption: Corruption,
-    timesteps: Any,
-    target: str,
+    network: Mapping[str, Any],
+    objective: Objective,
     channels: int,
     crop_size: Sequence[int],
     image_hashes: Iterable[str],
     patient_ids: Iterable[str] = (),
     intensity_range: Sequence[float] | None = None,
-    percentiles: dict[str, Any] | None = None,
+    percentiles: Mapping[str, Any] | None = None,
     spacing: Sequence[float] | None = None,
     slice_axis: str | None = None,
     context_slices: int = 0,
@@ -34,11 +30,8 @@ def make_plan(
     """Collect the plan of a pre-training run.
 
     Args:
-        network: the network; if it has a ``config`` (as :class:`medmdm.backbones.ADMUNet` does) that is recorded.
-        network_config: else the ``_target_`` and arguments that it was made from.
-        corruption: what damaged the images.
-        timesteps: how t was drawn.
-        target: what the network predicts, ``"image"`` or ``"noise"``.
+        network: ``_target_`` and arguments from which it is made again.
+        objective: what it learnt: corruption, timesteps and target are recorded.
         channels: channels of the images.
         crop_size: size of the training crops in pixels.
         image_hashes: SHA-256 of the decoded pixels of each training image.
@@ -54,11 +47,11 @@ def make_plan(
     """
     return {
         "format": PLAN_FORMAT,
-        "network": _network_record(network, network_config),
-        "corruption": corruption.to_config(),
-        "timesteps": timesteps.to_config(),
-        "num_timesteps": corruption.num_timesteps,
-        "target": target,
+        "network": dict(network),
+        "corruption": to_config(objective.corruption),
+        "timesteps": to_config(objective.timesteps),
+        "num_timesteps": objective.corruption.num_timesteps,
+        "target": objective.target,
         "channels": channels,
         "crop_size": list(crop_size),
         "intensity_range": None if intensity_range is None else list(intensity_range),
@@ -80,16 +73,6 @@ def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = (
     images = sorted(set(image_hashes))
     salt = hashlib.sha256("".join(images).encode()).hexdigest()[:32]
     return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
-
-
-def _network_record(network: nn.Module, network_config: dict[str, Any]) -> dict[str, Any]:
-    config = getattr(network, "config", None)
-    if not isinstance(config, dict):
-        return network_config
-    kind = type(network)
-    # medmdm's networks are importable from the package; the module inside it may move.
-    module = ".".join(kind.__module__.split(".")[:2]) if kind.__module__.startswith("medmdm.") else kind.__module__
-    return {"_target_": f"{module}.{kind.__qualname__}", **config}
 
 
 def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import importlib
-import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from medmdm.artifacts.published import INVISIBLE, infer_config
-from medmdm.artifacts.weights import find_state, read_checkpoint
-from medmdm.backbones.adm_unet import ADMUNet
-from medmdm.errors import UserError, nearest
+from medmdm.artifacts.weights import INVISIBLE, build, fill, find_state, first_of, infer_config, naming, read_checkpoint
+from medmdm.components import to_config
+from medmdm.errors import UserError
 from medmdm.files import save_torch
 from medmdm.hashing import file_hash
 
 __all__ = ["convert", "load_network", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
-
-ADM_TARGET = "medmdm.backbones.ADMUNet"
-#: Only networks from here are built on the word of a file.
-TRUSTED = ("medmdm.networks.", "medmdm.backbones.", "medmdm.heads.", "monai.networks.nets.")
 
 
 def load_pretrained(
@@ -67,20 +57,19 @@ def load_pretrained(
     plan = content.get("plan")
     if "kind" in content and "state" in content:
         raise UserError(f"{path}: this is a segmenter, not a backbone: name the model.pt that it was made from.")
-    if plan is None:
-        state = find_state(content)
-        if state is None:
-            raise UserError(f"{path}: there is no state dict in this file; its keys are {_first(content)}.")
-        network, plan = _from_published(path, state, overrides)
-    else:
-        state = find_state(content.get("model"))
-        if state is None or not isinstance(plan, dict) or not isinstance(plan.get("network"), dict):
-            raise UserError(f"{path}: the file has a plan but no weights or no network description; write it again.")
-        network, plan = _from_plan(path, state, plan, overrides, trust)
-    if isinstance(network, ADMUNet):
-        network.to_empty(device="cpu")  # all it holds is in its state dict
-    network.load_state_dict(state)
-    return network.eval(), plan
+    with naming(path):
+        if plan is None:
+            state = find_state(content)
+            if state is None:
+                raise UserError(f"there is no state dict in this file; its keys are {first_of(content)}.")
+            network, plan = _from_published(path, state, overrides)
+        else:
+            state = find_state(content.get("model"))
+            if state is None or not isinstance(plan, dict) or not isinstance(plan.get("network"), dict):
+                raise UserError("the file has a plan but no weights or no network description; write it again.")
+            plan["network"].update(overrides)
+            network = build(plan["network"], trust)
+        return fill(network, state), plan
 
 
 def load_network(path: str | os.PathLike[str], *, trust: bool = False, **overrides: Any) -> nn.Module:
@@ -121,135 +110,28 @@ def _from_published(
     path: Path, state: dict[str, Tensor], overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network that a bare state dict fits."""
-    _check_names(path, ADMUNet, overrides)
-    try:
-        inferred = infer_config(state)
-    except UserError as error:
-        raise UserError(f"{path}: {error}.") from error
+    inferred = infer_config(state)
     given = ({"num_head_channels": -1} if "num_heads" in overrides else {}) | dict(overrides)
     assumed = {key: value for key, value in INVISIBLE.items() if key not in given}
     arguments = inferred | assumed | given
     try:
-        network = _build(path, ADMUNet, arguments)
+        network = build({"_target_": "medmdm.backbones.ADMUNet", **arguments})
     except UserError as error:
-        if "num_head_channels" in given:
+        guess = f"num_head_channels {INVISIBLE['num_head_channels']}"
+        if "num_head_channels" in given or guess not in str(error):
             raise
         raise UserError(
-            f"{error} Weights do not show num_head_channels; the paper's {INVISIBLE['num_head_channels']} was assumed, "
-            "pass num_head_channels or num_heads."
+            f"{error} Weights do not show it; the paper's {guess} was assumed, pass num_head_channels or num_heads."
         ) from error
-    _check_fit(path, network, state, arguments, inferred)
     if assumed:
         told = ", ".join(f"{key}={value}" for key, value in assumed.items())
         logger.warning(f"{path}: weights do not show {told}; this is assumed, pass other values if it is wrong.")
     plan = {
         "format": 1,
-        "network": {"_target_": ADM_TARGET, **network.config},
+        "network": to_config(network),
         "num_timesteps": 1000,
         "intensity_range": None,  # files of 8 or 16 bits: their full range becomes -1 and 1
         "ledger": None,
         "source": {"file": path.name, "sha256": file_hash(path), "assumed": assumed},
     }
     return network, plan
-
-
-def _from_plan(
-    path: Path, state: dict[str, Tensor], plan: dict[str, Any], overrides: Mapping[str, Any], trust: bool
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network that a plan describes."""
-    plan = copy.deepcopy(plan)
-    target = plan["network"].get("_target_")
-    make = _find_target(path, target, trust)
-    _check_names(path, make, overrides)
-    plan["network"].update(overrides)
-    arguments = {key: value for key, value in plan["network"].items() if not key.startswith("_")}
-    network = _build(path, make, arguments)
-    inferred = None
-    if isinstance(network, ADMUNet):
-        try:
-            inferred = infer_config(state)
-        except UserError:
-            inferred = None  # the names that differ say more
-    _check_fit(path, network, state, arguments, inferred)
-    return network, plan
-
-
-def _find_target(path: Path, target: Any, trust: bool) -> Callable[..., nn.Module]:
-    """Return what ``_target_`` names if it may be called: a network of ours or MONAI's, or anything under ``trust``."""
-    found = None
-    if isinstance(target, str) and (trust or target.startswith(TRUSTED)):
-        module, _, name = target.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{path}: the network {target!r} named in this file cannot be imported.") from error
-    # the name alone is not enough: modules also hold what they import
-    is_network = isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(TRUSTED)
-    if found is None or not (trust or is_network):
-        raise UserError(
-            f"{path}: the file asks for the network {target!r}, which is neither medmdm's nor MONAI's, so it is not "
-            "run; if the file is your own, pass trust=True."
-        )
-    return found
-
-
-def _check_names(path: Path, make: Callable[..., nn.Module], overrides: Mapping[str, Any]) -> None:
-    """Raise for an override that the network does not take."""
-    parameters = inspect.signature(make).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for key in overrides:
-        if key not in parameters:
-            name = getattr(make, "__name__", make)
-            raise UserError(f"{path}: {name} has no argument {key!r}{nearest(key, parameters)}.")
-
-
-def _build(path: Path, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call ``make``, with the file named in whatever it says of its arguments.
-
-    An :class:`ADMUNet` is built without memory: drawing 311 M random weights to overwrite them takes seconds.
-    """
-    try:
-        with torch.device("meta") if make is ADMUNet else nullcontext():
-            return make(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: the network of this file cannot be built: {error}") from error
-
-
-def _check_fit(
-    path: Path,
-    network: nn.Module,
-    state: Mapping[str, Tensor],
-    arguments: Mapping[str, Any],
-    inferred: Mapping[str, Any] | None,
-) -> None:
-    """Raise if names or shapes differ, naming the first of each kind and the arguments that would fit."""
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    reshaped = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    differences = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    told = [f"{len(names)} parameters {kind} ({_first(names)})" for kind, names in differences.items() if names]
-    if not told:
-        return
-    advice = ""
-    if inferred is not None:
-        fitting = [f"{key}={value}" for key, value in inferred.items() if _plain(arguments.get(key)) != value]
-        if fitting:
-            advice = f"; the weights look like {', '.join(fitting)}"
-    raise UserError(f"{path}: the weights do not fit the network: {', '.join(told)}{advice}.")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _first(names: Any, count: int = 3) -> str:
-    """Join the first few of ``names``."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

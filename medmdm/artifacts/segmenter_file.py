@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from medmdm.artifacts.backbone import Backbone
-from medmdm.artifacts.pretrained import _build, _check_fit, _find_target, load_pretrained
-from medmdm.artifacts.weights import read_checkpoint
+from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.weights import build, fill, naming, read_checkpoint
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.corruption import Corruption, from_config
+from medmdm.components import instantiate, to_config
+from medmdm.corruption import Corruption
 from medmdm.errors import UserError
 from medmdm.files import save_torch
 from medmdm.hashing import weights_hash
@@ -58,26 +59,27 @@ def save_segmenter(
         UserError: the plan is not JSON-able or lacks what rebuilding needs, or the backbone is to be left out although
             it was fine-tuned.
     """
-    if isinstance(segmenter, PaddedNetwork):
-        record = dict(plan)
-        if not isinstance(record.get("network"), Mapping) or "_target_" not in record["network"]:
-            raise UserError(f"{path}: the plan of a network must hold its _target_ and arguments under 'network'.")
-        record["network"] = {k: v for k, v in record["network"].items() if k == "_target_" or k[:1] != "_"}
-        record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
-        kind, state = "network", {"network": segmenter.network.state_dict()}
-    elif isinstance(segmenter, Segmenter):
-        record = _record(path, segmenter, plan)
-        if record["fine_tuned"] and not include_backbone:
-            raise UserError(
-                f"{path}: the backbone differs from the one of its file, because it was fine-tuned or is another one, "
-                "so the head alone would be of no use: save with include_backbone."
-            )
-        kind, state = "head", {"head": segmenter.head.state_dict()}
-        if include_backbone:
-            kind, state["backbone"] = "segmenter", _cut(_inner(segmenter).backbone, record).state_dict()
-    else:
-        raise UserError(f"{path}: a Segmenter or a PaddedNetwork can be saved, not a {type(segmenter).__name__}.")
-    written = _json(path, record)
+    with naming(path):
+        if isinstance(segmenter, PaddedNetwork):
+            record = dict(plan)
+            if not isinstance(record.get("network"), Mapping) or "_target_" not in record["network"]:
+                raise UserError("the plan of a network must hold its _target_ and arguments under 'network'.")
+            record["network"] = {k: v for k, v in record["network"].items() if k == "_target_" or k[:1] != "_"}
+            record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
+            kind, state = "network", {"network": segmenter.network.state_dict()}
+        elif isinstance(segmenter, Segmenter):
+            record = _record(segmenter, plan)
+            if record["fine_tuned"] and not include_backbone:
+                raise UserError(
+                    "the backbone differs from the one of its file, because it was fine-tuned or is another one, "
+                    "so the head alone would be of no use: save with include_backbone."
+                )
+            kind, state = "head", {"head": segmenter.head.state_dict()}
+            if include_backbone:
+                kind, state["backbone"] = "segmenter", _cut(_inner(segmenter).backbone, record).state_dict()
+        else:
+            raise UserError(f"a Segmenter or a PaddedNetwork can be saved, not a {type(segmenter).__name__}.")
+        written = _json(record)
     tensors = {part: {k: _compact(v) for k, v in values.items()} for part, values in state.items()}
     save_torch({"format": SEGMENTER_FORMAT, "kind": kind, "state": tensors, "plan": written}, path)
     return written
@@ -106,55 +108,53 @@ def load_segmenter(
     Example:
         >>> segmenter, plan = load_segmenter("runs/demo/segmenter.pt")  # doctest: +SKIP
     """
-    path = Path(path)
-    content = read_checkpoint(path)
+    content = read_checkpoint(Path(path))
     kind, state, plan = content.get("kind"), content.get("state"), content.get("plan")
-    if kind not in KINDS or not isinstance(state, Mapping) or not isinstance(plan, dict):
-        what = "the weights of a backbone: fit a head to it first" if "model" in content else "no segmenter of medmdm's"
-        raise UserError(f"{path}: this file holds {what}.")
-    if content.get("format") != SEGMENTER_FORMAT:
-        raise UserError(
-            f"{path}: the file has the format {content.get('format')!r}, this version of medmdm reads "
-            f"{SEGMENTER_FORMAT}; install the version that wrote it."
-        )
-    if kind == "network" and backbone is not None:
-        raise UserError(f"{path}: this is a network trained from scratch, which has no backbone: give none.")
-    try:
-        if kind == "network":
-            network = _rebuild(path, plan["network"], state["network"], trust)
-            module: nn.Module = PaddedNetwork(network, **plan["padding"])
-        else:
-            network = _backbone(path, kind, state, plan, backbone, trust)
-            extractor = FeatureExtractor(network, corruption=_corruption(path, plan, trust), **plan["extractor"])
-            head = _rebuild(path, plan["head"], state["head"], trust)
-            module = Segmenter(extractor, head, plan["ensemble"])
-    except KeyError as error:
-        raise UserError(f"{path}: the file lacks {error}, it is damaged or was not written by medmdm.") from error
+    with naming(path):
+        if kind not in KINDS or not isinstance(state, Mapping) or not isinstance(plan, dict):
+            backbone_file = "the weights of a backbone: fit a head to it first"
+            what = backbone_file if "model" in content else "no segmenter of medmdm's"
+            raise UserError(f"this file holds {what}.")
+        if content.get("format") != SEGMENTER_FORMAT:
+            raise UserError(
+                f"the file has the format {content.get('format')!r}, this version of medmdm reads {SEGMENTER_FORMAT}; "
+                "install the version that wrote it."
+            )
+        try:
+            if kind == "network":
+                if backbone is not None:
+                    raise UserError("this is a network trained from scratch, which has no backbone: give none.")
+                network = fill(build(plan["network"], trust), state["network"])
+                module: nn.Module = PaddedNetwork(network, **plan["padding"])
+            else:
+                network = _backbone(kind, state, plan, backbone, trust)
+                damage = None if plan["corruption"] is None else instantiate(plan["corruption"], trust, Corruption)
+                extractor = FeatureExtractor(network, corruption=damage, **plan["extractor"])
+                head = fill(build(plan["head"], trust), state["head"])
+                module = Segmenter(extractor, head, plan["ensemble"])
+        except KeyError as error:
+            raise UserError(f"the file lacks {error}, it is damaged or was not written by medmdm.") from error
     return module.requires_grad_(False).eval(), plan
 
 
-def _record(path: str | os.PathLike[str], segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
+def _record(segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Complete the plan of a backbone with a head."""
     record, extractor = dict(plan), _inner(segmenter)
     network = extractor.backbone
     record["backbone"] = dict(record.get("backbone") or {})
     if not isinstance(record["backbone"].get("network"), Mapping):
-        if not isinstance(getattr(network, "config", None), dict):
-            raise UserError(f"{path}: the plan's backbone must hold the network's _target_ and arguments.")
-        record["backbone"]["network"] = {"_target_": _name(network), **network.config}  # type: ignore[dict-item]
+        record["backbone"]["network"] = to_config(network)
     if isinstance(network, ADMUNet) and network.out is None:
         if not record.get("backbone_sha256"):
-            raise UserError(f"{path}: the backbone is cut, so the plan must say the backbone_sha256 of the whole.")
+            raise UserError("the backbone is cut, so the plan must say the backbone_sha256 of the whole.")
         record.setdefault("fine_tuned", False)
     else:
         actual = weights_hash(network.state_dict())
         record["backbone_sha256"] = record.get("backbone_sha256") or actual
         record["fine_tuned"] = actual != record["backbone_sha256"]
     record["extractor"] = extractor.config
-    record["corruption"] = None if extractor.corruption is None else extractor.corruption.to_config()
-    if not isinstance(getattr(segmenter.head, "config", None), dict):
-        raise UserError(f"{path}: {type(segmenter.head).__name__} has no config to be rebuilt from.")
-    record["head"] = {"_target_": _name(segmenter.head), **segmenter.head.config}  # type: ignore[dict-item]
+    record["corruption"] = to_config(extractor.corruption)
+    record["head"] = to_config(segmenter.head)
     record["ensemble"] = segmenter.ensemble
     return record
 
@@ -162,7 +162,7 @@ def _record(path: str | os.PathLike[str], segmenter: Segmenter, plan: Mapping[st
 def _inner(segmenter: Segmenter) -> FeatureExtractor:
     extractor = innermost(segmenter.extractor)
     if not isinstance(extractor, FeatureExtractor):
-        raise UserError(f"A segmenter with a {type(extractor).__name__} cannot be saved, only with a FeatureExtractor.")
+        raise UserError(f"a segmenter with a {type(extractor).__name__} cannot be saved, only with a FeatureExtractor.")
     return extractor
 
 
@@ -173,12 +173,12 @@ def _cut(network: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
 
 
 def _backbone(
-    path: Path, kind: str, state: Mapping[str, Any], plan: dict[str, Any], given: Backbone | None, trust: bool
+    kind: str, state: Mapping[str, Any], plan: dict[str, Any], given: Backbone | None, trust: bool
 ) -> nn.Module:
     """Return the backbone that is in the file, or the one given if it is the right one."""
     if kind == "head" and given is None:
         raise UserError(
-            f"{path}: this file holds a head without its backbone: give the model.pt that it was trained with "
+            f"this file holds a head without its backbone: give the model.pt that it was trained with "
             f"(weights {plan['backbone_sha256'][:12]})."
         )
     if given is not None:
@@ -187,59 +187,21 @@ def _backbone(
         if found != plan["backbone_sha256"]:
             name = "the backbone given" if isinstance(given, tuple) else str(given)
             raise UserError(
-                f"{path}: the head was trained with another backbone than {name}: its weights are "
+                f"the head was trained with another backbone than {name}: its weights are "
                 f"{plan['backbone_sha256'][:12]}, not {found[:12]}; give the one it was trained with."
             )
         if kind == "head":
             return _cut(network, plan)
-    return _rebuild(path, plan["backbone"]["network"], state["backbone"], trust, plan)
+    return fill(_cut(build(plan["backbone"]["network"], trust), plan), state["backbone"])
 
 
-def _rebuild(
-    path: Path,
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    trust: bool,
-    plan: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Build what a config describes, cut it as the plan says, and fill it."""
-    make = _find_target(path, config.get("_target_"), trust)
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
-    module: nn.Module = _build(path, make, arguments)
-    if plan is not None:
-        module = _cut(module, plan)
-    _check_fit(path, module, state, arguments, None)
-    if isinstance(module, ADMUNet):
-        module.to_empty(device="cpu")  # all it holds is in its state dict
-    module.load_state_dict(state)
-    return module
-
-
-def _corruption(path: Path, plan: Mapping[str, Any], trust: bool) -> Corruption | None:
-    config = plan["corruption"]
-    if config is None:
-        return None
-    try:
-        corruption: Corruption = from_config(config, trust)
-        return corruption
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _name(module: nn.Module) -> str:
-    kind = type(module)
-    # medmdm's networks are importable from the package; the module inside it may move.
-    where = ".".join(kind.__module__.split(".")[:2]) if kind.__module__.startswith("medmdm.") else kind.__module__
-    return f"{where}.{kind.__qualname__}"
-
-
-def _json(path: str | os.PathLike[str], plan: Mapping[str, Any]) -> dict[str, Any]:
+def _json(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plan as JSON gives it back, keys sorted: equal plans become equal bytes."""
     for key, value in plan.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {key!r} in the plan cannot be written as JSON: {error}.") from error
+            raise UserError(f"{key!r} in the plan cannot be written as JSON: {error}.") from error
     written: dict[str, Any] = json.loads(json.dumps(plan, sort_keys=True))
     return written
 

@@ -1,22 +1,32 @@
-"""Reading what a weights file holds, without running anything in it."""
+"""Weights files: reading what they hold without running anything in it, and making the network that it fits.
+
+Checkpoints of the guided-diffusion family are bare state dicts. Most of the configuration can be read off their names
+and shapes; what leaves no trace in a shape (heads, order of q, k and v, dropout) cannot.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from medmdm.backbones.adm_unet import ADMUNet
+from medmdm.components import find, instantiate
 from medmdm.errors import UserError
 
-__all__ = ["find_state", "read_checkpoint"]
+__all__ = ["INVISIBLE", "build", "fill", "find_state", "first_of", "infer_config", "naming", "read_checkpoint"]
 
 #: Where training programs put the state dict, averaged weights first.
 WRAPPERS = ("ema", "state_dict", "model")
+#: Arguments of an ADM U-Net that leave no trace in a shape but change the output, as in the paper.
+INVISIBLE: dict[str, Any] = {"num_head_channels": 64, "use_new_attention_order": False}
 #: What ``DistributedDataParallel``, ``AveragedModel`` and ``torch.compile`` put before every name.
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -61,3 +71,141 @@ def find_state(content: Any) -> dict[str, Tensor] | None:
     for prefix in PREFIXES:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in what is said of its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def build(config: Mapping[str, Any], trust: bool = False) -> nn.Module:
+    """Make the network that a file describes.
+
+    An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights to overwrite them takes
+    seconds.
+
+    Args:
+        config: ``_target_`` and arguments; what else begins with ``_`` is not looked at.
+        trust: as for :func:`medmdm.components.find`.
+    """
+    config = {key: value for key, value in config.items() if key == "_target_" or key[:1] != "_"}
+    with torch.device("meta") if find(config.get("_target_"), trust) is ADMUNet else nullcontext():
+        network: nn.Module = instantiate(config, trust, nn.Module)
+    return network
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Load a state dict into the network that :func:`build` made for it, in evaluation mode.
+
+    Raises:
+        UserError: names or shapes differ; the first of each kind are named, and the arguments that would fit.
+    """
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    reshaped = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    differences = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": reshaped,
+    }
+    told = [f"{len(names)} parameters {kind} ({first_of(names)})" for kind, names in differences.items() if names]
+    if told:
+        raise UserError(f"the weights do not fit the network: {', '.join(told)}{_advice(network, state)}.")
+    if isinstance(network, ADMUNet):
+        network.to_empty(device="cpu")  # all it holds is in its state dict
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _advice(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Say which arguments would fit the weights, where that can be seen."""
+    if not isinstance(network, ADMUNet):
+        return ""
+    try:
+        inferred = infer_config(state)
+    except UserError:  # the names that differ say more
+        return ""
+    fitting = [f"{key}={value}" for key, value in inferred.items() if network.config[key] != value]
+    return f"; the weights look like {', '.join(fitting)}" if fitting else ""
+
+
+def first_of(names: Iterable[Any], count: int = 3) -> str:
+    """Join the first few of ``names``."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Infer the arguments of :class:`~medmdm.backbones.ADMUNet` from a state dict.
+
+    Args:
+        state: names and tensors of a checkpoint of the guided-diffusion family.
+
+    Returns:
+        Every argument that can be seen; where none is seen because the network has no such part (a single level has
+        no up-sampling), it is left out and the constructor's default holds. The invisible ones are not included.
+
+    Raises:
+        UserError: if a parameter that every such network has is missing.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in state:
+            raise UserError(f"it is not an ADM U-Net (guided diffusion): the parameter {name!r} is missing.")
+        return tuple(state[name].shape)
+
+    first, embedding, last = shape("input_blocks.0.0.weight"), shape("time_embed.0.weight"), shape("out.2.weight")
+    if len(first) not in (4, 5) or len(embedding) != 2 or not last:
+        raise UserError(f"it is not an ADM U-Net: 'input_blocks.0.0.weight' has the shape {first}.")
+    model_channels = embedding[1]
+    config: dict[str, Any] = {
+        "spatial_dims": len(first) - 2,
+        "in_channels": first[1],
+        "out_channels": last[0],
+        "model_channels": model_channels,
+        "num_classes": shape("label_emb.weight")[0] if "label_emb.weight" in state else None,
+    }
+
+    inputs, outputs = _block_numbers(state, "input_blocks"), _block_numbers(state, "output_blocks")
+    total = max(outputs, default=-1) + 1
+    resizing = {
+        "resblock_updown": sum(f"output_blocks.{n}.{i}.in_layers.0.weight" in state for n in outputs for i in (1, 2)),
+        "convolution": sum(f"input_blocks.{n}.0.op.weight" in state for n in inputs),
+        # down-sampling by averages leaves a hole in the numbering
+        "average": sum(n not in inputs for n in range(total)),
+    }
+    if resizing["resblock_updown"]:
+        config["resblock_updown"] = True
+    elif resizing["convolution"] or resizing["average"]:
+        config |= {"resblock_updown": False, "conv_resample": resizing["convolution"] > 0}
+    levels = max(resizing.values()) + 1
+    per_level, rest = divmod(total, levels)
+    if rest or per_level < 2:
+        raise UserError(f"it is not an ADM U-Net: {total} output blocks do not make {levels} levels.")
+    config["num_res_blocks"] = per_level - 1
+
+    widths, attention = [], []
+    for level in range(levels):
+        block = f"input_blocks.{1 + level * per_level}"
+        widths.append(shape(f"{block}.0.out_layers.3.weight")[0])
+        if f"{block}.1.qkv.weight" in state:
+            attention.append(2**level)
+    multiples = [width / model_channels for width in widths]
+    config["channel_mult"] = [int(multiple) if multiple.is_integer() else multiple for multiple in multiples]
+    config["attention_resolutions"] = attention
+    config["use_scale_shift_norm"] = shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0]
+    return config
+
+
+def _block_numbers(state: Mapping[str, Tensor], part: str) -> set[int]:
+    """Return the numbers of the blocks that have parameters."""
+    numbers = [name.split(".")[1] for name in state if name.startswith(f"{part}.")]
+    return {int(number) for number in numbers if number.isdigit()}

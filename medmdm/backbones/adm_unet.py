@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medmdm.backbones.arguments import check_arguments
+from medmdm.backbones.base import BlockNetwork
 from medmdm.backbones.layers import (
     AttentionBlock,
     ConditionedBlock,
@@ -24,12 +24,14 @@ from medmdm.backbones.layers import (
     sinusoidal_embedding,
     with_zero_weights,
 )
+from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
 __all__ = ["ADMUNet"]
 
 
-class ADMUNet(nn.Module):
+@buildable
+class ADMUNet(BlockNetwork):
     """A U-Net with residual blocks and self-attention, conditioned on the timestep.
 
     Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, in the form that Pan, Chen and Shi
@@ -88,26 +90,8 @@ class ADMUNet(nn.Module):
         conv_resample: bool = True,
         use_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        self._config: dict[str, Any] = {
-            "spatial_dims": spatial_dims,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "model_channels": model_channels,
-            "channel_mult": list(channel_mult),
-            "num_res_blocks": num_res_blocks,
-            "attention_resolutions": list(attention_resolutions),
-            "num_heads": num_heads,
-            "num_head_channels": num_head_channels,
-            "use_scale_shift_norm": use_scale_shift_norm,
-            "resblock_updown": resblock_updown,
-            "dropout": dropout,
-            "num_classes": num_classes,
-            "use_new_attention_order": use_new_attention_order,
-            "conv_resample": conv_resample,
-            "use_checkpoint": use_checkpoint,
-        }
-        check_arguments(**self._config)
+        super().__init__(declared(locals()), 2 ** max(len(channel_mult) - 1, 0))
+        _check_arguments(**self._config)
         self.use_checkpoint = use_checkpoint
         widths = [round(multiple * model_channels) for multiple in channel_mult]
         last = len(widths) - 1
@@ -119,6 +103,9 @@ class ADMUNet(nn.Module):
         def attention(width: int) -> AttentionBlock:
             heads = num_heads if num_head_channels == -1 else width // num_head_channels
             return AttentionBlock(width, heads, use_new_attention_order)
+
+        def resized(width: int, resample: Any, layer: type[nn.Module]) -> nn.Module:
+            return residual(width, width, resample) if resblock_updown else layer(spatial_dims, width, conv_resample)
 
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, embedding_channels), nn.SiLU(), nn.Linear(embedding_channels, embedding_channels)
@@ -137,10 +124,7 @@ class ADMUNet(nn.Module):
                 channels = width
                 skipped.append(width)
             if level < last:
-                down = (
-                    residual(width, width, halve) if resblock_updown else Downsample(spatial_dims, width, conv_resample)
-                )
-                self.input_blocks.append(ConditionedBlock([down]))
+                self.input_blocks.append(ConditionedBlock([resized(width, halve, Downsample)]))
                 skipped.append(width)
 
         self.middle_block = ConditionedBlock(
@@ -148,7 +132,6 @@ class ADMUNet(nn.Module):
         )
 
         self.output_blocks = nn.ModuleList()
-        self._feature_info: list[dict[str, int]] = []
         for level, width in reversed(list(enumerate(widths))):
             for index in range(num_res_blocks + 1):
                 layers = [residual(channels + skipped.pop(), width)]
@@ -156,14 +139,9 @@ class ADMUNet(nn.Module):
                 if reduction in attention_resolutions:
                     layers.append(attention(width))
                 if level > 0 and index == num_res_blocks:
-                    up = (
-                        residual(width, width, double)
-                        if resblock_updown
-                        else Upsample(spatial_dims, width, conv_resample)
-                    )
-                    layers.append(up)
+                    layers.append(resized(width, double, Upsample))
                     reduction //= 2
-                self._feature_info.append({"block": len(self.output_blocks), "channels": width, "reduction": reduction})
+                self.add_block(width, reduction)
                 self.output_blocks.append(ConditionedBlock(layers))
                 channels = width
 
@@ -172,21 +150,6 @@ class ADMUNet(nn.Module):
             nn.SiLU(),
             with_zero_weights(convolution(spatial_dims, channels, out_channels)),
         )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON."""
-        return {key: list(value) if isinstance(value, list) else value for key, value in self._config.items()}
-
-    @property
-    def feature_info(self) -> list[dict[str, int]]:
-        """For each decoder block its number, the channels of its output and how much smaller that is than the input."""
-        return [dict(info) for info in self._feature_info[: len(self.output_blocks)]]
-
-    @property
-    def reduction(self) -> int:
-        """The total down-sampling rate; it divides the size of every input."""
-        return int(2 ** (len(self._config["channel_mult"]) - 1))
 
     def truncated(self, last_block: int) -> ADMUNet:
         """Return this network without all that :meth:`features` of blocks up to ``last_block`` does not need.
@@ -209,23 +172,12 @@ class ADMUNet(nn.Module):
         # The containers are copied, so that taking a module out of one network leaves the other whole.
         part.__dict__.update({key: copy.copy(v) if isinstance(v, dict) else v for key, v in self.__dict__.items()})
         part.output_blocks = nn.ModuleList(list(self.output_blocks)[: last_block + 1])
+        part._feature_info = self._feature_info[: last_block + 1]
         part.out = None
         return part
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict the clean image, or the noise, from a corrupted image.
-
-        Args:
-            x: ``[B, in_channels, *spatial]``, usually in [-1, 1]; sizes are multiples of :attr:`reduction`.
-            timesteps: ``[B]``, integers or floats, usually in ``[0, 1000)``.
-            y: ``[B]`` class numbers of a class-conditional network.
-
-        Returns:
-            ``[B, out_channels, *spatial]``.
-
-        Raises:
-            UserError: if a shape does not fit, ``y`` is missing or superfluous, or the network was truncated.
-        """
+        """See :meth:`BlockNetwork.forward`; ``y``: ``[B]`` class numbers of a class-conditional network."""
         if self.out is None:
             raise UserError(
                 f"ADMUNet: this network was truncated after decoder block {len(self.output_blocks) - 1}: it gives "
@@ -235,25 +187,8 @@ class ADMUNet(nn.Module):
         return self.out(h)
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int], y: Tensor | None = None) -> list[Tensor]:
-        """Return the outputs of some decoder blocks; nothing after the last of them is computed.
-
-        Args:
-            x: as in :meth:`forward`.
-            timesteps: as in :meth:`forward`.
-            blocks: numbers of decoder blocks, in any order.
-            y: as in :meth:`forward`.
-
-        Returns:
-            ``[B, C_i, *spatial_i]`` for each of ``blocks`` in the order asked for; see :attr:`feature_info`.
-
-        Raises:
-            UserError: if a block does not exist, none is asked for, or an input does not fit.
-        """
-        total = len(self.output_blocks)
-        wrong = [block for block in blocks if block not in range(total)]
-        if wrong or not blocks:
-            what = f"there is no block {wrong[0]!r}" if wrong else "no block is asked for"
-            raise UserError(f"features: {what}; this network has the decoder blocks 0 to {total - 1}.")
+        """See :meth:`BlockNetwork.features`; ``y`` as in :meth:`forward`."""
+        self.check_blocks(blocks)
         _, kept = self._decode(x, timesteps, y, range(max(blocks) + 1), keep=blocks)
         return [kept[block] for block in blocks]
 
@@ -261,7 +196,10 @@ class ADMUNet(nn.Module):
         self, x: Tensor, timesteps: Tensor, y: Tensor | None, run: range, keep: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the encoder and the decoder blocks in ``run``; return the last output and those to ``keep``."""
-        self._check_inputs(x, timesteps, y)
+        if (y is None) != (self.label_emb is None):
+            need = "needs class numbers y" if y is None else "is not class-conditional and takes no y"
+            raise UserError(f"ADMUNet: this network {need}.")
+        self.check_inputs(x, timesteps)
         embedding = sinusoidal_embedding(timesteps, self._config["model_channels"])
         embedding = self.time_embed(embedding.to(x.dtype))
         if self.label_emb is not None:
@@ -285,23 +223,55 @@ class ADMUNet(nn.Module):
             return checkpoint(block, h, embedding, use_reentrant=False)
         return block(h, embedding)
 
-    def _check_inputs(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
-        if (y is None) != (self.label_emb is None):
-            need = "needs class numbers y" if y is None else "is not class-conditional and takes no y"
-            raise UserError(f"ADMUNet: this network {need}.")
-        if torch.jit.is_tracing():
-            return  # a traced shape is a tensor: the comparisons below would warn and be frozen
-        dims, channels = self._config["spatial_dims"], self._config["in_channels"]
-        if x.ndim != dims + 2 or x.shape[1] != channels:
-            axes = "height, width" if dims == 2 else "depth, height, width"
-            raise UserError(f"ADMUNet: x has the shape {tuple(x.shape)}, expected [batch, {channels}, {axes}].")
-        if any(size % self.reduction for size in x.shape[2:]):
+
+def _check_arguments(
+    *,
+    spatial_dims: int,
+    model_channels: int,
+    channel_mult: list[float],
+    attention_resolutions: list[int],
+    num_heads: int,
+    num_head_channels: int,
+    dropout: float,
+    **others: Any,
+) -> None:
+    """Raise a :class:`UserError` for the first argument that is out of range or contradicts another."""
+    if spatial_dims not in (2, 3):
+        raise UserError(f"ADMUNet: spatial_dims is {spatial_dims!r}, expected 2 or 3.")
+    counts = {"model_channels": model_channels, "num_heads": num_heads}
+    counts |= {key: others[key] for key in ("in_channels", "out_channels", "num_res_blocks")}
+    if others["num_classes"] is not None:
+        counts["num_classes"] = others["num_classes"]
+    for key, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"ADMUNet: {key} is {value!r}, expected a whole number of at least 1.")
+    if not 0 <= dropout < 1:
+        raise UserError(f"ADMUNet: dropout is {dropout!r}, expected a probability in [0, 1).")
+    if not channel_mult:
+        raise UserError("ADMUNet: channel_mult is empty, expected one number for each level.")
+
+    widths = [multiple * model_channels for multiple in channel_mult]
+    for width in widths:
+        if width < 32 or abs(width / 32 - round(width / 32)) > 1e-6:
             raise UserError(
-                f"ADMUNet: the spatial size {tuple(x.shape[2:])} is not divisible by {self.reduction}, the total "
-                f"down-sampling rate of {len(self._config['channel_mult'])} levels; crop or pad the input."
+                f"ADMUNet: model_channels {model_channels} with channel_mult {channel_mult} makes a level of {width:g} "
+                "channels; group normalisation with 32 groups needs multiples of 32."
             )
-        if timesteps.shape != x.shape[:1]:
+    rates = [2**level for level in range(len(channel_mult))]
+    for rate in attention_resolutions:
+        if rate not in rates:
             raise UserError(
-                f"ADMUNet: timesteps have the shape {tuple(timesteps.shape)}, expected one for each of the "
-                f"{x.shape[0]} images of the batch."
+                f"ADMUNet: attention_resolutions holds {rate!r}, but the {len(rates)} levels of channel_mult have the "
+                f"down-sampling rates {rates} (rates, not sizes in pixels)."
+            )
+    if num_head_channels != -1 and (not isinstance(num_head_channels, int) or num_head_channels < 1):
+        raise UserError(
+            f"ADMUNet: num_head_channels is {num_head_channels!r}, expected at least 1, or -1 to use num_heads."
+        )
+    key, divisor = ("num_heads", num_heads) if num_head_channels == -1 else ("num_head_channels", num_head_channels)
+    for rate, width in zip(rates, widths, strict=True):
+        if (rate in attention_resolutions or rate == rates[-1]) and round(width) % divisor:
+            raise UserError(
+                f"ADMUNet: {key} {divisor} does not divide the {width:g} channels of the level with attention at "
+                f"down-sampling rate {rate}."
             )

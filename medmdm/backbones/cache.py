@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import factor, moments, standardization
+from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.hashing import tensor_hash, weights_hash
@@ -63,7 +64,7 @@ class CachedExtractor(nn.Module):
             "weights": self.backbone_hash,
             # Heads and strides are not seen in the weights.
             "backbone": [type(extractor.backbone).__name__, getattr(extractor.backbone, "config", None)],
-            "corruption": None if extractor.corruption is None else extractor.corruption.to_config(),
+            "corruption": to_config(extractor.corruption),
         }
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
         self.folder = None if folder is None else Path(folder) / self.key
@@ -77,24 +78,12 @@ class CachedExtractor(nn.Module):
             sweep_temporaries(self.folder)
             self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
 
-    @property
-    def config(self) -> dict[str, object]:
-        """That of the extractor inside."""
-        return self.extractor.config
-
-    @property
-    def feature_info(self) -> list[dict[str, int]]:
-        """That of the extractor inside."""
-        return self.extractor.feature_info
-
-    @property
-    def num_features(self) -> int:
-        """That of the extractor inside."""
-        return self.extractor.num_features
-
-    def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """That of the extractor inside."""
-        return self.extractor.padded_size(spatial)
+    def __getattr__(self, name: str) -> Any:
+        """What is not said here is said by the extractor inside: its settings, sizes and views."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("extractor"), name)
 
     def bytes_per_window(self, spatial: Sequence[int]) -> int:
         """Return the size of the cached features of one window of that size: for the paper's network 28 MB at 256²."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
-from medmdm.corruption import Corrupted, Corruption
+from medmdm.components import declared
+from medmdm.corruption import Corrupted, Corruption, PatchMasking
 from medmdm.errors import UserError
 
 __all__ = ["MASKINGS", "FeatureExtractor"]
+
+#: Scale, offset and visible pixels of a corruption whose randomness is fixed, each ``[1, 1 or C, *spatial]``.
+_Damage = tuple[Tensor, Tensor | None, Tensor]
 
 MASKINGS = ("seeded", "none", "partition")
 _MOST_SHAPES = 32  # whose masks are remembered
@@ -55,6 +59,8 @@ class FeatureExtractor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        given = declared(locals())
+        self._config = {key: value for key, value in given.items() if key not in ("backbone", "corruption")}
         known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
         if not _some(blocks) or any(block not in known for block in blocks):
             raise UserError(
@@ -72,18 +78,10 @@ class FeatureExtractor(nn.Module):
             raise UserError(f"partitions must be at least 2 (one mask would hide everything), got {partitions}.")
         if seed < 0:
             raise UserError(f"seed must be at least 0, got {seed}.")
-        if masking == "partition" and not hasattr(corruption, "patch_size"):
+        if masking == "partition" and not isinstance(corruption, PatchMasking):
             raise UserError("masking 'partition' needs a backbone that was trained with PatchMasking; use 'seeded'.")
         self.backbone = backbone
         self.corruption = corruption
-        self._config: dict[str, Any] = {
-            "blocks": list(blocks),
-            "timesteps": list(timesteps),
-            "masking": masking,
-            "partitions": partitions,
-            "normalize": normalize,
-            "seed": seed,
-        }
         self.feature_info = [{**known[block], "timestep": t} for t in timesteps for block in blocks]
         self._drawn: dict[tuple[Any, ...], list[_Damage]] = {}
         self.requires_grad_(False)
@@ -92,7 +90,7 @@ class FeatureExtractor(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments apart from backbone and corruption, ready for JSON."""
-        return {key: list(v) if isinstance(v, list) else v for key, v in self._config.items()}
+        return copy.deepcopy(self._config)
 
     @property
     def num_features(self) -> int:
@@ -102,10 +100,8 @@ class FeatureExtractor(nn.Module):
     @property
     def multiple(self) -> int:
         """What the sides of the backbone's input are multiples of; other images are padded at their lower right."""
-        patch = getattr(self.corruption, "patch_size", None)
-        if patch is None and hasattr(self.corruption, "masking"):
-            patch = self.corruption.masking.patch_size  # type: ignore[union-attr]
-        edges = [patch] if isinstance(patch, int) else list(patch or [1])
+        patch = getattr(self.corruption, "patch_size", 1)
+        edges = [patch] if isinstance(patch, int) else list(patch)
         return math.lcm(int(self.backbone.reduction), *edges)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -159,9 +155,9 @@ class FeatureExtractor(nn.Module):
         if self._config["masking"] == "none" or self.corruption is None:
             return [Corrupted(x, shown)]
         result = []
-        for view in self._damage(t, x.shape[1:], x):
-            x_t = x * view.scale if view.offset is None else x * view.scale + view.offset
-            result.append(Corrupted(x_t, view.visible.expand_as(shown)))
+        for scale, offset, visible in self._damage(t, x.shape[1:], x):
+            x_t = x * scale if offset is None else x * scale + offset
+            result.append(Corrupted(x_t, visible.expand_as(shown)))
         return result
 
     def prepare(self, spatial: Sequence[int], channels: int | None = None) -> None:
@@ -195,26 +191,30 @@ class FeatureExtractor(nn.Module):
                 self._drawn.pop(next(iter(self._drawn)))
             generator = torch.Generator().manual_seed(_seed(self._config["seed"], t, *spatial))
             if self._config["masking"] == "seeded":
-                views = [_seeded_damage(self.corruption, t, (channels, *spatial), generator)]
+                # In float64, so that it does not depend on the type of the image.
+                zero = torch.zeros(1, channels, *spatial, dtype=torch.float64)
+                views = [self.corruption(zero, torch.tensor([t]), generator)]
             else:
-                views = [_Damage(v, None, v) for v in self._partition(t, spatial, generator)]
-            self._drawn[key] = [view.to(like) for view in views]
+                views = self._partition(t, spatial, generator)
+            damages = []
+            for view in views:
+                if view.scale is None:
+                    kind = type(self.corruption).__name__
+                    raise UserError(f"{kind} does not say by scale and offset how it acts: use masking 'none'.")
+                offset = None if view.offset is None else view.offset.to(like)
+                damages.append((view.scale.to(like), offset, view.visible.to(like)))
+            self._drawn[key] = damages
         return self._drawn[key]
 
-    def _partition(self, t: int, spatial: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+    def _partition(self, t: int, spatial: Sequence[int], generator: torch.Generator) -> list[Corrupted]:
         """Return masks ``[1, 1, *spatial]``, each patch being hidden by exactly one of them."""
-        patch, total = self.corruption.patch_size, self.corruption.num_timesteps  # type: ignore[union-attr]
-        edges = [patch] * len(spatial) if isinstance(patch, int) else list(patch)
-        grid = [n // e for n, e in zip(spatial, edges, strict=True)]
-        count = min(self._config["partitions"] or max(2, round(total / max(t, 1))), math.prod(grid))
+        masking = self.corruption
+        assert isinstance(masking, PatchMasking)
+        grid = masking.grid(spatial)
+        count = min(self._config["partitions"] or max(2, round(masking.num_timesteps / max(t, 1))), math.prod(grid))
         order = torch.randperm(math.prod(grid), generator=generator) % count
-        masks = []
-        for part in range(count):
-            visible = (order != part).float().reshape(1, 1, *grid)
-            for axis, edge in enumerate(edges, start=2):
-                visible = visible.repeat_interleave(edge, dim=axis)
-            masks.append(visible)
-        return masks
+        masks = [masking.to_pixels((order != part).float().reshape(1, 1, *grid)) for part in range(count)]
+        return [Corrupted(mask, mask, scale=mask) for mask in masks]
 
     def _features(self, x_t: Tensor, t: int) -> list[Tensor]:
         times = torch.full((x_t.shape[0],), t, dtype=torch.long, device=x_t.device)
@@ -224,29 +224,6 @@ class FeatureExtractor(nn.Module):
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: the backbone is frozen."""
         return super().train(False)
-
-
-@dataclass(frozen=True)
-class _Damage:
-    """With its randomness fixed a corruption is ``x * scale + offset``, pixel by pixel."""
-
-    scale: Tensor  # [1, 1 or C, *spatial]
-    offset: Tensor | None
-    visible: Tensor  # [1, 1, *spatial]
-
-    def to(self, like: Tensor) -> _Damage:
-        return _Damage(
-            self.scale.to(like), None if self.offset is None else self.offset.to(like), self.visible.to(like)
-        )
-
-
-def _seeded_damage(corruption: Corruption, t: int, shape: Sequence[int], generator: torch.Generator) -> _Damage:
-    """Find scale and offset by corrupting a black and a white image in the same way."""
-    time, seed = torch.tensor([t]), generator.initial_seed()
-    zero = torch.zeros(1, *shape, dtype=torch.float64)
-    offset, visible = corruption(zero, time, generator)
-    white, _ = corruption(zero + 1, time, torch.Generator().manual_seed(seed))
-    return _Damage(white - offset, offset if bool(offset.any()) else None, visible)
 
 
 def _seed(*key: int) -> int:

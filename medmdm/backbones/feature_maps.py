@@ -30,7 +30,6 @@ __all__ = [
     "stack",
     "standardization",
     "sum_products",
-    "sums",
     "upsample",
 ]
 
@@ -53,14 +52,10 @@ def stack(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     return torch.cat([upsample(f, size) for f in maps], dim=1)
 
 
-def _matrix(source: int, target: int) -> Tensor:
-    """The up-sampling of one axis as a matrix ``[target, source]`` in float64: torch's linear interpolation."""
-    return torch.from_numpy(_interpolation(source, target))
-
-
 # The two below are NumPy's, so that they are constants where a network is being traced or exported.
 @functools.lru_cache(maxsize=64)
 def _interpolation(source: int, target: int) -> np.ndarray:
+    """The up-sampling U of one axis as a matrix ``[target, source]``: torch's linear interpolation."""
     rows = np.arange(target)
     x = ((rows + 0.5) * (source / target) - 0.5).clip(min=0)
     low = np.minimum(x.astype(int), source - 1)
@@ -73,7 +68,7 @@ def _interpolation(source: int, target: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _form(source: int, target: int) -> np.ndarray:
-    """``U^T U`` of the up-sampling U of one axis, ``[source, source]``."""
+    """``U^T U``, ``[source, source]``."""
     matrix = _interpolation(source, target)
     return matrix.T @ matrix
 
@@ -81,7 +76,8 @@ def _form(source: int, target: int) -> np.ndarray:
 def _kept(f: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> list[Tensor]:
     """The up-sampling of each axis of ``f`` to ``size``, of which only the first ``crop`` rows are looked at."""
     crop = size if crop is None else crop
-    return [_matrix(int(a), int(b))[: int(n)] for a, b, n in zip(f.shape[2:], size, crop, strict=True)]
+    shapes = zip(f.shape[2:], size, crop, strict=True)
+    return [torch.from_numpy(_interpolation(int(a), int(b)))[: int(n)] for a, b, n in shapes]
 
 
 def _apply(f: Tensor, matrices: Sequence[Tensor]) -> Tensor:
@@ -91,32 +87,31 @@ def _apply(f: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return f
 
 
+def _squares(f: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``f * (U^T U f)``, whose sum is that of the up-sampled map's squares: a narrow stencil on each axis."""
+    if tuple(f.shape[2:]) == tuple(size):
+        return f * f
+    return f * _apply(f, [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(f.shape[2:], size, strict=True)])
+
+
 def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Return ``|x|^2`` of each image, ``[B]`` in float64: a quadratic form with a narrow stencil along each axis."""
+    """Return ``|x|^2`` of each image, ``[B]`` in float64."""
     squares = []
     for f in maps:
-        forms = [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(f.shape[2:], size, strict=True)]
         # Some channels at a time, in the processor's cache and without memory for whole maps; how many must not depend
         # on the batch, which exports leave open.
         for part in f.split(max(1, _VALUES // math.prod(int(n) for n in f.shape[2:])), dim=1):
-            g = part if tuple(f.shape[2:]) == tuple(size) else _apply(part, forms)
-            squares.append((part * g).flatten(1).sum(1, dtype=torch.float64))
+            squares.append(_squares(part, size).flatten(1).sum(1, dtype=torch.float64))
     return torch.stack(squares).sum(0)
 
 
 def moments(f: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return mean and variance of each channel of one up-sampled map, each ``[B, C, 1, ...]`` in float64."""
-    source = f.shape[2:]
-    weights = [
-        torch.from_numpy(_interpolation(int(a), int(b)).mean(0))[None] for a, b in zip(source, size, strict=True)
-    ]
-    mean = _apply(f.double(), weights)
+    weights = [_interpolation(int(a), int(b)).mean(0)[None] for a, b in zip(f.shape[2:], size, strict=True)]
+    mean = _apply(f.double(), [torch.from_numpy(weight) for weight in weights])
     # Up-sampling leaves constants as they are, so the mean may go first and nothing cancels.
-    centred = f - mean.to(f.dtype)
-    forms = [torch.from_numpy(_form(int(a), int(b))) for a, b in zip(source, size, strict=True)]
-    products = centred * (centred if tuple(source) == tuple(size) else _apply(centred, forms))
-    axes = tuple(range(2, f.ndim))
-    return mean, products.sum(axes, keepdim=True, dtype=torch.float64) / math.prod(size)
+    squares = _squares(f - mean.to(f.dtype), size)
+    return mean, squares.sum(tuple(range(2, f.ndim)), keepdim=True, dtype=torch.float64) / math.prod(size)
 
 
 def standardization(variance: Tensor) -> Tensor:
@@ -199,12 +194,6 @@ def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tenso
         weights = torch.stack(share, dim=1).to(f.dtype)
         columns.append(F.embedding_bag(torch.stack(index, dim=1), flat, per_sample_weights=weights, mode="sum"))
     return torch.cat(columns, dim=1)
-
-
-def sums(maps: Sequence[Tensor], size: Sequence[int], crop: Sequence[int] | None = None) -> Tensor:
-    """Return ``sum_p x_p`` over the pixels of one image, ``[sum C_i]`` in float64; arguments as for :func:`gram`."""
-    ones = torch.ones((1, *(size if crop is None else crop)), dtype=torch.float64, device=maps[0].device)
-    return sum_products(maps, ones, size)[:, 0]
 
 
 def sum_products(maps: Sequence[Tensor], targets: Tensor, size: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,40 +44,51 @@ def draw(
 class Corrupted:
     """A damaged batch; unpacks as ``x_t, visible = corrupt(x0, t)``.
 
+    An affine corruption, which all masks and noises are, also says how it acted: ``x_t = scale * x0 + offset``, pixel
+    by pixel, so that the same can be done to other images.
+
     Args:
         x_t: the damaged images, ``[B, C, *spatial]``.
         visible: ``[B, 1, *spatial]`` in {0, 1}: 0 where the image was hidden (all ones for pure noise).
         noise: the Gaussian noise that was added, shaped as ``x_t``, or None where there is none.
+        scale: broadcasts to ``x_t``; None for a corruption that is not affine.
+        offset: shaped as ``x_t``, or None for nothing.
     """
 
     x_t: Tensor
     visible: Tensor
     noise: Tensor | None = None
+    scale: Tensor | None = None
+    offset: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.x_t, self.visible))
 
 
+@dataclass(frozen=True)
 class Corruption(ABC):
     """Base of all corruptions: checks the input and fixes the number of timesteps T.
+
+    Subclasses are frozen dataclasses too: their fields are what :func:`medmdm.components.to_config` writes.
 
     Args:
         num_timesteps: T, at least 1.
     """
 
-    has_noise = False  # whether Corrupted.noise is there to be predicted
+    num_timesteps: int = 1000
 
-    def __init__(self, num_timesteps: int = 1000) -> None:
-        if num_timesteps < 1:
-            raise UserError(f"num_timesteps must be at least 1, got {num_timesteps}.")
-        self.num_timesteps = num_timesteps
+    has_noise: ClassVar[bool] = False  # whether Corrupted.noise is there to be predicted
+
+    def __post_init__(self) -> None:
+        if self.num_timesteps < 1:
+            raise UserError(f"num_timesteps must be at least 1, got {self.num_timesteps}.")
 
     def __call__(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Corrupted:
         """Damage ``x0``.
 
         Args:
             x0: clean images, ``[B, C, *spatial]`` with 2 or 3 spatial axes, in [-1, 1].
-            t: ``[B]`` integers in {0, ..., T-1}, one an image.
+            t: ``[B]`` integers in {0, ..., T-1}, one per image.
             generator: None, one ``torch.Generator``, or one for each image.
 
         Raises:
@@ -94,10 +105,20 @@ class Corruption(ABC):
             raise ValueError(f"t must lie in 0...{self.num_timesteps - 1}, got {int(t.min())}...{int(t.max())}.")
         return self._corrupt(x0, t.to(x0.device), generator)
 
+    def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return by what visible pixels of the image and the noise are multiplied, each ``[B, 1, ...]``.
+
+        With noise e, ``x_t = a x0 + b e`` there: what a network has to be told of t to turn one into the other.
+
+        Args:
+            t: ``[B]`` timesteps.
+            like: of the number of axes, type and device of the images.
+
+        Raises:
+            UserError: the corruption adds no noise.
+        """
+        raise UserError(f"{type(self).__name__} adds no noise.")
+
     @abstractmethod
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
         """The equation."""
-
-    @abstractmethod
-    def to_config(self) -> dict[str, Any]:
-        """The corruption as a JSON-able ``{"_target_": ..., arguments}``, for the plan in a weights file."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor
 
+from medmdm.components import buildable
 from medmdm.corruption.base import Corrupted, Corruption, Generators, draw
 from medmdm.corruption.masking import PatchMasking
 from medmdm.errors import UserError, nearest
 
 __all__ = ["GaussianNoise", "MaskedNoise"]
 
+_MONAI_NAMES = {"linear": "linear_beta"}
 
+
+@buildable
+@dataclass(frozen=True)
 class GaussianNoise(Corruption):
     """The corruption of DDPM: ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e`` with e ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
@@ -25,41 +32,39 @@ class GaussianNoise(Corruption):
             any other name in ``monai.networks.schedulers.NoiseSchedules``.
     """
 
-    has_noise = True
-    _monai_names = {"linear": "linear_beta"}  # noqa: RUF012
+    schedule: str = "linear"
 
-    def __init__(self, num_timesteps: int = 1000, schedule: str = "linear") -> None:
-        super().__init__(num_timesteps)
-        self.schedule = schedule
+    has_noise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         try:
-            self._scheduler = DDPMScheduler(num_timesteps, schedule=self._monai_names.get(schedule, schedule))
+            self.alphas_cumprod  # noqa: B018 an unknown schedule is found now
         except (KeyError, ValueError) as error:
+            known = ["linear", "cosine"]
             raise UserError(
-                f"schedule must be 'linear' or 'cosine', got {schedule!r}{nearest(schedule, ['linear', 'cosine'])}."
+                f"schedule must be 'linear' or 'cosine', got {self.schedule!r}{nearest(self.schedule, known)}."
             ) from error
 
-    @property
+    @functools.cached_property
     def alphas_cumprod(self) -> Tensor:
         """``a_t`` for t = 0 ... T-1."""
-        return self._scheduler.alphas_cumprod
+        name = _MONAI_NAMES.get(self.schedule, self.schedule)
+        return DDPMScheduler(self.num_timesteps, schedule=name).alphas_cumprod
 
-    def add_noise(self, x0: Tensor, t: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-        """Return ``(x_t, e)``."""
-        noise = draw(torch.randn, x0.shape, generator, x0.device).to(x0.dtype)
-        return self._scheduler.add_noise(x0, noise, t), noise
+    def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.alphas_cumprod.to(like)[t].reshape(-1, *[1] * (like.ndim - 1))
+        return a.sqrt(), (1 - a).sqrt()
 
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
-        x_t, noise = self.add_noise(x0, t, generator)
-        return Corrupted(x_t, torch.ones_like(x0[:, :1]), noise)
-
-    def to_config(self) -> dict[str, Any]:
-        return {
-            "_target_": "medmdm.corruption.GaussianNoise",
-            "num_timesteps": self.num_timesteps,
-            "schedule": self.schedule,
-        }
+        noise = _gaussian(x0, generator)
+        scale, rate = self.rates(t, x0)
+        offset = rate * noise
+        return Corrupted(scale * x0 + offset, torch.ones_like(x0[:, :1]), noise, scale, offset)
 
 
+@buildable
+@dataclass(frozen=True)
 class MaskedNoise(Corruption):
     """Masking and noise together: noise at timestep ``floor(noise_rate * t)``, then :class:`PatchMasking` at t.
 
@@ -73,31 +78,38 @@ class MaskedNoise(Corruption):
         noise_rate: how far the noise's timestep follows the mask's, in [0, 1].
     """
 
-    has_noise = True
+    patch_size: int | Sequence[int] = 8
+    schedule: str = "linear"
+    noise_rate: float = 0.25
 
-    def __init__(
-        self,
-        num_timesteps: int = 1000,
-        patch_size: int | Sequence[int] = 8,
-        schedule: str = "linear",
-        noise_rate: float = 0.25,
-    ) -> None:
-        super().__init__(num_timesteps)
-        if not 0 <= noise_rate <= 1:
-            raise UserError(f"noise_rate must lie in [0, 1], got {noise_rate}.")
-        self.masking = PatchMasking(num_timesteps, patch_size)
-        self.noising = GaussianNoise(num_timesteps, schedule)
-        self.noise_rate = noise_rate
+    has_noise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.noise_rate <= 1:
+            raise UserError(f"noise_rate must lie in [0, 1], got {self.noise_rate}.")
+        self.masking, self.noising  # noqa: B018 their arguments are checked now
+
+    @functools.cached_property
+    def masking(self) -> PatchMasking:
+        """What hides."""
+        return PatchMasking(self.num_timesteps, self.patch_size)
+
+    @functools.cached_property
+    def noising(self) -> GaussianNoise:
+        """What adds noise."""
+        return GaussianNoise(self.num_timesteps, self.schedule)
+
+    def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.noising.rates((t * self.noise_rate).long(), like)
 
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
-        x_t, noise = self.noising.add_noise(x0, (t * self.noise_rate).long(), generator)
+        noise = _gaussian(x0, generator)
         visible = self.masking.visible(x0, t, generator)
-        return Corrupted(x_t * visible, visible, noise)
+        scale, rate = self.rates(t, x0)
+        offset = rate * noise
+        return Corrupted((scale * x0 + offset) * visible, visible, noise, scale * visible, offset * visible)
 
-    def to_config(self) -> dict[str, Any]:
-        return {
-            **self.masking.to_config(),
-            "_target_": "medmdm.corruption.MaskedNoise",
-            "schedule": self.noising.schedule,
-            "noise_rate": self.noise_rate,
-        }
+
+def _gaussian(x0: Tensor, generator: Generators) -> Tensor:
+    return draw(torch.randn, x0.shape, generator, x0.device).to(x0.dtype)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from medmdm.components import buildable
 from medmdm.corruption.base import Generators, draw
 from medmdm.errors import UserError
 
 __all__ = ["FixedTimesteps", "UniformTimesteps"]
 
 
+@buildable
+@dataclass(frozen=True)
 class UniformTimesteps:
     """t drawn uniformly from {0, ..., T-1}: diffusion.
 
@@ -20,8 +24,7 @@ class UniformTimesteps:
         num_timesteps: T.
     """
 
-    def __init__(self, num_timesteps: int = 1000) -> None:
-        self.num_timesteps = num_timesteps
+    num_timesteps: int = 1000
 
     def __call__(self, batch_size: int, generator: Generators = None, device: str | torch.device = "cpu") -> Tensor:
         """Draw ``[batch_size]`` integers on ``device`` from None, one generator, or one for each image."""
@@ -31,11 +34,9 @@ class UniformTimesteps:
 
         return draw(integers, (batch_size,), generator, torch.device(device))
 
-    def to_config(self) -> dict[str, Any]:
-        """The draw as a JSON-able ``{"_target_": ..., arguments}``."""
-        return {"_target_": "medmdm.corruption.UniformTimesteps", "num_timesteps": self.num_timesteps}
 
-
+@buildable
+@dataclass(frozen=True)
 class FixedTimesteps:
     """Always the same t: a masked autoencoder (with masking) or a denoising autoencoder (with noise).
 
@@ -44,20 +45,13 @@ class FixedTimesteps:
         num_timesteps: T.
     """
 
-    def __init__(self, timestep: int, num_timesteps: int = 1000) -> None:
-        if not 0 <= timestep < num_timesteps:
-            raise UserError(f"timestep must lie in 0...{num_timesteps - 1}, got {timestep}.")
-        self.timestep = timestep
-        self.num_timesteps = num_timesteps
+    timestep: int
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timestep < self.num_timesteps:
+            raise UserError(f"timestep must lie in 0...{self.num_timesteps - 1}, got {self.timestep}.")
 
     def __call__(self, batch_size: int, generator: Generators = None, device: str | torch.device = "cpu") -> Tensor:
         """Return ``[batch_size]`` times t on ``device``; the generator is not used."""
         return torch.full((batch_size,), self.timestep, dtype=torch.long, device=device)
-
-    def to_config(self) -> dict[str, Any]:
-        """The draw as a JSON-able ``{"_target_": ..., arguments}``."""
-        return {
-            "_target_": "medmdm.corruption.FixedTimesteps",
-            "timestep": self.timestep,
-            "num_timesteps": self.num_timesteps,
-        }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.feature_maps import upsample
+from medmdm.components import buildable
 from medmdm.errors import UserError
 
 __all__ = ["LinearClassifier", "PixelClassifier"]
@@ -20,6 +21,7 @@ MANY_CLASSES = 30
 _ROWS = 4096  # pixels that are reduced together
 
 
+@buildable
 class PixelClassifier(nn.Module):
     """An ensemble of pixel-wise MLPs: ``Linear → ReLU → BatchNorm`` for each hidden width, then ``Linear``.
 
@@ -220,6 +222,7 @@ def _mean_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(sums).sum(0) / len(a)
 
 
+@buildable
 class LinearClassifier(nn.Module):
     """A linear map from features to class scores, from a closed-form solution (:mod:`medmdm.heads.pixel_sums`).
 

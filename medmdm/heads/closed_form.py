@@ -103,10 +103,11 @@ class ClosedFormHead:
 
     def sums(self, example: Example, task: Task, extractor: CachedExtractor | FeatureExtractor) -> PixelSums:
         """Return the sums of one image over the views that predictions will be made in."""
+        reading = task.reading
 
         def compute() -> dict[str, Tensor]:
             parts = []
-            for view in views(example, "whole" if task.whole else "windows", task.window, task.overlap):
+            for view in views(example, reading.kind, reading.window, reading.overlap):
                 maps = extractor(view.image[None].to(task.device))
                 size = extractor.padded_size(view.image.shape[1:])
                 parts.append(pixel_sums(maps, view.label.to(task.device), task.num_classes, size))
@@ -115,8 +116,8 @@ class ClosedFormHead:
 
         if not isinstance(extractor, CachedExtractor):
             return PixelSums(**compute())
-        reading = "whole" if task.whole else f"{task.window} {task.overlap}"
-        settings = f"sums {extractor.config['normalize']} {task.num_classes} {reading}"
+        read = "whole" if reading.whole else f"{reading.window} {reading.overlap}"
+        settings = f"sums {extractor.config['normalize']} {task.num_classes} {read}"
         content = tensor_hash(example.image, example.label)
         name = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()
         return PixelSums(**extractor.remembered(name, compute))

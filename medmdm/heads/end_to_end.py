@@ -54,7 +54,7 @@ class _Crops(Dataset):
         rng = np.random.default_rng([self.task.seed, 7, k])
         example: Example = self.task.examples[int(rng.integers(len(self.task.examples)))]
         seed = int(rng.integers(2**31))
-        crop = random_crop(example, self.task.window, seed, self.flips, copy.deepcopy(self.transform))
+        crop = random_crop(example, self.task.reading.window, seed, self.flips, copy.deepcopy(self.transform))
         return crop.image, crop.label.long()
 
 
@@ -81,7 +81,7 @@ class _EndToEnd:
         self.steps = steps
         self.batch_size = batch_size
         self.weight_decay = weight_decay
-        self.loss_function = loss_function or CrossEntropyDiceLoss()
+        self.loss_function = loss_function
         self.flips = list(flips)
         self.transform = transform
 
@@ -106,13 +106,14 @@ class _EndToEnd:
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=self.steps, power=0.9)
         crops = _Crops(task, self.steps * self.batch_size, self.flips, self.transform)
         losses: list[float] = []
+        loss_function = self.loss_function or CrossEntropyDiceLoss()
         torch.manual_seed(task.seed)  # dropout
 
         def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
             train_mode()
             images, labels = (part.to(task.device) for part in batch)
             optimizer.zero_grad(set_to_none=True)
-            loss = self.loss_function(network(images), labels)
+            loss = loss_function(network(images), labels)
             loss.backward()
             nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 12.0)
             optimizer.step()
@@ -126,7 +127,7 @@ class _EndToEnd:
             train_data_loader=DataLoader(crops, batch_size=self.batch_size),
             network=network,
             optimizer=optimizer,
-            loss_function=self.loss_function,
+            loss_function=loss_function,
             iteration_update=step,
             train_handlers=[],
         )

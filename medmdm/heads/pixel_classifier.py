@@ -24,7 +24,6 @@ from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, check_normalize
 from medmdm.heads.views import random_crop, views
 from medmdm.labels import IGNORE
-from medmdm.memory import keep_freed_memory
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 __all__ = ["PixelClassifierHead"]
@@ -93,6 +92,8 @@ class PixelClassifierHead:
         self.fresh = fresh
         self.loss_function = CrossEntropyDiceLoss(dice_weight, class_weights)
         self.ensemble = ensemble
+        self.class_weights = class_weights
+        self.dice_weight = dice_weight
 
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
@@ -100,13 +101,13 @@ class PixelClassifierHead:
         head = PixelClassifier(extractor.num_features, task.num_classes, self.hidden, self.members, task.seed)
         head.to(task.device)
         # Fresh crops are drawn from the images themselves, at every step.
-        kind = "whole" if self.fresh else self.views or ("whole" if task.whole else "windows")
-        other = any(tuple(e.image.shape[1:]) != tuple(task.window) for e in task.examples)
+        kind = "whole" if self.fresh else self.views or task.reading.kind
+        other = any(tuple(e.image.shape[1:]) != task.reading.window for e in task.examples)
         check_normalize(extractor, kind == "whole" and other and not self.fresh)
         samples = [
             view
             for example in task.examples
-            for view in views(example, kind, task.window, task.overlap, self.per_image, task.seed)
+            for view in views(example, kind, task.reading.window, task.reading.overlap, self.per_image, task.seed)
             if bool((view.label != IGNORE).any())
         ]
         if not samples:
@@ -119,8 +120,6 @@ class PixelClassifierHead:
         self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Any
     ) -> tuple[list[float], list[int]]:
         """Return the last loss and the number of epochs of each member."""
-        if task.device.type == "cpu":
-            keep_freed_memory()
         head.train()
         members = [head.shared_member(number) for number in range(self.members)]
         optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
@@ -137,7 +136,7 @@ class PixelClassifierHead:
             chosen = [samples[int(i)] for i in batch]
             rng = np.random.default_rng([task.seed, 6, engine.state.iteration])
             if self.fresh:
-                chosen = [random_crop(view, task.window, int(rng.integers(2**31))) for view in chosen]
+                chosen = [random_crop(view, task.reading.window, int(rng.integers(2**31))) for view in chosen]
                 chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
                 if not chosen:  # scribbles: nothing labelled in this crop
                     return {"loss": losses.mean()}

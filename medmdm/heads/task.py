@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.utils import BlendMode
 from torch import nn
 
 from medmdm.backbones.cache import CachedExtractor
@@ -15,7 +17,64 @@ from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
-__all__ = ["Fitted", "Fitter", "Task", "check_normalize", "check_windows"]
+__all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, when a head is fitted and when it predicts: in overlapping windows, or whole.
+
+    Args:
+        window: rows and columns (the paper: 256 x 256); three numbers for volumes that are read as such.
+        whole: images are read whole instead.
+        overlap: of neighbouring windows, as a share of the window in [0, 1) (the paper: 0.2).
+
+    Raises:
+        UserError: the window is not two (or three) whole numbers above 0, or the overlap is out of range.
+    """
+
+    window: tuple[int, ...]
+    whole: bool = False
+    overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        sizes: list[Any] = list(self.window) if isinstance(self.window, (list, tuple)) else [self.window]
+        if len(sizes) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {self.window!r}.")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap must be at least 0 and less than 1, got {self.overlap}.")
+        object.__setattr__(self, "window", tuple(sizes))
+
+    @property
+    def kind(self) -> str:
+        """The kind of :func:`medmdm.heads.views` that predictions are made from: ``"whole"`` or ``"windows"``."""
+        return "whole" if self.whole else "windows"
+
+    def inferer(self, batch_size: int = 4) -> Inferer:
+        """Return MONAI's inferer that reads so; logits of windows are blended by Gaussian weights."""
+        return (
+            SimpleInferer() if self.whole else SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
+        )
+
+    @classmethod
+    def of(cls, inferer: Inferer, window: Sequence[int] = (256, 256)) -> Reading:
+        """Return how an inferer reads images.
+
+        Args:
+            inferer: MONAI's ``SlidingWindowInferer`` or ``SimpleInferer`` (whole images).
+            window: for whole images, of which heads that learn from crops still take windows.
+
+        Raises:
+            UserError: another inferer, or one that does not blend by Gaussian weights.
+        """
+        if isinstance(inferer, SimpleInferer):
+            return cls(tuple(window), whole=True)
+        if not isinstance(inferer, SlidingWindowInferer) or inferer.mode != BlendMode.GAUSSIAN:
+            raise UserError(
+                f"inferer must be MONAI's SlidingWindowInferer with mode 'gaussian' or its SimpleInferer, got "
+                f"{type(inferer).__name__}{f' with mode {str(inferer.mode)!r}' if hasattr(inferer, 'mode') else ''}."
+            )
+        return cls(inferer.roi_size, overlap=inferer.overlap)
 
 
 @dataclass(frozen=True)
@@ -25,21 +84,18 @@ class Task:
     Args:
         examples: the labelled support.
         num_classes: K, background included.
-        window: size of the windows that images are read in.
-        whole: images are read whole instead.
-        overlap: of neighbouring windows.
+        reading: how images are read, here and when predictions are made.
         seed: of everything random.
         device: where to compute.
 
     Raises:
-        UserError: there is no labelled image, less than two classes, or a label names a class that does not exist.
+        UserError: there is no labelled image, less than two classes, the window has another number of
+            dimensions than the images, or a label names a class that does not exist.
     """
 
     examples: Sequence[Example]
     num_classes: int
-    window: tuple[int, ...]
-    whole: bool = False
-    overlap: float = 0.2
+    reading: Reading
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -49,6 +105,11 @@ class Task:
         if self.num_classes < 2:
             raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
         for example in self.examples:
+            if example.label.ndim != len(self.reading.window):
+                raise UserError(
+                    f"window must be {example.label.ndim} whole numbers for images of {example.label.ndim} dimensions, "
+                    f"got {list(self.reading.window)}."
+                )
             wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
             if len(wrong):
                 raise UserError(
@@ -82,24 +143,6 @@ class Fitter(Protocol):
     def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
         ...
-
-
-def check_windows(window: Sequence[int], overlap: float) -> tuple[int, ...]:
-    """Return the size of windows, or refuse what is none.
-
-    Args:
-        window: rows and columns.
-        overlap: of neighbouring windows, as a share.
-
-    Raises:
-        UserError: the size is not two whole numbers above 0, or the share not in [0, 1).
-    """
-    sizes: list[Any] = list(window) if isinstance(window, (list, tuple)) else [window]
-    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {window!r}.")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap must be at least 0 and less than 1, got {overlap}.")
-    return tuple(sizes)
 
 
 def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is learnt: how a restored image is compared with the clean one."""
+"""What is learnt: the objective, and how a restored image is compared with the clean one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from medmdm.objectives.losses import (
     ReconstructionLoss,
     SSIMLoss,
     WeightedSumLoss,
+    with_visible,
 )
+from medmdm.objectives.objective import Objective
 from medmdm.objectives.target import check_target, restored
 
 __all__ = [
     "CrossEntropyDiceLoss",
     "L1Loss",
     "MSELoss",
+    "Objective",
     "PaperSSIMLoss",
     "ReconstructionLoss",
     "SSIMLoss",
     "WeightedSumLoss",
     "check_target",
     "restored",
+    "with_visible",
 ]

@@ -1,12 +1,15 @@
 """How a restored image is compared with the clean one. One class an equation.
 
-All losses are called as ``loss(pred, target, visible)`` and always compute in float32 outside autocast: under
-bfloat16 the variances inside SSIM lose most of their digits.
+All reconstruction losses are called as ``loss(pred, target, visible=None)`` and always compute in float32 outside
+autocast: under bfloat16 the variances inside SSIM lose most of their digits. :func:`with_visible` makes one of any loss
+that compares two tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from monai.losses import DiceLoss
@@ -14,6 +17,7 @@ from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmdm.components import declared
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
@@ -25,7 +29,21 @@ __all__ = [
     "ReconstructionLoss",
     "SSIMLoss",
     "WeightedSumLoss",
+    "with_visible",
 ]
+
+
+def with_visible(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a loss that is called as ``loss(pred, target, visible)``, whether it reads ``visible`` or not.
+
+    Args:
+        loss: one of this module, or another (torch's, MONAI's, one's own), which gets ``visible`` if its call has an
+            argument of that name.
+    """
+    called = loss.forward if isinstance(loss, nn.Module) else loss
+    if "visible" in inspect.signature(called).parameters:
+        return loss
+    return lambda pred, target, visible=None: loss(pred, target)
 
 
 class ReconstructionLoss(nn.Module):
@@ -39,8 +57,11 @@ class ReconstructionLoss(nn.Module):
         visible_weight: 1 for the whole image (the paper), 0 for the hidden part only, between for a mix; in [0, 1].
     """
 
+    config: dict[str, Any]
+
     def __init__(self, visible_weight: float = 1.0) -> None:
         super().__init__()
+        self.config = declared(locals())
         if not 0 <= visible_weight <= 1:
             raise UserError(f"visible_weight must lie in [0, 1], got {visible_weight}.")
         self.visible_weight = visible_weight
@@ -102,6 +123,7 @@ class PaperSSIMLoss(ReconstructionLoss):
 
     def __init__(self, window_size: int = 5, sigma: float = 1.5, visible_weight: float = 1.0) -> None:
         super().__init__(visible_weight)
+        self.config = declared(locals())
         if window_size < 1 or window_size % 2 == 0:
             raise UserError(f"window_size must be odd and positive, got {window_size}.")
         offsets = torch.arange(window_size, dtype=torch.float64) - window_size // 2
@@ -137,7 +159,7 @@ class PaperSSIMLoss(ReconstructionLoss):
 class SSIMLoss(ReconstructionLoss):
     """``1 - SSIM`` by MONAI, with the data range that the intensities really have (Wang et al. 2004).
 
-    Without padding: the map is smaller than the image by ``window_size - 1`` pixels an axis.
+    Without padding: the map is smaller than the image by ``window_size - 1`` pixels per axis.
 
     Args:
         data_range: span of the intensities; images in [-1, 1] span 2.
@@ -150,6 +172,7 @@ class SSIMLoss(ReconstructionLoss):
         self, data_range: float = 2.0, window_size: int = 11, sigma: float = 1.5, visible_weight: float = 1.0
     ) -> None:
         super().__init__(visible_weight)
+        self.config = declared(locals())
         self.data_range, self.window_size, self.sigma = data_range, window_size, sigma
 
     def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -181,12 +204,13 @@ class WeightedSumLoss(nn.Module):
     """A weighted sum of losses, each with its own ``visible_weight``.
 
     Args:
-        losses: the terms.
+        losses: the terms; any that :func:`with_visible` takes.
         weights: one factor for each term; default all 1.
     """
 
-    def __init__(self, losses: Sequence[ReconstructionLoss], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        self.config = declared(locals())
         self.losses = nn.ModuleList(losses)
         self.weights = [1.0] * len(losses) if weights is None else list(weights)
         if not losses or len(self.weights) != len(losses):
@@ -194,7 +218,8 @@ class WeightedSumLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor, visible: Tensor | None = None) -> Tensor:
         """Sum the terms; arguments as in :class:`ReconstructionLoss`."""
-        terms = [w * loss(pred, target, visible) for w, loss in zip(self.weights, self.losses, strict=True)]
+        pairs = zip(self.weights, self.losses, strict=True)
+        terms = [w * with_visible(loss)(pred, target, visible) for w, loss in pairs]
         return torch.stack(terms).sum()
 
 
@@ -203,7 +228,7 @@ class CrossEntropyDiceLoss(nn.Module):
 
     Args:
         dice_weight: of the Dice term; 0 leaves cross-entropy alone.
-        class_weights: of the cross-entropy, one a class; None for equal ones.
+        class_weights: of the cross-entropy, one per class; None for equal ones.
         include_background: count the background in the Dice term.
         ignore: label of pixels that are not known.
 
@@ -219,6 +244,7 @@ class CrossEntropyDiceLoss(nn.Module):
         ignore: int = IGNORE,
     ) -> None:
         super().__init__()
+        self.config = declared(locals())
         if class_weights is not None and min(class_weights) <= 0:
             raise UserError(f"class_weights must be positive, got {list(class_weights)}.")
         self.dice_weight = dice_weight
@@ -237,7 +263,7 @@ class CrossEntropyDiceLoss(nn.Module):
             A scalar; 0 with gradients of 0 where nothing is labelled.
 
         Raises:
-            UserError: there is not one weight a class.
+            UserError: there is not one weight per class.
         """
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
             raise UserError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes.")

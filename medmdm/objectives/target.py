@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medmdm.corruption import Corruption, GaussianNoise, MaskedNoise
+from medmdm.corruption import Corruption
 from medmdm.errors import UserError, nearest
 
 __all__ = ["check_target", "restored"]
@@ -29,8 +29,9 @@ def check_target(target: str, corruption: Corruption) -> None:
 def restored(pred: Tensor, x_t: Tensor, t: Tensor, target: str, corruption: Corruption) -> Tensor:
     """Return the clean image that a prediction implies.
 
-    For ``target="noise"`` that is ``(x_t - sqrt(1 - a_t) e) / sqrt(a_t)`` (Ho et al. 2020, eq. 15); where
-    :class:`~medmdm.corruption.MaskedNoise` has hidden the image as well it holds on the visible pixels only.
+    For ``target="noise"`` that is ``(x_t - b e) / a`` with the corruption's rates a and b, in DDPM
+    ``sqrt(a_t)`` and ``sqrt(1 - a_t)`` (Ho et al. 2020, eq. 15); where a mask has hidden the image as well it holds on
+    the visible pixels only.
 
     Args:
         pred: the network's output, ``[B, C, *spatial]``.
@@ -41,10 +42,5 @@ def restored(pred: Tensor, x_t: Tensor, t: Tensor, target: str, corruption: Corr
     """
     if target == "image":
         return pred
-    if isinstance(corruption, MaskedNoise):
-        noising, t = corruption.noising, (t * corruption.noise_rate).long()
-    else:
-        assert isinstance(corruption, GaussianNoise)
-        noising = corruption
-    a = noising.alphas_cumprod.to(x_t)[t].reshape(-1, *[1] * (x_t.ndim - 1))
-    return (x_t - (1 - a).sqrt() * pred) / a.sqrt()
+    signal, noise = corruption.rates(t, x_t)
+    return (x_t - noise * pred) / signal

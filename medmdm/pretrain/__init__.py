@@ -6,7 +6,8 @@ from medmdm.pretrain.announce import announce, data_record
 from medmdm.pretrain.checkpoints import Checkpoints
 from medmdm.pretrain.ema import EMA
 from medmdm.pretrain.log import StepLog
-from medmdm.pretrain.preview import Preview, score_names
+from medmdm.pretrain.optimization import Optimization
+from medmdm.pretrain.preview import Preview
 from medmdm.pretrain.probe import Probe
 from medmdm.pretrain.trainer import MDMTrainer
 
@@ -14,10 +15,10 @@ __all__ = [
     "EMA",
     "Checkpoints",
     "MDMTrainer",
+    "Optimization",
     "Preview",
     "Probe",
     "StepLog",
     "announce",
     "data_record",
-    "score_names",
 ]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.runs.processes import is_main_process
 
-__all__ = ["Checkpoints", "get_random_state", "set_random_state"]
+__all__ = ["Checkpoints"]
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """The newest checkpoints of a run, ``step_00000300.pt`` and so on.
 
@@ -29,24 +29,26 @@ class Checkpoints:
         keep: how many of the newest are kept, at least 1. With 2 or more, a damaged newest one costs only an interval.
     """
 
-    _name = re.compile(r"step_(\d+)\.pt")
+    folder: str | Path
+    every: int = 1000
+    keep: int = 2
 
-    def __init__(self, folder: str | Path, every: int = 1000, keep: int = 2) -> None:
-        if every < 1 or keep < 1:
-            raise UserError(f"checkpoint interval and number kept must be at least 1, got {every} and {keep}.")
-        self.folder = Path(folder)
-        self.every = every
-        self.keep = keep
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise UserError(
+                f"checkpoint interval and number kept must be at least 1, got {self.every} and {self.keep}."
+            )
 
     def paths(self) -> list[Path]:
         """Return the checkpoints that are there, oldest first."""
-        return sorted(p for p in self.folder.glob("step_*.pt") if self._name.fullmatch(p.name))
+        return sorted(p for p in Path(self.folder).glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))
 
     def save(self, step: int, content: dict[str, Any]) -> Path:
         """Write the checkpoint of ``step`` atomically, then delete the oldest beyond ``keep``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sweep_temporaries(self.folder)
-        path = self.folder / f"step_{step:08d}.pt"
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(folder)
+        path = folder / f"step_{step:08d}.pt"
         save_torch(content, path)
         for old in self.paths()[: -self.keep]:
             old.unlink()
@@ -64,26 +66,3 @@ class Checkpoints:
             else:
                 return content
         return None
-
-
-def get_random_state() -> dict[str, Any]:
-    """Return the state of every global generator, in a form that ``torch.load(weights_only=True)`` reads."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`get_random_state` returned."""
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from medmdm.pretrain.log import duration
 from medmdm.runs.processes import unwrap, world_size
 
 __all__ = ["dry_run"]
@@ -36,12 +37,13 @@ def dry_run(trainer: Any) -> str:
     network = unwrap(trainer.network)
     parameters = sum(p.numel() for p in network.parameters())
     weights = sum(p.numel() * p.element_size() for p in network.state_dict().values())
+    parts = trainer.optimization.accumulation_steps
     lines = [
         ("network", f"{type(network).__name__}, {parameters / 1e6:.2f} M parameters ({weights / 2**20:.0f} MiB)"),
-        ("device", f"{device}, {world_size()} process(es), mixed precision {trainer.amp_dtype or 'off'}"),
-        ("batch", f"{tuple(batch['image'].shape)} a process in {trainer.micro_batches} micro-batch(es)"),
+        ("device", f"{device}, {world_size()} process(es), mixed precision {trainer.optimization.dtype or 'off'}"),
+        ("batch", f"{tuple(batch['image'].shape)} per process in {parts} micro-batch(es)"),
         ("steps", f"{steps}, {seconds:.2f} s each as measured on one batch (loss {loss:.4f})"),
-        ("time", f"about {_hours(steps * seconds)}, previews and checkpoints not counted"),
+        ("time", f"about {duration(steps * seconds)}, previews and checkpoints not counted"),
         ("memory", f"{_peak_memory(device)} at the peak of this batch"),
     ]
     if trainer.run_folder is not None:
@@ -66,9 +68,3 @@ def _peak_memory(device: torch.device) -> str:
         return "memory not measured on this system"
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory"
-
-
-def _hours(seconds: float) -> str:
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

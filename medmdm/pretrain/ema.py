@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,16 +12,6 @@ from medmdm.errors import UserError
 from medmdm.runs.processes import unwrap
 
 __all__ = ["EMA"]
-
-
-def _average_with_warmup(decay: float, warmup: bool) -> Callable[[Any, Any, Tensor | int], None]:
-    @torch.no_grad()
-    def update(averaged: Any, current: Any, updates: Tensor | int) -> None:
-        n = int(updates)
-        beta = min(decay, (1 + n) / (10 + n)) if warmup else decay
-        torch._foreach_lerp_(averaged, current, 1 - beta)
-
-    return update
 
 
 class EMA(AveragedModel):
@@ -38,7 +27,14 @@ class EMA(AveragedModel):
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"The EMA's decay must lie in [0, 1), got {decay}.")
-        super().__init__(unwrap(model), multi_avg_fn=_average_with_warmup(decay, warmup))
+
+        @torch.no_grad()
+        def average(averaged: Any, current: Any, updates: Tensor | int) -> None:
+            n = int(updates)
+            beta = min(decay, (1 + n) / (10 + n)) if warmup else decay
+            torch._foreach_lerp_(averaged, current, 1 - beta)
+
+        super().__init__(unwrap(model), multi_avg_fn=average)
         self.requires_grad_(False)
         self.eval()
 

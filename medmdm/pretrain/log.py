@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,20 @@ from tqdm import tqdm
 from medmdm.files import atomic_write
 from medmdm.runs.processes import average, is_main_process, world_size
 
-__all__ = ["StepLog"]
+__all__ = ["StepLog", "duration"]
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
 
 
+@dataclass(eq=False)
 class StepLog:
-    """Write a line a fixed number of steps, and one whenever held-out images were scored.
+    """Write a line every so many steps, and one whenever held-out images were scored.
 
-    ``metrics.csv`` has a row a line: mean loss since the last row, learning rate and gradient norm of the step, speed
-    and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint are
-    cut off, so that each step has one row. Attach it after the handler that scores held-out images.
+    ``metrics.csv`` has one row per line: mean loss since the last row, learning rate and gradient norm of the step,
+    speed and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint
+    are cut off, so that each step has one row. Attach it after the handler that scores held-out images.
 
     Args:
         folder: the run folder.
@@ -41,16 +43,16 @@ class StepLog:
         progress: show a progress bar; by default only in a terminal.
     """
 
-    def __init__(
-        self, folder: str | Path, every: int = 50, scores: Sequence[str] = (), progress: bool | None = None
-    ) -> None:
-        self.path = Path(folder) / "metrics.csv"
-        self.events = Path(folder) / "tensorboard"
-        self.every = every
-        self.columns = [*COLUMNS, *scores]
-        self.progress = sys.stderr.isatty() if progress is None else progress
-        self.writer: SummaryWriter | None = None
-        self.bar: Any = None
+    folder: str | Path
+    every: int = 50
+    scores: Sequence[str] = ()
+    progress: bool | None = None
+    writer: SummaryWriter | None = field(default=None, init=False)
+    bar: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.folder) / "metrics.csv"
+        self.columns = [*COLUMNS, *self.scores]
 
     def attach(self, engine: Engine) -> None:
         """Register the handler on a trainer."""
@@ -67,9 +69,10 @@ class StepLog:
             return
         atomic_write(self.path, _rows_up_to(self.path, engine.state.iteration, self.columns))
         purge = engine.state.iteration + 1 if engine.state.iteration else None
-        self.writer = SummaryWriter(str(self.events), purge_step=purge)
+        self.writer = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=purge)
         total = engine.state.epoch_length
-        self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", disable=not self.progress)
+        shown = sys.stderr.isatty() if self.progress is None else self.progress
+        self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", disable=not shown)
         if engine.state.iteration == 0 and getattr(engine.state, "heldout", None):
             self.write(engine, {})
 
@@ -102,7 +105,7 @@ class StepLog:
     def write(self, engine: Engine, values: dict[str, float]) -> None:
         """Write a line of ``values`` and of the held-out scores, which are then used up."""
         step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None) or {}
-        engine.state.heldout = {}
+        engine.state.heldout = {}  # written once
         if not is_main_process():
             return
         row = {"step": step, **values, **heldout}
@@ -123,7 +126,7 @@ class StepLog:
             left = (engine.state.epoch_length - step) * batch_size / values["images_per_second"]
             message += (
                 f"  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
-                f"  {values['images_per_second']:.1f} images/s  {_duration(left)} left"
+                f"  {values['images_per_second']:.1f} images/s  {duration(left)} left"
             )
         if heldout:
             message += "  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in heldout.items())
@@ -150,7 +153,8 @@ def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:
     return header + "".join(row for row in rows if int(row.split(",")[0]) <= step)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a number of seconds in words: "5 min 07 s", "2 h 01 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

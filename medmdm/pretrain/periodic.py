@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ignite.engine import Engine, Events
 
 __all__ = ["Periodic"]
@@ -11,6 +13,11 @@ class Periodic:
     """A handler that calls itself at step 0 of a new run, at every multiple of ``every``, and after the last step."""
 
     every: int
+
+    @staticmethod
+    def leave(engine: Engine, scores: Mapping[str, float]) -> None:
+        """Leave held-out scores for the log, beside those of other handlers."""
+        engine.state.heldout = {**(getattr(engine.state, "heldout", None) or {}), **scores}
 
     def attach(self, engine: Engine) -> None:
         """Register the handler on a trainer; before the handler that writes the log, if it leaves scores there."""

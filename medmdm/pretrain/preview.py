@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.metrics import PSNRMetric, SSIMMetric
@@ -17,16 +17,13 @@ from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.pretrain.periodic import Periodic
+from medmdm.pretrain.randomness import mix
 from medmdm.runs.processes import is_main_process
 
-__all__ = ["Preview", "fill_with_mean", "preview_grid", "score_names"]
+__all__ = ["Preview", "fill_with_mean", "preview_grid"]
 
 
-def score_names(timesteps: Sequence[int]) -> list[str]:
-    """Return the names of the held-out scores, in the order in which :class:`Preview` computes them."""
-    return [f"{kind}_t{t}" for t in timesteps for kind in ("ssim", "psnr", "ssim_mean_fill")]
-
-
+@dataclass(eq=False)
 class Preview(Periodic):
     """Every so many steps, restore fixed held-out crops at several t with the averaged weights.
 
@@ -48,34 +45,27 @@ class Preview(Periodic):
         max_shown: how many crops the picture shows; all are scored.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        crops: Tensor,
-        corruption: Corruption,
-        timesteps: Sequence[int] = (250, 500, 750),
-        every: int = 1000,
-        seed: int = 0,
-        note: str = "",
-        max_shown: int = 4,
-    ) -> None:
-        for t in timesteps:
-            if not 0 <= t < corruption.num_timesteps:
-                raise UserError(f"preview timesteps must lie in 0...{corruption.num_timesteps - 1}, got {t}.")
-        self.folder = Path(folder) / "previews"
-        self.crops = torch.as_tensor(crops).float()
-        self.corruption = corruption
-        self.timesteps = list(timesteps)
-        self.every = every
-        self.note = note
-        self.max_shown = max_shown
+    folder: str | Path
+    crops: Tensor
+    corruption: Corruption
+    timesteps: Sequence[int] = (250, 500, 750)
+    every: int = 1000
+    seed: int = 0
+    note: str = ""
+    max_shown: int = 4
+
+    def __post_init__(self) -> None:
+        for t in self.timesteps:
+            if not 0 <= t < self.corruption.num_timesteps:
+                raise UserError(f"preview timesteps must lie in 0...{self.corruption.num_timesteps - 1}, got {t}.")
+        self.crops = torch.as_tensor(self.crops).float()
+        #: Names of the held-out scores, in the order in which they are computed.
+        self.names = [f"{kind}_t{t}" for t in self.timesteps for kind in ("ssim", "psnr", "ssim_mean_fill")]
         self.damaged: list[Corrupted] = []
         for t in self.timesteps:
-            generators = [
-                torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 3, t, n]).generate_state(1)[0]))
-                for n in range(len(self.crops))
-            ]
-            self.damaged.append(corruption(self.crops, torch.full((len(self.crops),), t), generators))
+            seeds = [mix(self.seed, 3, t, n) for n in range(len(self.crops))]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self.damaged.append(self.corruption(self.crops, torch.full((len(self.crops),), t), generators))
         self.ssim = SSIMMetric(spatial_dims=self.crops.ndim - 2, data_range=2.0)
         self.psnr = PSNRMetric(max_val=2.0)
 
@@ -93,13 +83,13 @@ class Preview(Periodic):
             scores[f"psnr_t{t}"] = self._mean(self.psnr, result)
             scores[f"ssim_mean_fill_t{t}"] = self._mean(self.ssim, fill_with_mean(self.crops, damage))
             shown += [damage.x_t, result]
-        engine.state.heldout = scores
+        self.leave(engine, scores)
         titles = ["original"] + [f"{what} t={t}" for t in self.timesteps for what in ("given", "restored")]
         columns = [self.crops, *shown]
         picture = preview_grid([c[: self.max_shown] for c in columns], titles, self.note)
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
-        atomic_write(self.folder / f"step_{engine.state.iteration:08d}.png", buffer.getvalue())
+        atomic_write(Path(self.folder) / "previews" / f"step_{engine.state.iteration:08d}.png", buffer.getvalue())
 
     def _restore_one(self, engine: Engine, x_t: Tensor, t: int) -> Tensor:
         # One crop at a time: the preview must not need more memory than a training step.

@@ -19,10 +19,10 @@ from medmdm.errors import UserError
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
 from medmdm.heads.prediction import Predictor
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.periodic import Periodic
-from medmdm.runs.processes import is_main_process, unwrap
+from medmdm.runs.processes import is_main_process
 
 __all__ = ["Probe"]
 
@@ -100,7 +100,7 @@ class Probe(Periodic):
             )
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler on a trainer with ``network`` and ``ema``, before the handler that writes the log."""
+        """Register the handler on a trainer, before the handler that writes the log."""
         if self.names:
             super().attach(engine)
 
@@ -117,10 +117,10 @@ class Probe(Periodic):
         if not is_main_process():
             return
         extractor = self._extractor(engine)
-        window = tuple(self.plan["crop_size"])
+        reading = Reading(tuple(self.plan["crop_size"]))
 
         examples = [example for fold in self.folds for case in fold for example in case.examples]
-        task = Task(examples, self.cases.num_classes, window, seed=self.seed, device=engine.state.device)
+        task = Task(examples, self.cases.num_classes, reading, seed=self.seed, device=engine.state.device)
         sums = [
             PixelSums.total(self.head.sums(e, task, extractor) for case in fold for e in case.examples)
             for fold in self.folds
@@ -132,16 +132,18 @@ class Probe(Periodic):
         found = []
         for parts, held_out in rounds:
             model = self.head.fit_sums(parts, task, extractor).model
-            predictor = Predictor(model, window, device=engine.state.device)
+            predictor = Predictor(model, reading, device=engine.state.device)
             for case in held_out:
                 mask = predictor.case(case).probabilities.argmax(0)
                 assert case.truth is not None
                 found.append(mean_scores(mask, case.truth, self.cases.num_classes, self.cases.ignore))
         scores = {f"probe_{name}": float(np.nanmean([one[name] for one in found])) for name in ("dice", "iou")}
-        engine.state.heldout = {**(getattr(engine.state, "heldout", None) or {}), **scores}
+        self.leave(engine, scores)
 
     def _extractor(self, engine: Any) -> FeatureExtractor:
-        network = copy.deepcopy(unwrap(engine.network)) if engine.ema is None else engine.ema.module
+        # The extractor changes its network; the average is in evaluation mode and without gradients anyway.
+        network = engine.optimization.averaged(engine.network)
+        network = copy.deepcopy(network) if engine.optimization.ema is None else network
         return make_extractor((network, self.plan), seed=self.seed, **self.features)[0]
 
 

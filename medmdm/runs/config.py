@@ -2,7 +2,7 @@
 
 ``monai.bundle run`` adds a mistyped override as a new key that nobody reads, and hands over ``--report false`` as a
 text, which Python takes for true. The first ``initialize`` expression of our bundles calls :func:`start`, which reads
-such texts as JSON does and compares what was merged (files and overrides) with the bundle as shipped.
+such texts as JSON does and holds what was merged (files and overrides) against the bundle's schema.
 """
 
 from __future__ import annotations
@@ -12,22 +12,33 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pydoc import locate
 from types import FrameType
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
+from medmdm.components import moved, to_config
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
 from medmdm.resources import resource_folder
-from medmdm.runs.config_kinds import check_device, check_kinds
+from medmdm.runs.memory import keep_freed_memory
+from medmdm.runs.schema import MONAI_KEYS, bundle_schema, faults, settings
 
-__all__ = ["check_keys", "current_parser", "differing_keys", "merged", "read_json_words", "resolved", "start"]
+__all__ = [
+    "check",
+    "check_device",
+    "current_parser",
+    "described",
+    "differing_keys",
+    "merged",
+    "normalise",
+    "resolved",
+    "start",
+]
 
-# Keys that MONAI itself gives a meaning to.
-_MONAI_KEYS = {"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"}
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -55,7 +66,7 @@ def merged() -> dict[str, Any]:
 
     A data list given in place of its file's name may hold patient ids: it becomes its hash.
     """
-    config = {k: v for k, v in current_parser().get().items() if k != "_meta_"}
+    config = {k: v for k, v in current_parser().get().items() if k not in ("_meta_", "$schema")}
     for key, value in config.items():
         if key.endswith("data_list") and isinstance(value, dict):
             content = json.dumps(value, sort_keys=True).encode()
@@ -83,113 +94,138 @@ def resolved(key: str) -> Any:
     return resolve(parser[key], key)
 
 
+def described(key: str) -> dict[str, Any]:
+    """Return what a component of the running config is made of, so that it can be made again.
+
+    What it says of itself, defaults included (:func:`medmdm.components.to_config`); of a stranger, such as a network
+    of MONAI's, its part of the config.
+
+    Args:
+        key: id of the part, for example ``"network_def"``.
+    """
+    try:
+        made: dict[str, Any] = to_config(current_parser().get_parsed_content(key))
+    except UserError:
+        made = resolved(key)
+    return made
+
+
 def start() -> None:
-    """Begin a bundle: user errors become sentences, JSON's words are read, unknown keys and wrong kinds are refused.
+    """Begin a bundle: user errors become sentences, the config is normalised and checked.
 
     Raises:
-        UserError: naming the first unknown key and the nearest known one, or a value and the kind it must be of.
+        UserError: with a sentence for each unknown key and each value that is not of its kind.
     """
     show_user_errors_as_sentences()
     parser = current_parser()
-    read_json_words(parser)
+    normalise(parser)
     config = parser.get()
-    name = config.get("bundle")
-    path = resource_folder("bundles") / f"{name}.json"
-    if not path.is_file():
-        raise UserError(f"The config's `bundle` must name one of medmdm's bundles, got {name!r}.")
-    known = json.loads(path.read_text())
-    check_keys(config, known, config.get("extra_keys", ()))
-    check_kinds(config, known)
+    check(config)
+    known = settings(config["bundle"])
+    given = {key: parser.get_parsed_content(key) for key in known if key in config and _has_expression(config[key])}
+    _refuse(faults(given, {"properties": known}))
     check_device(config.get("device"))
+    if {**config, **given}.get("keep_freed_memory"):
+        keep_freed_memory()
 
 
-def read_json_words(parser: ConfigParser) -> None:
-    """Replace the texts ``"true"``, ``"false"`` and ``"null"`` by what they mean in JSON.
+def normalise(parser: ConfigParser) -> None:
+    """Read texts as JSON does, and find components of earlier versions under their new names.
 
     The command line knows only Python's spelling: ``--report false`` arrives as a text that counts as true, and MONAI
     drops ``--shots None``, so that ``--shots null`` is the way to say it. A data list given in place of its file's name
     stays as it is.
 
     Args:
-        parser: of the running bundle; parsed again if a text was replaced.
+        parser: of the running bundle; parsed again if something was replaced.
     """
-    words = {path: value for path, value in _leaves(parser.get()) if isinstance(value, str) and value in _JSON_WORDS}
-    words = {path: value for path, value in words.items() if not path.split("#")[0].endswith("data_list")}
-    for path, value in words.items():
-        parser[path] = _JSON_WORDS[value]
-    if words:
+    replaced = {}
+    for path, value in _leaves(parser.get()):
+        if isinstance(value, str) and not path.split("#")[0].endswith("data_list"):
+            meant = moved(value) if path.split("#")[-1] == "_target_" else _JSON_WORDS.get(value, value)
+            if meant != value:
+                replaced[path] = meant
+    for path, meant in replaced.items():
+        parser[path] = meant
+    if replaced:
         parser.parse(reset=True)
 
 
-def check_keys(config: dict[str, Any], known: dict[str, Any], extra: list[str] | tuple[str, ...] = ()) -> None:
-    """Refuse keys that nothing reads.
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse keys that nothing reads and values of another kind than the bundle's schema says.
 
-    At the top and inside plain dictionaries a key must be in the bundle as shipped; inside a component (a dictionary
-    with ``_target_``) it must be an argument of that class or function.
+    At the top and inside plain dictionaries a key must be in the schema; inside a component (a dictionary with
+    ``_target_``) it must be an argument of that class or function. Expressions pass: they are checked once they are
+    evaluated.
 
     Args:
-        config: the merged config.
-        known: the bundle's config as shipped; below its ``free_names`` any name is fine.
-        extra: further top-level keys that are fine (the config's ``extra_keys``).
+        config: the merged config; its ``bundle`` names the schema, its ``extra_keys`` further keys that are fine.
 
     Raises:
-        UserError: naming the first unknown key, where it stands, and the nearest known one.
+        UserError: with a sentence for each fault.
     """
-    candidates = [k for k in known if k not in _MONAI_KEYS]
-    for key in config:
-        if key not in known and key not in extra and key not in _MONAI_KEYS:
-            where = _paths_ending_in(key, known) or nearest(key, candidates)
-            raise UserError(
-                f"Unknown key {key!r} in the config{where}; a constant of your own must be listed in `extra_keys`."
-            )
-    free = known.get("free_names", ())  # dictionaries whose names the user chooses
-    for key, part in config.items():
-        if key not in _MONAI_KEYS:
-            _check_part(part, None if key in free else known.get(key), key)
+    schema = bundle_schema(str(config.get("bundle")))
+    shipped = json.loads((resource_folder("bundles") / f"{config['bundle']}.json").read_text(encoding="utf-8"))
+    extra = config.get("extra_keys")
+    own = {key: part for key, part in config.items() if not (isinstance(extra, list) and key in extra)}
+    found = list(faults(own, schema, [path for path, _ in _leaves(shipped)]))
+    _refuse([*found, *(fault for key, part in config.items() for fault in _component_faults(part, key))])
 
 
-def _paths_ending_in(name: str, known: dict[str, Any]) -> str:
-    """Suggest where a key that is known further down stands, for example ``optimizer#lr`` for ``lr``."""
-    paths = [path for path, _ in _leaves(known) if path.split("#")[-1] == name]
-    return f" (did you mean {paths[0]!r}?)" if paths else ""
+def _refuse(sentences: Iterable[str]) -> None:
+    found = list(dict.fromkeys(sentences))
+    if found:
+        raise UserError("\n".join(found))
 
 
-def _check_part(part: Any, known: Any, path: str) -> None:
-    if isinstance(part, list):
-        for i, item in enumerate(part):
-            _check_part(item, None, f"{path}#{i}")
-    if not isinstance(part, dict):
-        return
-    if "_target_" in part:
-        _check_component(part, path)
-    elif isinstance(known, dict) and known and "_target_" not in known:
+def _has_expression(value: Any) -> bool:
+    leaves = [leaf for _, leaf in _leaves([value])]
+    return any(isinstance(leaf, str) and leaf[:1] in ("$", "@", "%") for leaf in leaves)
+
+
+def _component_faults(part: Any, path: str) -> Iterator[str]:
+    """Yield a sentence for each component that cannot be found and each key that is none of its arguments."""
+    if isinstance(part, dict) and "_target_" in part:
+        name = part["_target_"]
+        try:
+            target = locate(ConfigComponent(part, path).resolve_module_name())
+        except Exception as error:
+            yield f"{path}#_target_ {name!r} cannot be imported ({error})."
+            return
+        if not callable(target):
+            yield f"{path}#_target_ {name!r} cannot be found: check its spelling."
+            return
+        known = _arguments(target)
         for key in part:
-            if key not in known and key not in _MONAI_KEYS:
-                raise UserError(f"Unknown key {f'{path}#{key}'!r} in the config{nearest(key, known)}.")
-    for key, item in part.items():
-        if key not in _MONAI_KEYS:
-            _check_part(item, known.get(key) if isinstance(known, dict) else None, f"{path}#{key}")
+            if known is not None and key not in known and key not in MONAI_KEYS:
+                hint = nearest(key, known)
+                yield f"Unknown key {f'{path}#{key}'!r} in the config: {name} has no such argument{hint}."
+    items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for key, item in items:
+        if key not in MONAI_KEYS:
+            yield from _component_faults(item, f"{path}#{key}")
 
 
-def _check_component(part: dict[str, Any], path: str) -> None:
-    try:
-        target = locate(ConfigComponent(part, path).resolve_module_name())
-    except Exception as error:
-        raise UserError(f"{path}#_target_ {part['_target_']!r} cannot be imported ({error}).") from error
-    if not callable(target):
-        raise UserError(f"{path}#_target_ {part['_target_']!r} cannot be found: check its spelling.")
+def _arguments(target: Any) -> Collection[str] | None:
+    """Return the arguments of a class or function; None where any will do, or it does not say."""
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:  # some builtins have no signature
-        return
-    if any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in part:
-        if key not in parameters and key not in _MONAI_KEYS:
-            raise UserError(
-                f"Unknown key {f'{path}#{key}'!r} in the config: "
-                f"{part['_target_']} has no such argument{nearest(key, parameters)}."
-            )
+        return None
+    return None if any(p.kind == p.VAR_KEYWORD for p in parameters.values()) else parameters
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device, given by its name, that PyTorch cannot use here.
+
+    Raises:
+        UserError: with PyTorch's first sentence on why.
+    """
+    if isinstance(device, str) and device[:1] not in ("$", "@", "%"):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,7 +239,7 @@ def _leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, config
 
 
-def differing_keys(a: dict[str, Any], b: dict[str, Any], ignored: tuple[str, ...] = ()) -> list[str]:
+def differing_keys(a: dict[str, Any], b: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """Return the paths (``optimizer#lr``) at which two configs differ, leaving out those below ``ignored`` keys."""
     left, right = dict(_leaves(a)), dict(_leaves(b))
     missing = object()

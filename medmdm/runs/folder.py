@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,14 @@ from medmdm.errors import UserError
 from medmdm.files import save_json, save_torch, sweep_temporaries
 from medmdm.runs.config import differing_keys
 from medmdm.runs.processes import is_main_process, world_size
+from medmdm.runs.schema import may_change
 
 __all__ = ["RunFolder"]
 
-# What may change between the parts of a resumed run: where things lie, how fast they go and which maps are written, not
-# what is learnt. The training images are compared by the hash of their pixels instead of by their path.
-MAY_CHANGE = (
-    "bundle_root", "cache_gib", "checkpoint_every", "dataset_dir", "device", "dry_run", "feature_cache",
-    "keep_checkpoints", "memory_gib", "num_workers", "probe_dataset_dir", "report", "run_dir", "slice_cache",
-    "strict", "study", "surprise", "write_probabilities", "write_surprise", "write_uncertainty",
-)  # fmt: skip
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 
 
+@dataclass
 class RunFolder:
     """``runs/<name>/``: ``run.json``, ``model.pt`` and what the handlers write.
 
@@ -43,15 +39,15 @@ class RunFolder:
         seed: the run's seed.
     """
 
-    def __init__(
-        self, path: str | Path, config: dict[str, Any], plan: dict[str, Any], data: dict[str, Any], seed: int
-    ) -> None:
-        self.path = Path(path)
-        self.config = config
-        self.plan = plan
-        self.data = data
-        self.seed = seed
-        self.record: dict[str, Any] = {}
+    path: Path
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    data: dict[str, Any]
+    seed: int
+    record: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
 
     @property
     def model_path(self) -> Path:
@@ -67,7 +63,9 @@ class RunFolder:
         record_path = self.path / "run.json"
         if record_path.exists():
             self.record = json.loads(record_path.read_text())
-            differing = differing_keys(self.record["config"], self.config, MAY_CHANGE)
+            # What the schema lets change: where things lie, how fast they go and which maps are written, not what is
+            # learnt. The training images are compared by the hash of their pixels instead of by their path.
+            differing = differing_keys(self.record["config"], self.config, may_change(self.config["bundle"]))
             if self.record["data"]["hash"] != self.data["hash"]:
                 differing.append("the images or their split")
             if differing:

@@ -13,11 +13,8 @@ __all__ = ["average", "device", "is_main_process", "place", "rank", "start", "st
 
 def device() -> torch.device:
     """Return this process' GPU (by torchrun's ``LOCAL_RANK``), or the CPU where there is none."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def start() -> None:
@@ -65,10 +62,15 @@ def average(value: Tensor) -> Tensor:
     return value / distributed.get_world_size()
 
 
-def place(network: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
-    """Move a network to ``device``, optionally with its convolution weights in channels-last layout."""
+def place(
+    network: nn.Module, device: torch.device | str, channels_last: bool = False, compile: bool = False
+) -> nn.Module:
+    """Move a network to ``device``, optionally with its convolution weights in channels-last layout and compiled."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    network = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    if compile:
+        network.compile()  # in place: parameter names stay as they are
+    return network
 
 
 def unwrap(network: nn.Module) -> nn.Module:

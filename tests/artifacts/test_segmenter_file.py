@@ -20,6 +20,7 @@ from medmdm.backbones.adapters import RawPixels
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.components import to_config
 from medmdm.corruption import GaussianNoise, PatchMasking
 from medmdm.errors import UserError
 from medmdm.files import save_torch
@@ -29,13 +30,7 @@ from medmdm.heads.segmenter import Segmenter
 from tests.heads.test_classifier_network import varied
 
 Make = Callable[..., ADMUNet]
-UNET: dict[str, Any] = {
-    "spatial_dims": 2,
-    "in_channels": 3,
-    "out_channels": 2,
-    "channels": [4, 8],
-    "strides": [2],
-}
+UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
 
 def frozen(head: nn.Module) -> nn.Module:
@@ -55,7 +50,7 @@ def fit(make: Make, tmp_path: Path) -> Any:
     plan = {
         "format": 1,
         "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": PatchMasking(1000, 4).to_config(),
+        "corruption": to_config(PatchMasking(1000, 4)),
         "num_timesteps": 1000,
         "channels": 3,
         "crop_size": [16, 16],
@@ -86,7 +81,7 @@ def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:
     assert plan["task"] == {"class_names": ["tissue", "gland"]}
     assert plan["fine_tuned"] is False
     assert plan["extractor"] == fit.extractor.config
-    assert plan["corruption"] == PatchMasking(1000, 4).to_config()
+    assert plan["corruption"] == to_config(PatchMasking(1000, 4))
     assert plan["head"] == {"_target_": "medmdm.heads.PixelClassifier", **fit.head.config}
     assert plan["ensemble"] == "vote"
     assert not loaded.training
@@ -211,9 +206,9 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c["plan"]["head"].update({"_target_": "os.system"}), "'os.system', which is neither medmdm's nor"),
+        (lambda c: c["plan"]["head"].update({"_target_": "os.system"}), "'os.system' is neither medmdm's nor"),
         (lambda c: c["plan"]["backbone"]["network"].update({"_target_": "torch.nn.Linear"}), "'torch.nn.Linear'"),
-        (lambda c: c["plan"]["corruption"].update({"_target_": "os.system"}), "file.pt: The corruption 'os.system'"),
+        (lambda c: c["plan"]["corruption"].update({"_target_": "os.system"}), "file.pt: 'os.system' is neither"),
         (lambda c: c["plan"]["extractor"].update({"blocks": [0]}), "unexpected"),
         (lambda c: c["plan"]["head"].update({"hidden": [16, 9]}), r"of another shape \(weights.1"),
         (lambda c: c["plan"].pop("extractor"), "the file lacks 'extractor'"),
@@ -230,9 +225,6 @@ def test_files_that_do_not_fit_get_a_sentence(fit: Any, change: Callable[..., An
 
 class OwnMasking(PatchMasking):
     """A corruption that a user wrote."""
-
-    def to_config(self) -> dict[str, Any]:
-        return {"_target_": f"{__name__}.OwnMasking", "patch_size": self.patch_size}
 
 
 class OwnHead(PixelClassifier):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.networks.nets import DiffusionModelUNet
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.errors import UserError
 from medmdm.files import save_torch
-from tests.bundle_runs import BUNDLE, TINY
+from tests.bundle_runs import Workflow
 from tests.made import SMALL
 
 MONAI_SMALL: dict[str, Any] = {
@@ -173,24 +172,17 @@ def test_rebuilt_from_its_plan(make, kind, tmp_path):
             assert torch.equal(a, b)
 
 
-def test_pre_trains_by_the_bundle(tmp_path: Path):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 52, 3), dtype=np.uint8)
-    (tmp_path / "images").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+def test_pre_trains_by_the_bundle(workflow: Workflow, tmp_path: Path):
     definition = {
         "_target_": "medmdm.backbones.MONAIDiffusionBackbone",
         "in_channels": "@channels",
         "out_channels": "@channels",
         **{key: list(value) if isinstance(value, tuple) else value for key, value in MONAI_SMALL.items()},
     }
-    settings = {**TINY, "network_def": definition, "max_steps": 2, "log_every": 1, "preview_every": 2}
-    run = tmp_path / "run"
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE), logging_file=False, **settings, dataset_dir=str(tmp_path / "images"), run_dir=str(run)
-    )
-    workflow.initialize()
-    workflow.run()
-    network, plan = load_pretrained(run / "model.pt")
+    made = workflow(network_def=definition, max_steps=2, log_every=1, preview_every=2)
+    made.initialize()
+    made.run()
+    network, plan = load_pretrained(tmp_path / "run" / "model.pt")
     assert isinstance(network, MONAIDiffusionBackbone)
     assert plan["network"] == {"_target_": "medmdm.backbones.MONAIDiffusionBackbone", **network.config}
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.backbones.feature_maps import stack
+from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
 from medmdm.corruption import GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError
 
@@ -38,30 +38,6 @@ def full_pass(network: ADMUNet, x: Tensor, t: int) -> list[Tensor]:
 
 
 # --- stopping after the last used block ------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_a_stopped_pass_equals_the_full_pass_on_every_block(make: Make) -> None:
-    network, x = make(), images(2, 3, 16, 24)
-    expected = full_pass(network, x, 50)
-    assert len(expected) == 6
-    time = torch.full((2,), 50)
-    for block, full in enumerate(expected):
-        assert full.std() > 0.05
-        assert torch.equal(network.features(x, time, [block])[0], full)
-        assert torch.equal(network.truncated(block).features(x, time, [block])[0], full)
-    for mine, block in zip(network.features(x, time, [4, 1, 3]), [4, 1, 3], strict=True):
-        assert torch.equal(mine, expected[block])
-
-
-@torch.no_grad()
-def test_nothing_after_the_last_block_is_run(make: Make) -> None:
-    network = make()
-    ran: list[int] = []
-    for number, block in enumerate(network.output_blocks):
-        block.register_forward_hook(lambda *_, n=number: ran.append(n))
-    network.features(images(1, 3, 8, 8), torch.tensor([0]), [1, 3])
-    assert ran == [0, 1, 2, 3]
 
 
 def test_a_truncated_network_shares_and_rebuilds(make: Make) -> None:
@@ -235,25 +211,12 @@ def test_one_channel_and_volumes(make: Make, channels: int, dims: int, size: tup
 
 
 @torch.no_grad()
-def test_normalised_stack_has_unit_norm_or_mean_square(make: Make) -> None:
-    x = images(2, 3, 16, 20)
-    for kind in ("global_l2", "rms", "none"):
-        extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize=kind)
-        maps = extractor(x)
-        assert (kind == "none") == torch.equal(maps[0], extractor.raw(x)[0])
-        values = stack([f.double() for f in maps], (16, 20)).flatten(1)
-        size = values.norm(dim=1) if kind == "global_l2" else values.square().mean(1).sqrt()
-        assert torch.allclose(size, torch.ones(2, dtype=torch.float64), rtol=1e-5) == (kind != "none")
-
-
-@torch.no_grad()
-def test_standardised_stack_has_channels_of_zero_mean_and_unit_variance(make: Make) -> None:
-    extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize="standardize")
-    values = stack([f.double() for f in extractor(images(2, 3, 16, 20))], (16, 20)).flatten(2)
-    assert values.mean(2).abs().max() < 1e-5
-    deviation = values.std(2, correction=0)
-    raw = stack([f.double() for f in extractor.raw(images(2, 3, 16, 20))], (16, 20)).flatten(2).var(2, correction=0)
-    assert torch.allclose(deviation, (raw / (raw + 1e-5)).sqrt(), rtol=1e-4)
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_maps_are_normalised_as_if_up_sampled(make: Make, kind: str) -> None:
+    extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize=kind)
+    raw = extractor.raw(images(2, 3, 15, 20))
+    for mine, expected in zip(extractor(images(2, 3, 15, 20)), normalize(raw, (16, 20), kind), strict=True):
+        assert torch.equal(mine, expected)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from monai.networks.nets import UNet
 from medmdm.artifacts.backbone import make_extractor, paper_blocks
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
+from medmdm.components import to_config
 from medmdm.corruption import FixedTimesteps, GaussianNoise, PatchMasking, UniformTimesteps
 from medmdm.errors import UserError
 from medmdm.files import save_torch
@@ -25,8 +26,8 @@ Make = Callable[..., ADMUNet]
 def plan_of(network: ADMUNet, **more: Any) -> dict[str, Any]:
     return {
         "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": PatchMasking(500, 4).to_config(),
-        "timesteps": UniformTimesteps(500).to_config(),
+        "corruption": to_config(PatchMasking(500, 4)),
+        "timesteps": to_config(UniformTimesteps(500)),
         "num_timesteps": 500,
         **more,
     }
@@ -60,7 +61,7 @@ def test_arguments_go_through(make: Make) -> None:
 
 
 def test_an_autoencoder_is_read_at_its_own_t(make: Make) -> None:
-    plan = plan_of(make(), timesteps=FixedTimesteps(300, 500).to_config())
+    plan = plan_of(make(), timesteps=to_config(FixedTimesteps(300, 500)))
     assert make_extractor((make(), plan))[0].config["timesteps"] == [300]
     assert make_extractor((make(), plan), timesteps=[20])[0].config["timesteps"] == [20]
 
@@ -79,36 +80,18 @@ def test_a_published_file_needs_its_corruption(make: Make, tmp_path: Path) -> No
     with pytest.raises(UserError, match="the plan does not say what the backbone was trained on"):
         make_extractor(published)
     assert make_extractor(published, masking="none")[0].corruption is None
-    for given in (GaussianNoise(), GaussianNoise().to_config()):
+    for given in (GaussianNoise(), to_config(GaussianNoise())):
         extractor = make_extractor(published, corruption=given)[0]
         assert isinstance(extractor.corruption, GaussianNoise)
         assert extractor.config["timesteps"] == [50]
 
 
-def test_the_hash_tells_weights_apart(make: Make) -> None:
-    state = make().state_dict()
-    first = weights_hash(state)
-    assert first == weights_hash(dict(reversed(state.items())))
-    assert first == weights_hash({name: value.clone() for name, value in state.items()})
-    for change in ("value", "name", "shape", "dtype"):
-        other = {name: value.clone() for name, value in state.items()}
-        if change == "value":
-            other["out.2.bias"][1] += 1e-6
-        elif change == "name":
-            other["out.3.bias"] = other.pop("out.2.bias")
-        elif change == "shape":
-            other["out.2.bias"] = other["out.2.bias"][None]
-        else:
-            other["out.2.bias"] = other["out.2.bias"].view(torch.int32)
-        assert weights_hash(other) != first
-
-
 @pytest.mark.parametrize(
     ("change", "arguments", "sentence"),
     [
-        ({"corruption": {"_target_": "os.system", "command": "true"}}, {}, "'os.system' is none of"),
+        ({"corruption": {"_target_": "os.system", "command": "true"}}, {}, "'os.system' is neither"),
         ({"corruption": {"_target_": "medmdm.corruption.PatchMasking", "path_size": 4}}, {}, "path_size"),
-        ({"timesteps": {"_target_": "builtins.exit"}}, {}, "'builtins.exit' is none of"),
+        ({"timesteps": {"_target_": "builtins.exit"}}, {}, "'builtins.exit' is neither"),
         ({}, {"blocks": "best"}, "a list of numbers of decoder blocks, got 'best'"),
         ({}, {"blocks": [9]}, "the backbone has 0 to 5"),
         ({}, {"timesteps": [500]}, "from 0 to 499"),
@@ -122,9 +105,4 @@ def test_what_does_not_fit_gets_a_sentence(make: Make, change: dict, arguments: 
 def test_a_network_without_features_is_refused() -> None:
     network = UNet(2, 3, 3, (4, 8), (2,))
     with pytest.raises(UserError, match="UNet has no features"):
-        make_extractor((network, {"corruption": PatchMasking().to_config()}))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.pt: there is no such file"):
-        make_extractor(tmp_path / "model.pt")
+        make_extractor((network, {"corruption": to_config(PatchMasking())}))

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
+from monai.networks.schedulers import DDPMScheduler
 
+from medmdm.components import instantiate, to_config
 from medmdm.corruption import (
     Corruption,
     FixedTimesteps,
@@ -17,7 +19,6 @@ from medmdm.corruption import (
     MaskedNoise,
     PatchMasking,
     UniformTimesteps,
-    from_config,
 )
 from medmdm.errors import UserError
 
@@ -128,11 +129,29 @@ def test_gaussian_noise_is_the_ddpm_equation(schedule: str) -> None:
 
 def test_masked_noise_hides_and_adds_noise() -> None:
     x0, t = images(2, 3, 16, 16), torch.tensor([500, 900])
-    corrupt = MaskedNoise(patch_size=4, noise_rate=0.5)
-    result = corrupt(x0, t, seeded(0))
-    noisy = corrupt.noising._scheduler.add_noise(x0, result.noise, torch.tensor([250, 450]))
+    result = MaskedNoise(patch_size=4, noise_rate=0.5)(x0, t, seeded(0))
+    noisy = DDPMScheduler(1000, schedule="linear_beta").add_noise(x0, result.noise, torch.tensor([250, 450]))
     assert torch.equal(result.x_t, noisy * result.visible)
     assert result.visible[:, 0, ::4, ::4].sum((1, 2)).tolist() == [8, 1]
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=name_of)
+@pytest.mark.parametrize("shape", [(4, 1, 8, 12), (4, 2, 8, 4, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scale_and_offset_are_what_black_and_white_images_show(
+    corrupt: Corruption, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """In float64, and then to the bit in a network's own type."""
+    t, zero = torch.tensor([0, 10, 700, 999]), torch.zeros(shape, dtype=torch.float64)
+    result = corrupt(zero, t, seeded(4))
+    white = corrupt(zero + 1, t, seeded(4)).x_t
+    scale, offset = result.scale.expand_as(zero), zero if result.offset is None else result.offset
+    assert torch.equal(scale.to(dtype), (white - result.x_t).to(dtype))
+    assert torch.equal(offset.to(dtype), result.x_t.to(dtype))
+    x0 = images(*shape).to(dtype)
+    own = corrupt(x0, t, seeded(4))
+    again = x0 * own.scale + (0 if own.offset is None else own.offset)
+    assert torch.equal(own.x_t, again)
 
 
 @pytest.mark.parametrize(
@@ -176,26 +195,25 @@ def test_timesteps() -> None:
 
 @pytest.mark.parametrize("part", [*CORRUPTIONS, UniformTimesteps(50), FixedTimesteps(3, 50)], ids=name_of)
 def test_config_round_trip(part: Corruption) -> None:
-    config = part.to_config()
-    parser = ConfigParser({"part": config})
-    again = parser.get_parsed_content("part")
-    for made in (again, from_config(config)):
-        assert type(made) is type(part)
-        assert made.to_config() == config
+    config = to_config(part)
+    assert config["_target_"] == f"medmdm.corruption.{type(part).__name__}"
+    assert ConfigParser({"part": config}).get_parsed_content("part") == part == instantiate(config)
 
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "medmdm.corruption.Corruption", "medmdm.corruption.draw", "medmdm.corruption.Corrupted", None],
+    ["os.system", "medmdm.corruption.Corruption", "medmdm.corruption.base.draw", "medmdm.corruption.Corrupted", None],
 )
 def test_only_corruptions_and_draws_are_built_on_the_word_of_a_file(target: str | None) -> None:
-    with pytest.raises(UserError, match="is none of medmdm"):
-        from_config({"_target_": target})
+    with pytest.raises(UserError, match="is neither medmdm's nor MONAI's"):
+        instantiate({"_target_": target})
 
 
 def test_a_config_that_does_not_fit_gets_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"PatchMasking' cannot be built: .*path_size"):
-        from_config({"_target_": "medmdm.corruption.PatchMasking", "path_size": 4})
-    with pytest.raises(UserError, match="is none of"):
-        from_config({"_target_": "medmdm.nowhere.Mine"}, trust=True)
-    assert from_config({"_target_": "builtins.dict", "a": 1}, trust=True) == {"a": 1}
+    with pytest.raises(UserError, match=r"PatchMasking has no argument 'path_size' \(did you mean 'patch_size'\?\)"):
+        instantiate({"_target_": "medmdm.corruption.PatchMasking", "path_size": 4})
+    with pytest.raises(UserError, match=r"UniformTimesteps is no Corruption"):
+        instantiate({"_target_": "medmdm.corruption.UniformTimesteps"}, kind=Corruption)
+    with pytest.raises(UserError, match=r"'medmdm\.nowhere\.Mine' cannot be imported"):
+        instantiate({"_target_": "medmdm.nowhere.Mine"}, trust=True)
+    assert instantiate({"_target_": "builtins.dict", "a": 1}, trust=True) == {"a": 1}

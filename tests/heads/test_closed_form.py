@@ -19,7 +19,7 @@ from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads import views
 from medmdm.heads.closed_form import ClosedFormHead
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.labels import IGNORE
 from tests.made import dice, made_example, made_extractor
 
@@ -27,7 +27,8 @@ WINDOW = (32, 32)
 
 
 def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    return Task(examples, classes, **{"window": WINDOW, **arguments})
+    reading = {k: arguments.pop(k) for k in ("window", "whole", "overlap") if k in arguments}
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), **arguments)
 
 
 class Blocks(nn.Module):

@@ -21,7 +21,7 @@ from medmdm.errors import UserError
 from medmdm.hashing import weights_hash
 from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import PixelClassifierHead
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.labels import IGNORE
 from tests.made import dice, made_example, made_extractor
 
@@ -37,7 +37,8 @@ NETWORKS: dict[str, Any] = {
 
 
 def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    return Task(examples, classes, **{"window": WINDOW, **arguments})
+    reading = {k: arguments.pop(k) for k in ("window", "whole", "overlap") if k in arguments}
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), **arguments)
 
 
 def support(count: int = 3, **arguments: Any) -> Task:

@@ -22,7 +22,7 @@ from medmdm.errors import UserError
 from medmdm.heads import pixel_classifier, views
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead, StoppingRule
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.labels import IGNORE
 from tests.heads.test_classifier_network import published
 from tests.made import dice, made_example, made_extractor
@@ -31,7 +31,8 @@ WINDOW = (32, 32)
 
 
 def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    return Task(examples, classes, **{"window": WINDOW, **arguments})
+    reading = {k: arguments.pop(k) for k in ("window", "whole", "overlap") if k in arguments}
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), **arguments)
 
 
 def head(**arguments: Any) -> PixelClassifierHead:

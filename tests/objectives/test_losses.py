@@ -9,6 +9,7 @@ import torch
 from monai.losses import SSIMLoss as MonaiSSIMLoss
 from scipy.ndimage import correlate1d
 
+from medmdm.components import instantiate, to_config
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.objectives.losses import (
@@ -19,6 +20,7 @@ from medmdm.objectives.losses import (
     ReconstructionLoss,
     SSIMLoss,
     WeightedSumLoss,
+    with_visible,
 )
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "golden_ssim.json").read_text())
@@ -123,6 +125,23 @@ def test_float32_inside_bfloat16_autocast(kind: type[ReconstructionLoss]) -> Non
     expected = kind()(pred, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(kind()(pred, target), expected)
+
+
+@pytest.mark.parametrize(
+    "loss", [SSIMLoss(1.0, 5), PaperSSIMLoss(visible_weight=0.5), WeightedSumLoss([L1Loss(), MSELoss(0.2)], [1.0, 3.0])]
+)
+def test_config_round_trip(loss: torch.nn.Module) -> None:
+    again = instantiate(json.loads(json.dumps(to_config(loss))), trust=True)
+    (pred, target), visible = pair(2, 1, 16, 16), torch.ones(2, 1, 16, 16)
+    assert torch.equal(again(pred, target, visible), loss(pred, target, visible))
+    assert to_config(again) == to_config(loss)
+
+
+def test_other_losses_do_not_get_visible() -> None:
+    (pred, target), hidden = pair(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
+    for loss in (torch.nn.MSELoss(), torch.nn.functional.mse_loss, WeightedSumLoss([torch.nn.MSELoss()])):
+        assert torch.equal(with_visible(loss)(pred, target, hidden), torch.nn.MSELoss()(pred, target))
+    assert with_visible(lambda pred, target, visible: visible.sum())(pred, target, hidden) == 0
 
 
 def test_weighted_sum() -> None:

@@ -25,14 +25,14 @@ def die() -> None:
 def arm(moment: str) -> None:
     kind, _, rest = moment.partition(":")
     if kind == "step":
-        original = MDMTrainer._optimizer_step
+        original = MDMTrainer._require_finite
 
-        def step(self: MDMTrainer) -> Any:
+        def check(self: MDMTrainer, what: str, value: Any) -> None:
             if self.state.iteration == int(rest):
                 die()
-            return original(self)
+            original(self, what, value)
 
-        MDMTrainer._optimizer_step = step  # type: ignore[method-assign]
+        MDMTrainer._require_finite = check  # type: ignore[method-assign]
     else:
         text, _, count = rest.rpartition(":")
         replace, seen = os.replace, [0]

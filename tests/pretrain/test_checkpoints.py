@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from medmdm.errors import UserError
-from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, set_random_state
+from medmdm.pretrain.checkpoints import Checkpoints
+from medmdm.pretrain.randomness import get_random_state, set_random_state
 
 
 def test_newest_are_kept_and_loaded(tmp_path: Path) -> None:

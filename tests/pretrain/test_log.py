@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medmdm.pretrain.log import COLUMNS, StepLog, _duration
+from medmdm.pretrain.log import COLUMNS, StepLog, duration
 
 
 def engine(
@@ -75,5 +75,5 @@ def test_an_exception_passes_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 min 00 s"), (61.4, "1 min 01 s"), (7260, "2 h 01 min")])
-def test_duration(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+def testduration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

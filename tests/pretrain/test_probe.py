@@ -23,8 +23,9 @@ from medmdm.errors import UserError, find_user_error
 from medmdm.heads import views
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.prediction import Predictor
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
+from medmdm.pretrain.optimization import Optimization
 from medmdm.pretrain.probe import Probe, _folds
 from tests.bundle_runs import BUNDLE, TINY
 
@@ -102,7 +103,8 @@ def held_out_dice(folder: Path, data_list: Path, backbone: Any) -> float:
     cases = select_cases(folder, data_list, ("training", "validation"))
     reader = CaseReader(cases, plan)
     support = [example for case in reader.read_all(cases.training) for example in case.examples]
-    predictor = Predictor(ClosedFormHead("ridge").fit(Task(support, 2, (16, 16)), extractor).model, (16, 16))
+    reading = Reading((16, 16))
+    predictor = Predictor(ClosedFormHead("ridge").fit(Task(support, 2, reading), extractor).model, reading)
     masks = [(predictor.case(case).probabilities.argmax(0), case) for case in reader.read_all(cases.validation)]
     return float(np.mean([mean_scores(mask, case.truth, 2, 255)["dice"] for mask, case in masks]))
 
@@ -128,7 +130,7 @@ def test_a_held_out_image_is_scored_by_a_head_that_never_saw_it(labelled: Path) 
     probe.head = Head("ridge")
 
     class Engine:
-        ema = None
+        optimization = Optimization(torch.optim.SGD([torch.zeros(1)], lr=0.1))
         state = type("State", (), {"device": torch.device("cpu"), "heldout": {"ssim_t250": 0.5}})()
 
         def __init__(self) -> None:

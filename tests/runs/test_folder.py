@@ -12,16 +12,24 @@ from torch import nn
 from medmdm.artifacts.plan import make_plan, patient_hashes
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
+from medmdm.components import to_config
 from medmdm.corruption import PatchMasking, UniformTimesteps
 from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
 from medmdm.hashing import pixel_hash
+from medmdm.objectives import L1Loss, Objective
 from medmdm.runs.folder import RunFolder
 from tests.bundle_runs import Workflow
 
 
 def folder(path: Path, data_hash: str = "h", **config: Any) -> RunFolder:
-    return RunFolder(path, config={"a": 1, **config}, plan={"format": 1}, data={"hash": data_hash, "images": 2}, seed=7)
+    return RunFolder(
+        path,
+        config={"bundle": "mdm_pretrain", "a": 1, **config},
+        plan={"format": 1},
+        data={"hash": data_hash, "images": 2},
+        seed=7,
+    )
 
 
 def test_record_and_sessions(tmp_path: Path) -> None:
@@ -30,7 +38,7 @@ def test_record_and_sessions(tmp_path: Path) -> None:
     run.finish(5)
     folder(tmp_path / "run").open()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["config"] == {"a": 1}
+    assert record["config"] == {"bundle": "mdm_pretrain", "a": 1}
     assert record["seed"] == 7
     assert [s["steps"] for s in record["sessions"]] == [5, None]
     assert record["sessions"][0]["wall_seconds"] >= 0
@@ -65,8 +73,9 @@ def test_weights_file_has_the_same_bytes_whatever_the_layout(tmp_path: Path) -> 
 def test_plan_rebuilds_the_network_and_hides_patients(tmp_path: Path) -> None:
     network = ADMUNet(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(2,),
                       num_head_channels=16, dropout=0.1)  # fmt: skip
-    plan = make_plan(network, {"_target_": "overridden"}, PatchMasking(500, 4), UniformTimesteps(500), "image", 3,
-                     (32, 48), ["b", "a", "b"], ["TCGA-AB-1234", "TCGA-AB-1234", "7"])  # fmt: skip
+    objective = Objective(PatchMasking(500, 4), UniformTimesteps(500), L1Loss())
+    patients = ["TCGA-AB-1234", "TCGA-AB-1234", "7"]
+    plan = make_plan(to_config(network), objective, 3, (32, 48), ["b", "a", "b"], patients)
     run = RunFolder(tmp_path, {}, plan, {"hash": "h", "images": 2}, 0)
     run.save_model(network.state_dict(), 9)
     rebuilt, read = load_pretrained(tmp_path / "model.pt")

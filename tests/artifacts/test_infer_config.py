@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmdm.artifacts.published import INVISIBLE, infer_config
+from medmdm.artifacts.weights import INVISIBLE, infer_config
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.errors import UserError
 
