@@ -106,8 +106,7 @@ def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-
 def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] | None) -> Decoded:
     """Cut the case out of what is given for the whole image, and check its size.
 
-    Args:
-        size: of the label; ``None`` for the label itself. Masks may be written for the part alone.
+    ``size`` is the label's; ``None`` for the label itself. Masks may be written for the part alone.
     """
     array = whole.array
     if what != "image" and array.shape[0] != 1:

@@ -32,8 +32,9 @@ def write_comparison(
     metrics: Sequence[str] | None = None,
     keep_patient_ids: bool = False,
 ) -> Path:
-    """Compare runs on the cases that all of them scored, and write ``comparison.csv``, ``comparison.json``,
-    ``comparison.md`` and ``index.html``.
+    """Compare runs on the cases that all of them scored.
+
+    Writes ``comparison.csv``, ``comparison.json``, ``comparison.md`` and ``index.html``.
 
     Args:
         run_dirs: at least two folders with ``evaluation.json``; where one has no ``per_case.csv`` yet, its report is

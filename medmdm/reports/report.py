@@ -101,16 +101,18 @@ class Report:
 def write_report(
     run_dir: str | os.PathLike[str], *, strict: bool = False, keep_patient_ids: bool = False, surface: bool = True
 ) -> Path:
-    """Score an evaluation from its files and write ``per_case.csv``, ``summary.json``, ``summary.md`` and
-    ``index.html`` into its folder, each atomically.
+    """Score an evaluation from its files and write its report.
 
+    That is ``per_case.csv``, ``summary.json``, ``summary.md`` and ``index.html`` in its folder, each written atomically.
     Cases with a missing mask, another size, another affine or unknown values are named in one sentence each and left
     out of the numbers; how many is on the first line of the report. Where all masks, or all labels, are gone, the
     scores of an earlier ``per_case.csv`` are taken as they are.
 
     Args:
         run_dir: folder with ``evaluation.json``.
-        strict: see :class:`Report`, also for the others.
+        strict: see :class:`Report`.
+        keep_patient_ids: see there.
+        surface: see there.
 
     Returns:
         The page.
