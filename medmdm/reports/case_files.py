@@ -62,7 +62,9 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         raise UserError(f"{case.name} has a truth, but no prediction was written for it: evaluate again")
     if not case.prediction.exists():
         raise UserError(f"{case.name} has a truth, but its predicted mask {case.prediction.name} is missing")
-    image = _image(case)
+    paths = case.image if isinstance(case.image, list) else [case.image]
+    there = all(path.exists() for path in paths)
+    image = _named(case, "image", decode, case.image, case.series_uid) if there else None
     predicted = _named(case, "predicted mask", decode, case.prediction)
     whole = image if image is not None else predicted  # outlines are drawn into a mask of this size
     truth = _part(case, _named(case, "label", decode_label, case.label, whole.grid), "label", None)
@@ -92,13 +94,6 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
     )
 
 
-def _image(case: EvaluatedCase) -> Decoded | None:
-    paths = case.image if isinstance(case.image, list) else [case.image]
-    if not all(path.exists() for path in paths):
-        return None
-    return _named(case, "image", decode, case.image, case.series_uid)
-
-
 def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-def]
     """Read a file; whatever its reader complains of is said of this case."""
     try:
@@ -111,8 +106,7 @@ def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-
 def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] | None) -> Decoded:
     """Cut the case out of what is given for the whole image, and check its size.
 
-    Args:
-        size: of the label; ``None`` for the label itself. Masks may be written for the part alone.
+    ``size`` is the label's; ``None`` for the label itself. Masks may be written for the part alone.
     """
     array = whole.array
     if what != "image" and array.shape[0] != 1:

@@ -33,6 +33,7 @@ class Axis:
     steps: bool = False
 
     def __call__(self, value: float) -> float:
+        """Return where a value lies."""
         if self.steps:
             return self.start + (self.end - self.start) / len(self.marks) * (self.marks.index(value) + 0.5)
         low, high = self.marks[0], self.marks[-1]

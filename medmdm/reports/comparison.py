@@ -63,11 +63,10 @@ def load_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     if len(folders) < 2:
         raise UserError(f"{counted(len(folders), 'run')} given: a comparison needs at least two run folders")
     resolved = [folder.resolve() for folder in folders]
-    for folder, path in zip(folders, resolved, strict=True):
-        if resolved.count(path) > 1:
-            raise UserError(f"{folder} is given twice: name different runs")
     runs = []
     for number, (folder, name) in enumerate(zip(folders, _names(resolved), strict=True)):
+        if resolved.count(resolved[number]) > 1:
+            raise UserError(f"{folder} is given twice: name different runs")
         evaluation = Evaluation.load(folder)
         table = folder / PER_CASE_FILE
         if not table.is_file():
@@ -222,9 +221,8 @@ def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     protocols = [{key: text(value) for key, value in flat(run.evaluation.protocol)} for run in runs]
     keys = dict.fromkeys(key for protocol in protocols for key in protocol)
-    rows = []
-    for key in keys:
-        values = [protocol.get(key) for protocol in protocols]
-        if any(value != values[0] for value in values):
-            rows.append({"what": key, **{run.letter: value for run, value in zip(runs, values, strict=True)}})
-    return rows
+    return [
+        {"what": key, **{run.letter: protocol.get(key) for run, protocol in zip(runs, protocols, strict=True)}}
+        for key in keys
+        if len({protocol.get(key) for protocol in protocols}) > 1
+    ]

@@ -32,8 +32,9 @@ def write_comparison(
     metrics: Sequence[str] | None = None,
     keep_patient_ids: bool = False,
 ) -> Path:
-    """Compare runs on the cases that all of them scored, and write ``comparison.csv``, ``comparison.json``,
-    ``comparison.md`` and ``index.html``.
+    """Compare runs on the cases that all of them scored.
+
+    Writes ``comparison.csv``, ``comparison.json``, ``comparison.md`` and ``index.html``.
 
     Args:
         run_dirs: at least two folders with ``evaluation.json``; where one has no ``per_case.csv`` yet, its report is
@@ -66,14 +67,13 @@ def write_comparison(
 
 
 def _csv(content: Mapping[str, Any]) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    letters = [run["letter"] for run in content["runs"]]
-    columns = [(key, letter) for key in content["metrics"] for letter in letters]
-    writer.writerow(["case", "patient", *(f"{key}_{letter}" for key, letter in columns)])
+    columns = [(key, run["letter"]) for key in content["metrics"] for run in content["runs"]]
+    lines = [["case", "patient", *(f"{key}_{letter}" for key, letter in columns)]]
     for row in content["rows"]:
         values = [row[key][letter] for key, letter in columns]
-        writer.writerow([row["case"], row["patient_number"] or "", *("" if v is None else repr(v) for v in values)])
+        lines.append([row["case"], row["patient_number"] or "", *("" if v is None else repr(v) for v in values)])
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
 
 

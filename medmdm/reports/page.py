@@ -40,7 +40,7 @@ def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
         titles=columns | {key: metric_title(key, summary["distance_unit"]) for key in METRICS if key not in columns},
         distributions=_distributions(summary, cases),
         risk=_risk(summary["risk_coverage"]),
-        learning_curve=_learning_curve(lines, summary["learning_curve"]),
+        learning_curve=_learning_curve(lines),
         lines=len(lines),
         most_lines=_MOST_LINES,
         bca_from=BCA_FROM,
@@ -100,19 +100,18 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     return lines
 
 
-def _learning_curve(lines: Mapping[str, list[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+def _learning_curve(lines: Mapping[str, list[Mapping[str, Any]]]) -> Chart | None:
     """Draw a study; if there are more lines than can be told apart, those that are best at their end."""
     best = sorted(lines, key=lambda name: -(lines[name][-1]["dice"]["mean"] or 0))[:_MOST_LINES]
     drawn = []
-    for name in [name for name in lines if name in best]:
-        points = [row for row in lines[name] if row["dice"]["mean"] is not None]
-        if not points:
-            continue
-        means = [row["dice"]["mean"] for row in points]
-        draws = [[d for d in row["dice"]["draws"] if d is not None] or [row["dice"]["mean"]] for row in points]
-        shots = [row["shots"] for row in points]
-        drawn.append(Curve(name, shots, means, [min(one) for one in draws], [max(one) for one in draws]))
-    shots = sorted({row["shots"] for row in rows})
+    for name, rows in lines.items():
+        points = [row for row in rows if row["dice"]["mean"] is not None]
+        if name in best and points:
+            means = [row["dice"]["mean"] for row in points]
+            draws = [[d for d in row["dice"]["draws"] if d is not None] or [row["dice"]["mean"]] for row in points]
+            ends = [min(one) for one in draws], [max(one) for one in draws]
+            drawn.append(Curve(name, [row["shots"] for row in points], means, *ends))
+    shots = sorted({row["shots"] for rows in lines.values() for row in rows})
     if not drawn or len(shots) < 2:
         return None
     return curves(drawn, "labelled images", "Dice, mean over test cases", "Learning curve", shots)

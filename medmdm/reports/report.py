@@ -20,10 +20,9 @@ from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
 from medmdm.reports.wording import counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
-__all__ = ["MARKDOWN_FILE", "PAGE_FILE", "Report", "write_report"]
+__all__ = ["PAGE_FILE", "Report", "write_report"]
 
 PAGE_FILE = "index.html"
-MARKDOWN_FILE = "summary.md"
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Report:
             write_per_case(shown, folder / PER_CASE_FILE)
         save_json(summary, folder / SUMMARY_FILE)
         headlines = headline_keys(summary["scores"])
-        atomic_write(folder / MARKDOWN_FILE, render("summary.md.j2", summary=summary, headlines=headlines))
+        atomic_write(folder / "summary.md", render("summary.md.j2", summary=summary, headlines=headlines))
         atomic_write(folder / PAGE_FILE, make_page(summary, shown.cases))
         for one in shown.excluded:
             logger.warning(one.reason)
@@ -102,16 +101,18 @@ class Report:
 def write_report(
     run_dir: str | os.PathLike[str], *, strict: bool = False, keep_patient_ids: bool = False, surface: bool = True
 ) -> Path:
-    """Score an evaluation from its files and write ``per_case.csv``, ``summary.json``, ``summary.md`` and
-    ``index.html`` into its folder, each atomically.
+    """Score an evaluation from its files and write its report.
 
+    That is ``per_case.csv``, ``summary.json``, ``summary.md`` and ``index.html`` in its folder, each written atomically.
     Cases with a missing mask, another size, another affine or unknown values are named in one sentence each and left
     out of the numbers; how many is on the first line of the report. Where all masks, or all labels, are gone, the
     scores of an earlier ``per_case.csv`` are taken as they are.
 
     Args:
         run_dir: folder with ``evaluation.json``.
-        strict: see :class:`Report`, also for the others.
+        strict: see :class:`Report`.
+        keep_patient_ids: see there.
+        surface: see there.
 
     Returns:
         The page.

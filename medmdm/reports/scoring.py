@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -167,11 +168,9 @@ def _spacing(case: EvaluatedCase) -> tuple[float, ...] | None:
         return case.spacing
     for path in (case.label, case.prediction):  # volumes say it themselves
         if path is not None and path.exists() and is_volume(path):
-            try:
-                affine = volume_geometry(path)[1]
-            except UserError:
-                return None
-            return tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
+            with contextlib.suppress(UserError):
+                return tuple(np.linalg.norm(volume_geometry(path)[1][:3, :3], axis=0).tolist())
+            return None
     return None
 
 

@@ -244,16 +244,15 @@ def _case(entry: Any, where: str, run: Path, dataset_dir: Path) -> EvaluatedCase
     for key in ("case", "image"):
         if not entry.get(key):
             raise UserError(f"{where} has no {key!r}{nearest(key, entry)}: evaluate again.")
-    images = entry["image"]
-    patient, spacing = entry.get("patient_id"), entry.get("spacing")
-    label, prediction, instances = (entry.get(key) for key in ("label", "prediction", "instances"))
+    images, patient, spacing = entry["image"], entry.get("patient_id"), entry.get("spacing")
+    written = {key: run / entry[key] for key in ("prediction", "instances", *MAPS) if entry.get(key)}
     return EvaluatedCase(
         name=str(entry["case"]),
         image=[dataset_dir / image for image in images] if isinstance(images, list) else dataset_dir / images,
-        label=dataset_dir / label if label else None,
-        prediction=run / prediction if prediction else None,
-        instances=run / instances if instances else None,
-        maps={name: run / entry[name] for name in MAPS if entry.get(name)},
+        label=dataset_dir / entry["label"] if entry.get("label") else None,
+        prediction=written.pop("prediction", None),
+        instances=written.pop("instances", None),
+        maps=written,
         region=entry.get("region"),
         series_uid=entry.get("series_uid"),
         patient=None if patient is None else str(patient),

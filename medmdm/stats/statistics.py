@@ -147,11 +147,7 @@ def subgroups(
 
 
 def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
-    """Count the cases where prediction, truth or both hold nothing, from their numbers of pixels or instances.
-
-    Args:
-        n_pred: for each case.
-        n_true: for each case.
+    """Count the cases where prediction, truth or both hold nothing, from each one's number of pixels or instances.
 
     Returns:
         ``both``, ``pred`` (only the prediction is empty: missed) and ``true`` (only the truth is: a false alarm).
