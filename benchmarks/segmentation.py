@@ -69,7 +69,7 @@ from medmdm.data.demo import stained_tissue
 from medmdm.data.reading import CaseReader, Example
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.heads.views import random_crop
 from medmdm.resources import resource_folder
 from medmdm.runs.memory import keep_freed_memory
@@ -153,7 +153,7 @@ def train_ours(setting: Setting, sampled: bool) -> tuple[float, PixelClassifier]
         pixels=setting.pixels if sampled else None,
         views="whole",
     )
-    task = Task(setting.training, CLASSES, (setting.crop, setting.crop), seed=SEED)
+    task = Task(setting.training, CLASSES, Reading((setting.crop, setting.crop)), seed=SEED)
     fitted = fitter.fit(task, CachedExtractor(setting.extractor))
     head: Any = fitted.model.head
     return time.perf_counter() - start, head

@@ -57,7 +57,7 @@ class Walk:
     def __exit__(self, *error: object) -> None:
         """End."""
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
     def files(self) -> list[str]:
         """Return the files, relative to the package."""

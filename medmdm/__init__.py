@@ -1,3 +1,3 @@
 """Label-efficient segmentation of medical images with masked diffusion pre-training, on MONAI."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def moved(name: str) -> str:
     return MOVED.get(name, name)
 
 
-def public_name(kind: type) -> str:
+def public_name(kind: type | types.FunctionType) -> str:
     """Return the shortest dotted name under which a class can be imported: ``medmdm.heads.PixelClassifier``."""
     parts = kind.__module__.split(".")
     for n in range(1, len(parts) + 1):
@@ -88,12 +89,14 @@ def declared(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, (tuple, list, range)) else v for k, v in found.items()}
 
 
-def to_config(value: Any) -> Any:
+def to_config(value: Any, strict: bool = True) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
     Args:
-        value: a dataclass, an object with a ``config`` dictionary, a ``functools.partial`` of a class (what MONAI makes
-            of ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        value: a dataclass, an object with a ``config`` dictionary or one that keeps every argument of its constructor
+            under the argument's name (as in scikit-learn), a ``functools.partial`` of a class (what MONAI makes of
+            ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
+        strict: refuse what could not be made again; False for a record: its class and what it holds tell it apart.
 
     Raises:
         UserError: an object that does not know what it was made of.
@@ -101,21 +104,39 @@ def to_config(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(k): to_config(v) for k, v in value.items()}
+        return {str(k): to_config(v, strict) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_config(v) for v in value]
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"_target_": public_name(value.func), "_mode_": "callable", **to_config(value.keywords)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return [to_config(v, strict) for v in value]
+    if isinstance(value, (type, types.FunctionType)) and "<" not in value.__qualname__:
+        return {"_target_": public_name(value), "_mode_": "callable"}
+    if isinstance(value, functools.partial) and isinstance(value.func, (type, types.FunctionType)) and not value.args:
+        return {**to_config(value.func), **to_config(value.keywords, strict)}
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_config(getattr(value, f.name), strict) for f in dataclasses.fields(value) if f.init}
         return {"_target_": public_name(type(value)), **fields}
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):
-        return {"_target_": public_name(type(value)), **to_config(config)}
-    raise UserError(
-        f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its part "
-        'of the config with "_mode_": "callable".'
-    )
+        return {"_target_": public_name(type(value)), **to_config(config, strict)}
+    held: Mapping[str, Any] = getattr(value, "__dict__", {})
+    arguments = _arguments(type(value))
+    if arguments is not None and all(hasattr(value, name) for name in arguments):
+        held = {name: getattr(value, name) for name in arguments}
+    elif strict:
+        raise UserError(
+            f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its "
+            'part of the config with "_mode_": "callable".'
+        )
+    return {"_target_": public_name(type(value)), **{k: to_config(v, strict) for k, v in held.items() if k[:1] != "_"}}
+
+
+def _arguments(make: Any) -> list[str] | None:
+    """Return the names of the arguments, None where any go or nobody knows."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (ValueError, TypeError):  # of what is written in C
+        return None
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return named if len(named) == len(parameters) else None
 
 
 def find(name: Any, trust: bool = False) -> Any:
@@ -185,16 +206,13 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
 
 
 def _check_names(make: Any, arguments: Mapping[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(make).parameters
-    except ValueError:  # of what is written in C
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    known = _arguments(make)
+    if known is None:
         return
     for key in arguments:
-        if key not in parameters:
+        if key not in known:
             name = getattr(make, "__name__", make)
-            raise UserError(f"{name} has no argument {key!r}{nearest(key, parameters)}.")
+            raise UserError(f"{name} has no argument {key!r}{nearest(key, known)}.")
 
 
 def _part(value: Any, trust: bool) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import sys
 from collections.abc import Iterable
 from types import TracebackType
 
-__all__ = ["UserError", "nearest", "show_user_errors_as_sentences"]
+__all__ = ["UserError", "counted", "find_user_error", "nearest", "show_user_errors_as_sentences", "warn_once"]
+
+logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
@@ -22,6 +26,17 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the candidate closest to ``name``, or ``""`` if none is close."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def counted(number: int, thing: str) -> str:
+    """Return ``"1 image"`` or ``"3 images"``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+@functools.cache
+def warn_once(sentence: str) -> None:
+    """Log a warning the first time it is given."""
+    logger.warning(sentence)
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

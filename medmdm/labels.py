@@ -21,7 +21,7 @@ def label_type(information: Mapping[str, Any]) -> str:
     """
     kind = information.get("label_type", "classes")
     if kind not in LABEL_TYPES:
-        raise UserError(f"'label_type' is {kind!r}{nearest(str(kind), LABEL_TYPES)}: use classes or instances")
+        raise UserError(f"'label_type' is {kind!r}{nearest(str(kind), LABEL_TYPES)}: use classes or instances.")
     return str(kind)
 
 
@@ -37,7 +37,7 @@ def label_classes(information: Mapping[str, Any]) -> frozenset[int] | None:
     labels = information.get("labels")
     if labels is None:
         return None
-    problem = UserError(f'\'labels\' is {labels!r}: name the classes as in {{"background": 0, "gland": 1}}')
+    problem = UserError(f'\'labels\' is {labels!r}: name the classes as in {{"background": 0, "gland": 1}}.')
     if not isinstance(labels, dict) or not labels:
         raise problem
     if all(key.isdigit() and isinstance(value, str) for key, value in labels.items()):

@@ -17,7 +17,17 @@ from medmdm.backbones import ADMUNet
 from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, Workflow
 from tests.made import SMALL, with_random_weights
 
+# A test that uses one of these runs a bundle or reads real data sets.
+BUNDLE_FIXTURES = {"workflow", "run", "real_data"}
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that run bundles, so that ``make test-fast`` leaves them out."""
+    for item in items:
+        if BUNDLE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("bundle")
 
 
 @pytest.fixture(scope="session")

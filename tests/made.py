@@ -13,6 +13,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.corruption import PatchMasking
 from medmdm.data.reading import Example
+from medmdm.heads.task import Reading, Task
 
 SMALL: dict[str, Any] = {
     "model_channels": 32,
@@ -74,3 +75,11 @@ def dice(logits: Tensor, label: Tensor, number: int = 1) -> float:
     known = label != 255
     pred, true = logits[0].argmax(0)[known] == number, label[known] == number
     return float(2 * (pred & true).sum() / (pred.sum() + true.sum()))
+
+
+WINDOW = (32, 32)
+
+
+def task(examples: list[Example], classes: int = 2, seed: int = 0, **reading: Any) -> Task:
+    """What is to be learnt from some examples, in windows of 32 x 32 unless said otherwise."""
+    return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), seed)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from medmdm.data.files import pictures as images
-from medmdm.data.files import series
 from medmdm.data.files.pictures import read_image
+from medmdm.errors import warn_once
 from medmdm.files import TEMPORARY_SUFFIX
 from tests.damage.attempts import Damage
 from tests.damage.lists import LISTS
@@ -29,7 +28,10 @@ def listing(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_damaged_input(row: Damage, tmp_path: Path) -> None:
+def test_damaged_input(row: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     source = tmp_path / "input"
     source.mkdir()
     doors = row.make(source)
@@ -37,8 +39,7 @@ def test_damaged_input(row: Damage, tmp_path: Path) -> None:
     assert doors
     for number, door in enumerate(doors):
         out = tmp_path / f"out{number}"
-        for once in (images._warn_once, series.warn_once):  # once a process, and each door stands for one
-            once.cache_clear()
+        warn_once.cache_clear()  # it warns once per process, and each door stands for one
         outcome = door(out)
         assert outcome.level == row.level, outcome
         assert any(re.search(row.words, sentence) for sentence in outcome.sentences), outcome.sentences
@@ -48,6 +49,7 @@ def test_damaged_input(row: Damage, tmp_path: Path) -> None:
                 assert is_sentence(sentence), sentence
         assert listing(source) == before
         assert_nothing_half_written(out, failed=outcome.level == "error")
+        assert not any(scratch.iterdir())  # where members of zip files are unpacked
 
 
 def is_sentence(text: str) -> bool:
@@ -58,7 +60,6 @@ def assert_nothing_half_written(out: Path, failed: bool) -> None:
     """What a failed command wrote before it failed is whole, and does not pass for a finished data set."""
     files = [path for path in out.rglob("*") if path.is_file()]
     assert not [path for path in files if path.name.endswith(TEMPORARY_SUFFIX)]
-    assert not list(out.rglob(".unpacked"))
     assert not failed or not [path for path in files if path.name in ("dataset.json", "split.json")]
     for path in files:
         if path.suffix == ".png":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,49 +53,38 @@ class OpenBackbone:
         extractor: its features, cached; None without weights.
         identity: hash of its weights, "" without.
         path: of its file.
+        device: where it runs, and whatever is fitted to its features.
     """
 
     plan: Mapping[str, Any] = field(repr=False)
     extractor: CachedExtractor | None = field(default=None, repr=False)
     identity: str = ""
     path: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 def open_backbone(
     path: str | os.PathLike[str] | None,
-    blocks: str | Sequence[int] = "paper",
-    timesteps: Sequence[int] | None = None,
-    masking: str = "seeded",
-    partitions: int | None = None,
-    normalize: str = "rms",
-    seed: int = 0,
-    corruption: Mapping[str, Any] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    cache_gib: float = 20.0,
-    memory_gib: float = 2.0,
+    features: Callable[..., tuple[FeatureExtractor, dict[str, Any], str]] | None = None,
+    cache: Callable[..., CachedExtractor] = CachedExtractor,
     preprocessing: Mapping[str, Any] | None = None,
     initialise: str = "pretrained",
     sigmas: Sequence[float] = (),
+    seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> OpenBackbone:
     """Open the weights file of a backbone; its own plan says how images are read.
 
     Args:
         path: weights file; None for methods that need no backbone.
-        blocks: as the next six, see :func:`medmdm.artifacts.backbone.make_extractor`.
-        timesteps: at which features are read.
-        masking: how the image is corrupted for it.
-        partitions: number of complementary masks.
-        normalize: of the features.
-        seed: of the masks.
-        corruption: where the plan does not say it.
-        cache: folder of cached features; None for memory only.
-        cache_gib: most that the files may take.
-        memory_gib: most that is kept in memory.
+        features: which: :func:`make_extractor` with other arguments than its defaults (``functools.partial``; in a
+            bundle ``"_mode_": "callable"``).
+        cache: how they are kept: :class:`medmdm.backbones.CachedExtractor` with other arguments than its defaults.
         preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does.
         initialise: ``"pretrained"``; ``"random"``, the same network with new random weights; ``"raw"``, the pixels
             themselves: the baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
+        seed: of random weights.
         device: where the backbone runs.
 
     Raises:
@@ -105,41 +96,44 @@ def open_backbone(
         raise UserError(f"preprocessing has no {unknown[0]!r}: it takes {', '.join(PREPROCESSING)}.")
     if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
         given["percentiles"] = percentiles_record(given["percentiles"])
+    device = torch.device(device)
     if path is None:
         if "crop_size" not in given:
             raise UserError("Without a backbone nothing says how images are read: set preprocessing#crop_size.")
-        return OpenBackbone({"ledger": make_ledger(), **given})
+        return OpenBackbone({"ledger": make_ledger(), **given}, device=device)
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
     network, plan = load_pretrained(path)
+    read, forced = features or make_extractor, dict[str, Any]()
     if initialise != "pretrained":
         plan = {**plan, "ledger": make_ledger()}
     if initialise == "random":
         network = randomise(network, seed)
     elif initialise == "raw":
-        network, blocks, masking = RawPixels(int(plan.get("channels", 3)), sigmas).eval(), [0], "none"
-    extractor, plan, identity = make_extractor(
-        (network, plan), blocks, timesteps, masking, partitions, normalize, seed, corruption=corruption
+        network, forced = RawPixels(int(plan.get("channels", 3)), sigmas).eval(), {"blocks": [0], "masking": "none"}
+    extractor, plan, identity = read((network, plan), **forced)
+    return OpenBackbone(
+        {**plan, **given}, cache(extractor.to(device), backbone_hash=identity), identity, str(path), device
     )
-    extractor.to(torch.device(device))
-    cached = CachedExtractor(extractor, cache, cache_gib, memory_gib, identity)
-    return OpenBackbone({**plan, **given}, cached, identity, str(path))
 
 
 def open_backbones(backbones: Mapping[str, Mapping[str, Any]], **common: Any) -> dict[str, OpenBackbone]:
     """Open several backbones.
 
     Args:
-        backbones: by name, arguments of :func:`open_backbone`.
-        **common: arguments that they share.
+        backbones: by name, arguments of :func:`open_backbone` and of :func:`make_extractor`, side by side.
+        **common: arguments of :func:`open_backbone` that they share.
 
     Raises:
         UserError: as :func:`open_backbone`, naming the backbone.
     """
     opened = {}
+    ways = set(inspect.signature(make_extractor).parameters) - {"backbone", "trust"}
     for name, arguments in backbones.items():
+        features = {key: value for key, value in arguments.items() if key in ways}
+        others = {key: value for key, value in arguments.items() if key not in ways or key == "seed"}
         try:
-            opened[name] = open_backbone(**{**common, **arguments})
+            opened[name] = open_backbone(**{"features": partial(make_extractor, **features), **common, **others})
         except (TypeError, UserError) as error:
             raise UserError(f"backbones#{name}: {error}") from error
     if not opened:

@@ -72,7 +72,7 @@ def export_segmenter(
     new = images[:1].flip(-1) * 0.9
     with torch.no_grad():
         if isinstance(segmenter, Segmenter):
-            segmenter.extractor.prepare(size, images.shape[1])
+            segmenter.extractor.innermost.prepare(size, images.shape[1])
         content, read = make(segmenter, images, plan)
         difference = float((read(content)(new) - segmenter(new)).abs().max())
     if not difference <= TOLERANCE:

@@ -22,7 +22,7 @@ from medmdm.errors import UserError
 from medmdm.files import save_torch
 from medmdm.hashing import weights_hash
 from medmdm.heads.padded import PaddedNetwork
-from medmdm.heads.segmenter import Segmenter, innermost
+from medmdm.heads.segmenter import Segmenter
 
 __all__ = ["SEGMENTER_FORMAT", "load_segmenter", "save_segmenter"]
 
@@ -160,7 +160,7 @@ def _record(segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inner(segmenter: Segmenter) -> FeatureExtractor:
-    extractor = innermost(segmenter.extractor)
+    extractor = getattr(segmenter.extractor, "innermost", segmenter.extractor)
     if not isinstance(extractor, FeatureExtractor):
         raise UserError(f"a segmenter with a {type(extractor).__name__} cannot be saved, only with a FeatureExtractor.")
     return extractor

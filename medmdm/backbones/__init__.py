@@ -6,12 +6,13 @@ from medmdm.backbones.adapters import MONAIDiffusionBackbone, RawPixels, randomi
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.base import BlockNetwork
 from medmdm.backbones.cache import CachedExtractor
-from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.extractor import Extractor, FeatureExtractor
 
 __all__ = [
     "ADMUNet",
     "BlockNetwork",
     "CachedExtractor",
+    "Extractor",
     "FeatureExtractor",
     "MONAIDiffusionBackbone",
     "RawPixels",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.backbones.feature_maps import factor, moments, standardization
+from medmdm.backbones.feature_maps import normalization
 from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
@@ -137,24 +137,16 @@ class CachedExtractor(nn.Module):
         found: dict[str, list[tuple[Any, Any]]] = content.setdefault("normalizations", {})
         if kind not in found:
             raw = [f * scale for f, scale in zip(maps, content["scales"], strict=True)]
-            found[kind] = self._normalization(raw, self.padded_size(x.shape[2:]), kind)
+            # By what each map is multiplied, and what is then added: a training step reads each map anew.
+            found[kind] = [
+                (float(multiplier), None) if mean is None else (multiplier.float(), (-mean * multiplier).float())
+                for mean, multiplier in normalization(raw, self.padded_size(x.shape[2:]), kind)
+            ]
         for f, scale, (multiplier, shift) in zip(maps, content["scales"], found[kind], strict=True):
             f.mul_(scale * multiplier)
             if shift is not None:
                 f.add_(shift)
         return maps
-
-    @staticmethod
-    def _normalization(raw: Sequence[Tensor], size: Sequence[int], kind: str) -> list[tuple[Any, Any]]:
-        """Return by what each map is multiplied, and what is then added: a training step reads each map anew."""
-        if kind != "standardize":
-            return [(float(factor(raw, size, kind)), None)] * len(raw)
-        found = []
-        for f in raw:
-            mean, variance = moments(f, size)
-            multiplier = standardization(variance)
-            found.append((multiplier.float(), (-mean * multiplier).float()))
-        return found
 
     def _extract(self, x: Tensor) -> dict[str, Any]:
         maps = [f.float() for f in self.extractor.raw(x)]

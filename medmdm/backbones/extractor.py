@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,13 +17,49 @@ from medmdm.components import declared
 from medmdm.corruption import Corrupted, Corruption, PatchMasking
 from medmdm.errors import UserError
 
-__all__ = ["MASKINGS", "FeatureExtractor"]
+__all__ = ["MASKINGS", "Extractor", "FeatureExtractor"]
 
 #: Scale, offset and visible pixels of a corruption whose randomness is fixed, each ``[1, 1 or C, *spatial]``.
 _Damage = tuple[Tensor, Tensor | None, Tensor]
 
 MASKINGS = ("seeded", "none", "partition")
 _MOST_SHAPES = 32  # whose masks are remembered
+
+
+class Extractor(Protocol):
+    """What heads read features from: nobody asks whether they are computed now or were computed before."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings of the features, JSON-able."""
+        ...
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Of each map its ``block``, ``timestep``, ``channels`` and ``reduction``."""
+        ...
+
+    @property
+    def num_features(self) -> int:
+        """Channels of all maps together."""
+        ...
+
+    @property
+    def innermost(self) -> FeatureExtractor:
+        """What computes the features, with the backbone."""
+        ...
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Return the normalised maps of images ``[B, C, *spatial]``."""
+        ...
+
+    def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Return the size to which the maps of an image are up-sampled."""
+        ...
+
+    def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what follows from the features, computed unless it is remembered under its name."""
+        ...
 
 
 class FeatureExtractor(nn.Module):
@@ -96,6 +132,15 @@ class FeatureExtractor(nn.Module):
     def num_features(self) -> int:
         """Channels of the up-sampled and concatenated stack."""
         return sum(info["channels"] for info in self.feature_info)
+
+    @property
+    def innermost(self) -> FeatureExtractor:
+        """Itself."""
+        return self
+
+    def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Compute; only :class:`medmdm.backbones.CachedExtractor` remembers."""
+        return compute()
 
     @property
     def multiple(self) -> int:

@@ -26,9 +26,9 @@ __all__ = [
     "gather",
     "gram",
     "moments",
+    "normalization",
     "normalize",
     "stack",
-    "standardization",
     "sum_products",
     "upsample",
 ]
@@ -114,11 +114,6 @@ def moments(f: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     return mean, squares.sum(tuple(range(2, f.ndim)), keepdim=True, dtype=torch.float64) / math.prod(size)
 
 
-def standardization(variance: Tensor) -> Tensor:
-    """Return by what channels of that variance are multiplied for ``"standardize"``."""
-    return (variance + 1e-5).rsqrt()  # as instance normalisation: constant channels stay small
-
-
 def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
     """Return the number by which :func:`normalize` multiplies the maps of each image, ``[B]`` in float64.
 
@@ -132,6 +127,16 @@ def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
     if kind == "rms":
         square = square / (sum(f.shape[1] for f in maps) * math.prod(size))
     return square.clamp_min(1e-30).rsqrt()
+
+
+def normalization(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> list[tuple[Tensor | None, Tensor]]:
+    """Return for each map what :func:`normalize` subtracts (None: nothing) and by what it then multiplies, in float64.
+
+    Both broadcast to the map; its arguments are those of :func:`normalize`.
+    """
+    if kind == "standardize":  # 1e-5 as in instance normalisation: constant channels stay small
+        return [(mean, (variance + 1e-5).rsqrt()) for mean, variance in (moments(f, size) for f in maps)]
+    return [(None, factor(maps, size, kind).reshape(-1, *[1] * (maps[0].ndim - 1)))] * len(maps)
 
 
 def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str, consume: bool = False) -> list[Tensor]:
@@ -151,14 +156,10 @@ def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str, consume: b
         UserError: an unknown kind.
     """
     scaled = maps if consume and isinstance(maps, list) else list(maps)
-    if kind == "standardize":
-        for i in range(len(scaled)):
-            mean, variance = moments(scaled[i], size)
-            scaled[i] = (scaled[i] - mean.to(scaled[i].dtype)) * standardization(variance).to(scaled[i].dtype)
-    elif kind != "none":
-        scale = factor(maps, size, kind)
-        for i in range(len(scaled)):
-            scaled[i] = scaled[i] * scale.to(scaled[i].dtype).reshape(-1, *[1] * (scaled[i].ndim - 1))
+    if kind != "none":
+        for i, (mean, multiplier) in enumerate(normalization(maps, size, kind)):
+            f = scaled[i] if mean is None else scaled[i] - mean.to(scaled[i].dtype)
+            scaled[i] = f * multiplier.to(f.dtype)
     return scaled
 
 

@@ -1,12 +1,12 @@
 """Checks of a data list and its files, before anyone trains on them.
 
-:func:`medmdm.check.data_list.check` decodes everything; :func:`medmdm.check.quick.quick_check` is what training does at
-its start.
+:func:`medmdm.check.data_list.check` decodes everything; :func:`medmdm.check.sharing.quick_check` is what training does
+at its start.
 """
 
 from __future__ import annotations
 
 from medmdm.check.data_list import check
-from medmdm.check.quick import quick_check
+from medmdm.check.sharing import quick_check
 
 __all__ = ["check", "quick_check"]

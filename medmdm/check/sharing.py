@@ -1,66 +1,69 @@
-"""What cases have in common and should not: pixels, patients, names."""
+"""What cases have in common and should not: pixels, patients, names.
+
+:func:`quick_check` is the part that is cheap enough for every start of a training.
+"""
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import PurePosixPath
+from operator import attrgetter
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from medmdm.check.cases import Case, Facts
-from medmdm.check.report import Finding
-from medmdm.data.files.volumes import volume_stem
-from medmdm.data.lists import SECTIONS, image_name, regions_overlap
+from medmdm.check.findings import Finding
+from medmdm.check.inspection import Facts, ListedCase
+from medmdm.data.files.formats import volume_stem
+from medmdm.data.lists import SECTIONS, image_name, image_names, regions_overlap
+from medmdm.data.selection import Selection
+from medmdm.errors import UserError
 
-__all__ = ["clashing_names", "identical_images", "shared_patients"]
+__all__ = ["clashing_names", "identical_images", "quick_check", "shared_patients"]
 
 _NAMED = 4  # patients described one by one
+_SAMPLE = 4096  # bytes in the middle of a file that tell most files of one size apart
 _T = TypeVar("_T")
 
 
-def identical_images(cases: Sequence[Case], facts: Sequence[Facts]) -> Iterator[Finding]:
+def identical_images(inspected: Sequence[Facts]) -> Iterator[Finding]:
     """Find cases with the same pixels: errors between sections, warnings within one.
 
     Parts of one image that do not overlap are different cases.
     """
-    known = [(case, fact) for case, fact in zip(cases, facts, strict=True) if fact.whole_hash is not None]
-    pairs: dict[tuple[int, int], tuple[Case, Case]] = {}
-    for group in _groups(known, lambda pair: pair[1].whole_hash):
-        for case, other in _first_in_sections([case for case, _ in group], _overlap):
-            pairs[id(case), id(other)] = case, other
-    for group in _groups(known, lambda pair: pair[1].case_hash):
-        for case, other in _first_in_sections([case for case, _ in group], lambda a, b: True):
-            pairs.setdefault((id(case), id(other)), (case, other))
+    known = [facts for facts in inspected if facts.whole_hash is not None]
+    pairs: dict[tuple[int, int], tuple[ListedCase, ListedCase]] = {}
+    for key, parts in (("whole_hash", True), ("case_hash", False)):
+        for group in _groups(known, attrgetter(key)):
+            for case, other in _first_in_sections([facts.case for facts in group], parts):
+                pairs.setdefault((id(case), id(other)), (case, other))
     for case, other in pairs.values():
         names = (other.name, case.name)
         if case.section == other.section:
-            yield Finding(
-                "warning",
-                "duplicate-image",
-                f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one",
-                names,
-            )
+            sentence = f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one"
+            yield Finding.warning("duplicate-image", sentence, *names)
         else:
-            yield Finding(
-                "error",
-                "image-in-two-sections",
+            sentence = (
                 f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels: remove one, "
-                "for a score on an image that was trained on says nothing",
-                names,
+                "for a score on an image that was trained on says nothing"
             )
+            yield Finding.error("image-in-two-sections", sentence, *names)
 
 
-def _overlap(a: Case, b: Case) -> bool:
-    return regions_overlap(a.entry.get("region"), b.entry.get("region"))
+def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tuple[ListedCase, ListedCase]]:
+    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs.
 
-
-def _first_in_sections(group: Sequence[Case], same: Callable[[Case, Case], bool]) -> Iterator[tuple[Case, Case]]:
-    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs."""
+    Args:
+        group: cases with the same pixels.
+        parts: these are the pixels of the whole image, of which only overlapping parts are alike.
+    """
     for i, case in enumerate(group):
         met: set[str] = set()
         for other in group[:i]:
-            if other.section not in met and same(case, other):
+            alike = not parts or regions_overlap(case.entry.get("region"), other.entry.get("region"))
+            if other.section not in met and alike:
                 met.add(other.section)
                 yield case, other
 
@@ -93,13 +96,11 @@ def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], officia
             else 'make a split by patient (python -m medmdm split), or add "split": "official" to the list if it is '
             "the publisher's"
         )
-        yield Finding(
-            "warning" if official else "error",
-            "patient-in-two-sections",
+        sentence = (
             f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}: {described}{more}; "
-            + advice,
-            tuple(affected),
+            f"{advice}"
         )
+        yield Finding("warning" if official else "error", "patient-in-two-sections", sentence, tuple(affected))
 
 
 def _groups_by_patient(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -110,7 +111,7 @@ def _groups_by_patient(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[M
     return groups
 
 
-def clashing_names(cases: Sequence[Case]) -> Iterator[Finding]:
+def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
     """Find file names that would get into each other's way."""
     images = list(dict.fromkeys(case.name for case in cases))
     labels: dict[str, set[str]] = defaultdict(set)
@@ -119,39 +120,35 @@ def clashing_names(cases: Sequence[Case]) -> Iterator[Finding]:
             labels[str(case.entry["label"])].add(case.name)
     for label, of in labels.items():
         if label in images:
-            yield Finding(
-                "error", "label-is-image", f"{label} is listed as an image and as a label: correct the list", (label,)
-            )
+            sentence = f"{label} is listed as an image and as a label: correct the list"
+            yield Finding.error("label-is-image", sentence, label)
         elif len(of) > 1:
             names = sorted(of)
-            yield Finding(
-                "warning",
-                "shared-label",
-                f"{label} is the label of {len(names)} images ({names[0]}, {names[1]}{', …' if names[2:] else ''}): "
-                "correct the list unless that is meant",
-                (label, *names),
+            sentence = (
+                f"{label} is the label of {len(names)} images ({_two(names)}): correct the list unless that is meant"
             )
-    by_case = _groups(dict.fromkeys([*images, *labels]), lambda name: name.casefold())
+            yield Finding.warning("shared-label", sentence, label, *names)
+    by_case = _groups(dict.fromkeys([*images, *labels]), str.casefold)
     for group in by_case:
-        yield Finding(
-            "warning",
-            "names-differ-in-case",
-            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one",
-            tuple(group),
+        sentence = (
+            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one"
         )
+        yield Finding.warning("names-differ-in-case", sentence, *group)
     apart = {name for group in by_case for name in group}
     for group in _groups([name for name in images if name not in apart], _output_name):
-        yield Finding(
-            "warning",
-            "same-file-name",
+        sentence = (
             f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix "
-            f"({group[0]}, {group[1]}{', …' if group[2:] else ''}): masks named after them would overwrite each other",
-            tuple(group),
+            f"({_two(group)}): masks named after them would overwrite each other"
         )
+        yield Finding.warning("same-file-name", sentence, *group)
+
+
+def _two(names: Sequence[str]) -> str:
+    return f"{names[0]}, {names[1]}{', …' if names[2:] else ''}"
 
 
 def _output_name(name: str) -> str:
-    return volume_stem(PurePosixPath(name).name).casefold()
+    return volume_stem(PurePosixPath(name)).casefold()
 
 
 def _groups(things: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:
@@ -160,3 +157,64 @@ def _groups(things: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T
     for thing in things:
         groups[key(thing)].append(thing)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def quick_check(selection: Selection) -> list[str]:
+    """Compare what trains with what validates and tests, without decoding anything.
+
+    Copies of a file are found under any name; a picture that was saved again in another format is found by
+    ``python -m medmdm check`` only.
+
+    Args:
+        selection: the images of a pre-training. Where it is transductive, only missing files are looked for.
+
+    Returns:
+        Warnings, one sentence each.
+
+    Raises:
+        UserError: an image is missing, or one that trains is held out too.
+    """
+    training, validation, test = map(_files, (selection.training, selection.validation, selection.test))
+    for path in (path for paths, _ in (*training, *validation) for path in paths):
+        if not os.path.exists(path):
+            raise UserError(f"{path} does not exist any more: restore it, or correct the data list.")
+    if selection.transductive or selection.data_list is None:
+        return []
+    if validation or test:
+        by_look: dict[tuple[int, bytes], list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
+        for paths, region in training:
+            by_look[_look(paths[0])].append((paths, region))
+        for section, entries in (("validation", validation), ("test", test)):
+            for paths, region in entries:
+                for others, trained in by_look.get(_look(paths[0]), ()):
+                    # One path in two sections: parts of a picture, which the list keeps apart, or slices of a volume.
+                    apart = paths == others or not regions_overlap(region, trained) or len(paths) != len(others)
+                    if not apart and all(map(_same, paths, others)):
+                        raise UserError(
+                            f"{paths[0]} is in {section} and a copy of it, {others[0]}, in training: remove one from "
+                            "the data list, or pass --transductive true to train on both knowingly."
+                        )
+    sections = {section: getattr(selection.data_list, section) for section in SECTIONS}
+    official = selection.data_list.information.get("split") == "official"
+    return [finding.message for finding in shared_patients(sections, official)]
+
+
+def _files(entries: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the (files, region) that are decoded for some entries: the slices of a volume share one file."""
+    found = {f"{e['image']} {e.get('region')}": (tuple(image_names(e)), e.get("region")) for e in entries}
+    return list(found.values())
+
+
+def _look(image: str) -> tuple[int, bytes]:
+    """Return the size of a file and a sample of it; ``(-1, path)`` for a folder of DICOM files."""
+    path = Path(image)
+    if path.is_dir():
+        return -1, os.fsencode(path.resolve())
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size // 2 - _SAMPLE // 2))
+        return size, file.read(_SAMPLE)
+
+
+def _same(a: str, b: str) -> bool:
+    return os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False)

@@ -39,12 +39,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find(data_list: str) -> str:
+    from medmdm.data.folders import list_file
     from medmdm.data.lists import LIST_NAMES
 
     folder = Path(data_list).expanduser()
     if not folder.is_dir():
         return str(folder)
-    for name in LIST_NAMES:
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise UserError(f"{folder} holds no data list ({' or '.join(LIST_NAMES)}): give the file")
+    found = list_file(folder)
+    if found is not None:
+        return str(found)
+    raise UserError(f"{folder} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")

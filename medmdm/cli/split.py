@@ -1,4 +1,4 @@
-"""The command ``split``: new data lists from one; see :mod:`medmdm.data.split_lists`."""
+"""The command ``split``: new data lists from one; see :mod:`medmdm.data.splits`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run ``split`` with parsed arguments, print what came out and return the exit status."""
     from medmdm.data.lists import load_data_list
-    from medmdm.data.split_lists import split_data_list, summarise
+    from medmdm.data.splits import split_data_list, summarise
     from medmdm.files import atomic_write
 
     out = Path(args.out).expanduser()
     if out.suffix.lower() != ".json":
-        raise UserError(f"OUT is {out}: give the name of a JSON file, such as {out.name}.json")
+        raise UserError(f"OUT is {out}: give the name of a JSON file, such as {out.name}.json.")
     data_list = load_data_list(args.data_list)
     lists = split_data_list(data_list, args.test, args.folds, args.stratify, args.subset, args.rule, args.seed)
     numbered = [out.with_name(f"{out.stem}_fold_{k}{out.suffix}") for k in range(1, len(lists) + 1)]
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     texts = [json.dumps(content, indent=2, ensure_ascii=False) + "\n" for content in lists]
     for path, text in zip(paths, texts, strict=True):  # before any is written
         if path.exists() and not args.overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
-            raise UserError(f"{path} exists and differs: give another name or pass --overwrite")
+            raise UserError(f"{path} exists and differs: give another name or pass --overwrite.")
     for path, text, content in zip(paths, texts, lists, strict=True):
         atomic_write(path, text)
         print(f"{path}: {summarise(content, args.stratify)}")

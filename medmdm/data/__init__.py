@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from medmdm.data.cases import Cases, select_cases
-from medmdm.data.dataset import CropDataset
-from medmdm.data.files.pictures import IMAGE_SUFFIXES, RasterReader, image_size, pixel_hash, read_image
-from medmdm.data.files.volumes import (
-    VOLUME_SUFFIXES,
-    SimpleITKReader,
-    Volume,
-    is_volume,
-    read_volume,
-    volume_geometry,
-    volume_hash,
-)
-from medmdm.data.folders import FolderImages, find_images, is_mask
+from medmdm.data.dataset import CropDataset, StepSampler
+from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
+from medmdm.data.files.pictures import RasterReader, image_size, read_image
+from medmdm.data.files.volumes import SimpleITKReader, Volume, read_volume, volume_geometry, volume_hash
+from medmdm.data.folders import FolderImages, find_data_list, find_images, is_mask
 from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
-from medmdm.data.lookup import find_data_list
 from medmdm.data.reading import CaseReader, Example, LoadedCase
-from medmdm.data.sampler import StepSampler
-from medmdm.data.selection import Selection, select_training_images
-from medmdm.data.slices import LoadSliced, slice_entries, slice_volumes
+from medmdm.data.selection import Selection, select_training_images, slice_volumes
+from medmdm.data.slices import LoadSliced, StoredVolume, VolumeStore, open_slices, slice_entries
 from medmdm.data.slicing import SLICE_AXES, Slicing
 from medmdm.data.splits import k_folds, split_by_patient, subset
-from medmdm.data.store import StoredVolume, VolumeStore, open_slices
-from medmdm.data.transforms.basic import (
-    CutRegion,
-    CutRegiond,
-    PadToSize,
-    PadToSized,
-    ScaleIntensityByDtype,
-    ScaleIntensityByDtyped,
-)
 from medmdm.data.transforms.intensity import (
     CT_WINDOWS,
     PercentileRanged,
@@ -40,81 +22,36 @@ from medmdm.data.transforms.intensity import (
     ScaleByPercentilesd,
     ScaleByWindow,
     ScaleByWindowd,
+    ScaleIntensityByDtype,
+    ScaleIntensityByDtyped,
     percentiles_record,
     scaled_range,
     window_range,
 )
-from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased, case_transforms
-from medmdm.data.transforms.spacing import ResampleToSpacing, ResampleToSpacingd, as_spacing
+from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
+from medmdm.data.transforms.spatial import (
+    CutRegion,
+    CutRegiond,
+    PadToSize,
+    PadToSized,
+    ResampleToSpacing,
+    ResampleToSpacingd,
+    as_spacing,
+)
 from medmdm.data.transforms.stain import RandStainJitter, RandStainJitterd
 from medmdm.data.writers import SliceAssembler, write_map, write_mask
+from medmdm.hashing import pixel_hash
 
 __all__ = [
-    "CT_WINDOWS",
-    "IMAGE_SUFFIXES",
-    "SLICE_AXES",
-    "VOLUME_SUFFIXES",
-    "CaseReader",
-    "Cases",
-    "CropDataset",
-    "CutRegion",
-    "CutRegiond",
-    "DataList",
-    "Example",
-    "FolderImages",
-    "HeldOut",
-    "LabelToClassesd",
-    "LoadCased",
-    "LoadSliced",
-    "LoadedCase",
-    "PadToSize",
-    "PadToSized",
-    "PercentileRanged",
-    "RandStainJitter",
-    "RandStainJitterd",
-    "RasterReader",
-    "ResampleToSpacing",
-    "ResampleToSpacingd",
-    "ScaleByPercentiles",
-    "ScaleByPercentilesd",
-    "ScaleByWindow",
-    "ScaleByWindowd",
-    "ScaleIntensityByDtype",
-    "ScaleIntensityByDtyped",
-    "Selection",
-    "SimpleITKReader",
-    "SliceAssembler",
-    "Slicing",
-    "StepSampler",
-    "StoredVolume",
-    "Volume",
-    "VolumeStore",
-    "as_spacing",
-    "case_transforms",
-    "find_data_list",
-    "find_images",
-    "hold_out",
-    "image_size",
-    "is_mask",
-    "is_volume",
-    "k_folds",
-    "load_data_list",
-    "open_slices",
-    "percentiles_record",
-    "pixel_hash",
-    "read_image",
-    "read_volume",
-    "scaled_range",
-    "select_cases",
-    "select_training_images",
-    "shipped_data_lists",
-    "slice_entries",
-    "slice_volumes",
-    "split_by_patient",
-    "subset",
-    "volume_geometry",
-    "volume_hash",
-    "window_range",
-    "write_map",
-    "write_mask",
-]
+    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "Cases", "CropDataset",
+    "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
+    "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
+    "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
+    "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",
+    "Selection", "SimpleITKReader", "SliceAssembler", "Slicing", "StepSampler", "StoredVolume", "Volume",
+    "VolumeStore", "as_spacing", "find_data_list", "find_images", "hold_out", "image_size",
+    "is_mask", "is_volume", "k_folds", "load_data_list", "open_slices", "percentiles_record", "pixel_hash",
+    "read_image", "read_volume", "scaled_range", "select_cases", "select_training_images", "shipped_data_lists",
+    "slice_entries", "slice_volumes", "split_by_patient", "subset", "volume_geometry", "volume_hash",
+    "window_range", "write_map", "write_mask",
+]  # fmt: skip

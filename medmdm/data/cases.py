@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medmdm.data.case_names import case_names
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
-from medmdm.data.files.volumes import is_volume
-from medmdm.data.folders import FolderImages, find_images
-from medmdm.data.lists import SECTIONS, DataList, image_name
-from medmdm.data.lookup import DEMO, DEMO_LABELLED, choose_data_list, image_files, label_files
+from medmdm.data.files.formats import is_volume, volume_stem
+from medmdm.data.folders import (
+    DEMO,
+    DEMO_LABELLED,
+    FolderImages,
+    choose_data_list,
+    find_images,
+    image_files,
+    label_files,
+)
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names
 from medmdm.data.splits import subset
-from medmdm.data.transforms.spacing import as_spacing, with_spacing
-from medmdm.errors import UserError, nearest
+from medmdm.data.transforms.spatial import as_spacing, with_spacing
+from medmdm.errors import UserError, counted, nearest
 from medmdm.labels import IGNORE, label_classes, label_names, label_type
 
-__all__ = ["Cases", "select_cases"]
+__all__ = ["Cases", "case_names", "select_cases"]
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid")
 _KNOWN_KEYS = ("image", "label", "spacing", "magnification", *_ENTRY_KEYS)
@@ -56,7 +65,7 @@ class Cases:
     @property
     def label_type(self) -> str:
         """``"classes"``, or ``"instances"`` where labels number objects of one class."""
-        with _Naming(self.data_list):
+        with _titled(self.data_list):
             return label_type(self._information)
 
     @property
@@ -66,7 +75,7 @@ class Cases:
         Raises:
             UserError: the list declares none, or one that 8 bits cannot hold beside :attr:`ignore`.
         """
-        with _Naming(self.data_list):
+        with _titled(self.data_list):
             return _classes(self._information)
 
     @property
@@ -145,7 +154,7 @@ def select_cases(
     for section in sections:
         if section not in SECTIONS:
             raise UserError(
-                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}"
+                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}."
             )
     folder, chosen, warnings = choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = find_images(folder, may_be_empty=chosen is not None)
@@ -160,16 +169,14 @@ def select_cases(
         named = [(entry, next(names)) for entry in getattr(chosen, section)]
         kept[section] = ()
         if named and section in sections:
-            files = (
-                image_files(chosen, section, images),
-                label_files(chosen, section, images, demo_labels() if is_demo else None),
-            )
-            kept[section] = _section(chosen, section, named, files, folder, labelled, warnings)
+            labels = label_files(chosen, section, images, demo_labels() if is_demo else None)
+            files = list(zip(named, image_files(chosen, section, images), labels, strict=True))
+            kept[section] = _section(chosen, section, files, folder, labelled, warnings)
     counts = [f"{len(kept[section])} {section}" for section in SECTIONS if kept[section]]
     if not counts:
         raise UserError(
             f"{chosen.title}: no case is left in {', '.join(sections)}"
-            + (f"; {'; '.join(warnings)}" if warnings else "")
+            + (f"; {'; '.join(warnings)}." if warnings else ".")
         )
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
     cases = Cases(folder, chosen, kept["training"], kept["validation"], kept["test"], (), tuple(warnings))
@@ -187,36 +194,32 @@ def _folder_cases(
     if labelled:
         raise UserError(
             f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
-            "medmdm prepare does, or pass --data_list"
+            "medmdm prepare does, or pass --data_list."
         )
     entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
     named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
     test = tuple(_entry(entry, case, path, None, information) for entry, case, path in named)
-    sentence = f"{images.folder}: {len(test)} image{'' if len(test) == 1 else 's'}, no data list"
+    sentence = f"{images.folder}: {counted(len(test), 'image')}, no data list"
     return Cases(images.folder, None, (), (), test, (sentence,), tuple(warnings))
 
 
 def _section(
     data_list: DataList,
     section: str,
-    named: Sequence[tuple[dict[str, Any], str]],
-    files: tuple[list[Any], list[Path | None]],
+    files: Sequence[tuple[tuple[dict[str, Any], str], Any, Path | None]],
     folder: Path,
     labelled: bool,
     warnings: list[str],
 ) -> tuple[dict[str, Any], ...]:
     """Return the cases of a section whose images are there; add to ``warnings`` what is left out."""
-    images, labels = files
-    found = [
-        (entry, case, image, label) for (entry, case), image, label in zip(named, images, labels, strict=True) if image
-    ]
-    missing = [image_name(entry) for (entry, _), image in zip(named, images, strict=True) if not image]
+    found = [(entry, case, image, label) for (entry, case), image, label in files if image]
+    missing = [image_name(entry) for (entry, _), image, _ in files if not image]
     if missing:
-        sentence = f"{data_list.title}: {len(missing)} of {len(named)} {section} images are not in {folder}"
+        sentence = f"{data_list.title}: {len(missing)} of {len(files)} {section} images are not in {folder}"
         sentence += f" (first: {missing[0]})"
         all_of_test = section == "test" and not found
         if not all_of_test and not (data_list.shipped and found):
-            raise UserError(f"{sentence}: correct dataset_dir or the list")
+            raise UserError(f"{sentence}: correct dataset_dir or the list.")
         warnings.append(f"{sentence}; {'the others are used' if found else 'there is no test'}")
     if labelled and found:
         without = [image_name(entry) for entry, *_ in found if "label" not in entry]
@@ -226,23 +229,19 @@ def _section(
         if without:
             raise UserError(
                 f"{data_list.title}: {len(without)} of {len(found)} {section} cases have no 'label' (first: "
-                f"{without[0]}): add it, or take them out of the list"
+                f"{without[0]}): add it, or take them out of the list."
             )
         lost = [entry["label"] for entry, _, _, label in found if label is None]
         if lost:
             raise UserError(
                 f"{data_list.title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: "
-                f"{lost[0]}): correct dataset_dir or the list"
+                f"{lost[0]}): correct dataset_dir or the list."
             )
     return tuple(_entry(entry, case, image, label, data_list.information) for entry, case, image, label in found)
 
 
 def _entry(
-    entry: Mapping[str, Any],
-    case: str,
-    image: Path | list[Path],
-    label: Path | None,
-    information: Mapping[str, Any],
+    entry: Mapping[str, Any], case: str, image: Path | list[Path], label: Path | None, information: Mapping[str, Any]
 ) -> dict[str, Any]:
     paths = [one.absolute() for one in image] if isinstance(image, list) else [image.absolute()]
     result: dict[str, Any] = {
@@ -266,30 +265,65 @@ def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
     if declared is None:
         raise UserError(
             'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
-            '(or "label_type": "instances" if labels number objects)'
+            '(or "label_type": "instances" if labels number objects).'
         )
     names = label_names(information)
     numbers = sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore"))
     for number in numbers:
         if names[number] == "ignore":
-            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}")
+            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
         if number >= IGNORE:
             raise UserError(
                 f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
-                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)"
+                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)."
             )
     return tuple(numbers)
 
 
-class _Naming:
+@contextmanager
+def _titled(data_list: DataList | None) -> Iterator[None]:
     """Put the list's title before a sentence about its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{'no data list' if data_list is None else data_list.title}: {error}") from error
 
-    def __init__(self, data_list: DataList | None) -> None:
-        self.title = "no data list" if data_list is None else data_list.title
 
-    def __enter__(self) -> None:
-        return None
+def case_names(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Name each case by its image's file name without suffix.
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"{self.title}: {error}") from error
+    Where images in two folders have one name, the folders are put before it; where one image gives several cases, their
+    regions behind it (``ihc_r0-128_c384-512``); what is still the same is numbered. Letters, digits, ``-``, ``_`` and
+    ``.`` stay, anything else becomes ``_``; no two names differ in upper and lower case only.
+
+    Args:
+        entries: of a data list, all sections together: a name must not depend on which of them are used.
+        folder: of the images.
+    """
+    images = [image_names(entry)[0] for entry in entries]
+    stems = {image: _safe(volume_stem(folder / image)) for image in images}
+    sharing: dict[str, set[str]] = defaultdict(set)
+    for image, stem in stems.items():
+        sharing[stem.casefold()].add(image)
+    cases_of = Counter(images)
+    names: list[str] = []
+    taken: set[str] = set()
+    for entry, image in zip(entries, images, strict=True):
+        name = stems[image]
+        if len(sharing[name.casefold()]) > 1:
+            name = _safe("_".join((*PurePosixPath(image).parent.parts, name)))
+        if cases_of[image] > 1:
+            region = entry.get("region") or {}
+            bounds = [(key[0], region[key]) for key in ("rows", "columns") if key in region]
+            name += "".join(f"_{axis}{first}-{end}" for axis, (first, end) in bounds)
+        number, candidate = 1, name
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate.casefold())
+        names.append(candidate)
+    return names
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.\-]+", "_", text).strip(".") or "case"

@@ -1,4 +1,4 @@
-"""The pre-training data set: sample k is the same crop of the same image whoever asks for it, and whenever."""
+"""The pre-training data set and its batches: sample k is the same crop of the same image whoever asks, and whenever."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from contextlib import contextmanager
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any
 
@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.transforms import RandomizableTrait, Transform
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from medmdm.data.files.pictures import pixel_hash
-from medmdm.data.transforms.basic import cut_region, file_dtype_tensor
-from medmdm.errors import UserError, find_user_error
+from medmdm.data.transforms.intensity import file_dtype_tensor
+from medmdm.data.transforms.spatial import cut_region
+from medmdm.data.validity import check_finite, check_range
+from medmdm.errors import UserError, counted, find_user_error
+from medmdm.hashing import lines_hash, pixel_hash, text_hash
 
-__all__ = ["CropDataset"]
+__all__ = ["CropDataset", "StepSampler"]
 
 
 class CropDataset(Dataset):
@@ -29,7 +32,7 @@ class CropDataset(Dataset):
     Sample ``k`` takes its image and the seed of all MONAI random transforms from ``(seed, k)``, so that the number
     of workers, the batch size, the process and resuming change nothing. (A random transform must draw from its own
     ``self.R``, as MONAI's do.) ``transform`` is split as MONAI's ``CacheDataset`` splits it: what comes before the
-    first random transform runs once an image and is kept in memory, in the file's own type, as far as ``cache_gib``
+    first random transform runs once per image and is kept in memory, in the file's own type, as far as ``cache_gib``
     goes; images beyond that are decoded again for every crop.
 
     Constructing it decodes every image once and puts it through the whole of ``transform``, so that bad files are
@@ -65,11 +68,11 @@ class CropDataset(Dataset):
     ) -> None:
         super().__init__(data=[dict(entry) for entry in data], transform=transform)
         if not self.data:
-            raise UserError("there is no image to train on: check dataset_dir and data_list")
+            raise UserError("there is no image to train on: check dataset_dir and data_list.")
         if seed < 0:
-            raise UserError(f"seed is {seed}: give a whole number of 0 or more")
+            raise UserError(f"seed is {seed}: give a whole number of 0 or more.")
         if cache_gib < 0:
-            raise UserError(f"cache_gib is {cache_gib}: give 0 or more")
+            raise UserError(f"cache_gib is {cache_gib}: give 0 or more.")
         self.seed = seed
         self.num_samples = num_samples
         first_random = self.transform.get_index_of_first(
@@ -102,7 +105,7 @@ class CropDataset(Dataset):
     @property
     def data_hash(self) -> str:
         """One SHA-256 that stands for all training images, whatever their order, names and file formats."""
-        return sha256("\n".join(sorted(self.case_hashes)).encode()).hexdigest()
+        return lines_hash(self.case_hashes)
 
     @property
     def patient_ids(self) -> list[str]:
@@ -114,14 +117,9 @@ class CropDataset(Dataset):
         """What to tell the user about the images and the cache."""
         images = len(self.data)
         size = self._cached_bytes / 2**20
-        sentences = [
-            f"{len(self._cache)} of {images} images are kept decoded in memory ({size:.0f} MiB)"
-            + (
-                ""
-                if len(self._cache) == images
-                else "; the others are decoded for every crop: raise cache_gib if you can"
-            )
-        ]
+        sentences = [f"{len(self._cache)} of {images} images are kept decoded in memory ({size:.0f} MiB)"]
+        if len(self._cache) < images:
+            sentences[0] += "; the others are decoded for every crop: raise cache_gib if you can"
         repeated = images - len(set(self.case_hashes))
         if repeated:
             sentences.append(f"{repeated} of {images} images are pixel-identical to another one")
@@ -143,16 +141,15 @@ class CropDataset(Dataset):
         entry = self.data[which]
         item: dict[str, Any] = dict(entry)
         hashes: tuple[str, str] | None = None
-        with _Naming(entry["image"]):
+        with _naming(entry["image"]):
             for step in range(self._first_random):
                 item = self.transform(item, start=step, end=step + 1, threading=True)
                 if hashes is None and isinstance(item["image"], torch.Tensor):  # just loaded
                     hashes = _hash_case(item["image"], entry)
             if hashes is None:
-                raise UserError("the first random transform comes before the one that loads the image: reorder them")
+                raise UserError("the first random transform comes before the one that loads the image: reorder them.")
             image = item["image"]
-            if image.is_floating_point() and not torch.isfinite(image).all():
-                raise UserError(f"{entry['image']} holds values that are not finite: replace it or remove it")
+            check_finite(np.asarray(image), entry["image"])
         return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": _file_meta(image, entry)}, hashes
 
     def _finish(self, item: Mapping[str, Any]) -> torch.Tensor:
@@ -163,7 +160,7 @@ class CropDataset(Dataset):
         sample = {key: value for key, value in item.items() if key != "_meta"}
         # A fresh wrapper each time: transforms write into the metadata.
         sample["image"] = MetaTensor(image, meta=dict(item["_meta"]))
-        with _Naming(item["_meta"]["filename_or_obj"]):
+        with _naming(item["_meta"]["filename_or_obj"]):
             image = self.transform(sample, start=self._first_random)["image"]
         plain = image.as_tensor() if isinstance(image, MetaTensor) else image
         return plain.to(torch.float32).contiguous()
@@ -180,11 +177,7 @@ class CropDataset(Dataset):
                 self.transform.set_random_state(seed=0)
                 crop = self._finish(item)
                 shapes.append(tuple(crop.shape))
-                if not -1.0001 <= float(crop.min()) <= float(crop.max()) <= 1.0001:
-                    raise UserError(
-                        f"{self.data[which]['image']} gives values outside [-1, 1]: end the transforms with "
-                        "ScaleIntensityByDtyped, with an intensity_range that covers the images"
-                    )
+                check_range(crop.numpy(), self.data[which]["image"])
                 size = item["image"].nbytes
                 if self._cached_bytes + size <= budget:
                     self._cache[which] = item
@@ -214,39 +207,84 @@ class CropDataset(Dataset):
                 else f"{len(wrong)} of {len(counts)} images differ from {wanted}, so convert them or leave them out"
             )
             raise UserError(
-                f"{self.data[wrong[0]]['image']} has {count} channel{'' if count == 1 else 's'}, but the network takes "
-                f"{wanted}: {advice}"
+                f"{self.data[wrong[0]]['image']} has {counted(count, 'channel')}, but the network takes {wanted}: "
+                f"{advice}."
             )
         for which, shape in enumerate(shapes):
             if shape != shapes[0]:
                 raise UserError(
                     f"{self.data[which]['image']} gives crops of {shape[1:]} but {self.data[0]['image']} of "
-                    f"{shapes[0][1:]}: put PadToSized with the crop size before the random crop"
+                    f"{shapes[0][1:]}: put PadToSized with the crop size before the random crop."
                 )
 
 
-class _Naming:
+class StepSampler(Sampler[list[int]]):
+    """Batch sampler that gives step ``s`` the samples ``s·G … s·G + G − 1``, G being the global batch.
+
+    With a data set whose sample ``k`` depends on ``k`` only (:class:`medmdm.data.CropDataset`) this makes a step the
+    same whatever the number of workers and processes, and after resuming: set :attr:`start_step` before iterating.
+
+    Args:
+        num_steps: number of the step to stop before, counted from 0 (not from ``start_step``).
+        batch_size: global batch G, the sum over all processes.
+        start_step: first step to give.
+        rank: this process, in ``0 … world_size − 1``; it gets its contiguous share of every batch.
+        world_size: number of processes; must divide ``batch_size``.
+
+    Raises:
+        UserError: a number is out of range or the batch cannot be shared equally.
+    """
+
+    def __init__(
+        self, num_steps: int, batch_size: int, start_step: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if num_steps < 0:
+            raise UserError(f"num_steps is {num_steps}: give 0 or more.")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: give 1 or more.")
+        if start_step < 0:
+            raise UserError(f"start_step is {start_step}: give 0 or more.")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank is {rank}: with world_size {world_size} it must be 0 … {world_size - 1}.")
+        if batch_size % world_size:
+            raise UserError(
+                f"batch_size {batch_size} cannot be shared equally by {world_size} processes: give a multiple of "
+                f"{world_size}."
+            )
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.world_size
+        for step in range(self.start_step, self.num_steps):
+            first = step * self.batch_size + self.rank * share
+            yield list(range(first, first + share))
+
+    def __len__(self) -> int:
+        return max(0, self.num_steps - self.start_step)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
     """Turn MONAI's wrapped errors back into the sentence inside, or say which image it was."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or isinstance(error, UserError):
-            return
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
         user_error = find_user_error(error)
         if user_error is not None:
             raise user_error from None
-        raise RuntimeError(f"a transform failed on {self.name}") from error
+        raise RuntimeError(f"a transform failed on {name}") from error
 
 
 def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]:
     if "volume_hash" in entry:  # a slice: its volume was hashed when it was decoded
         case = [entry["volume_hash"], entry["axis"], entry["slice"], entry.get("case_region", entry.get("region"))]
-        return sha256(json.dumps(case).encode()).hexdigest(), entry["volume_hash"]
+        return text_hash(json.dumps(case)), entry["volume_hash"]
     whole = file_dtype_tensor(image).numpy()
     digest = pixel_hash(whole)
     # `case_region` is the part the data list names, before a strip was taken from it for previews.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from medmdm.data.files.pictures import read_image
-from medmdm.data.lookup import demo_folder
-from medmdm.data.store import cache_folder
+from medmdm.data.folders import demo_folder
+from medmdm.data.slices import cache_folder
+from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
@@ -37,14 +36,12 @@ def demo_labels() -> Path:
     path = folder / _NAME
     if not path.is_file():
         mask = stained_tissue(read_image(demo_folder() / "ihc.png"))
-        buffer = io.BytesIO()
-        Image.fromarray(mask).save(buffer, "PNG")
         try:
-            atomic_write(path, buffer.getvalue())
+            atomic_write(path, encode_picture(mask, path.suffix))
         except OSError as error:
             raise UserError(
                 f"the demo's labels cannot be written to {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder "
-                "that can"
+                "that can."
             ) from error
     return folder
 

@@ -1,20 +1,27 @@
-"""Searching a folder for images, and telling masks from images by the names that people give them."""
+"""Finding the files of a folder: images told from masks by their names, its data list, and what the list names."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
-from medmdm.data.files.dicom import is_dicom
-from medmdm.data.files.pictures import IMAGE_SUFFIXES
-from medmdm.data.files.volumes import VOLUME_SUFFIXES
+from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_volume
+from medmdm.data.files.pictures import image_size
+from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.errors import UserError
 
-__all__ = ["FolderImages", "find_files", "find_images", "is_mask"]
+__all__ = [
+    "DEMO", "DEMO_LABELLED", "FolderImages", "choose_data_list", "demo_folder", "find_data_list", "find_images",
+    "image_files", "is_hidden", "is_mask", "label_files", "list_file", "walk_files",
+]  # fmt: skip
+
+DEMO = "demo"
+DEMO_LABELLED = "demo_labelled"
 
 # `x_anno.bmp`, `x_annotation_2.png`, `x-mask.png`, `mask.png`, `x_mask_3.tif`; not `x_masked.png`.
 _MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
@@ -86,12 +93,12 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     """
     root = Path(folder)
     if not root.exists():
-        raise UserError(f"the folder {root} does not exist: check the path")
+        raise UserError(f"the folder {root} does not exist: check the path.")
     if not root.is_dir():
-        raise UserError(f"{root} is a file: give the folder that holds the images")
+        raise UserError(f"{root} is a file: give the folder that holds the images.")
     images, masks, others = [], [], Counter[str]()
     series: set[Path] = set()
-    for path in _walk(root):
+    for path in walk_files(root):
         if is_dicom(path):
             if path.parent in series:
                 continue
@@ -106,7 +113,7 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
         else:
             images.append(path)
     if not images and not may_be_empty:
-        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}")
+        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}.")
 
     def order(path: Path) -> str:
         return path.relative_to(root).as_posix()
@@ -114,14 +121,20 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     return FolderImages(root, tuple(sorted(images, key=order)), tuple(sorted(masks, key=order)), dict(others))
 
 
-def find_files(folder: str | os.PathLike[str], suffixes: Sequence[str]) -> list[Path]:
-    """Return the files below ``folder`` that have one of ``suffixes`` (".xml"), searched as by :func:`find_images`."""
-    return sorted(path for path in _walk(Path(folder)) if path.suffix.lower() in suffixes)
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that an operating system leaves everywhere."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk_files(root: Path) -> Iterator[Path]:
+    """Give all files below a folder but hidden ones; links are followed, each folder being visited once.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions.")
 
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
@@ -130,8 +143,8 @@ def _walk(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (Path(folder, name) for name in files if not is_hidden(name))
 
 
 def _instead(masks: int, others: Counter[str]) -> str:
@@ -145,3 +158,164 @@ def _instead(masks: int, others: Counter[str]) -> str:
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))
         return f"it was searched for {suffixes} and has {found} instead"
     return f"it is empty; it was searched for {suffixes}"
+
+
+def choose_data_list(
+    dataset_dir: str | os.PathLike[str],
+    data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    demo_list: str = DEMO,
+) -> tuple[Path, DataList | None, list[str]]:
+    """Return the folder that ``dataset_dir`` stands for and the data list to use with it.
+
+    Args:
+        dataset_dir: folder, or ``"demo"`` for the images in scikit-image's wheel (``"./demo"`` for a folder so named).
+        data_list: JSON file, name of a list that comes with medmdm, or its content; ``None``: look for one;
+            ``"none"``: no list.
+        demo_list: list of ``dataset_dir="demo"`` where none is given.
+
+    Returns:
+        (folder, list or ``None``, warnings).
+
+    Raises:
+        UserError: the list is missing or wrong, or it had to be looked for and the folder is missing or has no images.
+    """
+    if str(dataset_dir) == DEMO:
+        folder, data_list = demo_folder(), demo_list if data_list is None else data_list
+    else:
+        folder = Path(dataset_dir).expanduser()
+    if data_list is None:
+        return (folder, *find_data_list(folder))
+    if isinstance(data_list, str) and data_list.lower() == "none":
+        return folder, None, []
+    return folder, load_data_list(data_list), []
+
+
+def list_file(folder: Path) -> Path | None:
+    """Return the data list in a folder, ``dataset.json`` before ``datalist.json``; ``None`` where there is none."""
+    return next((folder / name for name in LIST_NAMES if (folder / name).is_file()), None)
+
+
+def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None, list[str]]:
+    """Find the data list that belongs to a folder.
+
+    First ``dataset.json`` and ``datalist.json`` in it. Then the lists that come with medmdm: one matches when at least
+    half of its training images are somewhere in the folder (by file name without suffix, so converted and
+    rearranged copies match), most of these have a size that the set has (``image_sizes``, where the set's names are
+    ones that others use too) and at least half of the folder's images are in the list.
+
+    Returns:
+        (list or ``None``, warnings).
+
+    Raises:
+        UserError: the folder has no images, or its own data list is wrong.
+    """
+    folder = Path(dataset_dir)
+    own = list_file(folder)
+    if own is not None:
+        return load_data_list(own), []
+    images = find_images(folder)
+    warnings: list[str] = []
+    for candidate in shipped_data_lists():
+        if candidate.name in (DEMO, DEMO_LABELLED):
+            continue
+        found = {section: image_files(candidate, section, images) for section in SECTIONS}
+        training = [path for path in found["training"] if path is not None]
+        if len(training) < len(found["training"]) / 2:
+            continue
+        if not _sizes_fit(candidate, training):
+            warnings.append(
+                f"{folder} holds images named as in {candidate.name} but of other sizes, so its split is not applied: "
+                f"pass --data_list {candidate.name} if they are its images"
+            )
+            continue
+        listed = {path for paths in found.values() for path in paths if path is not None}
+        if len(listed) >= len(images.images) / 2:
+            return candidate, warnings
+        warnings.append(
+            f"{folder} holds {len(training)} training images of {candidate.name} among many others: the split of "
+            f"{candidate.title} is not applied, so its test images train too"
+        )
+    return None, warnings
+
+
+def image_files(data_list: DataList, section: str, images: FolderImages) -> list[Any]:
+    """Return the file of each entry of a section (a list of files for several sequences), ``None`` where it is missing.
+
+    A user's list says exactly where its images are. A list that comes with medmdm knows the names its publisher gave;
+    they are found anywhere in the folder and in any format, unless two files share the name.
+    """
+    by_stem = _by_stem(images.images) if data_list.shipped else {}
+    found: list[Any] = []
+    for entry in getattr(data_list, section):
+        exact = [images.folder / name for name in image_names(entry)]
+        if isinstance(entry["image"], list):
+            found.append(exact if all(path.exists() for path in exact) else None)
+        elif exact[0].is_file() or (exact[0].is_dir() and is_volume(exact[0])):
+            found.append(exact[0])
+        else:
+            found.append(_only(by_stem.get(exact[0].stem, [])))
+    return found
+
+
+def label_files(
+    data_list: DataList, section: str, images: FolderImages, folder: Path | None = None
+) -> list[Path | None]:
+    """Return the label of each entry of a section, ``None`` where the entry has none or its file is missing.
+
+    As with :func:`image_files`, labels of a list that comes with medmdm are found by name among the folder's masks, and
+    among its outlines where the list names outlines; a file of the list's own format goes before others of its name.
+
+    Args:
+        data_list: the list.
+        section: of the list.
+        images: what the data set's folder holds.
+        folder: where labels are looked for first.
+    """
+    entries = getattr(data_list, section)
+    candidates = list(images.masks) if data_list.shipped else []
+    others = {Path(entry["label"]).suffix for entry in entries if "label" in entry} - {*IMAGE_SUFFIXES}
+    if data_list.shipped and others:
+        wanted = others - {*VOLUME_SUFFIXES}
+        candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in wanted)
+    by_stem = _by_stem(candidates)
+    found: list[Path | None] = []
+    for entry in entries:
+        if "label" not in entry:
+            found.append(None)
+            continue
+        exact = [parent / entry["label"] for parent in (folder, images.folder) if parent is not None]
+        same_name = by_stem.get(exact[0].stem, [])
+        same_suffix = [path for path in same_name if path.suffix.lower() == exact[0].suffix.lower()]
+        existing = [path for path in exact if path.exists()]
+        found.append(existing[0] if existing else _only(same_suffix or same_name))
+    return found
+
+
+def demo_folder() -> Path:
+    """Return the folder of the pictures in scikit-image's wheel.
+
+    Raises:
+        UserError: it does not hold them.
+    """
+    import skimage  # slow to import, and only the demo needs it
+
+    folder = Path(skimage.__file__).parent / "data"
+    if not (folder / "ihc.png").is_file():
+        raise UserError("scikit-image is installed without its pictures (ihc.png): install scikit-image from PyPI.")
+    return folder
+
+
+def _only(paths: Sequence[Path]) -> Path | None:
+    return paths[0] if len(paths) == 1 else None
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _sizes_fit(data_list: DataList, paths: Sequence[Path]) -> bool:
+    sizes = {tuple(size) for size in data_list.information.get("image_sizes", [])}
+    return not sizes or sum(image_size(path) in sizes for path in paths) >= len(paths) / 2

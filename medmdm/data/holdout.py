@@ -14,10 +14,9 @@ from monai.transforms import Compose
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
-from medmdm.data.slices import LoadSliced
-from medmdm.data.store import open_slices
-from medmdm.data.transforms.basic import CutRegiond, PadToSized, ScaleIntensityByDtyped
-from medmdm.data.transforms.spacing import target_shape
+from medmdm.data.slices import LoadSliced, open_slices
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
+from medmdm.data.transforms.spatial import CutRegiond, PadToSized, target_shape
 from medmdm.errors import UserError, find_user_error
 
 __all__ = ["HeldOut", "hold_out"]
@@ -29,7 +28,7 @@ class HeldOut:
 
     Args:
         training: entries to train on, for :class:`medmdm.data.CropDataset`; all images of the selection are in it.
-        crops: one entry a crop, whose ``region`` is the crop.
+        crops: one entry per crop, whose ``region`` is the crop.
         crop_size: (rows, columns).
         seen: whether the network trains on the crops.
         sentence: what to tell the user about them.
@@ -56,13 +55,9 @@ class HeldOut:
         Raises:
             UserError: an image cannot be read or has another number of channels.
         """
+        pad = PadToSized("image", self.crop_size)
         transform = transform or Compose(
-            [
-                LoadSliced("image"),
-                CutRegiond("image"),
-                PadToSized("image", self.crop_size),
-                ScaleIntensityByDtyped("image"),
-            ]
+            [LoadSliced("image"), CutRegiond("image"), pad, ScaleIntensityByDtyped("image")]
         )
         images: list[torch.Tensor] = []
         for entry in self.crops:
@@ -75,7 +70,7 @@ class HeldOut:
             if len(image) != expected:
                 raise UserError(
                     f"{entry['image']} has {len(image)} channels, but {expected} are expected: convert it or pass "
-                    f"--channels {len(image)} if all images are like it"
+                    f"--channels {len(image)} if all images are like it."
                 )
             images.append(image.to(torch.float32))
         return torch.stack(images)
@@ -108,10 +103,10 @@ def hold_out(
     """
     sizes = [crop_size, crop_size] if isinstance(crop_size, int) else list(crop_size)
     if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise UserError(f"crop_size is {crop_size}: give rows and columns, whole numbers of 1 or more")
+        raise UserError(f"crop_size is {crop_size}: give rows and columns, whole numbers of 1 or more.")
     rows, columns = sizes
     if not 1 <= num_crops <= 16:
-        raise UserError(f"the number of preview crops is {num_crops}: give 1 to 16")
+        raise UserError(f"the number of preview crops is {num_crops}: give 1 to 16.")
     rng = np.random.default_rng([seed, 1])
 
     def size(entry: dict[str, Any]) -> tuple[int, int]:
@@ -168,7 +163,7 @@ def _box(entry: dict[str, Any]) -> _Box:
     if end_row > height or end_column > width:
         raise UserError(
             f"{entry['image']} is {height}x{width} pixels (rows x columns), but its region in the data list ends at "
-            f"{end_row}x{end_column}: correct the region"
+            f"{end_row}x{end_column}: correct the region."
         )
     return first_row, end_row, first_column, end_column
 

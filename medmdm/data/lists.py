@@ -13,14 +13,9 @@ from medmdm.errors import UserError, nearest
 from medmdm.resources import resource_folder
 
 __all__ = [
-    "LIST_NAMES",
-    "SECTIONS",
-    "DataList",
-    "image_name",
-    "load_data_list",
-    "regions_overlap",
+    "LIST_NAMES", "SECTIONS", "DataList", "image_name", "image_names", "load_data_list", "regions_overlap",
     "shipped_data_lists",
-]
+]  # fmt: skip
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")
@@ -94,14 +89,14 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
     except FileNotFoundError as error:
         names = sorted(file.stem for file in resource_folder("data_lists").glob("*.json"))
         raise UserError(
-            f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}"
+            f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}."
         ) from error
     except OSError as error:
-        raise UserError(f"the data list {path} cannot be read ({error.strerror}): check what it is") from error
+        raise UserError(f"the data list {path} cannot be read ({error.strerror}): check what it is.") from error
     except ValueError as error:
-        raise UserError(f"the data list {path} is not JSON ({error}): correct it") from error
+        raise UserError(f"the data list {path} is not JSON ({error}): correct it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"the data list {path} holds a {type(content).__name__}: it must be an object with 'training'")
+        raise UserError(f"the data list {path} holds a {type(content).__name__}: it must be an object with 'training'.")
     return _parse(content, str(path), path, path == shipped)
 
 
@@ -113,20 +108,20 @@ def shipped_data_lists() -> list[DataList]:
 def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool) -> DataList:
     for key in _TEXT_KEYS:
         if not isinstance(content.get(key, ""), str):
-            raise UserError(f"{title}: {key!r} is {content[key]!r}, but must be text")
+            raise UserError(f"{title}: {key!r} is {content[key]!r}, but must be text.")
     for key, value in content.items():
         if key not in SECTIONS and isinstance(value, list) and any(isinstance(v, dict) and "image" in v for v in value):
-            raise UserError(f"{title}: {key!r} is not a section{nearest(key, SECTIONS)}: use {', '.join(SECTIONS)}")
+            raise UserError(f"{title}: {key!r} is not a section{nearest(key, SECTIONS)}: use {', '.join(SECTIONS)}.")
     if not content.get("training"):
         raise UserError(
             f"{title}: 'training' is missing or empty: list the training images there, or pass "
-            "--data_list none to use every image of the folder"
+            "--data_list none to use every image of the folder."
         )
     sections: dict[str, tuple[dict[str, Any], ...]] = {}
     for section in SECTIONS:
         entries = content.get(section, [])
         if not isinstance(entries, list):
-            raise UserError(f"{title}: {section!r} is a {type(entries).__name__}: it must be a list of entries")
+            raise UserError(f"{title}: {section!r} is a {type(entries).__name__}: it must be a list of entries.")
         sections[section] = tuple(_entry(e, f"{title}: {section}[{i}]") for i, e in enumerate(entries))
     _refuse_overlaps(sections, title)
     information = {key: value for key, value in content.items() if key not in (*SECTIONS, "name")}
@@ -137,10 +132,10 @@ def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool
 def _entry(value: Any, where: str) -> dict[str, Any]:
     entry = {"image": value} if isinstance(value, str) else value
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is {value!r}: an entry must be an object with 'image'")
+        raise UserError(f"{where} is {value!r}: an entry must be an object with 'image'.")
     if "image" not in entry:
         close = nearest("image", entry)
-        raise UserError(f"{where} has no 'image'{close}: add the path relative to the data set's folder")
+        raise UserError(f"{where} has no 'image'{close}: add the path relative to the data set's folder.")
     entry = dict(entry)
     if isinstance(entry["image"], list) and entry["image"]:  # several sequences of one patient, as channels
         entry["image"] = [_relative_path(one, f"{where}: 'image'") for one in entry["image"]]
@@ -151,7 +146,7 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
     if "patient_id" in entry:
         patient = entry["patient_id"]
         if not isinstance(patient, (str, int)) or isinstance(patient, bool) or patient == "":
-            raise UserError(f"{where}: 'patient_id' must be text or a whole number")  # its value is not shown
+            raise UserError(f"{where}: 'patient_id' must be text or a whole number.")  # its value is not shown
         entry["patient_id"] = str(patient)
     if entry.get("region") is None:
         entry.pop("region", None)
@@ -162,22 +157,23 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
 
 def _relative_path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise UserError(f"{where} is {value!r}: it must be a path relative to the data set's folder")
+        raise UserError(f"{where} is {value!r}: it must be a path relative to the data set's folder.")
     path, windows = PurePosixPath(value), PureWindowsPath(value)
     if path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts:
-        raise UserError(f"{where} is {value!r}, which leaves the data set's folder: give a path below it")
+        raise UserError(f"{where} is {value!r}, which leaves the data set's folder: give a path below it.")
     return path.as_posix()
 
 
 def _check_region(region: Any, where: str) -> None:
     if not isinstance(region, dict) or not region:
-        raise UserError(f"{where} must be an object with 'rows' and 'columns', each [first, end]")
+        raise UserError(f"{where} must be an object with 'rows' and 'columns', each [first, end].")
     for key, bounds in region.items():
         if key not in ("rows", "columns"):
-            raise UserError(f"{where} has the key {key!r}{nearest(key, ('rows', 'columns'))}: use 'rows' and 'columns'")
+            close = nearest(key, ("rows", "columns"))
+            raise UserError(f"{where} has the key {key!r}{close}: use 'rows' and 'columns'.")
         whole = isinstance(bounds, list) and len(bounds) == 2 and all(type(b) is int for b in bounds)
         if not whole or not 0 <= bounds[0] < bounds[1]:
-            raise UserError(f"{where}: {key!r} is {bounds!r}: give [first, end], whole numbers with 0 <= first < end")
+            raise UserError(f"{where}: {key!r} is {bounds!r}: give [first, end], whole numbers with 0 <= first < end.")
 
 
 def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: str) -> None:
@@ -188,19 +184,23 @@ def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: 
             name = image_name(entry)
             for other_section, other in by_image.setdefault(name, []):
                 if section == other_section and region == other:
-                    raise UserError(f"{title}: {section!r} lists {name!r} twice: remove one")
+                    raise UserError(f"{title}: {section!r} lists {name!r} twice: remove one.")
                 if section != other_section and regions_overlap(region, other):
                     raise UserError(
                         f"{title}: {name!r} is in {other_section!r} and in {section!r}: an image, or the "
-                        "same part of one, may be in one section only"
+                        "same part of one, may be in one section only."
                     )
             by_image[name].append((section, region))
 
 
 def image_name(entry: Mapping[str, Any]) -> str:
     """Return how messages name the image of an entry, which several sequences may make together."""
-    image = entry["image"]
-    return image if isinstance(image, str) else " + ".join(image)
+    return " + ".join(image_names(entry))
+
+
+def image_names(entry: Mapping[str, Any]) -> list[str]:
+    """Return the files of an entry's image: one, or one for each sequence."""
+    return [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
 
 
 def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:

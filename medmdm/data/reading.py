@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from medmdm.data.cases import Cases
-from medmdm.data.files.pictures import pixel_hash
-from medmdm.data.files.volumes import is_volume, volume_geometry
-from medmdm.data.slices import slice_entries
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import volume_geometry
+from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.slicing import Slicing
-from medmdm.data.store import VolumeStore
-from medmdm.data.transforms.basic import ScaleIntensityByDtyped, file_dtype_tensor
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
-from medmdm.data.transforms.spacing import ResampleToSpacingd
+from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd
 from medmdm.errors import UserError, find_user_error
+from medmdm.hashing import pixel_hash
+from medmdm.labels import IGNORE
 
 __all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
 
@@ -50,6 +52,11 @@ class Example:
         object.__setattr__(self, "image", self.image.as_subclass(Tensor))
         object.__setattr__(self, "label", self.label.as_subclass(Tensor))
 
+    @property
+    def known(self) -> Tensor:
+        """Which pixels are labelled, ``[*spatial]``."""
+        return self.label != IGNORE
+
 
 @dataclass(frozen=True)
 class LoadedCase:
@@ -57,13 +64,16 @@ class LoadedCase:
 
     Args:
         entry: of :func:`medmdm.data.select_cases`; holds the patient id.
-        examples: one for a picture, one a slice for a volume.
+        examples: one for a picture, one per slice for a volume.
         slices: for a volume the numbers of these slices, else empty.
         slicing: how the slices go back into the volume; None for pictures.
         truth: class numbers on the file's own grid, ``[*spatial]`` (a picture's region); None without a label.
         shape: of the file's own grid.
         hashes: SHA-256 of the case's pixels and of the whole image's.
         spacing: mm between pixels of the file's own grid, where it is known.
+        original: the image as its file holds it, ``[C, *spatial]``, or where a volume lies decoded; see :meth:`pixels`.
+        instances: numbers of objects on the file's own grid where labels number them, ``[*spatial]``.
+        label_affine: of a volume's label, array index → mm in RAS.
     """
 
     entry: Mapping[str, Any] = field(repr=False)
@@ -74,6 +84,15 @@ class LoadedCase:
     shape: tuple[int, ...]
     hashes: tuple[str, str]
     spacing: tuple[float, ...] | None = None
+    original: np.ndarray | Path | None = field(default=None, repr=False)
+    instances: np.ndarray | None = field(default=None, repr=False)
+    label_affine: np.ndarray | None = field(default=None, repr=False)
+
+    def pixels(self) -> np.ndarray | None:
+        """Return the image as its file holds it, ``[C, *spatial]`` not scaled; a volume's is mapped, not read."""
+        if isinstance(self.original, Path) and self.slicing is not None:
+            return self.slicing.to_volume(np.load(self.original, mmap_mode="r"))
+        return self.original  # type: ignore[return-value]
 
     @property
     def name(self) -> str:
@@ -95,25 +114,22 @@ class CaseReader:
     """
 
     def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
+        self.cases = cases
         self.plan = plan
         self.store = VolumeStore(store)
-        instances = cases.label_type == "instances"
-        context = int(plan.get("context_slices") or 0)
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
         self.nonzero = bool(found and found["nonzero"])
-        self.load = Compose(
-            [
-                LoadCased(("image", "label"), context, self.percentiles, self.nonzero, allow_missing_keys=True),
-                LabelToClassesd(
-                    label_type=cases.label_type,
-                    classes=None if instances or cases.data_list is None else cases.classes,
-                    ignore=cases.ignore,
-                    allow_missing_keys=True,
-                ),
-            ]
+        keys, context = ("image", "label"), int(plan.get("context_slices") or 0)
+        declares = cases.data_list is not None and cases.label_type != "instances"
+        self.decode = LoadCased(keys, context, self.percentiles, self.nonzero, allow_missing_keys=True)
+        self.cut = CutRegiond(keys, allow_missing_keys=True)
+        self.to_classes = LabelToClassesd(
+            label_type=cases.label_type,
+            classes=cases.classes if declares else None,
+            ignore=cases.ignore,
+            allow_missing_keys=True,
         )
-        keys = ("image", "label")
         self.prepare = Compose(
             [
                 ResampleToSpacingd(keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True),
@@ -123,8 +139,7 @@ class CaseReader:
 
     def read_all(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
         """Read one case after the other."""
-        for entry in entries:
-            yield self.read(entry)
+        return map(self.read, entries)
 
     def read(self, entry: Mapping[str, Any]) -> LoadedCase:
         """Read a case.
@@ -139,45 +154,54 @@ class CaseReader:
             raise find_user_error(error) or error from None
 
     def _picture(self, entry: Mapping[str, Any]) -> LoadedCase:
-        loaded = self.load(dict(entry))
-        array = file_dtype_tensor(loaded["image"]).numpy()
-        case_hash = whole_hash = pixel_hash(array)
-        if entry.get("region") is not None:
-            whole = self.load({k: v for k, v in entry.items() if k not in ("region", "label")})
-            whole_hash = pixel_hash(file_dtype_tensor(whole["image"]).numpy())
-        truth = torch.as_tensor(loaded["label"])[0].numpy().copy() if "label" in loaded else None
+        whole = self.decode({key: value for key, value in entry.items() if key != "region"})
+        cut = self.cut({**whole, "region": entry.get("region")})
+        pixels, whole_pixels = (file_dtype_tensor(one["image"]).numpy() for one in (cut, whole))
+        digest = pixel_hash(pixels)
+        hashes = digest, digest if entry.get("region") is None else pixel_hash(whole_pixels)
+        loaded = self.to_classes(cut)
+        truth = np.array(loaded["label"])[0] if "label" in loaded else None
+        instances = self._instances([cut])
         shape = tuple(int(n) for n in loaded["image"].shape[1:])
+        spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
         example = self._example(loaded, entry)
-        spacing = entry.get("spacing")
         return LoadedCase(
-            entry, [example], (), None, truth, shape, (case_hash, whole_hash), tuple(spacing) if spacing else None
-        )
+            entry, [example], (), None, truth, shape, hashes, spacing, np.ascontiguousarray(pixels),
+            None if instances is None else instances[0, 0],
+        )  # fmt: skip
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
         axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
         if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
-                "intensities become -1 and 1, so pre-train on volumes first"
+                "intensities become -1 and 1, so pre-train on volumes first."
             )
-        slices = slice_entries(
-            {**entry, "axis": axis},
-            self.store,
-            axis,
-            self.percentiles,
-            self.nonzero,
-        )
-        loaded = [self.load(dict(one)) for one in slices]
+        slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
+        decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
+        loaded = [self.to_classes(one) for one in decoded]
         shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
         slicing = Slicing(shape, affine, axis)
-        truth = None
+        truth = instances = None
         if "label" in entry:
-            truth = slicing.to_volume(np.stack([torch.as_tensor(one["label"]).numpy() for one in loaded]))[0]
+            truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
+            numbers = self._instances(decoded)
+            instances = None if numbers is None else slicing.to_volume(numbers)[0]
+        label_affine = None if truth is None else self.store.get(entry["label"], axis).slicing.affine
         examples = [self._example(one, entry) for one in loaded]
-        numbers = tuple(int(one["slice"]) for one in slices)
+        places = tuple(int(one["slice"]) for one in slices)
         digest = str(slices[0]["volume_hash"])
         spacing = tuple(float(n) for n in np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0)))
-        return LoadedCase(entry, examples, numbers, slicing, truth, slicing.shape, (digest, digest), spacing)
+        return LoadedCase(
+            entry, examples, places, slicing, truth, slicing.shape, (digest, digest), spacing,
+            Path(slices[0]["stored"]["image"]), instances, label_affine,
+        )  # fmt: skip
+
+    def _instances(self, decoded: Sequence[Mapping[Hashable, Any]]) -> np.ndarray | None:
+        """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""
+        if self.cases.label_type != "instances" or "label" not in decoded[0]:
+            return None
+        return np.stack([np.asarray(one["label"]).astype(np.int32) for one in decoded])
 
     def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
         prepared = self.prepare(loaded)
@@ -186,16 +210,17 @@ class CaseReader:
         if channels is not None and len(image) != channels:
             raise UserError(
                 f"{entry['image']} has {len(image)} channels, but the backbone takes {channels}: use one that was "
-                "trained on such images"
+                "trained on such images."
             )
         if "label" in prepared:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()
         else:
             label = torch.zeros(image.shape[1:], dtype=torch.long)
-        record = {"slice": loaded["slice"]} if "slice" in loaded else {}
-        name = f"{entry['case']}_{loaded['slice']:04d}" if "slice" in loaded else str(entry["case"])
-        group = str(entry["case"]) if "slice" in loaded else ""  # slices of a volume are left out together
-        return Example(image, label, name, record, group)
+        name = str(entry["case"])
+        if "slice" not in loaded:
+            return Example(image, label, name)
+        # Slices of a volume are left out together.
+        return Example(image, label, f"{name}_{loaded['slice']:04d}", {"slice": loaded["slice"]}, group=name)
 
 
 def content_hash(case: LoadedCase) -> str:

@@ -1,22 +1,39 @@
-"""Choosing the images to pre-train on: a folder, a data list, or the images that come with scikit-image."""
+"""Choosing the images to pre-train on: a folder, a data list, or the images that come with scikit-image.
+
+Volumes among them are replaced by their slices.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from medmdm.data.files.volumes import is_volume
-from medmdm.data.folders import find_images
-from medmdm.data.lists import SECTIONS, DataList
-from medmdm.data.lookup import choose_data_list, image_files
-from medmdm.errors import UserError
+import numpy as np
+from tqdm import tqdm
 
-__all__ = ["Selection", "select_training_images"]
+from medmdm.data.files.formats import is_volume
+from medmdm.data.folders import choose_data_list, find_images, image_files
+from medmdm.data.lists import SECTIONS, DataList, image_names
+from medmdm.data.slices import VolumeStore, slice_entries
+from medmdm.data.transforms.intensity import check_percentiles
+from medmdm.data.transforms.spatial import with_spacing
+from medmdm.errors import UserError, counted
+from medmdm.files import sweep_temporaries
+
+__all__ = ["Selection", "select_training_images", "slice_volumes"]
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
+_STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
+_DECODERS = 4  # threads; each holds a decoded volume
+_HELD_OUT_SHARE = 0.1
+_MOST_HELD_OUT = 4  # volumes
+_SLAB_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -72,12 +89,104 @@ def select_training_images(
     return _listed(folder, chosen, transductive, warnings)
 
 
+def slice_volumes(
+    selection: Selection,
+    axis: str = "axial",
+    min_foreground: float | None = 0.01,
+    context_slices: int = 0,
+    intensity_range: Sequence[float] | None = None,
+    percentiles: Sequence[float] | None = None,
+    nonzero: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Selection:
+    """Replace each volume of a selection by its slices; pictures pass, with the pixel spacing their list gives.
+
+    Each volume is decoded at most once, into the store; see :class:`medmdm.data.VolumeStore`. Where the selection has
+    no validation part, some volumes (a tenth, at most four; all of a patient's) are held out for previews; of fewer
+    than five, a slab of one volume is.
+
+    Args:
+        selection: what :func:`medmdm.data.select_training_images` returned.
+        axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; an entry's own ``"axis"`` goes before it.
+        min_foreground: slices are left out when a smaller share of their pixels is brighter than the volume's
+            background (Otsu's threshold), or when they are constant; ``None`` keeps every slice.
+        context_slices: neighbours on each side that a slice is read with; they count as held out with it.
+        intensity_range: the config's own; with volumes either this or percentiles must be given.
+        percentiles: [lower, upper] percentages; the volume's intensities there become −1 and 1. Of pictures
+            :class:`medmdm.data.PercentileRanged` notes them.
+        nonzero: whether voxels of value 0 are left out of the percentiles.
+        store: folder of decoded volumes, ``None`` for the user's cache folder.
+        seed: chooses what is held out.
+        progress: show a bar while decoding (on a terminal only).
+
+    Raises:
+        UserError: a volume cannot be read, an argument is out of range, or no slice is left.
+    """
+    if context_slices < 0:
+        raise UserError(f"context_slices is {context_slices}: give 0 or more.")
+    if percentiles is not None:
+        check_percentiles(percentiles)
+        if intensity_range is not None:
+            raise UserError("both percentiles and an intensity range (or window) are given: keep one.")
+    if min_foreground is not None and not 0 <= min_foreground < 1:
+        raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
+    information = selection.data_list.information if selection.data_list is not None else {}
+    entries = [*selection.training, *selection.validation]
+    which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
+    if not which:
+        spaced = [with_spacing(entry, information) for entry in entries]
+        count = len(selection.training)
+        return dataclasses.replace(selection, training=tuple(spaced[:count]), validation=tuple(spaced[count:]))
+    if percentiles is None and intensity_range is None:
+        raise UserError(
+            f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
+            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do."
+        )
+    volumes = VolumeStore(store)
+    sweep_temporaries(volumes.folder, _STALE_SECONDS)
+
+    def expand(i: int) -> list[dict[str, Any]]:
+        return slice_entries(entries[i], volumes, axis, percentiles, nonzero)
+
+    with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
+        shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
+        sliced = dict(zip(which, tqdm(pool.imap(expand, which), total=len(which), **shown), strict=True))
+    least = min_foreground if min_foreground is not None else -1.0
+    kept = {
+        i: [e for e in group if least < 0 or (not e["constant"] and e["foreground"] >= least)]
+        for i, group in sliced.items()
+    }
+    all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
+    if not all_kept:
+        raise UserError(
+            f"{selection.dataset_dir}: each of the {all_slices} slices is empty by min_foreground {min_foreground}: "
+            "lower it."
+        )
+    sentences = [
+        f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
+        f"left out as empty; decoded volumes are kept in {volumes.folder}"
+    ]
+    expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
+    training, validation = expanded[: len(selection.training)], expanded[len(selection.training) :]
+    if not selection.validation and len(which) == len(entries):
+        training, validation, sentence = _hold_out_volumes(training, context_slices, seed)
+        sentences.append(sentence)
+    return dataclasses.replace(
+        selection,
+        training=tuple(chain(*training)),
+        validation=tuple(chain(*validation)),
+        sentences=(*selection.sentences, *sentences),
+    )
+
+
 def _everything(folder: Path, transductive: bool, warnings: Sequence[str]) -> Selection:
     images = find_images(folder)
     volumes = sum(is_volume(path) for path in images.images)
-    found = [_count(len(images.images) - volumes, "image")] if volumes < len(images.images) else []
-    found += [_count(volumes, "volume")] if volumes else []
-    sentences = [f"{folder}: {', '.join(found)}, {_count(len(images.masks), 'mask')} left out"]
+    found = [counted(len(images.images) - volumes, "image")] if volumes < len(images.images) else []
+    found += [counted(volumes, "volume")] if volumes else []
+    sentences = [f"{folder}: {', '.join(found)}, {counted(len(images.masks), 'mask')} left out"]
     if transductive:
         sentences.append("without a data list all images train, so transductive changes nothing")
     training = tuple({"image": str(path)} for path in images.images)
@@ -95,38 +204,30 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
         if missing and section != "test":  # test images are often kept elsewhere, or back
             sentence = f"{data_list.title}: {len(missing)} of {len(entries)} {section} images are not in {folder}"
             if not data_list.shipped or len(missing) == len(entries):
-                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list")
+                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
             warnings.append(f"{sentence} (first: {missing[0]}); the others are used")
         kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
-    sentences = [f"{folder}: data list {data_list.title}, {_count(len(kept['training']), 'training image')}"]
+    sentences = [f"{folder}: data list {data_list.title}, {counted(len(kept['training']), 'training image')}"]
     training, validation = kept["training"], kept["validation"]
     extra = [*kept["validation"], *kept["test"]]
     if transductive:
         training, validation = [*training, *extra], []
         sentences.append(
-            f"transductive: {_count(len(kept['validation']), 'validation image')} and "
-            f"{_count(len(kept['test']), 'test image')} of the list train too"
+            f"transductive: {counted(len(kept['validation']), 'validation image')} and "
+            f"{counted(len(kept['test']), 'test image')} of the list train too"
         )
     else:
         sentences.append(
-            f"{_count(len(kept['validation']), 'validation image')} held out, "
-            f"{_count(len(kept['test']), 'test image')} left out"
+            f"{counted(len(kept['validation']), 'validation image')} held out, "
+            f"{counted(len(kept['test']), 'test image')} left out"
         )
-    listed = {name for section in SECTIONS for entry in kept[section] for name in _names(entry["image"])}
+    listed = {name for section in SECTIONS for entry in kept[section] for name in image_names(entry)}
     unlisted = sum(str(path) not in listed for path in images.images)
     sentences.append(
-        f"{_count(len(images.masks), 'mask')} and {_count(unlisted, 'image')} that the list does not name left out"
+        f"{counted(len(images.masks), 'mask')} and {counted(unlisted, 'image')} that the list does not name left out"
     )
-    return Selection(
-        folder,
-        tuple(training),
-        tuple(validation),
-        data_list,
-        transductive,
-        tuple(sentences),
-        tuple(warnings),
-        tuple(kept["test"]),
-    )
+    parts = tuple(training), tuple(validation)
+    return Selection(folder, *parts, data_list, transductive, tuple(sentences), tuple(warnings), tuple(kept["test"]))
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
@@ -134,9 +235,33 @@ def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
     return {"image": image, **{key: entry[key] for key in _ENTRY_KEYS if key in entry}}
 
 
-def _names(image: str | list[str]) -> list[str]:
-    return image if isinstance(image, list) else [image]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def _hold_out_volumes(
+    groups: Sequence[list[dict[str, Any]]], context: int, seed: int
+) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], str]:
+    """Take some volumes, or where there are few a slab of one, out of training."""
+    groups = [group for group in groups if group]
+    rng = np.random.default_rng([seed, 4])
+    patients = [group[0].get("patient_id", group[0]["image"]) for group in groups]
+    distinct = sorted(set(patients))
+    if len(distinct) >= 5:
+        wanted = min(_MOST_HELD_OUT, max(1, int(len(distinct) * _HELD_OUT_SHARE)))
+        chosen = {distinct[i] for i in rng.permutation(len(distinct))[:wanted]}
+        training = [group for group, patient in zip(groups, patients, strict=True) if patient not in chosen]
+        held = [group for group, patient in zip(groups, patients, strict=True) if patient in chosen]
+        return training, held, f"{counted(len(held), 'volume')} held out for previews"
+    which = int(rng.integers(len(groups)))
+    group = groups[which]
+    slab = max(1, round(len(group) * _SLAB_SHARE))
+    first = (len(group) - slab) // 2
+    bounds = group[first]["slice"], group[first + slab - 1]["slice"]
+    # A slice that is read with its neighbours must not show the slab either.
+    rest = [e for e in group if not bounds[0] - 2 * context <= e["slice"] <= bounds[1] + 2 * context]
+    if not rest:
+        return list(groups), [], "no slices are held out: there are too few"
+    held_out = group[first : first + slab]
+    training = [rest if i == which else other for i, other in enumerate(groups)]
+    sentence = (
+        f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
+        "previews flatter: name validation volumes in a data list for fair ones"
+    )
+    return training, [held_out], sentence

@@ -1,12 +1,13 @@
-"""Slices of volumes as entries of a data set, beside pictures."""
+"""Slices of volumes as entries of a data set, from a store on disk in which each volume is decoded once."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import json
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import chain
-from multiprocessing.pool import ThreadPool
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,107 +15,120 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
-from tqdm import tqdm
 
 from medmdm.data.files.pictures import RasterReader
-from medmdm.data.files.volumes import is_volume
-from medmdm.data.selection import Selection
-from medmdm.data.store import StoredVolume, VolumeStore, open_slices
+from medmdm.data.files.volumes import Volume, read_volume, volume_hash
+from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.intensity import check_percentiles
-from medmdm.data.transforms.spacing import with_spacing
+from medmdm.data.validity import Grid, check_finite, check_same_grid
 from medmdm.errors import UserError
+from medmdm.files import atomic_file, save_json
+from medmdm.hashing import text_hash
 
-__all__ = ["LoadSliced", "slice_entries", "slice_volumes"]
+__all__ = ["LoadSliced", "StoredVolume", "VolumeStore", "cache_folder", "open_slices", "slice_entries"]
 
-_DECODERS = 4  # threads; each holds a decoded volume
-_HELD_OUT_SHARE = 0.1
-_MOST_HELD_OUT = 4  # volumes
-_SLAB_SHARE = 0.15
+_FORMAT = 1
+_QUANTILES = 1001  # 0, 0.1, ... 100 per cent
+_SAMPLE = 1_000_000  # voxels from which the threshold between background and foreground is found
 
 
-def slice_volumes(
-    selection: Selection,
-    axis: str = "axial",
-    min_foreground: float | None = 0.01,
-    context_slices: int = 0,
-    intensity_range: Sequence[float] | None = None,
-    percentiles: Sequence[float] | None = None,
-    nonzero: bool = False,
-    store: str | os.PathLike[str] | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Selection:
-    """Replace each volume of a selection by its slices; pictures pass, with the pixel spacing their list gives.
-
-    Each volume is decoded at most once, into the store; see :class:`medmdm.data.VolumeStore`. Where the selection has
-    no validation part, some volumes (a tenth, at most four; all of a patient's) are held out for previews; of fewer
-    than five, a slab of one volume is.
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume in the store.
 
     Args:
-        selection: what :func:`medmdm.data.select_training_images` returned.
-        axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; an entry's own ``"axis"`` goes before it.
-        min_foreground: slices are left out when a smaller share of their pixels is brighter than the volume's
-            background (Otsu's threshold), or when they are constant; ``None`` keeps every slice.
-        context_slices: neighbours on each side that a slice is read with; they count as held out with it.
-        intensity_range: the config's own; with volumes either this or percentiles must be given.
-        percentiles: [lower, upper] percentages; the volume's intensities there become −1 and 1. Of pictures
-            :class:`medmdm.data.PercentileRanged` notes them.
-        nonzero: whether voxels of value 0 are left out of the percentiles.
-        store: folder of decoded volumes, ``None`` for the user's cache folder.
-        seed: chooses what is held out.
-        progress: show a bar while decoding (on a terminal only).
-
-    Raises:
-        UserError: a volume cannot be read, an argument is out of range, or no slice is left.
+        path: array ``[slices, C, rows, columns]`` in NumPy's format, for :func:`open_slices`.
+        slicing: how its slices go back into the source array.
+        channels: C.
+        digest: SHA-256 of its voxels, see :func:`medmdm.data.files.volumes.volume_hash`.
+        foreground: for each slice, the share of pixels that are brighter than the volume's background.
+        constant: for each slice, whether all of its pixels are equal (channel by channel).
+        quantiles: ``[C, 1001]``, intensities at 0, 0.1, … 100 per cent of all voxels.
+        quantiles_nonzero: the same of those that are not 0.
     """
-    if context_slices < 0:
-        raise UserError(f"context_slices is {context_slices}: give 0 or more")
-    if percentiles is not None:
-        check_percentiles(percentiles)
-        if intensity_range is not None:
-            raise UserError("both percentiles and an intensity range (or window) are given: keep one")
-    if min_foreground is not None and not 0 <= min_foreground < 1:
-        raise UserError(f"min_foreground is {min_foreground}: give a share of pixels, 0 <= min_foreground < 1, or null")
-    information = selection.data_list.information if selection.data_list is not None else {}
-    entries = [*selection.training, *selection.validation]
-    which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
-    if not which:
-        spaced = [with_spacing(entry, information) for entry in entries]
-        return _selection(selection, spaced[: len(selection.training)], spaced[len(selection.training) :], ())
-    if percentiles is None and intensity_range is None:
-        raise UserError(
-            f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
-            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do"
-        )
-    volumes = VolumeStore(store)
-    volumes.sweep()
 
-    def expand(i: int) -> list[dict[str, Any]]:
-        return slice_entries(entries[i], volumes, axis, percentiles, nonzero)
+    path: Path
+    slicing: Slicing
+    channels: int
+    digest: str
+    foreground: tuple[float, ...]
+    constant: tuple[bool, ...]
+    quantiles: np.ndarray
+    quantiles_nonzero: np.ndarray
 
-    with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
-        bar = tqdm(
-            pool.imap(expand, which), total=len(which), desc="decoding volumes", disable=None if progress else True,
-            leave=False,
-        )  # fmt: skip
-        sliced = dict(zip(which, bar, strict=True))
-    kept = {i: [e for e in group if _is_worth_it(e, min_foreground)] for i, group in sliced.items()}
-    all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
-    if not all_kept:
-        raise UserError(
-            f"{selection.dataset_dir}: each of the {all_slices} slices is empty by min_foreground {min_foreground}: "
-            "lower it"
-        )
-    sentences = [
-        f"{_count(len(which), 'volume')} cut into {_count(all_slices, 'slice')}, {all_slices - all_kept} of them left "
-        f"out as empty; decoded volumes are kept in {volumes.folder}"
-    ]
-    expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
-    training, validation = expanded[: len(selection.training)], expanded[len(selection.training) :]
-    if not selection.validation and len(which) == len(entries):
-        training, validation, sentence = _hold_out_volumes(training, context_slices, seed)
-        sentences.append(sentence)
-    return _selection(selection, chain(*training), chain(*validation), sentences)
+    @property
+    def grid(self) -> Grid:
+        """Where the source's voxels lie."""
+        return Grid(self.slicing.shape, self.slicing.affine)
+
+    def percentile_range(self, lower: float, upper: float, nonzero: bool = False) -> list[list[float]]:
+        """Return [low, high] of each channel at two percentages (in between the tenths by linear interpolation)."""
+        table = self.quantiles_nonzero if nonzero else self.quantiles
+        at = np.linspace(0, 100, _QUANTILES)
+        return [[float(np.interp(p, at, channel)) for p in (lower, upper)] for channel in table]
+
+
+class VolumeStore:
+    """A folder of decoded volumes, each an uncompressed array that is mapped into memory rather than read.
+
+    A volume is stored slice after slice along one axis, in the type that it decodes to (float64 as float32 where that
+    loses nothing), under a name that is a hash of the source files' paths, sizes and times and of the axis: later runs
+    and other processes find it, and a changed file is decoded again. Neither the names nor the files hold anything
+    about the patient but the voxels. Deleting the folder loses nothing but time.
+
+    Args:
+        folder: ``None``: ``medmdm/slices`` in the user's cache folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = cache_folder("slices") if folder is None else Path(folder).expanduser()
+
+    def get(self, path: str | Sequence[str], axis: str = "axial", series_uid: str | None = None) -> StoredVolume:
+        """Return a volume, decoding it if it is not in the store.
+
+        Args:
+            path: what :func:`medmdm.data.read_volume` takes.
+            axis: of the slices.
+            series_uid: the series to read where a folder holds several.
+
+        Raises:
+            UserError: the volume cannot be read, holds values that are not finite, or the folder cannot be written.
+        """
+        key = _key(path, axis, series_uid)
+        array_path, record_path = self.folder / f"{key}.npy", self.folder / f"{key}.json"
+        record = _load_record(record_path, array_path)
+        if record is None:
+            volume = read_volume(path, series_uid)
+            slicing = Slicing(volume.array.shape[1:], volume.affine, axis)
+            record = _describe(volume, slicing, path)
+            try:
+                # Contiguous, so that a slice is one piece of the file.
+                slices = np.ascontiguousarray(_narrow(slicing.to_slices(volume.array)))
+                with atomic_file(array_path) as file:
+                    np.lib.format.write_array(file, slices, version=(2, 0), allow_pickle=False)
+                    record["bytes"] = file.tell()
+                save_json(record, record_path)  # last: it says that the array is whole
+            except OSError as error:
+                raise UserError(
+                    f"decoded volumes cannot be written to {self.folder} ({error.strerror}): free some space or choose "
+                    "another folder with slice_cache."
+                ) from error
+        own: dict[str, Any] = {key: np.array(record[key]) for key in ("quantiles", "quantiles_nonzero")}
+        own |= {key: tuple(record[key]) for key in ("foreground", "constant")}
+        slicing = Slicing(record["shape"], np.array(record["affine"]), axis)
+        return StoredVolume(array_path, slicing, record["channels"], record["digest"], **own)
+
+
+def cache_folder(name: str) -> Path:
+    """Return ``medmdm/<name>`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medmdm" / name
+
+
+@functools.lru_cache(maxsize=64)  # each holds a file open
+def open_slices(path: str | os.PathLike[str]) -> np.ndarray:
+    """Map a stored array ``[slices, C, rows, columns]`` into memory; nothing is read before it is indexed."""
+    array: np.ndarray = np.load(path, mmap_mode="r")
+    return array
 
 
 def slice_entries(
@@ -124,7 +138,7 @@ def slice_entries(
     percentiles: Sequence[float] | None = None,
     nonzero: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return one entry for each slice of a volume, for :class:`LoadSliced`.
+    """Return one entry per slice of a volume, for :class:`LoadSliced`.
 
     Args:
         entry: ``{"image": path, or list of paths for several sequences, "label": path (optional), "axis": ...,
@@ -148,7 +162,7 @@ def slice_entries(
     stored = {"image": str(volume.path)}
     if entry.get("label") is not None:
         label = store.get(entry["label"], axis)
-        _refuse_other_grid(volume, label, first, entry["label"])
+        check_same_grid(label.grid, volume.grid, str(entry["label"]), f"its image {first}")
         stored["label"] = str(label.path)
     common: dict[str, Any] = {
         **entry,
@@ -174,7 +188,7 @@ class LoadSliced(MapTransform):
 
     Args:
         keys: keys of images and labels.
-        context_slices: neighbours on each side, for all keys or one number a key (0 for labels).
+        context_slices: neighbours on each side, for all keys or one number per key (0 for labels).
         allow_missing_keys: don't raise if a key is missing.
     """
 
@@ -191,7 +205,7 @@ class LoadSliced(MapTransform):
             stored = d.get("stored", {}).get(key)
             if stored is None:
                 if context:
-                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0")
+                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0.")
                 d[key] = self.load_picture(d[key])
                 continue
             slices = open_slices(stored)
@@ -202,72 +216,84 @@ class LoadSliced(MapTransform):
         return d
 
 
-def _is_worth_it(entry: Mapping[str, Any], min_foreground: float | None) -> bool:
-    return min_foreground is None or (not entry["constant"] and entry["foreground"] >= min_foreground)
+def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
+    sources = []
+    for name in [path] if isinstance(path, (str, os.PathLike)) else path:
+        try:
+            files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
+            # Raw data of .mhd and .nhdr headers lie beside them.
+            if Path(name).suffix.lower() in (".mhd", ".nhdr"):
+                files += sorted(p for p in Path(name).parent.glob(f"{Path(name).stem}.*") if p != Path(name))
+            stats = [(str(file.absolute()), file.stat()) for file in files]
+        except OSError as error:
+            raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path.") from error
+        sources.append([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
+    return text_hash(json.dumps([_FORMAT, sources, axis, series_uid]))[:40]
 
 
-def _hold_out_volumes(
-    groups: Sequence[list[dict[str, Any]]], context: int, seed: int
-) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], str]:
-    """Take some volumes, or where there are few a slab of one, out of training."""
-    groups = [group for group in groups if group]
-    rng = np.random.default_rng([seed, 4])
-    patients = [group[0].get("patient_id", group[0]["image"]) for group in groups]
-    distinct = sorted(set(patients))
-    if len(distinct) >= 5:
-        wanted = min(_MOST_HELD_OUT, max(1, int(len(distinct) * _HELD_OUT_SHARE)))
-        chosen = {distinct[i] for i in rng.permutation(len(distinct))[:wanted]}
-        training = [group for group, patient in zip(groups, patients, strict=True) if patient not in chosen]
-        held = [group for group, patient in zip(groups, patients, strict=True) if patient in chosen]
-        return training, held, f"{_count(len(held), 'volume')} held out for previews"
-    which = int(rng.integers(len(groups)))
-    group = groups[which]
-    slab = max(1, round(len(group) * _SLAB_SHARE))
-    first = (len(group) - slab) // 2
-    bounds = group[first]["slice"], group[first + slab - 1]["slice"]
-    # A slice that is read with its neighbours must not show the slab either.
-    rest = [e for e in group if not bounds[0] - 2 * context <= e["slice"] <= bounds[1] + 2 * context]
-    if not rest:
-        return list(groups), [], "no slices are held out: there are too few"
-    held_out = group[first : first + slab]
-    training = [rest if i == which else other for i, other in enumerate(groups)]
-    return (
-        training,
-        [held_out],
-        (
-            f"{_count(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
-            "previews flatter: name validation volumes in a data list for fair ones"
-        ),
-    )
+def _load_record(record_path: Path, array_path: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8"))
+        return record if array_path.stat().st_size == record["bytes"] else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
-def _refuse_other_grid(image: StoredVolume, label: StoredVolume, image_name: str, label_name: str) -> None:
-    if image.slicing.shape != label.slicing.shape:
-        raise UserError(
-            f"{label_name} has {'x'.join(map(str, label.slicing.shape))} voxels but {image_name} has "
-            f"{'x'.join(map(str, image.slicing.shape))}: a label must lie on its image's grid"
-        )
-    shift = np.abs(image.slicing.affine - label.slicing.affine) @ np.array([*image.slicing.shape, 1.0])
-    if shift.max() > 0.1:
-        raise UserError(
-            f"{label_name} lies up to {shift.max():.1f} mm from {image_name} by their affines: correct the label's "
-            "header"
-        )
+def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> dict[str, Any]:
+    array = volume.array
+    check_finite(array, str(path))
+    slices = slicing.to_slices(array)
+    foreground = np.zeros(slices.shape[:1] + slices.shape[2:], dtype=bool)
+    quantiles, nonzero = [], []
+    for channel in range(len(array)):
+        # Sorting once gives all quantiles exactly. In the order of memory, for NIfTI lies column after column.
+        ordered = np.sort(array[channel].ravel(order="K"))
+        first, end = np.searchsorted(ordered, 0, "left"), np.searchsorted(ordered, 0, "right")
+        others = np.concatenate([ordered[:first], ordered[end:]])
+        quantiles.append(_quantiles(ordered))
+        nonzero.append(_quantiles(others if len(others) else ordered))
+        threshold = _threshold(array[channel], quantiles[-1])
+        if threshold is not None:
+            foreground |= slices[:, channel] > threshold
+    low, high = slices.min(axis=(2, 3)), slices.max(axis=(2, 3))
+    return {
+        "format": _FORMAT,
+        "shape": list(slicing.shape),
+        "affine": slicing.affine.tolist(),
+        "channels": len(array),
+        "digest": volume_hash(volume),
+        "foreground": foreground.mean(axis=(1, 2)).tolist(),
+        "constant": (low == high).all(axis=1).tolist(),
+        "quantiles": quantiles,
+        "quantiles_nonzero": nonzero,
+    }
 
 
-def _selection(
-    selection: Selection,
-    training: Iterable[dict[str, Any]],
-    validation: Iterable[dict[str, Any]],
-    sentences: Sequence[str],
-) -> Selection:
-    return dataclasses.replace(
-        selection,
-        training=tuple(training),
-        validation=tuple(validation),
-        sentences=(*selection.sentences, *sentences),
-    )
+def _quantiles(ordered: np.ndarray) -> list[float]:
+    at = np.linspace(0, len(ordered) - 1, _QUANTILES)
+    below = np.floor(at).astype(np.int64)
+    above = np.minimum(below + 1, len(ordered) - 1)
+    low, high = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
+    values: list[float] = (low + (at - below) * (high - low)).tolist()
+    return values
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
+    """Return Otsu's threshold of a volume, ``None`` if it is constant; single extreme voxels do not move it."""
+    from skimage.filters import threshold_otsu  # slow to import
+
+    low, high = quantiles[5], quantiles[-6]
+    if low == high:
+        low, high = quantiles[0], quantiles[-1]
+    if low == high:
+        return None
+    sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE)].clip(low, high)
+    return float(low) if sample.min() == sample.max() else float(threshold_otsu(sample))
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """Return float64 as float32 where that loses nothing: slopes such as 1 or 0.5 widen integers to float64."""
+    if array.dtype != np.float64:
+        return array
+    narrow = array.astype(np.float32)
+    return narrow if np.array_equal(narrow, array) else array

@@ -41,13 +41,13 @@ class Slicing:
 
     def __init__(self, shape: Sequence[int], affine: np.ndarray, axis: str = "axial") -> None:
         if axis not in SLICE_AXES:
-            raise UserError(f"the slice axis is {axis!r}{nearest(str(axis), SLICE_AXES)}: use {', '.join(SLICE_AXES)}")
+            raise UserError(f"the slice axis is {axis!r}{nearest(str(axis), SLICE_AXES)}: use {', '.join(SLICE_AXES)}.")
         self.axis = axis
         self.shape = tuple(int(n) for n in shape)
         self.affine = np.asarray(affine, dtype=np.float64)
         source = nib.io_orientation(self.affine)
         if np.isnan(source).any():
-            raise UserError("an affine maps two axes of its volume onto one, so that it cannot be cut into slices")
+            raise UserError("an affine maps two axes of its volume onto one, so that it cannot be cut into slices.")
         target = nib.orientations.axcodes2ornt(SLICE_AXES[axis])
         self._forward = nib.orientations.ornt_transform(source, target)
         self._backward = nib.orientations.ornt_transform(target, source)

@@ -1,25 +1,31 @@
-"""Dividing cases: patients stay whole, the seed decides, and the order of the input never matters."""
+"""Dividing cases: patients stay whole, the seed decides, and the order of the input never matters.
+
+New data lists from one: divided by patient, in folds, or with a few training cases only.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from medmdm.data.lists import image_name
-from medmdm.errors import UserError, nearest
+from medmdm.data.lists import SECTIONS, DataList, image_name
+from medmdm.errors import UserError, counted, nearest
 
-__all__ = ["SUBSET_RULES", "k_folds", "patient_groups", "split_by_patient", "subset"]
+__all__ = [
+    "SUBSET_RULES", "k_folds", "patient_groups", "split_by_patient", "split_data_list", "subset", "summarise",
+]  # fmt: skip
 
 SUBSET_RULES = ("paper", "seeded")
 _MOST_GROUPS_TO_SWAP = 300
 
 Entry = dict[str, Any]
+Sections = dict[str, list[Entry]]
 
 
 def split_by_patient(
@@ -28,7 +34,7 @@ def split_by_patient(
     """Divide cases into a training and a test part that share no patient.
 
     Args:
-        entries: of a data list; those without ``patient_id`` count as one patient an image.
+        entries: of a data list; those without ``patient_id`` count as one patient per image.
         test: share of the cases for the test part, between 0 and 1; whole patients come as near as they can.
         stratify: column of the entries whose values shall have that share each (such as ``"grade"``).
         seed: whole number ≥ 0; seeds differ in their divisions as far as the patients leave a choice.
@@ -40,7 +46,7 @@ def split_by_patient(
         UserError: fewer than two patients, a share outside (0, 1), or an entry without the column.
     """
     if not 0 < test < 1:
-        raise UserError(f"test is {test}: give a share between 0 and 1, such as 0.2")
+        raise UserError(f"test is {test}: give a share between 0 and 1, such as 0.2.")
     training, held_out = _divide(entries, (1 - test, test), stratify, seed)
     return training, held_out
 
@@ -51,7 +57,7 @@ def k_folds(
     """Divide cases into parts of about equal size that share no patient.
 
     Args:
-        entries: of a data list; those without ``patient_id`` count as one patient an image.
+        entries: of a data list; those without ``patient_id`` count as one patient per image.
         folds: number of parts, at least 2.
         stratify: column of the entries whose values shall be spread evenly.
         seed: whole number ≥ 0; seeds differ in their divisions as far as the patients leave a choice.
@@ -63,7 +69,7 @@ def k_folds(
         UserError: fewer patients than folds, or an entry without the column.
     """
     if folds < 2:
-        raise UserError(f"folds is {folds}: give 2 or more")
+        raise UserError(f"folds is {folds}: give 2 or more.")
     return _divide(entries, (1 / folds,) * folds, stratify, seed)
 
 
@@ -87,10 +93,10 @@ def subset(entries: Sequence[Mapping[str, Any]], n: int, rule: str = "paper", se
         UserError: more cases than there are, or an unknown rule.
     """
     if rule not in SUBSET_RULES:
-        raise UserError(f"the subset rule {rule!r} is unknown{nearest(rule, SUBSET_RULES)}: use paper or seeded")
+        raise UserError(f"the subset rule {rule!r} is unknown{nearest(rule, SUBSET_RULES)}: use paper or seeded.")
     _check_seed(seed)
     if not isinstance(n, Integral) or not 1 <= n <= len(entries):
-        raise UserError(f"a subset of {n} cases was asked for, but there are {len(entries)}: give 1 to {len(entries)}")
+        raise UserError(f"a subset of {n} cases was asked for, but there are {len(entries)}: give 1 to {len(entries)}.")
     ordered = sorted((dict(entry) for entry in entries), key=_identity)
     if rule == "seeded":
         ordered.sort(key=lambda entry: _shuffled(_identity(entry), seed))
@@ -143,7 +149,7 @@ def _shuffled(identity: str, seed: int) -> bytes:
 
 def _check_seed(seed: int) -> None:
     if not isinstance(seed, Integral) or seed < 0:
-        raise UserError(f"seed is {seed}: give a whole number of 0 or more")
+        raise UserError(f"seed is {seed}: give a whole number of 0 or more.")
 
 
 def _divide(
@@ -154,8 +160,8 @@ def _divide(
     groups = patient_groups(entries)
     if len(groups) < len(shares):
         raise UserError(
-            f"{len(groups)} {'patient' if len(groups) == 1 else 'patients'} cannot be divided into {len(shares)} parts "
-            "without one being in two of them: ask for fewer parts or add patients"
+            f"{counted(len(groups), 'patient')} cannot be divided into {len(shares)} parts without one being in two of "
+            "them: ask for fewer parts or add patients."
         )
     groups.sort(key=lambda group: _shuffled(_identity(group[0]), seed))
     counts = np.array([_count(group, strata, stratify) for group in groups])
@@ -172,7 +178,7 @@ def _strata(entries: Sequence[Mapping[str, Any]], column: str | None) -> dict[st
     for entry in entries:
         if column not in entry:
             raise UserError(
-                f"{image_name(entry)} has no {column!r} to stratify by{nearest(column, entry)}: add it to every entry"
+                f"{image_name(entry)} has no {column!r} to stratify by{nearest(column, entry)}: add it to every entry."
             )
     return {value: number for number, value in enumerate(sorted({json.dumps(entry[column]) for entry in entries}))}
 
@@ -249,3 +255,80 @@ def _move(group: int, target: int, parts: list[int], counts: np.ndarray, missing
     missing[parts[group]] += counts[group]
     missing[target] -= counts[group]
     parts[group] = target
+
+
+def split_data_list(
+    data_list: DataList,
+    test: float | None = None,
+    folds: int | None = None,
+    stratify: str | None = None,
+    n: int | None = None,
+    rule: str = "paper",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Make new data lists from one.
+
+    Args:
+        data_list: the list; it stays as it is.
+        test: pool all its cases and hold out this share as the new test set; ``None`` keeps the list's own.
+        folds: divide what trains and validates into this many folds, one list for each; ``None``: one list.
+        stratify: column whose values are spread evenly.
+        n: number of training cases to keep, ``None``: all.
+        rule: how they are chosen; see :func:`medmdm.data.subset`.
+        seed: of the division and of ``rule="seeded"``.
+
+    Returns:
+        One content of a JSON file, or one per fold.
+
+    Raises:
+        UserError: nothing was asked for, or it cannot be had.
+    """
+    if test is None and folds is None and n is None:
+        raise UserError("nothing to do: pass --test, --folds or --subset.")
+    if stratify is not None and test is None and folds is None:
+        raise UserError("--stratify concerns a division: pass --test or --folds with it.")
+    information = dict(data_list.information)
+    sections: Sections = {section: list(getattr(data_list, section)) for section in SECTIONS}
+    how = f"seed {seed}" + (f", stratified by {stratify}" if stratify else "")
+    if test is not None:
+        pooled = [entry for section in SECTIONS for entry in sections[section]]
+        training, held_out = split_by_patient(pooled, test, stratify, seed)
+        sections = {"training": training, "validation": [], "test": held_out}
+        information["split"] = f"{test:g} of the cases held out by patient, {how}"
+    if folds is None:
+        return [_content(data_list.name, information, sections, n, rule, seed)]
+    parts = k_folds([*sections["training"], *sections["validation"]], folds, stratify, seed)
+    lists = []
+    for k, part in enumerate(parts):
+        others = [entry for other in parts if other is not part for entry in other]
+        own = {**sections, "training": sorted(others, key=image_name), "validation": part}
+        fold = {"fold": f"{k + 1} of {folds} by patient, {how}"}
+        lists.append(_content(data_list.name, {**information, **fold}, own, n, rule, seed))
+    return lists
+
+
+def _content(
+    name: str, information: Mapping[str, Any], sections: Sections, n: int | None, rule: str, seed: int
+) -> dict[str, Any]:
+    information = dict(information)
+    if n is not None:
+        total = len(sections["training"])
+        sections = {**sections, "training": subset(sections["training"], n, rule, seed)}
+        drawn = "first in string order (paper)" if rule == "paper" else f"drawn with seed {seed}"
+        information["subset"] = f"{n} of {total} training cases, {drawn}"
+    return {"name": name, **information, **{section: entries for section, entries in sections.items() if entries}}
+
+
+def summarise(content: Mapping[str, Any], stratify: str | None = None) -> str:
+    """Return one line on the sections of a data list: cases, patients, and how often each value of a column occurs."""
+    return "; ".join(f"{section} {_counts(content[section], stratify)}" for section in SECTIONS if content.get(section))
+
+
+def _counts(entries: Sequence[Mapping[str, Any]], stratify: str | None) -> str:
+    text = counted(len(entries), "case")
+    if any("patient_id" in entry for entry in entries):
+        text += f" of {counted(len(patient_groups(entries)), 'patient')}"
+    if stratify is None:
+        return text
+    values = Counter(str(entry.get(stratify)) for entry in entries)
+    return f"{text} ({', '.join(f'{count} {value}' for value, count in sorted(values.items()))})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from medmdm.data.files.formats import NIFTI_SUFFIXES, is_volume
 from medmdm.data.files.pictures import image_size
-from medmdm.data.files.volumes import NIFTI_SUFFIXES, is_volume, volume_geometry
+from medmdm.data.files.volumes import volume_geometry
 from medmdm.data.slicing import Slicing
-from medmdm.data.transforms.spacing import resample_to_shape
+from medmdm.data.transforms.spatial import resample_to_shape
+from medmdm.data.validity import size_text
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
@@ -47,9 +50,9 @@ def write_mask(
     """
     array = _array(mask)
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise UserError(f"the mask for {source} holds fractions: masks hold numbers of classes or objects")
+        raise UserError(f"the mask for {source} holds fractions: masks hold numbers of classes or objects.")
     if array.size and array.min() < 0:
-        raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0")
+        raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0.")
     top = int(array.max()) if array.size else 0
     small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32)
     return _write(Path(path), small, source, series_uid, spatial_only=True)
@@ -89,7 +92,6 @@ class SliceAssembler:
     def __init__(self, slicing: Slicing, channels: int = 1, dtype: str | np.dtype = "uint8", fill: float = 0) -> None:
         self.slicing = slicing
         self.slices = np.full((slicing.num_slices, channels, *slicing.slice_shape), fill, dtype=dtype)
-        self.added: set[int] = set()
 
     def add(self, number: int, values: np.ndarray | torch.Tensor) -> None:
         """Put in slice ``number``: ``[C, rows, columns]``, resized to the source's where it was resampled."""
@@ -99,12 +101,6 @@ class SliceAssembler:
             plain = torch.from_numpy(np.ascontiguousarray(array))
             array = resample_to_shape(plain, self.slicing.slice_shape, mode).numpy()
         self.slices[number] = array
-        self.added.add(number)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every slice was added."""
-        return len(self.added) == len(self.slices)
 
     def volume(self) -> np.ndarray:
         """Return ``[C, i, j, k]`` on the source's grid."""
@@ -115,8 +111,8 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
     """Return ``[C, H, W]`` or ``[H, W]`` as the bytes of a file: rows are rows, columns are columns.
 
     Args:
-        array: for PNG ``uint8`` or ``uint16``, one channel, or three of ``uint8``; for TIFF ``uint8``, ``uint16``,
-            ``int32`` or ``float32``, a page a channel.
+        array: for PNG ``bool``, ``uint8`` or ``uint16`` of one channel, or the latter two of three; for TIFF
+            ``uint8``, ``uint16``, ``int32`` or ``float32``, a page for each channel.
         suffix: ``.png``, ``.tif`` or ``.tiff``.
 
     Raises:
@@ -124,19 +120,33 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
     """
     pages = array[None] if array.ndim == 2 else array
     buffer = io.BytesIO()
+    grey, colour = len(pages) == 1, len(pages) == 3
     if suffix.lower() in (".tif", ".tiff"):
         first, *rest = [Image.fromarray(np.ascontiguousarray(page)) for page in pages]
         first.save(buffer, format="TIFF", compression="tiff_adobe_deflate", save_all=bool(rest), append_images=rest)
-    elif suffix.lower() == ".png" and array.dtype in (np.uint8, np.uint16) and len(pages) in (1, 3):
-        if len(pages) == 3 and array.dtype != np.uint8:
-            raise UserError("PNG pictures of three channels are written with 8 bits only: use .tif")
-        picture = Image.fromarray(np.ascontiguousarray(pages[0] if len(pages) == 1 else np.moveaxis(pages, 0, -1)))
+    elif suffix.lower() == ".png" and colour and array.dtype == np.uint16:
+        return _deep_colour_png(pages)
+    elif suffix.lower() == ".png" and (
+        (grey and array.dtype in (np.bool_, np.uint8, np.uint16)) or (colour and array.dtype == np.uint8)
+    ):
+        picture = Image.fromarray(np.ascontiguousarray(pages[0] if grey else np.moveaxis(pages, 0, -1)))
         picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
     else:
         raise UserError(
-            f"{array.dtype} values of shape {array.shape} cannot be written as {suffix or 'that'}: use .tif"
+            f"{array.dtype} values of shape {array.shape} cannot be written as {suffix or 'that'}: use .tif."
         )
     return buffer.getvalue()
+
+
+def _deep_colour_png(array: np.ndarray) -> bytes:
+    import SimpleITK as sitk  # noqa: N813 - slow to import; Pillow has no 16-bit colour
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image.png")
+        sitk.WriteImage(
+            sitk.GetImageFromArray(np.moveaxis(array, 0, -1), isVector=True), str(path), useCompression=True
+        )
+        return path.read_bytes()
 
 
 def encode_nifti(
@@ -194,8 +204,8 @@ def _write(
         shape = image_size(source)
     if array.ndim not in ((axes,) if spatial_only else (axes, axes + 1)) or array.shape[-axes:] != tuple(shape):
         raise UserError(
-            f"{source} has {'x'.join(map(str, shape))} pixels, what is to be written for it is "
-            f"{'x'.join(map(str, array.shape))}: they must agree"
+            f"{source} has {size_text(shape)} pixels, what is to be written for it is "
+            f"{size_text(array.shape)}: they must agree."
         )
     if not volume:
         content = encode_picture(array, path.suffix)
@@ -203,6 +213,6 @@ def _write(
         like = source if str(source).lower().endswith(NIFTI_SUFFIXES) else None
         content = encode_nifti(array, affine, like, compress=path.name.lower().endswith(".gz"))
     else:
-        raise UserError(f"{path} cannot hold a volume: name it .nii.gz")
+        raise UserError(f"{path} cannot hold a volume: name it .nii.gz.")
     atomic_write(path, content)
     return path

@@ -9,7 +9,7 @@ from medmdm.heads.padded import PaddedNetwork
 from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.prediction import Prediction, Predictor
 from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitted, Fitter, Task
+from medmdm.heads.task import Fitted, Fitter, Reading, Task
 from medmdm.heads.views import random_crop, views
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "PixelClassifierHead",
     "Prediction",
     "Predictor",
+    "Reading",
     "Segmenter",
     "Task",
     "random_crop",

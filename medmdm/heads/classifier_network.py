@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.feature_maps import upsample
-from medmdm.components import buildable
+from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
 __all__ = ["LinearClassifier", "PixelClassifier"]
@@ -51,6 +52,7 @@ class PixelClassifier(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        given = declared(locals())
         widths = list(hidden) if hidden is not None else [256, 128] if num_classes >= MANY_CLASSES else [128, 32]
         if min(in_channels, num_classes, members, *widths) < 1:
             raise UserError(
@@ -60,14 +62,7 @@ class PixelClassifier(nn.Module):
         self.members = members
         self.num_classes = num_classes
         self.momentum = momentum
-        self._config: dict[str, Any] = {
-            "in_channels": in_channels,
-            "num_classes": num_classes,
-            "hidden": widths,
-            "members": members,
-            "seed": seed,
-            "momentum": momentum,
-        }
+        self.config: dict[str, Any] = {**given, "hidden": widths}
         sizes = [in_channels, *widths, num_classes]
         generators = [torch.Generator().manual_seed(seed + m) for m in range(members)]
         self.weights = nn.ParameterList()
@@ -77,11 +72,6 @@ class PixelClassifier(nn.Module):
             self.weights.append(nn.Parameter(torch.stack(drawn)))  # [M, out, in]
             self.biases.append(nn.Parameter(torch.zeros(members, fan_out)))
         self.norms = nn.ModuleList([nn.BatchNorm1d(members * width, momentum=momentum) for width in widths])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON."""
-        return {**self._config, "hidden": list(self._config["hidden"])}
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int], members: slice | None = None) -> Tensor:
         """Classify every pixel.
@@ -100,18 +90,10 @@ class PixelClassifier(nn.Module):
             out.append(self._rest(h.flatten(0, -2), m).unflatten(0, h.shape[:-1]).movedim(-1, 1))
         return torch.stack(out)
 
-    def forward_pixels(self, x: Tensor, members: slice | None = None) -> Tensor:
-        """Classify pixels whose features were gathered.
-
-        Args:
-            x: ``[N, in_channels]``, the same pixels for all members.
-            members: which of the ensemble; None for all.
-
-        Returns:
-            Logits ``[M, N, K]``.
-        """
-        which = range(self.members)[slice(None) if members is None else members]
-        return torch.stack([self._rest(F.linear(x, self.weights[0][m], self.biases[0][m]), m) for m in which])
+    def forward_pixels(self, x: Tensor) -> Tensor:
+        """Classify pixels ``[N, in_channels]`` whose features were gathered, by all members: ``[M, N, K]``."""
+        first = zip(self.weights[0], self.biases[0], strict=True)
+        return torch.stack([self._rest(F.linear(x, weight, bias), m) for m, (weight, bias) in enumerate(first)])
 
     def _rest(self, h: Tensor, m: int) -> Tensor:
         """All of a member after its first product: ``[N, H]``, which is overwritten, → ``[N, K]``.
@@ -136,17 +118,13 @@ class PixelClassifier(nn.Module):
         scale = norm.weight[part] * (variance + norm.eps).rsqrt()
         return F.relu(h, inplace=not torch.is_grad_enabled()), scale, norm.bias[part] - mean * scale
 
+    def _part(self, value: Tensor, number: int) -> Tensor:
+        """The part of a parameter or statistic that is one member's; what is no tensor of members is all members'."""
+        return value.chunk(self.members)[number] if value.ndim else value
+
     def member(self, number: int) -> dict[str, Tensor]:
         """Return a copy of the state of one member, as a PixelClassifier with ``members=1`` would hold it."""
-        state = {}
-        for name, value in self.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                state[name] = value.clone()
-            elif name.startswith("norms"):
-                state[name] = value.unflatten(0, (self.members, -1))[number].clone()
-            else:
-                state[name] = value[number : number + 1].clone()
-        return state
+        return {name: self._part(value, number).clone() for name, value in self.state_dict().items()}
 
     def shared_member(self, number: int) -> PixelClassifier:
         """Return a member as a classifier of its own in the memory of this one: what trains it trains this one.
@@ -154,33 +132,24 @@ class PixelClassifier(nn.Module):
         Its gradients, too, go where this classifier's are, which become zeros where there were none. That spares the
         gradients of all members that a part of a parameter would have.
         """
-        one = PixelClassifier(**{**self._config, "members": 1})
-
-        def part(value: Tensor, like: Tensor) -> Tensor:
-            return value.detach()[number * len(like) : (number + 1) * len(like)]
-
-        for (name, mine), its in zip(self.named_parameters(), one.parameters(), strict=True):
+        one = PixelClassifier(**{**self.config, "members": 1})
+        shared: dict[str, Tensor] = {name: self._part(buffer, number) for name, buffer in self.named_buffers()}
+        for name, mine in self.named_parameters():
             if mine.grad is None:
                 mine.grad = torch.zeros_like(mine)
-            shared = nn.Parameter(part(mine, its), mine.requires_grad)
-            shared.grad = part(mine.grad, its)
+            shared[name] = nn.Parameter(self._part(mine.detach(), number), mine.requires_grad)
+            shared[name].grad = self._part(mine.grad, number)
+        for name, value in shared.items():
             module, _, key = name.rpartition(".")
-            setattr(one.get_submodule(module), key, shared)
-        for (name, buffer), of_one in zip(self.named_buffers(), one.buffers(), strict=True):
-            module, _, key = name.rpartition(".")
-            setattr(one.get_submodule(module), key, part(buffer, of_one) if buffer.ndim else buffer)
+            setattr(one.get_submodule(module), key, value)
         return one.train(self.training)
 
     @torch.no_grad()
     def set_member(self, number: int, state: dict[str, Tensor]) -> None:
         """Put back what :meth:`member` returned."""
         for name, value in self.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            if name.startswith("norms"):
-                value.unflatten(0, (self.members, -1))[number] = state[name]
-            else:
-                value[number] = state[name][0]
+            if value.ndim:
+                self._part(value, number).copy_(state[name])
 
 
 class _RectifyAndStandardize(torch.autograd.Function):
@@ -260,10 +229,6 @@ class LinearClassifier(nn.Module):
         """Return scores ``[1, B, K, *size]``; see :meth:`PixelClassifier.forward`."""
         return _linear(self.weight, self.bias, maps, size)[None]
 
-    def forward_pixels(self, x: Tensor) -> Tensor:
-        """Return scores ``[1, N, K]`` of gathered pixels ``[N, C]``."""
-        return (x @ self.weight.T + self.bias)[None]
-
 
 def _linear(weight: Tensor, bias: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Apply a layer to the up-sampled stack of maps: ``[B, H, *size]``, channels last in memory.
@@ -288,9 +253,4 @@ def _linear(weight: Tensor, bias: Tensor, maps: Sequence[Tensor], size: Sequence
         product = F.linear(f.movedim(1, -1), part, None if small else bias)
         grid = tuple(int(n) for n in f.shape[2:])
         small[grid] = small[grid].add_(product) if grid in small else product
-    total: Tensor | None = None
-    for product in small.values():
-        large = upsample(product.movedim(-1, 1), size)
-        total = large if total is None else total.add_(large)
-    assert total is not None
-    return total
+    return functools.reduce(Tensor.add_, (upsample(product.movedim(-1, 1), size) for product in small.values()))

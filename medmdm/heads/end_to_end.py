@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
-from monai.transforms import Transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from medmdm.backbones.cache import CachedExtractor
-from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.corruption import Corruption
-from medmdm.data.reading import Example
+from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.padded import PaddedNetwork
@@ -32,58 +26,56 @@ from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 __all__ = ["FineTuning", "FromScratch"]
 
-logger = logging.getLogger(__name__)
-
 PARTS = ("all", "decoder")
 _DECODER = re.compile(r"(^|\.)(output_blocks|up_blocks)\.")  # of ADM and of MONAI's DiffusionModelUNet
 
 
+def _made(part: Any) -> Any:
+    """Make a part that was given as its class and arguments (``"_mode_": "callable"``); return others as they are."""
+    kind = part.func if isinstance(part, functools.partial) else part
+    return part() if isinstance(kind, type) else part
+
+
+@dataclass
 class _Crops(Dataset):
     """Crop ``k`` is a function of the seed and ``k`` alone."""
 
-    def __init__(self, task: Task, count: int, flips: Sequence[int], transform: Transform | None) -> None:
-        self.task = task
-        self.count = count
-        self.flips = flips
-        self.transform = transform
+    task: Task
+    count: int
+    flips: Sequence[int]
+    transform: Any
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.task.seed, 7, k])
-        example: Example = self.task.examples[int(rng.integers(len(self.task.examples)))]
+        example = self.task.examples[int(rng.integers(len(self.task.examples)))]
         seed = int(rng.integers(2**31))
-        crop = random_crop(example, self.task.window, seed, self.flips, copy.deepcopy(self.transform))
+        crop = random_crop(example, self.task.reading.window, seed, self.flips, copy.deepcopy(self.transform))
         return crop.image, crop.label.long()
 
 
+@dataclass(kw_only=True)
 class _EndToEnd:
-    """A supervised training of fixed length with a learning rate that falls to 0 (power 0.9), by MONAI's trainer.
+    """A supervised training of fixed length with a learning rate that falls to 0 (power 0.9).
 
     A fixed length, as in nnU-Net: with a handful of labelled images there is none to spare for a stopping rule, and
     every method gets the same. The arguments are those of the classes below.
     """
 
-    def __init__(
-        self,
-        learning_rate: float,
-        steps: int,
-        batch_size: int,
-        weight_decay: float,
-        loss_function: Callable[[Tensor, Tensor], Tensor] | None,
-        flips: Sequence[int],
-        transform: Transform | None,
-    ) -> None:
-        if min(steps, batch_size) < 1:
-            raise UserError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}.")
-        self.learning_rate = learning_rate
-        self.steps = steps
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.loss_function = loss_function or CrossEntropyDiceLoss()
-        self.flips = list(flips)
-        self.transform = transform
+    learning_rate: float = 1e-3
+    steps: int = 1000
+    batch_size: int = 8
+    weight_decay: float = 0.0
+    loss_function: Callable[..., Any] | None = None
+    flips: Sequence[int] = (1,)
+    transform: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1:
+            raise UserError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}.")
+        self.flips = tuple(self.flips)
 
     def train(
         self, network: nn.Module, groups: Sequence[Mapping[str, Any]], task: Task, train_mode: Callable[[], Any]
@@ -104,44 +96,27 @@ class _EndToEnd:
         """
         optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=self.steps, power=0.9)
-        crops = _Crops(task, self.steps * self.batch_size, self.flips, self.transform)
+        crops = _Crops(task, self.steps * self.batch_size, self.flips, _made(self.transform))
+        loss_function = _made(self.loss_function) or CrossEntropyDiceLoss()
         losses: list[float] = []
         torch.manual_seed(task.seed)  # dropout
-
-        def step(engine: Engine, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        for batch in DataLoader(crops, batch_size=self.batch_size):
             train_mode()
             images, labels = (part.to(task.device) for part in batch)
             optimizer.zero_grad(set_to_none=True)
-            loss = self.loss_function(network(images), labels)
+            loss = loss_function(network(images), labels)
             loss.backward()
             nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 12.0)
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-            return {"loss": loss.detach()}
-
-        trainer = SupervisedTrainer(
-            device=task.device,
-            max_epochs=1,
-            train_data_loader=DataLoader(crops, batch_size=self.batch_size),
-            network=network,
-            optimizer=optimizer,
-            loss_function=self.loss_function,
-            iteration_update=step,
-            train_handlers=[],
-        )
-        trainer.logger.setLevel(logging.WARNING)
-
-        def refuse(engine: Engine) -> None:
             if not np.isfinite(losses[-1]):
                 raise UserError(f"The loss became {losses[-1]} at step {len(losses)}: lower the learning rate.")
-
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, refuse)
-        trainer.run()
         network.eval()
         return [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
 
 
+@dataclass
 class FineTuning(_EndToEnd):
     """Train the backbone together with its head, from the pre-trained weights.
 
@@ -153,9 +128,10 @@ class FineTuning(_EndToEnd):
         backbone_learning_rate: of AdamW, for the backbone.
         learning_rate: for the head.
         steps: optimiser steps.
-        batch_size: crops a step.
+        batch_size: crops per step.
         weight_decay: of AdamW.
-        loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice.
+        loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice. In JSON it and the
+            transform may have ``"_mode_": "callable"``, and those must that do not keep their arguments.
         flips: axes along which crops are mirrored; 1, the paper's, is left-right.
         transform: further augmentation, a MONAI dictionary transform of ``image`` and ``label``.
 
@@ -163,39 +139,29 @@ class FineTuning(_EndToEnd):
         UserError: an argument is out of range.
     """
 
+    head: PixelClassifierHead | None = None
+    parts: str = "all"
+    backbone_learning_rate: float = 1e-4
+
     needs_backbone = True
     changes_backbone = True
 
-    def __init__(
-        self,
-        head: PixelClassifierHead | None = None,
-        parts: str = "all",
-        backbone_learning_rate: float = 1e-4,
-        learning_rate: float = 1e-3,
-        steps: int = 1000,
-        batch_size: int = 8,
-        weight_decay: float = 0.0,
-        loss_function: Callable[[Tensor, Tensor], Tensor] | None = None,
-        flips: Sequence[int] = (1,),
-        transform: Transform | None = None,
-    ) -> None:
-        if parts not in PARTS:
-            raise UserError(f"parts must be 'all' or 'decoder', got {parts!r}.")
-        self.head = head or PixelClassifierHead(members=1, max_epochs=40, pixels=4096)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parts not in PARTS:
+            raise UserError(f"parts must be 'all' or 'decoder', got {self.parts!r}.")
+        self.head = self.head or PixelClassifierHead(members=1, max_epochs=40, pixels=4096)
         if self.head.members != 1:
             raise UserError(f"Fine-tuning trains one head, but head#members is {self.head.members}: set it to 1.")
-        super().__init__(learning_rate, steps, batch_size, weight_decay, loss_function, flips, transform)
-        self.parts = parts
-        self.backbone_learning_rate = backbone_learning_rate
 
-    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+    def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         assert extractor is not None
+        assert self.head is not None
         first = self.head.fit(task, extractor)
         head: PixelClassifier = first.model.head  # type: ignore[assignment]
-        inner = extractor.extractor if isinstance(extractor, CachedExtractor) else extractor
-        corruption: Corruption | None = inner.corruption
-        own = FeatureExtractor(copy.deepcopy(inner.backbone), corruption=corruption, **inner.config)
+        inner = extractor.innermost
+        own = FeatureExtractor(copy.deepcopy(inner.backbone), corruption=inner.corruption, **inner.config)
         trained = _trained(own.backbone, self.parts)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -217,6 +183,7 @@ def _trained(backbone: nn.Module, parts: str) -> list[nn.Parameter]:
     return [parameter for _, parameter in named]
 
 
+@dataclass
 class FromScratch(_EndToEnd):
     """Train a network from random weights on the labelled images alone: the baselines of the paper's table.
 
@@ -224,37 +191,20 @@ class FromScratch(_EndToEnd):
         network: makes the network, image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]`` (or a list of them, the
             last being read); in JSON a component with ``"_mode_": "callable"``.
         multiple: what the network needs the sides of its input to be multiples of.
-        learning_rate: of AdamW.
-        steps: optimiser steps.
-        batch_size: crops a step.
+        learning_rate: of AdamW; this and the other settings of the training are those of :class:`FineTuning`.
         weight_decay: of AdamW.
-        loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice.
-        flips: axes along which crops are mirrored; 1, the paper's, is left-right.
-        transform: further augmentation, a MONAI dictionary transform of ``image`` and ``label``.
 
     Raises:
         UserError: an argument is out of range.
     """
 
+    network: Callable[[], nn.Module]
+    multiple: int = 32
+    weight_decay: float = field(default=1e-5, kw_only=True)
+
     needs_backbone = False
 
-    def __init__(
-        self,
-        network: Callable[[], nn.Module],
-        multiple: int = 32,
-        learning_rate: float = 1e-3,
-        steps: int = 1000,
-        batch_size: int = 8,
-        weight_decay: float = 1e-5,
-        loss_function: Callable[[Tensor, Tensor], Tensor] | None = None,
-        flips: Sequence[int] = (1,),
-        transform: Transform | None = None,
-    ) -> None:
-        super().__init__(learning_rate, steps, batch_size, weight_decay, loss_function, flips, transform)
-        self.network = network
-        self.multiple = multiple
-
-    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None = None) -> Fitted:
+    def fit(self, task: Task, extractor: Extractor | None = None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         torch.manual_seed(task.seed)
         network = PaddedNetwork(self.network(), self.multiple, task.num_classes).to(task.device)

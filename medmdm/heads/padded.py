@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.errors import UserError
 
-__all__ = ["PaddedNetwork"]
+__all__ = ["PaddedNetwork", "cut"]
 
 
 class PaddedNetwork(nn.Module):
@@ -44,5 +46,10 @@ class PaddedNetwork(nn.Module):
                 f"The network gives {logits.shape[1]} classes, but the data has {self.num_classes}: set its "
                 "out_channels."
             )
-        index = (slice(None), slice(None), *(slice(0, n) for n in spatial))
-        return logits[index]
+        return cut(logits, spatial)
+
+
+def cut(x: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Take the padding off the ends of the last axes."""
+    index = (slice(None),) * (x.ndim - len(spatial)) + tuple(slice(0, int(n)) for n in spatial)
+    return x[index]

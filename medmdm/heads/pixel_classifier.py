@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medmdm.backbones.cache import CachedExtractor
-from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.backbones.feature_maps import gather
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import PixelClassifier
+from medmdm.heads.padded import cut
 from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitted, Task, check_normalize
-from medmdm.heads.views import random_crop, views
-from medmdm.labels import IGNORE
+from medmdm.heads.task import Fitted, Task, check_normalize, labelled
+from medmdm.heads.views import VIEWS, random_crop, views
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 __all__ = ["PixelClassifierHead"]
 
 logger = logging.getLogger(__name__)
 
+_Head = TypeVar("_Head", bound=type)
 
+
+def _with_old_names(kind: _Head) -> _Head:
+    """Let a class also take the arguments of earlier versions, with a sentence that names the new one."""
+    init = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def renamed(self: Any, *args: Any, per_image: int | None = None, fresh: bool | None = None, **kwargs: Any) -> None:
+        if per_image is not None:
+            if kwargs.get("views") == "crops":
+                kwargs["views"] = per_image
+            logger.warning("The head's per_image is now its views: set views to the number of crops of each image.")
+        if fresh is not None:
+            if fresh:
+                kwargs["views"] = "fresh"
+            logger.warning("The head's fresh is now a kind of its views: set views to 'fresh'.")
+        init(self, *args, **kwargs)
+
+    old = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("per_image", "fresh")]
+    known = inspect.signature(init)
+    renamed.__signature__ = known.replace(parameters=[*known.parameters.values(), *old])  # type: ignore[attr-defined]
+    kind.__init__ = renamed  # type: ignore[misc]
+    return kind
+
+
+@_with_old_names
+@dataclass
 class PixelClassifierHead:
     """Train :class:`medmdm.heads.PixelClassifier` as section 3.2 of arXiv 2308.05695 does.
 
@@ -44,78 +72,70 @@ class PixelClassifierHead:
         max_epochs: the training ends here at the latest.
         min_epochs: the stopping rule counts after this epoch (the paper: 40 for GlaS, 30 for MoNuSeg).
         patience: a member stops when the loss of an epoch's last batch has not improved for so many epochs.
-        batch_size: views a step (the paper: 1 for GlaS, 16 for MoNuSeg).
+        batch_size: views per step (the paper: 1 for GlaS, 16 for MoNuSeg).
         pixels: train on so many random labelled pixels of each view and step; None for all of them.
-        views: what the backbone reads: ``"crops"`` (the paper), ``"windows"`` that cover the images, or ``"whole"``
-            images; None for what predictions will be made from.
-        per_image: number of crops of each image.
-        fresh: draw a new crop of each image and a new mask (one for the images of a step) at every step, as published,
-            instead of reading cached views; the backbone then runs at every step.
-        class_weights: of the cross-entropy, one a class, or None.
+        views: what the backbone reads, once: ``"windows"`` that cover the images, ``"whole"`` images, ``"crops"``, one
+            per image, or a number, so many crops per image; or ``"fresh"``: a new crop of each image and a new mask
+            (one for the images of a step) at every step, as published. None for what predictions will be made from.
+        class_weights: of the cross-entropy, one per class, or None.
         dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
         ensemble: how members are joined, see :class:`medmdm.heads.Segmenter`.
+
+    Raises:
+        UserError: an argument is out of range.
     """
+
+    members: int = 10
+    hidden: Sequence[int] | None = None
+    learning_rate: float = 1e-3
+    max_epochs: int = 200
+    min_epochs: int = 40
+    patience: int = 20
+    batch_size: int = 1
+    pixels: int | None = None
+    views: str | int | None = None
+    class_weights: Sequence[float] | None = None
+    dice_weight: float = 0.0
+    ensemble: str = "mean"
 
     needs_backbone = True
 
-    def __init__(
-        self,
-        members: int = 10,
-        hidden: Sequence[int] | None = None,
-        learning_rate: float = 1e-3,
-        max_epochs: int = 200,
-        min_epochs: int = 40,
-        patience: int = 20,
-        batch_size: int = 1,
-        pixels: int | None = None,
-        views: str | None = None,
-        per_image: int = 1,
-        fresh: bool = False,
-        class_weights: Sequence[float] | None = None,
-        dice_weight: float = 0.0,
-        ensemble: str = "mean",
-    ) -> None:
-        if min(members, max_epochs, patience, batch_size, per_image) < 1:
-            raise UserError("members, max_epochs, patience, batch_size and per_image must be at least 1.")
-        if pixels is not None and pixels < 2:
-            raise UserError(f"pixels must be at least 2 (the batch normalisation needs several), got {pixels}.")
-        self.members = members
-        self.hidden = hidden
-        self.learning_rate = learning_rate
-        self.max_epochs = max_epochs
-        self.min_epochs = min_epochs
-        self.patience = patience
-        self.batch_size = batch_size
-        self.pixels = pixels
-        self.views = views
-        self.per_image = per_image
-        self.fresh = fresh
-        self.loss_function = CrossEntropyDiceLoss(dice_weight, class_weights)
-        self.ensemble = ensemble
+    def __post_init__(self) -> None:
+        crops = self.views if isinstance(self.views, int) else 1
+        if min(self.members, self.max_epochs, self.patience, self.batch_size, crops) < 1:
+            raise UserError("members, max_epochs, patience, batch_size and a number of views must be at least 1.")
+        if self.pixels is not None and self.pixels < 2:
+            raise UserError(f"pixels must be at least 2 (the batch normalisation needs several), got {self.pixels}.")
+        if isinstance(self.views, str) and self.views not in (*VIEWS, "fresh"):
+            raise UserError(f"views must be one of {', '.join(VIEWS)}, fresh or a number of crops, got {self.views!r}.")
+        self.hidden = None if self.hidden is None else tuple(self.hidden)
+        self.class_weights = None if self.class_weights is None else tuple(self.class_weights)
+        self.loss_function = CrossEntropyDiceLoss(self.dice_weight, self.class_weights)
 
-    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+    @property
+    def fresh(self) -> bool:
+        """Whether crops and masks are new at every step."""
+        return self.views == "fresh"
+
+    def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         assert extractor is not None
+        reading = task.reading
         head = PixelClassifier(extractor.num_features, task.num_classes, self.hidden, self.members, task.seed)
         head.to(task.device)
-        # Fresh crops are drawn from the images themselves, at every step.
-        kind = "whole" if self.fresh else self.views or ("whole" if task.whole else "windows")
-        other = any(tuple(e.image.shape[1:]) != tuple(task.window) for e in task.examples)
-        check_normalize(extractor, kind == "whole" and other and not self.fresh)
-        samples = [
-            view
-            for example in task.examples
-            for view in views(example, kind, task.window, task.overlap, self.per_image, task.seed)
-            if bool((view.label != IGNORE).any())
-        ]
-        if not samples:
-            raise UserError("There is no labelled pixel to train a head on: check the labels and the ignore value.")
+        kind, crops = ("crops", self.views) if isinstance(self.views, int) else (self.views or reading.kind, 1)
+        other = any(tuple(e.image.shape[1:]) != reading.window for e in task.examples)
+        check_normalize(extractor, kind == "whole" and other)
+        if self.fresh:  # crops are drawn from the images themselves, at every step
+            kind = "whole"
+        how: Any = (kind, reading.window, reading.overlap, crops, task.seed)
+        samples = labelled(view for example in task.examples for view in views(example, *how))
         losses, stopped = self._train(head, samples, task, extractor)
-        model = Segmenter(extractor, head, self.ensemble)  # type: ignore[arg-type]
+        model = Segmenter(extractor, head, self.ensemble)
         return Fitted(model, {"epochs": stopped, "final_losses": losses, "views": len(samples)})
 
     def _train(
-        self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Any
+        self, head: PixelClassifier, samples: Sequence[Example], task: Task, extractor: Extractor
     ) -> tuple[list[float], list[int]]:
         """Return the last loss and the number of epochs of each member."""
         head.train()
@@ -128,16 +148,15 @@ class PixelClassifierHead:
         losses = torch.zeros(self.members)
         finished: dict[int, dict[str, Tensor]] = {}
 
-        def step(engine: Engine, batch: Tensor) -> dict[str, Tensor]:
-            nonlocal losses
+        def step(engine: Engine, batch: Tensor) -> None:
             optimizer.zero_grad(set_to_none=False)
             chosen = [samples[int(i)] for i in batch]
             rng = np.random.default_rng([task.seed, 6, engine.state.iteration])
             if self.fresh:
-                chosen = [random_crop(view, task.window, int(rng.integers(2**31))) for view in chosen]
-                chosen = [view for view in chosen if bool((view.label != IGNORE).any())]
+                chosen = [random_crop(view, task.reading.window, int(rng.integers(2**31))) for view in chosen]
+                chosen = [view for view in chosen if bool(view.known.any())]
                 if not chosen:  # scribbles: nothing labelled in this crop
-                    return {"loss": losses.mean()}
+                    return
             classify, label = self._batch(chosen, task, extractor, rng)
             running = sorted(rule.running)
             found = []
@@ -147,7 +166,6 @@ class PixelClassifierHead:
                 found.append(loss.detach())
             losses[running] = torch.stack(found).cpu()
             optimizer.step()
-            return {"loss": losses.mean()}
 
         def end_of_epoch(engine: Engine) -> None:
             if not bool(losses.isfinite().all()):
@@ -159,26 +177,17 @@ class PixelClassifierHead:
             if len(finished) == self.members:
                 engine.terminate()
 
-        trainer = SupervisedTrainer(
-            device=task.device,
-            max_epochs=self.max_epochs,
-            train_data_loader=loader,
-            network=head,
-            optimizer=optimizer,
-            loss_function=self.loss_function,
-            iteration_update=step,
-            train_handlers=[],
-        )
+        trainer = Engine(step)
         trainer.logger.setLevel(logging.WARNING)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, end_of_epoch)
-        trainer.run()
+        trainer.run(loader, self.max_epochs)
         for member, state in finished.items():
             head.set_member(member, state)
         head.eval()
         return rule.last, rule.epochs
 
     def _batch(
-        self, chosen: Sequence[Example], task: Task, extractor: Any, rng: np.random.Generator
+        self, chosen: Sequence[Example], task: Task, extractor: Extractor, rng: np.random.Generator
     ) -> tuple[Callable[[PixelClassifier], Tensor], Tensor]:
         """Return what gives a member's logits ``[B, K, ...]`` for a batch, and the batch's labels ``[B, ...]``."""
         if self.fresh:
@@ -194,14 +203,12 @@ class PixelClassifierHead:
             )
         images = torch.stack([view.image for view in chosen]).to(task.device)
         label = torch.stack([view.label for view in chosen]).long().to(task.device)
-        size = extractor.padded_size(images.shape[2:])
-        unpadded = (..., *(slice(0, n) for n in label.shape[1:]))
-        maps = extractor(images)
-        return lambda member: member(maps, size)[0][unpadded], label
+        maps, size = extractor(images), extractor.padded_size(images.shape[2:])
+        return lambda member: cut(member(maps, size)[0], label.shape[1:]), label
 
 
-def _with_new_mask(extractor: CachedExtractor | FeatureExtractor, seed: int) -> FeatureExtractor:
-    inner = extractor.extractor if isinstance(extractor, CachedExtractor) else extractor
+def _with_new_mask(extractor: Extractor, seed: int) -> FeatureExtractor:
+    inner = extractor.innermost
     return FeatureExtractor(inner.backbone, corruption=inner.corruption, **{**inner.config, "seed": seed})
 
 
@@ -223,13 +230,10 @@ class StoppingRule:
         for member in sorted(self.running):
             self.epochs[member] = epoch
             self.last[member] = losses[member]
-            if epoch <= self.min_epochs:
-                continue
-            if losses[member] < self.best[member]:
-                self.best[member] = losses[member]
-                self.waited[member] = 0
-            else:
-                self.waited[member] += 1
+            if epoch > self.min_epochs:
+                better = losses[member] < self.best[member]
+                self.best[member] = losses[member] if better else self.best[member]
+                self.waited[member] = 0 if better else self.waited[member] + 1
             if self.waited[member] >= self.patience:
                 stopping.append(member)
         self.running -= set(stopping)
@@ -237,10 +241,10 @@ class StoppingRule:
 
 
 def _sample(
-    view: Example, count: int, task: Task, extractor: CachedExtractor | FeatureExtractor, rng: np.random.Generator
+    view: Example, count: int, task: Task, extractor: Extractor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return features ``[count, C]`` and classes ``[count]`` of labelled pixels of a view, drawn with replacement."""
-    known = (view.label != IGNORE).nonzero()
+    known = view.known.nonzero()
     picked = known[torch.from_numpy(rng.integers(len(known), size=count))]
     size = extractor.padded_size(view.label.shape)
     strides = torch.tensor([math.prod(size[axis + 1 :]) for axis in range(len(size))])

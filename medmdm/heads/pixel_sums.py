@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from medmdm.backbones.feature_maps import gather, gram, sum_products
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier
+from medmdm.heads.task import NOTHING_LABELLED
 from medmdm.labels import IGNORE
 
 __all__ = ["METHODS", "PixelSums", "fit_linear", "left_out_errors", "pixel_sums"]
@@ -58,24 +59,18 @@ class PixelSums:
         return functools.reduce(operator.add, parts)
 
 
-def pixel_sums(
-    maps: Sequence[Tensor],
-    label: Tensor,
-    num_classes: int,
-    size: Sequence[int],
-    ignore: int = IGNORE,
-) -> PixelSums:
+def pixel_sums(maps: Sequence[Tensor], label: Tensor, num_classes: int, size: Sequence[int]) -> PixelSums:
     """Return the sums of one image from its low-resolution maps.
 
     Args:
         maps: ``[1, C_i, *spatial_i]``.
-        label: ``[*spatial]`` class numbers; where it is smaller than ``size`` the rest is padding.
+        label: ``[*spatial]`` class numbers, unknown ones left out; where it is smaller than ``size`` the rest is
+            padding.
         num_classes: K.
         size: to which the maps would be up-sampled.
-        ignore: pixels of this number are left out.
     """
     label = label.long()
-    known = label != ignore
+    known = label != IGNORE
     one_hot = F.one_hot(torch.where(known, label, 0), num_classes).double() * known[..., None]
     targets = one_hot.movedim(-1, 0)
     products = sum_products(maps, targets, size)
@@ -165,7 +160,7 @@ def fit_linear(
     """
     check_method(method, [ridge])
     if float(sums_.counts.sum()) == 0:
-        raise UserError("There is no labelled pixel to fit a head to: check the labels and the ignore value.")
+        raise UserError(NOTHING_LABELLED)
     return LinearClassifier(*_System(sums_, method, standardize).solve(ridge))
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.data.reading import LoadedCase
-from medmdm.data.transforms.basic import PadToSize
-from medmdm.data.transforms.spacing import resample_to_shape
+from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
+from medmdm.heads.task import Reading
 
 __all__ = ["Prediction", "Predictor"]
 
 
+@dataclass(frozen=True)
 class Prediction:
     """What a model says of a case, on the grid of its file.
 
@@ -26,55 +28,46 @@ class Prediction:
         uncertainty: ``[2, *spatial]``: entropy and disagreement between members, in nats; None if not asked for.
     """
 
-    def __init__(self, probabilities: np.ndarray, uncertainty: np.ndarray | None = None) -> None:
-        self.probabilities = probabilities
-        self.uncertainty = uncertainty
+    probabilities: np.ndarray
+    uncertainty: np.ndarray | None = None
 
 
+@dataclass
 class Predictor:
     """Run a model over images of any size: whole, or in sliding windows whose logits are blended by Gaussian weights.
 
     Args:
         model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``; uncertainty needs its ``with_uncertainty``. Of
-            other maps, such as :class:`medmdm.segment.Surprise`, read :meth:`values`.
-        window: size of the windows (the paper: 256 x 256).
-        whole: read images whole instead.
-        overlap: of neighbouring windows (the paper: 0.2).
-        uncertainty: also give the maps of uncertainty.
+            other maps, such as :class:`medmdm.segment.ReconstructionError`, read :meth:`values`.
+        reading: windows or whole images.
+        uncertainty: also give the maps of uncertainty, where the model has them.
         batch_size: windows at once.
         device: where to compute.
+        inferer: of MONAI's, where images are read otherwise than ``reading`` says.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        window: Sequence[int],
-        whole: bool = False,
-        overlap: float = 0.2,
-        uncertainty: bool = False,
-        batch_size: int = 4,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.model = model
-        self.window = list(window)
-        self.whole = whole
-        self.overlap = overlap
-        self.uncertainty = uncertainty and hasattr(model, "with_uncertainty")
-        self.device = torch.device(device)
-        self.inferer = SlidingWindowInferer(self.window, batch_size, overlap, mode="gaussian")
+    model: nn.Module
+    reading: Reading
+    uncertainty: bool = False
+    batch_size: int = 4
+    device: torch.device | str = "cpu"
+    inferer: Inferer | None = None
+
+    def __post_init__(self) -> None:
+        self.uncertainty = self.uncertainty and hasattr(self.model, "with_uncertainty")
+        self.device = torch.device(self.device)
+        self.inferer = self.inferer or self.reading.inferer(self.batch_size)
 
     @torch.no_grad()
     def image(self, image: Tensor) -> Tensor:
         """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, H, W]`` in [-1, 1]."""
+        padded = image if self.reading.whole else torch.as_tensor(PadToSize(self.reading.window)(image))
         function = self.model.with_uncertainty if self.uncertainty else self.model
-        x = image[None].to(self.device)
-        if self.whole:
-            return function(x)[0].float().cpu()  # type: ignore[operator]
-        padded = torch.as_tensor(PadToSize(self.window)(image))[None].to(self.device)
-        out = self.inferer(padded, function)
+        assert self.inferer is not None
+        out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
-        first = [(new - old) // 2 for new, old in zip(padded.shape[2:], x.shape[2:], strict=True)]
-        places = (slice(None), *(slice(a, a + n) for a, n in zip(first, x.shape[2:], strict=True)))
+        first = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
+        places = (slice(None), *(slice(a, a + n) for a, n in zip(first, image.shape[1:], strict=True)))
         return out[0][places].float().cpu()
 
     def case(self, case: LoadedCase) -> Prediction:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.extractor import Extractor
 from medmdm.errors import UserError
+from medmdm.heads.padded import cut
 
 __all__ = ["ENSEMBLES", "Segmenter"]
 
@@ -30,7 +33,7 @@ class Segmenter(nn.Module):
         UserError: an unknown ensemble.
     """
 
-    def __init__(self, extractor: FeatureExtractor, head: nn.Module, ensemble: str = "mean") -> None:
+    def __init__(self, extractor: Extractor, head: nn.Module, ensemble: str = "mean") -> None:
         super().__init__()
         if ensemble not in ENSEMBLES:
             raise UserError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {ensemble!r}.")
@@ -64,18 +67,13 @@ class Segmenter(nn.Module):
 
     def member_logits(self, image: Tensor, members: slice | None = None) -> Tensor:
         """Return the logits of each member, ``[M, B, K, *spatial]``."""
-        maps, size = self._features(image)
-        return _cut(self.head(maps, size, members), image.shape[2:])
+        size = self.extractor.padded_size(image.shape[2:])
+        return cut(self.head(self.extractor(image), size, members), image.shape[2:])
 
     def mean_probabilities(self, image: Tensor) -> Tensor:
         """Return the ensemble's probabilities ``[B, K, *spatial]``; one member is in memory at a time."""
-        maps, size = self._features(image)
-        total: Tensor | None = None
-        for m in range(self.members):
-            p = self._vote(_cut(self.head(maps, size, slice(m, m + 1))[0], image.shape[2:]))
-            total = p if total is None else total + p
-        assert total is not None  # members >= 1
-        return total / self.members
+        votes = map(self._vote, self._each(self.extractor(image), image.shape[2:]))
+        return functools.reduce(operator.add, votes) / self.members
 
     def with_uncertainty(self, image: Tensor) -> Tensor:
         """Return logits and two maps of uncertainty in one tensor, ``[B, K + 2, *spatial]``.
@@ -85,31 +83,28 @@ class Segmenter(nn.Module):
 
         Where features are read under complementary masks (``masking="partition"``), the divergence is between all pairs
         of a member and a mask: it also says how much the answer depends on which patches are hidden, so that a single
-        member has one too. This reads the image once more a mask. Logits and entropy are those of the averaged
+        member has one too. This reads the image once more per mask. Logits and entropy are those of the averaged
         features, as without uncertainty.
         """
-        maps, size = self._features(image)
-        spread = _Spread()
-        votes: Tensor | None = None
-        for m in range(self.members):
-            logits = _cut(self.head(maps, size, slice(m, m + 1))[0], image.shape[2:])
+        spread, votes = _Spread(), torch.zeros(())
+        for logits in self._each(self.extractor(image), image.shape[2:]):
             spread.add(logits.softmax(1))
-            votes = self._vote(logits) if votes is None else votes + self._vote(logits)
-        assert votes is not None  # members >= 1
-        total, disagreement = spread.total(), spread.disagreement()
-        logits = self.head(maps, size)[0] if self.members == 1 else (votes / self.members).clamp_min(1e-12).log()
-        extractor = innermost(self.extractor)
-        if isinstance(extractor, FeatureExtractor) and extractor.config["masking"] == "partition":
-            pairs = _Spread()
-            for view in extractor.views(image):
-                for m in range(self.members):
-                    pairs.add(_cut(self.head(view, size, slice(m, m + 1))[0], image.shape[2:]).softmax(1))
-            disagreement = pairs.disagreement()
-        return torch.cat([_cut(logits, image.shape[2:]), total, disagreement], dim=1)
+            votes = votes + self._vote(logits)
+        if self.members > 1:
+            logits = (votes / self.members).clamp_min(1e-12).log()
+        voices = spread
+        if self.extractor.config["masking"] == "partition":
+            voices = _Spread()
+            for view in self.extractor.innermost.views(image):
+                for each in self._each(view, image.shape[2:]):
+                    voices.add(each.softmax(1))
+        return torch.cat([logits, spread.total(), voices.disagreement()], dim=1)
 
-    def _features(self, image: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-        maps = self.extractor(image)
-        return maps, self.extractor.padded_size(image.shape[2:])
+    def _each(self, maps: list[Tensor], spatial: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the logits of one member after the other."""
+        size = self.extractor.padded_size(spatial)
+        for m in range(self.members):
+            yield cut(self.head(maps, size, slice(m, m + 1))[0], spatial)
 
     def _vote(self, logits: Tensor) -> Tensor:
         if self.ensemble == "mean":
@@ -144,19 +139,6 @@ class _Spread:
         return (self.total() - self.within / self.count).clamp_min(0)
 
 
-def innermost(extractor: nn.Module) -> nn.Module:
-    """Return the extractor inside a cache (:class:`medmdm.backbones.cache.CachedExtractor`), if there is one."""
-    while not isinstance(extractor, FeatureExtractor) and isinstance(getattr(extractor, "extractor", None), nn.Module):
-        extractor = extractor.extractor  # type: ignore[assignment]
-    return extractor
-
-
 def entropy(probabilities: Tensor) -> Tensor:
     """Return ``-sum p log p`` in nats over the classes: ``[B, K, *spatial]`` → ``[B, 1, *spatial]``."""
     return torch.special.entr(probabilities).sum(1, keepdim=True)
-
-
-def _cut(x: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Take the padding off the last axes."""
-    index = (slice(None),) * (x.ndim - len(spatial)) + tuple(slice(0, int(n)) for n in spatial)
-    return x[index]

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from torch import nn
 
-from medmdm.backbones.cache import CachedExtractor
-from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import Example
+from medmdm.data.validity import check_known
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
-__all__ = ["Fitted", "Fitter", "Task", "check_normalize", "check_windows"]
+__all__ = ["Fitted", "Fitter", "Reading", "Task", "check_normalize", "labelled"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, when a head is fitted and when it predicts: in overlapping windows, or whole.
+
+    Args:
+        window: rows and columns (the paper: 256 x 256); three numbers for volumes that are read as such.
+        whole: images are read whole instead.
+        overlap: of neighbouring windows, as a share of the window in [0, 1) (the paper: 0.2).
+
+    Raises:
+        UserError: the window is not two (or three) whole numbers above 0, or the overlap is out of range.
+    """
+
+    window: tuple[int, ...]
+    whole: bool = False
+    overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        sizes: list[Any] = list(self.window) if isinstance(self.window, (list, tuple)) else [self.window]
+        if len(sizes) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {self.window!r}.")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap must be at least 0 and less than 1, got {self.overlap}.")
+        object.__setattr__(self, "window", tuple(sizes))
+
+    @property
+    def kind(self) -> str:
+        """The kind of :func:`medmdm.heads.views` that predictions are made from: ``"whole"`` or ``"windows"``."""
+        return "whole" if self.whole else "windows"
+
+    def inferer(self, batch_size: int = 4) -> Inferer:
+        """Return MONAI's inferer that reads so; logits of windows are blended by Gaussian weights."""
+        return (
+            SimpleInferer() if self.whole else SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
+        )
 
 
 @dataclass(frozen=True)
@@ -25,21 +63,18 @@ class Task:
     Args:
         examples: the labelled support.
         num_classes: K, background included.
-        window: size of the windows that images are read in.
-        whole: images are read whole instead.
-        overlap: of neighbouring windows.
+        reading: how images are read, here and when predictions are made.
         seed: of everything random.
         device: where to compute.
 
     Raises:
-        UserError: there is no labelled image, less than two classes, or a label names a class that does not exist.
+        UserError: there is no labelled image, less than two classes, the window has another number of
+            dimensions than the images, or a label names a class that does not exist.
     """
 
     examples: Sequence[Example]
     num_classes: int
-    window: tuple[int, ...]
-    whole: bool = False
-    overlap: float = 0.2
+    reading: Reading
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -49,12 +84,15 @@ class Task:
         if self.num_classes < 2:
             raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
         for example in self.examples:
-            wrong = example.label[(example.label != IGNORE) & (example.label >= self.num_classes)]
-            if len(wrong):
+            if example.label.ndim != len(self.reading.window):
                 raise UserError(
-                    f"The label of {example.case or 'an image'} holds the class {int(wrong[0])}, but there are "
-                    f"{self.num_classes} classes, 0 to {self.num_classes - 1}."
+                    f"window must be {example.label.ndim} whole numbers for images of {example.label.ndim} dimensions, "
+                    f"got {list(self.reading.window)}."
                 )
+            above = example.label[example.known & (example.label >= self.num_classes)]
+            check_known(
+                set(above.tolist()), range(self.num_classes), IGNORE, f"the label of {example.case or 'an image'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,30 +117,27 @@ class Fitter(Protocol):
     #: Whether ``fit`` needs a backbone's features (else ``extractor`` may be None).
     needs_backbone: bool
 
-    def fit(self, task: Task, extractor: CachedExtractor | FeatureExtractor | None) -> Fitted:
+    def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
         ...
 
 
-def check_windows(window: Sequence[int], overlap: float) -> tuple[int, ...]:
-    """Return the size of windows, or refuse what is none.
+NOTHING_LABELLED = "There is no labelled pixel to learn from: check the labels and the ignore value."
 
-    Args:
-        window: rows and columns.
-        overlap: of neighbouring windows, as a share.
+
+def labelled(examples: Iterable[Example]) -> list[Example]:
+    """Return the images (or views of them) that hold a labelled pixel.
 
     Raises:
-        UserError: the size is not two whole numbers above 0, or the share not in [0, 1).
+        UserError: none does.
     """
-    sizes: list[Any] = list(window) if isinstance(window, (list, tuple)) else [window]
-    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise UserError(f"window must be two whole numbers above 0, such as [96, 96], got {window!r}.")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap must be at least 0 and less than 1, got {overlap}.")
-    return tuple(sizes)
+    found = [example for example in examples if bool(example.known.any())]
+    if not found:
+        raise UserError(NOTHING_LABELLED)
+    return found
 
 
-def check_normalize(extractor: CachedExtractor | FeatureExtractor, whole: bool) -> None:
+def check_normalize(extractor: Extractor, whole: bool) -> None:
     """Refuse the paper's norm for whole images.
 
     Args:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medmdm.data.reading import Example, LoadedCase
-from medmdm.data.transforms.basic import PadToSize
+from medmdm.data.transforms.spatial import PadToSize
 from medmdm.errors import UserError
+from medmdm.heads.task import Reading
 from medmdm.labels import IGNORE
 
 __all__ = ["VIEWS", "random_crop", "view_sizes", "views"]
@@ -97,10 +98,8 @@ def _padded(example: Example, window: Sequence[int]) -> tuple[Tensor, Tensor]:
     return image, F.pad(example.label, both, value=IGNORE)
 
 
-def view_sizes(
-    cases: Sequence[LoadedCase], whole: bool, window: Sequence[int], overlap: float
-) -> list[tuple[int, ...]]:
+def view_sizes(cases: Sequence[LoadedCase], reading: Reading) -> list[tuple[int, ...]]:
     """Return the sizes of all that a backbone will read of some cases, to say beforehand what the features take."""
-    kind = "whole" if whole else "windows"
-    read = (view for case in cases for e in case.examples for view in views(e, kind, window, overlap))
+    examples = [example for case in cases for example in case.examples]
+    read = (view for e in examples for view in views(e, reading.kind, reading.window, reading.overlap))
     return [tuple(view.image.shape[1:]) for view in read]

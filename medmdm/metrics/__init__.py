@@ -16,7 +16,7 @@ from medmdm.metrics.instances import (
     panoptic_quality,
 )
 from medmdm.metrics.overlap import Overlaps, overlaps
-from medmdm.metrics.pixels import dice, iou, pixel_scores, pool
+from medmdm.metrics.pixels import dice, iou, mean_scores, pixel_scores, pool
 from medmdm.metrics.surface import surface_scores
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "dice",
     "instance_scores",
     "iou",
+    "mean_scores",
     "object_dice",
     "object_f1",
     "object_hausdorff",

@@ -44,7 +44,8 @@ def aji(pred: ArrayLike, true: ArrayLike) -> float:
     Raises:
         ValueError: the maps differ in shape, are not integers, or hold negative numbers.
     """
-    return _ratio(*_aggregate(overlaps(pred, true)))
+    table = overlaps(pred, true)
+    return _ratio(*_aggregate(table, table.best_pairs(table.iou)))
 
 
 def aji_plus(pred: ArrayLike, true: ArrayLike) -> float:
@@ -52,7 +53,8 @@ def aji_plus(pred: ArrayLike, true: ArrayLike) -> float:
 
     Args, return value and errors as for :func:`aji`.
     """
-    return _ratio(*_aggregate_one_to_one(overlaps(pred, true)))
+    table = overlaps(pred, true)
+    return _ratio(*_aggregate(table, _one_to_one(table)))
 
 
 def object_dice(pred: ArrayLike, true: ArrayLike) -> float:
@@ -121,11 +123,11 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
         ValueError: the maps differ in shape, are not integers, or hold negative numbers.
     """
     table = overlaps(pred, true)
-    intersection, union = _aggregate(table)
+    intersection, union = _aggregate(table, table.best_pairs(table.iou))
     tp, n_pred, n_true = _object_counts(table)
     scores = {
         "aji": _ratio(intersection, union),
-        "aji_plus": _ratio(*_aggregate_one_to_one(table)),
+        "aji_plus": _ratio(*_aggregate(table, _one_to_one(table))),
         "object_dice": _object_dice(table),
         "object_f1": _f1(tp, n_pred, n_true),
         "object_precision": _ratio(tp, n_pred),
@@ -150,17 +152,7 @@ def _f1(tp: int, n_pred: int, n_true: int) -> float:
     return _ratio(2 * tp, n_pred + n_true)
 
 
-def _aggregate(table: Overlaps) -> tuple[int, int]:
-    """Sum intersections and unions of the AJI."""
-    return _sums(table, table.best_pairs(table.iou))
-
-
-def _aggregate_one_to_one(table: Overlaps) -> tuple[int, int]:
-    """Sum intersections and unions of the AJI+."""
-    return _sums(table, _one_to_one(table))
-
-
-def _sums(table: Overlaps, pairs: Integers) -> tuple[int, int]:
+def _aggregate(table: Overlaps, pairs: Integers) -> tuple[int, int]:
     """Sum intersections and unions of pairs, and add the areas of instances in none of them to the unions."""
     alone_true = np.ones(len(table.true_areas), bool)
     alone_pred = np.ones(len(table.pred_areas), bool)

@@ -5,6 +5,8 @@ Counts are whole numbers of any size; the formulas on them and the distances bet
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +19,7 @@ from medmdm.labels import IGNORE
 from medmdm.metrics.overlap import check_pair
 from medmdm.metrics.surface import surface_scores
 
-__all__ = ["dice", "iou", "mean_scores", "pixel_scores", "pool"]
+__all__ = ["class_means", "dice", "iou", "mean_scores", "pixel_scores", "pool"]
 
 COUNTS = ("tp", "fp", "tn", "fn")  # the order of MONAI's confusion matrices
 FORMULAS = {"dice": "f1 score", "iou": "threat score", "precision": "precision", "recall": "sensitivity"}
@@ -145,18 +147,33 @@ def _formulas(counts: NDArray[np.int64]) -> dict[str, float]:
     return row | {"tp": tp, "fp": fp, "fn": fn, "tn": tn, "n_true": tp + fn, "n_pred": tp + fp}
 
 
+def class_means(scores: Mapping[int, Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
+    """Return the means over classes of a case's scores.
+
+    Args:
+        scores: of each class, as :func:`pixel_scores` returns them.
+        keys: those wanted; one that no class has is left out.
+
+    Returns:
+        For each key the mean over those classes that have a value, NaN where none has.
+    """
+    means = {}
+    for key in keys:
+        values = [row[key] for row in scores.values() if key in row]
+        if values:
+            defined = [value for value in values if not math.isnan(value)]
+            means[key] = statistics.fmean(defined) if defined else math.nan
+    return means
+
+
 def mean_scores(mask: np.ndarray, truth: np.ndarray, num_classes: int, ignore: int | None) -> dict[str, float]:
-    """Return mean Dice and IoU of a case over the classes that it or its prediction holds.
+    """Return mean ``dice`` and ``iou`` of a case over the classes that it or its prediction holds.
 
     Args:
         mask: predicted class numbers, ``[*spatial]``.
         truth: of the same shape.
         num_classes: K.
         ignore: truth that is left out.
-
-    Returns:
-        ``{"dice": ..., "iou": ...}``, NaN where there is nothing to find and nothing was found.
     """
     scores = pixel_scores(mask.astype(np.int64), truth.astype(np.int64), num_classes, ignore=ignore, surface=False)
-    values = {name: np.array([row[name] for row in scores.values()], dtype=float) for name in ("dice", "iou")}
-    return {name: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for name, v in values.items()}
+    return class_means(scores, ("dice", "iou"))

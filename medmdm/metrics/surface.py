@@ -43,11 +43,10 @@ def surface_scores(
     size = _spacing(spacing, pred.ndim)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise UserError(f"tolerance must be a distance of at least 0, got {tolerance}.")
-    any_pred, any_true = bool(pred.any()), bool(true.any())
-    if not (any_pred and any_true):
-        both = not any_pred and not any_true
-        nothing = math.nan if both else 0.0
-        return {"hausdorff95": math.nan if both else math.inf, "surface_dice": nothing, "boundary_f": nothing}
+    empty = int(not pred.any()) + int(not true.any())
+    if empty:
+        distance, share = (math.inf, 0.0) if empty == 1 else (math.nan, math.nan)
+        return {"hausdorff95": distance, "surface_dice": share, "boundary_f": share}
     edges = get_mask_edges(torch.from_numpy(pred), torch.from_numpy(true))
     distances = [get_surface_distance(here, there, spacing=size) for here, there in (edges, edges[::-1])]
     # Compared by torch in the distances' own precision: 0.3 as a single is more than 0.3 as a double.

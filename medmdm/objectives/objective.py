@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medmdm.corruption import Corruption, Generators
 from medmdm.errors import UserError, nearest
-from medmdm.objectives.losses import ReconstructionLoss, WeightedSumLoss
+from medmdm.objectives.losses import with_visible
 
 __all__ = ["Objective"]
 
@@ -22,8 +22,7 @@ class Objective:
     Args:
         corruption: ``corrupt(x0, t, generators)``.
         timesteps: called as ``timesteps(batch_size, generators, device)``.
-        loss_function: called as ``loss(pred, target, visible)`` for the losses of ``medmdm.objectives``, else as
-            ``loss(pred, target)``; always in float32 outside autocast.
+        loss_function: any that :func:`medmdm.objectives.losses.with_visible` takes; called in float32 outside autocast.
         target: what the network predicts: ``"image"`` (x_0) or, for corruptions that add some, ``"noise"`` (e).
 
     Raises:
@@ -68,8 +67,7 @@ class Objective:
 
     def loss(self, pred: Tensor, target: Tensor, visible: Tensor) -> Tensor:
         """Judge a prediction; channels beyond the target's (a learnt sigma) are not part of the objective."""
-        extra = (visible,) if isinstance(self.loss_function, (ReconstructionLoss, WeightedSumLoss)) else ()
-        return self.loss_function(pred.float()[:, : target.shape[1]], target, *extra)
+        return with_visible(self.loss_function)(pred.float()[:, : target.shape[1]], target, visible)
 
     def restored(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the clean image that a prediction implies, in float32.

@@ -35,9 +35,9 @@ class Kind:
 KINDS = {
     "glas": Kind("medmdm.prepare.glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv"),
     "monuseg": Kind("medmdm.prepare.monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons"),
-    "dsb2018": Kind("medmdm.prepare.dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask a nucleus"),
+    "dsb2018": Kind("medmdm.prepare.dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask per nucleus"),
     "folder": Kind(
-        "medmdm.prepare.folder",
+        "medmdm.prepare.picture_folder",
         "any folder of PNG, TIFF, BMP or JPEG images, with or without masks beside them",
         {
             "--label-type": {
@@ -48,7 +48,7 @@ KINDS = {
         },
     ),
     "volumes": Kind(
-        "medmdm.prepare.volumes",
+        "medmdm.prepare.volume_folder",
         "NIfTI, NRRD or MetaImage volumes with label volumes (images/ and labels/, imagesTr/ and labelsTr/, x_seg "
         "beside x), or folders of DICOM series",
         {
@@ -84,14 +84,14 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         UserError: one sentence about the file that is in the way.
     """
     if kind not in KINDS:
-        raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}")
+        raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}.")
     source, dest = Path(source).expanduser(), Path(dest).expanduser()
     if not source.exists():
-        raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded")
+        raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded.")
     if dest.exists() and not dest.is_dir():
-        raise UserError(f"{dest} is a file: give a folder to write to")
+        raise UserError(f"{dest} is a file: give a folder to write to.")
     real_source, real_dest = source.resolve(), dest.resolve()
     if real_source == real_dest or real_source in real_dest.parents:
-        raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder")
+        raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder.")
     summary: str = importlib.import_module(KINDS[kind].module).prepare(source, dest, **options)
     return summary

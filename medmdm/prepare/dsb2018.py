@@ -1,18 +1,17 @@
-"""Data Science Bowl 2018, nuclei in mixed microscopy: a folder an image, and in it a PNG for every nucleus."""
+"""Data Science Bowl 2018, nuclei in mixed microscopy: a folder for each image, and in it a PNG for every nucleus."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from skimage.segmentation import relabel_sequential
 
+from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Plan
-from medmdm.prepare.pixels import Label, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -41,13 +40,13 @@ def prepare(source: Path, dest: Path) -> str:
         return carry_out(_plan(release), dest)
 
 
-def _plan(release: Release) -> Plan:
+def _plan(release: Release) -> Preparation:
     files = [file for file in release.images if len(file.path.parts) >= 2]
     images = by_stem(file for file in files if file.path.parent.name == "images")
     if not images:
         raise UserError(
             f"{release.source} holds no <id>/images/<id>.png of the Data Science Bowl 2018: give stage1_train, its "
-            "zip file, or the folder that both stages are in"
+            "zip file, or the folder that both stages are in."
         )
     masks: dict[PurePosixPath, list[SourceFile]] = {}
     for file in files:
@@ -61,21 +60,20 @@ def _plan(release: Release) -> Plan:
         if not own and not is_test:
             empty.append(stem)
         section = "test" if is_test else "training"
-        nuclei = partial(_nuclei, stem, image, own) if own else None
-        cases.append(Case(stem, section, (image, *own), partial(make, stem, image, nuclei)))
+        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image)))
     training = sum(case.section == "training" for case in cases)
     notices = list(release.notices)
     if training < _TRAINING_IMAGES:
         notices.append(f"training: {_TRAINING_IMAGES - training} of {_TRAINING_IMAGES} images are not in the source")
     if empty:
         notices.append(f"{len(empty)} training images have no masks and get no label: {', '.join(empty[:5])}")
-    return Plan("dsb2018", _INFORMATION, tuple(cases), tuple(notices))
+    return Preparation("dsb2018", _INFORMATION, tuple(cases), tuple(notices))
 
 
-def _nuclei(name: str, image: SourceFile, masks: Sequence[SourceFile], shape: tuple[int, ...]) -> Label:
+def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
     """Draw one nucleus after the other; later ones win where they overlap, which official masks do not."""
-    if len(masks) > 65535:
-        raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number")
+    if len(masks) > MAX_INSTANCES:
+        raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number.")
     label = np.zeros(shape, np.uint16)
     number, overlap, blank = 0, 0, 0
     for mask in masks:

@@ -14,8 +14,7 @@ from skimage.segmentation import relabel_sequential
 
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Plan
-from medmdm.prepare.pixels import Label, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -31,13 +30,13 @@ def prepare(source: Path, dest: Path) -> str:
         return carry_out(_plan(release), dest)
 
 
-def _plan(release: Release) -> Plan:
+def _plan(release: Release) -> Preparation:
     published = load_data_list("glas")
     images = by_stem([file for file in release.images if _NAME.fullmatch(file.stem)])
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
     if not images:
         raise UserError(
-            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder"
+            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder."
         )
     grades, notices = _grades(release)
     cases, absent, unlabelled = [], Counter[str](), []
@@ -48,11 +47,12 @@ def _plan(release: Release) -> Plan:
             if stem not in images:
                 absent[row] += 1
                 continue
-            mask = masks.get(f"{stem}_anno")
-            if mask is None:
+            image, own = images.pop(stem), [masks[name] for name in (f"{stem}_anno",) if name in masks]
+            if not own:
                 unlabelled.append(stem)
             known = {key: value for key, value in entry.items() if key not in ("image", "label")}
-            cases.append(_case(stem, section, row, images.pop(stem), mask, grades.get(stem, known)))
+            glands, columns = partial(_glands, stem, image), grades.get(stem, known)
+            cases.append(picture_case(stem, section, image, own, glands, row=row, columns=columns))
     totals = Counter(_ROWS[Path(e["image"]).stem.split("_")[0]] for s in SECTIONS for e in getattr(published, s))
     notices += [f"{row}: {missing} of {totals[row]} images are not in the source" for row, missing in absent.items()]
     if unlabelled:
@@ -65,21 +65,14 @@ def _plan(release: Release) -> Plan:
         "objective": "20x",
         "spacing": [0.00062, 0.00062],  # mm
     }
-    return Plan("glas", information, tuple(cases), (*release.notices, *notices))
+    return Preparation("glas", information, tuple(cases), (*release.notices, *notices))
 
 
-def _case(
-    stem: str, section: str, row: str, image: SourceFile, mask: SourceFile | None, columns: dict[str, str]
-) -> Case:
-    def glands(shape: tuple[int, ...]) -> Label:
-        assert mask is not None
-        numbers = read_label(mask, shape, image)
-        label = relabel_sequential(numbers)[0]
-        closed = (label != numbers).any()
-        return Label(label, notes=(f"{stem}: object numbers had gaps and were closed up",) if closed else ())
-
-    sources = (image,) if mask is None else (image, mask)
-    return Case(stem, section, sources, partial(make, stem, image, None if mask is None else glands), row, columns)
+def _glands(stem: str, image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
+    numbers = read_label(mask, shape, image)
+    label = relabel_sequential(numbers)[0]
+    closed = (label != numbers).any()
+    return Label(label, notes=(f"{stem}: object numbers had gaps and were closed up",) if closed else ())
 
 
 def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -98,7 +91,7 @@ def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{found[0].shown} is not the Grade.csv of the release (columns name, patient ID, grade (GlaS), grade "
-            "(Sirinukunwattana et al. 2015)): take the published one, or remove it"
+            "(Sirinukunwattana et al. 2015)): take the published one, or remove it."
         ) from error
     return {
         name.strip(): {

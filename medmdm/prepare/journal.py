@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
-from medmdm.prepare.cases import Case, Made
+from medmdm.hashing import file_hash, text_hash
+from medmdm.prepare.preparation import Made, SourceCase
 
 __all__ = ["Journal", "write_if_changed"]
 
@@ -47,10 +49,10 @@ class Journal:
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, UserError):
                     raise
-                raise UserError(f"{self._path} is damaged: delete {dest} and prepare again") from error
-        elif any((dest / name).exists() for name in ("dataset.json", "datalist.json", "images", "labels")):
+                raise UserError(f"{self._path} is damaged: delete {dest} and prepare again.") from error
+        elif any((dest / name).exists() for name in (*LIST_NAMES, "images", "labels")):
             raise UserError(
-                f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder"
+                f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder."
             )
 
     @property
@@ -61,16 +63,19 @@ class Journal:
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self._records[name]
 
-    def is_done(self, case: Case, fingerprint: str) -> bool:
+    def is_done(self, case: SourceCase, fingerprint: str) -> bool:
         """Whether the case is on record with these sources, and all its files are as they were written."""
         record = self._records.get(case.name)
         return (
             record is not None
             and record["fingerprint"] == fingerprint
-            and all(_hash_of(self.dest / path) == digest for path, digest in record["written"].items())
+            and all(
+                (self.dest / path).is_file() and file_hash(self.dest / path) == digest
+                for path, digest in record["written"].items()
+            )
         )
 
-    def write(self, case: Case, fingerprint: str, made: Made) -> None:
+    def write(self, case: SourceCase, fingerprint: str, made: Made) -> None:
         """Write the files of a case and record it."""
         if not self._continues:  # before any other file, for without it the folder is not taken for ours
             self.finish(self.names)
@@ -102,28 +107,21 @@ class Journal:
         records = [json.loads(line) for line in lines]
         head = records[0] if records else self._head
         if head["prepared"] != kind:
-            raise UserError(f"{self.dest} holds {head['prepared']} prepared before: give another folder for {kind}")
+            raise UserError(f"{self.dest} holds {head['prepared']} prepared before: give another folder for {kind}.")
         if head["version"] == _VERSION:
             self._records = {record["case"]: record for record in records[1:]}
             self._continues = not rest and bool(records)
 
 
-def fingerprint_of(case: Case) -> str:
+def fingerprint_of(case: SourceCase) -> str:
     """Return the hash of what a case is made from."""
-    digest = hashlib.sha256(case.recipe.encode())
-    for source in case.sources:
-        digest.update(source.sha256().encode())
-    return digest.hexdigest()
+    return text_hash(case.recipe + "".join(source.sha256() for source in case.sources))
 
 
 def write_if_changed(path: Path, content: bytes) -> None:
     """Write atomically, unless the file has this content already."""
     if not path.is_file() or path.read_bytes() != content:
         atomic_write(path, content)
-
-
-def _hash_of(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

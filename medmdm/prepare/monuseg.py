@@ -14,8 +14,7 @@ from medmdm.data.files.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.data.folders import is_mask
 from medmdm.data.lists import DataList, load_data_list
 from medmdm.errors import UserError
-from medmdm.prepare.cases import Case, Plan
-from medmdm.prepare.pixels import Label, make, read_label
+from medmdm.prepare.preparation import Label, Preparation, SourceCase, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
@@ -34,7 +33,7 @@ def prepare(source: Path, dest: Path) -> str:
         return carry_out(_plan(release), dest)
 
 
-def _plan(release: Release) -> Plan:
+def _plan(release: Release) -> Preparation:
     published = load_data_list("monuseg")
     sections = {
         PurePosixPath(entry["image"]).stem: section
@@ -45,7 +44,7 @@ def _plan(release: Release) -> Plan:
         file for file in release.images if not is_mask(file.path) and (file.stem in sections or _TCGA.match(file.stem))
     )
     if not images:
-        raise UserError(f"{release.source} holds no MoNuSeg image (TCGA-*.tif): give the release's folder")
+        raise UserError(f"{release.source} holds no MoNuSeg image (TCGA-*.tif): give the release's folder.")
     outlines = by_stem(file for file in release.files if file.suffix == ".xml" and file.stem in images)
     masks = {_MASK_WORDS.sub("", stem): file for stem, file in by_stem(_masks(release, images, outlines)).items()}
     groups = ("training", "test", None)  # as in the published list, which is in string order; then later images
@@ -73,7 +72,7 @@ def _plan(release: Release) -> Plan:
         "objective": "40x",
         "spacing": [0.00025, 0.00025],  # mm, for images whose XML states none
     }
-    return Plan("monuseg", information, tuple(cases), tuple(notices), other_lists)
+    return Preparation("monuseg", information, tuple(cases), tuple(notices), other_lists)
 
 
 def _masks(release: Release, images: Container[str], outlines: Container[str]) -> Iterator[SourceFile]:
@@ -84,19 +83,13 @@ def _masks(release: Release, images: Container[str], outlines: Container[str]) -
             yield file
 
 
-def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> Case:
-    nuclei = None if truth is None else partial(_nuclei, image, truth)
-    return Case(
-        name=stem,
-        section=section,
-        sources=(image,) if truth is None else (image, truth),
-        make=partial(make, stem, image, nuclei),
-        row=section or _LATER,
-        columns={"patient_id": stem[:12]},
-    )
+def _case(stem: str, section: str | None, image: SourceFile, truth: SourceFile | None) -> SourceCase:
+    truths = () if truth is None else (truth,)
+    nuclei, columns = partial(_nuclei, image), {"patient_id": stem[:12]}
+    return picture_case(stem, section, image, truths, nuclei, row=section or _LATER, columns=columns)
 
 
-def _nuclei(image: SourceFile, truth: SourceFile, shape: tuple[int, ...]) -> Label:
+def _nuclei(image: SourceFile, shape: tuple[int, ...], truth: SourceFile) -> Label:
     if truth.suffix != ".xml":
         return Label(relabel_sequential(read_label(truth, shape, image))[0])
     with truth.local() as path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -16,8 +14,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from medmdm.data.files.pictures import IMAGE_SUFFIXES
+from medmdm.data.files.formats import IMAGE_SUFFIXES
+from medmdm.data.folders import is_hidden, walk_files
 from medmdm.errors import UserError
+from medmdm.hashing import stream_hash
 
 __all__ = ["Release", "SourceFile", "by_stem", "open_release"]
 
@@ -60,11 +60,8 @@ class SourceFile:
 
     def sha256(self) -> str:
         """Return the hash of the content."""
-        digest = hashlib.sha256()
         with self._reading() as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+            return stream_hash(file)
 
     @contextmanager
     def local(self) -> Iterator[Path]:
@@ -89,9 +86,9 @@ class SourceFile:
             with self.open() as file:
                 yield file
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self.shown} cannot be unpacked ({error}): download the zip file again") from error
+            raise UserError(f"{self.shown} cannot be unpacked ({error}): download the zip file again.") from error
         except OSError as error:
-            raise UserError(f"{self.shown} cannot be read ({error.strerror or error}): check the file") from error
+            raise UserError(f"{self.shown} cannot be read ({error.strerror or error}): check the file.") from error
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
     notices: list[str] = []
     with ExitStack() as stack:
         if source.is_dir():
-            files = _folder_files(source)
+            files = [_on_disk(path, source) for path in walk_files(source)]
             zips = [file for file in files if file.suffix == ".zip" and file.on_disk is not None]
             if zips_inside and zips and not any(file.is_image for file in files):
                 for file in zips:
@@ -145,7 +142,7 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
         else:
             files = _zip_files(stack, source, PurePosixPath())
         if not files:
-            raise UserError(f"{source} is empty: give the folder or the zip file as downloaded")
+            raise UserError(f"{source} is empty: give the folder or the zip file as downloaded.")
         yield Release(source, tuple(sorted(files, key=lambda file: file.path.as_posix())), tuple(notices))
 
 
@@ -159,58 +156,35 @@ def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
     for file in files:
         other = found.setdefault(file.stem, file)
         if other is not file and other.sha256() != file.sha256():
-            raise UserError(f"{other.shown} and {file.shown} have one name but differ: keep the one of the release")
+            raise UserError(f"{other.shown} and {file.shown} have one name but differ: keep the one of the release.")
     return found
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+def _on_disk(path: Path, source: Path) -> SourceFile:
+    below = PurePosixPath(path.relative_to(source).as_posix())
+    return SourceFile(below, str(path), partial(_open, path), path)
 
 
 def _open(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _folder_files(folder: Path) -> list[SourceFile]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): check its permissions")
-
-    files: list[SourceFile] = []
-    visited: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link back to a folder above
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in names:
-            if not _is_hidden(name):
-                path = Path(parent, name)
-                below = PurePosixPath(path.relative_to(folder).as_posix())
-                files.append(SourceFile(below, str(path), partial(_open, path), path))
-    return files
-
-
 def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[SourceFile]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise UserError(f"{path} is neither a folder nor a sound zip file ({error}): download it again") from error
+        raise UserError(f"{path} is neither a folder nor a sound zip file ({error}): download it again.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a zip file ({error}): check the file") from error
+        raise UserError(f"{path} cannot be read as a zip file ({error}): check the file.") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _refuse_unsafe(path, members)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
     return [
         SourceFile(
-            prefix / member.filename,
-            f"{path}/{member.filename}",
-            partial(archive.open, member),
-            scratch=scratch,
+            prefix / member.filename, f"{path}/{member.filename}", partial(archive.open, member), scratch=scratch
         )
         for member in members
-        if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts)
+        if not any(is_hidden(part) for part in PurePosixPath(member.filename).parts)
     ]
 
 
@@ -221,17 +195,17 @@ def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
         name = member.orig_filename
         parts = re.split(r"[/\\]", name)
         if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
-            raise UserError(f"{path} holds the path {name!r}, which leaves its folder: the file is not to be trusted")
+            raise UserError(f"{path} holds the path {name!r}, which leaves its folder: the file is not to be trusted.")
         if name in seen:
-            raise UserError(f"{path} holds {name!r} twice: the file is not to be trusted")
+            raise UserError(f"{path} holds {name!r} twice: the file is not to be trusted.")
         seen.add(name)
         if member.flag_bits & 1:
-            raise UserError(f"{path} is encrypted ({name!r}): unpack it and give the folder")
+            raise UserError(f"{path} is encrypted ({name!r}): unpack it and give the folder.")
     # Reading stops at a member's stated size, so the stated sizes bound what is unpacked. Members that share bytes of
     # the archive are why the sum is compared with the file's own size.
     total, packed = sum(member.file_size for member in members), max(1, path.stat().st_size)
     if total > _SUSPICIOUS_SIZE and total > _SUSPICIOUS_RATIO * packed:
         raise UserError(
             f"{path} would unpack to {total / 2**30:.1f} GiB, {total // packed} times its size, which is refused as a "
-            "possible zip bomb: if you trust it, unpack it and give the folder"
+            "possible zip bomb: if you trust it, unpack it and give the folder."
         )

@@ -1,28 +1,30 @@
-"""Carrying out a plan: case after case, each written whole, then the data lists and the table."""
+"""Carrying out a preparation: case after case, each written whole, then the data lists and the table."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from medmdm.data.lists import SECTIONS, load_data_list
+from medmdm.data.validity import size_text
 from medmdm.errors import UserError
 from medmdm.files import sweep_temporaries
-from medmdm.prepare.cases import Case, Plan
 from medmdm.prepare.journal import Journal, fingerprint_of, write_if_changed
-from medmdm.prepare.table import summary
+from medmdm.prepare.preparation import Preparation, SectionOf, SourceCase
 
-__all__ = ["LIST_NAME", "carry_out"]
+__all__ = ["LIST_NAME", "carry_out", "summary"]
 
 LIST_NAME = "dataset.json"
+_MAX_NOTES = 40
 
 
-def carry_out(plan: Plan, dest: Path) -> str:
+def carry_out(plan: Preparation, dest: Path) -> str:
     """Prepare the cases of a plan in ``dest`` and return the summary.
 
     What an earlier run finished, and what is unchanged since, is kept. Every file appears whole or not at all, and
@@ -37,7 +39,7 @@ def carry_out(plan: Plan, dest: Path) -> str:
     if gone:
         raise UserError(
             f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]}): give "
-            "another folder, or put all parts of the release into one source"
+            "another folder, or put all parts of the release into one source."
         )
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
@@ -54,28 +56,24 @@ def carry_out(plan: Plan, dest: Path) -> str:
     return _report(plan, journal, made)
 
 
-def _refuse_clashes(plan: Plan) -> None:
+def _refuse_clashes(plan: Preparation) -> None:
     if not any(case.section == "training" for case in plan.cases):
         raise UserError(
             f"the source holds no training images of {plan.information['name']}, and a data list needs some: put all "
-            "parts of the release into one folder"
+            "parts of the release into one folder."
         )
-    first: dict[str, Case] = {}
+    first: dict[str, SourceCase] = {}
     for case in plan.cases:
         other = first.setdefault(case.name.lower(), case)
         if other is not case:
             raise UserError(
                 f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png "
-                "where letter case does not count: rename one"
+                "where letter case does not count: rename one."
             )
 
 
 def _write_list(
-    path: Path,
-    information: Mapping[str, Any],
-    plan: Plan,
-    section_of: Callable[[Case], str | None],
-    journal: Journal,
+    path: Path, information: Mapping[str, Any], plan: Preparation, section_of: SectionOf, journal: Journal
 ) -> None:
     sections: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for case in plan.cases:
@@ -88,16 +86,68 @@ def _write_list(
     write_if_changed(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _report(plan: Plan, journal: Journal, made: int) -> str:
+def _report(plan: Preparation, journal: Journal, made: int) -> str:
     rows = [(case.row or case.section or "", journal[case.name]["facts"]) for case in plan.cases]
     notes = [*plan.notices, *(note for case in plan.cases for note in journal[case.name]["notes"])]
     kept = len(plan.cases) - made
-    return "\n".join(
-        [
-            f"{plan.information['name']}: {made} prepared, {kept} kept from before",
-            "",
-            summary(rows, plan.information.get("labels", {}), notes),
-            "",
-            f"data list: {journal.dest / LIST_NAME}",
-        ]
-    )
+    head = f"{plan.information['name']}: {made} prepared, {kept} kept from before"
+    table = summary(rows, plan.information.get("labels", {}), notes)
+    return f"{head}\n\n{table}\n\ndata list: {journal.dest / LIST_NAME}"
+
+
+def summary(rows: Sequence[tuple[str, Mapping[str, Any]]], labels: Mapping[str, int], notes: Sequence[str]) -> str:
+    """Return the table, the classes and the notes.
+
+    Args:
+        rows: of each case the row that it counts in and its facts (see ``Made``).
+        labels: name and value of each class.
+        notes: sentences for the end, in order.
+    """
+    names = list(dict.fromkeys(row for row, _ in rows))
+    groups = {name: [facts for row, facts in rows if row == name] for name in names}
+    if len(names) > 1:
+        groups["all"] = [facts for _, facts in rows]
+    table = pd.DataFrame([_row(name, group) for name, group in groups.items()]).dropna(axis="columns", how="all")
+    if "objects" in table:
+        table["objects"] = table["objects"].astype("Int64")
+    text = table.to_string(index=False, na_rep="-")
+    lines = [line.rstrip() for line in text.splitlines()]
+    pixels = _sum(facts["pixels"] for _, facts in rows if "pixels" in facts)
+    if pixels:
+        shares = (f"{n} {name} {pixels[str(n)] / pixels.total():.1%}" for name, n in labels.items())
+        lines += ["", "classes: " + ", ".join(shares)]
+    outlined = [facts for _, facts in rows if "regions" in facts]
+    if outlined:
+        regions, objects = (sum(facts[key] for facts in outlined) for key in ("regions", "objects"))
+        lines.append(f"outlines: {regions} regions in {len(outlined)} files became {objects} objects")
+    if notes:
+        lines += ["", "notes:", *(f"- {note}" for note in notes[:_MAX_NOTES])]
+    if len(notes) > _MAX_NOTES:
+        lines.append(f"- and {len(notes) - _MAX_NOTES} more, in prepared.jsonl")
+    return "\n".join(lines)
+
+
+def _row(name: str, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pixels = _sum(facts["pixels"] for facts in group if "pixels" in facts)
+    objects = [facts["objects"] for facts in group if facts.get("objects") is not None]
+    return {
+        "split": name,
+        "images": len(group),
+        "labels": sum("pixels" in facts for facts in group),
+        "objects": sum(objects) if objects else None,
+        "size": _sizes([size_text(facts["shape"]) for facts in group]),
+        "foreground": f"{1 - pixels['0'] / pixels.total():.1%}" if pixels else None,
+    }
+
+
+def _sizes(sizes: Sequence[str]) -> str:
+    """Return the commonest size (rows x columns) and how many images have others."""
+    (commonest, number), *others = Counter(sizes).most_common()
+    return f"{commonest}" + (f", {len(sizes) - number} in {len(others)} others" if others else "")
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from medmdm.check.quick import quick_check
+from medmdm.check.sharing import quick_check
 from medmdm.data.dataset import CropDataset
 from medmdm.data.holdout import HeldOut
 from medmdm.data.selection import Selection

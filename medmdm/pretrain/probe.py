@@ -19,7 +19,7 @@ from medmdm.errors import UserError
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
 from medmdm.heads.prediction import Predictor
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.log import Periodic
 from medmdm.runs.processes import is_main_process
@@ -117,10 +117,10 @@ class Probe(Periodic):
         if not is_main_process():
             return
         extractor = self._extractor(engine)
-        window = tuple(self.plan["crop_size"])
+        reading = Reading(tuple(self.plan["crop_size"]))
 
         examples = [example for fold in self.folds for case in fold for example in case.examples]
-        task = Task(examples, self.cases.num_classes, window, seed=self.seed, device=engine.state.device)
+        task = Task(examples, self.cases.num_classes, reading, seed=self.seed, device=engine.state.device)
         sums = [
             PixelSums.total(self.head.sums(e, task, extractor) for case in fold for e in case.examples)
             for fold in self.folds
@@ -132,7 +132,7 @@ class Probe(Periodic):
         found = []
         for parts, held_out in rounds:
             model = self.head.fit_sums(parts, task, extractor).model
-            predictor = Predictor(model, window, device=engine.state.device)
+            predictor = Predictor(model, reading, device=engine.state.device)
             for case in held_out:
                 mask = predictor.case(case).probabilities.argmax(0)
                 assert case.truth is not None

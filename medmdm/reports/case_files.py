@@ -9,29 +9,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medmdm.check.reading import Decoded, decode, decode_label
-from medmdm.data.transforms.basic import cut_region
+from medmdm.data.files.decoding import Decoded, decode, decode_label
+from medmdm.data.transforms.spatial import cut_region
+from medmdm.data.validity import check_finite, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 __all__ = ["CaseArrays", "read_case"]
 
-_TOLERANCE_MM = 0.1  # headers store some numbers as text or in 32 bits
-_SHOWN = 8  # unknown values named in a sentence
-
 
 @dataclass(frozen=True)
 class CaseArrays:
-    """The decoded files of a case, all of one size.
+    """What the files of a case hold, all on the label's own grid; of a case that is a region, the region alone.
 
     Args:
-        truth: numbers of classes, ``[*spatial]``; may hold the ignored value.
-        prediction: numbers of classes.
-        truth_instances: numbers of objects, ``None`` where the truth holds classes.
+        truth: numbers of classes, ``[*spatial]``, whole numbers of any type; may hold the ignored value. Where labels
+            number objects: 1 where there is an object, 0 elsewhere.
+        prediction: numbers of classes, ``[*spatial]``.
+        truth_instances: numbers of objects, ``[*spatial]``, ``None`` where the truth holds classes.
         predicted_instances: the same for the prediction, ``None`` where none were written.
-        image: ``[C, *spatial]``; ``None`` where the file is gone, so that only the picture is missing.
-        maps: of real numbers, ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
-        affine: of a volume, array index → mm in RAS.
+        image: ``[C, *spatial]`` as read from the file, in the file's type, not scaled: its picture is made of it.
+            ``None`` where the file is gone, so that only the picture is missing.
+        maps: of real numbers, float32 ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
+        affine: of a volume, array index → mm in RAS, as its label file says, ``[4, 4]``; ``None`` for pictures.
     """
 
     truth: NDArray[np.integer]
@@ -62,25 +62,27 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         raise UserError(f"{case.name} has a truth, but no prediction was written for it: evaluate again")
     if not case.prediction.exists():
         raise UserError(f"{case.name} has a truth, but its predicted mask {case.prediction.name} is missing")
-    image = _image(case)
+    paths = case.image if isinstance(case.image, list) else [case.image]
+    there = all(path.exists() for path in paths)
+    image = _named(case, "image", decode, case.image, case.series_uid) if there else None
     predicted = _named(case, "predicted mask", decode, case.prediction)
     whole = image if image is not None else predicted  # outlines are drawn into a mask of this size
-    truth = _part(case, _named(case, "label", decode_label, case.label, whole), "label", None)
+    truth = _part(case, _named(case, "label", decode_label, case.label, whole.grid), "label", None)
     size = truth.array.shape[1:]
     prediction = _part(case, predicted, "predicted mask", size)
     if image is not None:
         image = _part(case, image, "image", size)
     for what, one, other in (("predicted mask", prediction, truth), ("image", image, truth)):
         if one is not None:
-            _same_place(case, what, one, other)
-    classes = _whole_numbers(case, "label", truth)
-    predicted_classes = _whole_numbers(case, "predicted mask", prediction)
-    _known(case, "predicted mask", predicted_classes, evaluation.num_classes, None, evaluation)
+            check_same_grid(one.grid, other.grid, f"{case.name}: the {what}", "the label", "evaluate again")
+    classes = _numbers(case, "label", truth)
+    predicted_classes = _numbers(case, "predicted mask", prediction)
+    _check_classes(case, "predicted mask", predicted_classes, evaluation, None)
     objects = classes if evaluation.instance_labels else None
     if objects is not None:
         classes = (objects > 0).astype(np.uint8)
     else:
-        _known(case, "label", classes, evaluation.num_classes, evaluation.ignore, evaluation)
+        _check_classes(case, "label", classes, evaluation, evaluation.ignore)
     return CaseArrays(
         truth=classes,
         prediction=predicted_classes,
@@ -90,13 +92,6 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         maps={name: _map(case, name, path, size) for name, path in case.maps.items() if path.exists()},
         affine=truth.affine,
     )
-
-
-def _image(case: EvaluatedCase) -> Decoded | None:
-    paths = case.image if isinstance(case.image, list) else [case.image]
-    if not all(path.exists() for path in paths):
-        return None
-    return _named(case, "image", decode, case.image, case.series_uid)
 
 
 def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-def]
@@ -111,8 +106,7 @@ def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-
 def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] | None) -> Decoded:
     """Cut the case out of what is given for the whole image, and check its size.
 
-    Args:
-        size: of the label; ``None`` for the label itself. Masks may be written for the part alone.
+    ``size`` is the label's; ``None`` for the label itself. Masks may be written for the part alone.
     """
     array = whole.array
     if what != "image" and array.shape[0] != 1:
@@ -127,45 +121,18 @@ def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] 
     return Decoded(array, whole.affine)
 
 
-def _same_place(case: EvaluatedCase, what: str, one: Decoded, truth: Decoded) -> None:
-    if (one.affine is None) != (truth.affine is None):
-        raise UserError(f"{case.name}: of the {what} and the label, one is a volume and one a picture")
-    if one.affine is None or truth.affine is None:
-        return
-    shape = truth.array.shape[1:]
-    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in shape], [1], indexing="ij"), -1).reshape(-1, 4)
-    distance = float(np.linalg.norm(corners @ (one.affine - truth.affine).T, axis=1).max())
-    if distance > _TOLERANCE_MM:
-        raise UserError(
-            f"{case.name}: the {what} lies up to {distance:.3g} mm beside the label, for their affines differ"
-        )
+def _numbers(case: EvaluatedCase, what: str, mask: Decoded) -> NDArray[np.integer]:
+    return label_numbers(mask.array, f"{case.name}: the {what}")[0]
 
 
-def _whole_numbers(case: EvaluatedCase, what: str, mask: Decoded) -> NDArray[np.integer]:
-    array = mask.array[0]
-    if array.dtype.kind == "f":
-        if not np.array_equal(array, np.round(array)):  # also where it holds NaN
-            raise UserError(f"{case.name}: the {what} holds values that are not whole numbers: masks hold classes")
-        array = array.astype(np.int64)
-    elif array.dtype.kind == "b":
-        array = array.astype(np.uint8)
-    if array.size and array.min() < 0:
-        raise UserError(f"{case.name}: the {what} holds {array.min()}: classes are numbered from 0")
-    return array
-
-
-def _known(
-    case: EvaluatedCase, what: str, mask: NDArray[np.integer], classes: int, ignore: int | None, evaluation: Evaluation
+def _check_classes(
+    case: EvaluatedCase, what: str, mask: NDArray[np.integer], evaluation: Evaluation, ignore: int | None
 ) -> None:
     if not mask.size:
         raise UserError(f"{case.name}: the {what} has no pixels")
-    if mask.max() < classes:
-        return
-    unknown = [int(value) for value in np.unique(mask) if value >= classes and value != ignore]
-    if unknown:
-        shown = ", ".join(map(str, unknown[:_SHOWN])) + (", …" if len(unknown) > _SHOWN else "")
-        names = ", ".join(f"{number} {name}" for number, name in enumerate(evaluation.class_names))
-        raise UserError(f"{case.name}: the {what} holds {shown}, which is no class ({names})")
+    if mask.max() >= evaluation.num_classes:
+        classes = range(evaluation.num_classes)
+        check_known(mask, classes, ignore, f"{case.name}: the {what}", evaluation.class_names)
 
 
 def _instances(case: EvaluatedCase, size: tuple[int, ...]) -> NDArray[np.integer] | None:
@@ -174,11 +141,10 @@ def _instances(case: EvaluatedCase, size: tuple[int, ...]) -> NDArray[np.integer
     what = "map of objects"
     if not case.instances.exists():
         raise UserError(f"{case.name}: its {what} {case.instances.name} is missing")
-    return _whole_numbers(case, what, _part(case, _named(case, what, decode, case.instances), what, size))
+    return _numbers(case, what, _part(case, _named(case, what, decode, case.instances), what, size))
 
 
 def _map(case: EvaluatedCase, what: str, path: Path, size: tuple[int, ...]) -> np.ndarray:
     values = _part(case, _named(case, f"{what} map", decode, path), f"{what} map", size).array[0]
-    if not np.isfinite(values).all():
-        raise UserError(f"{case.name}: the {what} map holds values that are not finite")
+    check_finite(values, f"{case.name}: the {what} map")
     return values.astype(np.float32)

@@ -1,21 +1,66 @@
-"""Charts as inline SVG: distributions, curves and intervals, readable in print, in grey and without a mouse."""
+"""Where the parts of charts lie; ``templates/charts.html.j2`` draws them as inline SVG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from medmdm.reports.markup import Markup, join, raw, tag
+from medmdm.reports.wording import counted
 
-__all__ = ["HATCH", "Band", "Line", "Strip", "curves", "differences", "interval_bar", "intervals", "strips", "ticks"]
+__all__ = ["Axis", "Band", "Chart", "Curve", "Strip", "curves", "differences", "intervals", "strips", "ticks"]
 
-# Lines are told apart by dashes and markers first and by colour second, so that grey copies stay readable.
-_DASHES = ("", "7 4", "2 3", "10 3 2 3", "5 2", "1 4", "12 4", "6 2 2 2 2 2")
-_MARKERS = ("circle", "square", "triangle", "diamond")
-_STYLES = 8
+
+@dataclass(frozen=True)
+class Axis:
+    """Values along one side of a chart; called with a value it says where that lies in the picture.
+
+    Args:
+        marks: values with a line or a number, rising.
+        start: where the first one lies.
+        end: where the last one lies.
+        title: what the values are.
+        steps: marks stand at equal distances, whatever their values; no other values are drawn.
+    """
+
+    marks: Sequence[float]
+    start: float
+    end: float
+    title: str = ""
+    steps: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return where a value lies."""
+        if self.steps:
+            return self.start + (self.end - self.start) / len(self.marks) * (self.marks.index(value) + 0.5)
+        low, high = self.marks[0], self.marks[-1]
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart to be drawn by the macro that has the name of the function that returned it.
+
+    Args:
+        title: for those who cannot see it.
+        description: the same, what it shows.
+        width: of the picture, in its own units.
+        height: the same.
+        x: from left to right; where items stand beside each other, their numbers.
+        y: from bottom to top of values, from top to bottom of items below each other.
+        items: what is drawn.
+    """
+
+    title: str
+    description: str
+    width: float
+    height: float
+    x: Axis
+    y: Axis
+    items: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -24,7 +69,7 @@ class Strip:
 
     Args:
         name: at its left.
-        values: one a case.
+        values: one per case.
         cases: the number of the case each belongs to, by which it is opened.
         labels: what a point says when pointed at.
         mean: drawn as a diamond, with its interval.
@@ -38,9 +83,34 @@ class Strip:
     mean: float
     interval: tuple[float, float] | None = None
 
+    @property
+    def radius(self) -> float:
+        """Of its points."""
+        return 3.2 if len(self.values) <= 150 else 2.0
+
+    @property
+    def quartiles(self) -> list[float]:
+        """Smallest value, quartiles with the median, largest value."""
+        return [float(value) for value in np.percentile(self.values, [0, 25, 50, 75, 100])]
+
+    def heaped(self, axis: Axis, room: float = 27.0) -> list[tuple[float, float, int]]:
+        """Return x, height above the line, and position in ``values`` of every point.
+
+        Points that would lie on each other go up in a heap; the same values give the same picture.
+        """
+        radius = self.radius
+        placed: list[tuple[float, float, int]] = []
+        for i in sorted(range(len(self.values)), key=lambda i: self.values[i]):
+            x, rise = axis(self.values[i]), 0.0
+            near = [(a, b) for a, b, _ in placed[-60:] if abs(a - x) < 2 * radius]
+            while any((a - x) ** 2 + (b - rise) ** 2 < (2 * radius) ** 2 for a, b in near) and rise < room:
+                rise += radius / 2
+            placed.append((x, min(rise, room), i))
+        return placed
+
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One line of a chart.
 
     Args:
@@ -56,6 +126,11 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+
+    def points(self, chart: Chart, number: int) -> list[tuple[float, float]]:
+        """Return where its points lie; those of several curves at one step stand a little beside each other."""
+        shift = (number - (len(chart.items) - 1) / 2) * 5 if chart.x.steps else 0.0
+        return [(chart.x(x) + shift, chart.y(y)) for x, y in zip(self.x, self.y, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -94,27 +169,22 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def strips(rows: Sequence[Strip], axis: str) -> Markup:
-    """Draw one strip below another on a common axis: points, box of quartiles, median line, mean with interval."""
-    left, right, height, top = 168.0, 24.0, 74.0, 6.0
-    width = 940.0
-    marks = _unit_ticks([value for row in rows for value in row.values])
-    scale = _Scale(marks[0], marks[-1], left, width - right)
-    bottom = top + height * len(rows)
-    parts = [_grid(scale, marks, top, bottom, axis)]
-    for number, row in enumerate(rows):
-        middle = top + height * (number + 0.5)
-        parts.append(_text(left - 14, middle + 4, row.name, "end", "name"))
-        parts.append(_points(row, scale, middle))
-        parts.append(_box(row, scale, middle + 20))
+def strips(rows: Sequence[Strip], axis: str) -> Chart:
+    """Lay one strip below another on a common axis, whose title is ``axis``."""
+    values = [value for row in rows for value in row.values]
+    # Scores get an axis that ends at 1 and starts where they do; other quantities one that starts at 0.
+    share = max(values) <= 1
+    marks = ticks(min(*values, 0.9), 1.0) if share else ticks(0.0, max(values))
+    x = Axis([mark for mark in marks if not share or mark <= 1.0 + 1e-9], 168.0, 916.0, axis)
+    y = Axis((0, len(rows)), 6.0, 6.0 + 74.0 * len(rows))
     description = "; ".join(f"{row.name}: mean {row.mean:.3f}, {len(row.values)} values" for row in rows)
-    return _svg(width, bottom + 42, "Distribution over cases", description, join(*parts))
+    return Chart("Distribution over cases", description, 940.0, y.end + 42, x, y, rows)
 
 
 def curves(
-    lines: Sequence[Line], x_axis: str, y_axis: str, title: str, x_marks: Sequence[float] | None = None
-) -> Markup:
-    """Draw lines with a legend below; each has its own dashes and markers.
+    lines: Sequence[Curve], x_axis: str, y_axis: str, title: str, x_marks: Sequence[float] | None = None
+) -> Chart:
+    """Lay out lines with a legend below.
 
     Args:
         lines: up to eight can be told apart without colour.
@@ -123,232 +193,29 @@ def curves(
         title: for those who cannot see the picture.
         x_marks: numbers that x takes, drawn at equal distances; ``None`` for a continuous axis.
     """
-    left, right, top, plot = 64.0, 20.0, 12.0, 280.0
-    width = 720.0
-    y_values = [v for line in lines for group in (line.y, line.low or (), line.high or ()) for v in group]
-    y_ticks = ticks(min(y_values), max(y_values))
-    y_scale = _Scale(y_ticks[0], y_ticks[-1], top + plot, top)
-    if x_marks is None:
-        x_values = [x for line in lines for x in line.x]
-        marks = ticks(min(x_values), max(x_values))
-        x_scale = _Scale(marks[0], marks[-1], left, width - right)
-        position = {x: x_scale(x) for x in {*x_values, *marks}}
-    else:
-        marks = list(x_marks)
-        step = (width - right - left) / max(len(marks), 1)
-        position = {x: left + step * (i + 0.5) for i, x in enumerate(marks)}
-    parts: list[Markup] = []
-    for value in y_ticks:
-        y = y_scale(value)
-        parts.append(tag("line", x1=left, x2=width - right, y1=_n(y), y2=_n(y), class_="grid"))
-        parts.append(_text(left - 8, y + 4, _number(value), "end", "tick"))
-    for value in marks:
-        parts.append(_text(position[value], top + plot + 18, _number(value), "middle", "tick"))
-    parts.append(_text((left + width - right) / 2, top + plot + 38, x_axis, "middle", "axis"))
-    parts.append(tag("text", y_axis, transform=f"translate(14 {_n(top + plot / 2)}) rotate(-90)", class_="axis middle"))
-    legend_top = top + plot + 60
-    for number, line in enumerate(lines):
-        shift = (number - (len(lines) - 1) / 2) * 5 if x_marks is not None else 0.0
-        points = [(position[x] + shift, y_scale(y)) for x, y in zip(line.x, line.y, strict=True)]
-        for i, (x, _) in enumerate(points):
-            if line.low is not None and line.high is not None:
-                ends = {"y1": _n(y_scale(line.low[i])), "y2": _n(y_scale(line.high[i]))}
-                parts.append(tag("line", x1=_n(x), x2=_n(x), **ends, class_=f"whisker {_style(number)}"))
-        parts.append(_polyline(points, number))
-        if len(points) <= 24:
-            parts += [_marker(x, y, number) for x, y in points]
-        row, column = divmod(number, 2)
-        x, y = left + column * 310, legend_top + row * 18
-        parts.append(_polyline([(x, y - 4), (x + 32, y - 4)], number))
-        if len(points) <= 24:
-            parts.append(_marker(x + 16, y - 4, number))
-        parts.append(_text(x + 40, y, _shortened(line.name, 40), "start", "tick"))
-    height = legend_top + 18 * math.ceil(len(lines) / 2)
+    values = [value for line in lines for group in (line.y, line.low or (), line.high or ()) for value in group]
+    y = Axis(ticks(min(values), max(values)), 292.0, 12.0, y_axis)
+    known = [value for line in lines for value in line.x]
+    marks = ticks(min(known), max(known)) if x_marks is None else list(x_marks)
+    x = Axis(marks, 64.0, 700.0, x_axis, steps=x_marks is not None)
     description = "; ".join(f"{line.name}: from {line.y[0]:.3f} to {line.y[-1]:.3f}" for line in lines)
-    return _svg(width, height, title, description, join(*parts))
+    return Chart(title, description, 720.0, y.start + 60 + 18 * math.ceil(len(lines) / 2), x, y, lines)
 
 
-def interval_bar(value: float, low: float | None, high: float | None) -> Markup:
-    """Draw a mean and its interval on a line from 0 to 1, small enough for a cell of a table."""
-    width, height = 120.0, 16.0
-    scale = _Scale(0.0, 1.0, 4.0, width - 4)
-    parts = [tag("line", x1=4, x2=width - 4, y1=8, y2=8, class_="grid")]
-    parts += [tag("line", x1=_n(scale(t)), x2=_n(scale(t)), y1=5, y2=11, class_="grid") for t in (0.0, 0.5, 1.0)]
-    if low is not None and high is not None:
-        left, right = scale(max(low, 0.0)), scale(min(high, 1.0))
-        parts.append(tag("line", x1=_n(left), x2=_n(right), y1=8, y2=8, class_="interval"))
-    parts.append(tag("circle", cx=_n(scale(min(max(value, 0.0), 1.0))), cy=8, r=3.6, class_="dot"))
-    size = {"width": int(width), "height": int(height)}
-    return tag("svg", *parts, viewBox=f"0 0 {int(width)} {int(height)}", class_="bar", aria_hidden="true", **size)
-
-
-def intervals(rows: Sequence[Band], axis: str, title: str) -> Markup:
-    """Draw values with their intervals below each other, with a line at zero: differences, for example."""
-    left, right, height, top = 210.0, 150.0, 30.0, 6.0
-    width = 820.0
-    values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
-    marks = ticks(min(*values, 0.0), max(*values, 0.0))
-    scale = _Scale(marks[0], marks[-1], left, width - right)
-    bottom = top + height * len(rows)
-    parts = [_grid(scale, marks, top, bottom, axis)]
-    parts.append(tag("line", x1=_n(scale(0)), x2=_n(scale(0)), y1=top, y2=bottom, class_="zero"))
-    for number, row in enumerate(rows):
-        y = top + height * (number + 0.5)
-        parts.append(_text(left - 14, y + 4, _shortened(row.name, 30), "end", "name"))
-        if row.low is not None and row.high is not None:
-            parts.append(tag("line", x1=_n(scale(row.low)), x2=_n(scale(row.high)), y1=y, y2=y, class_="interval"))
-        parts.append(tag("circle", cx=_n(scale(row.value)), cy=y, r=4.5, class_="dot"))
-        parts.append(_text(width - right + 12, y + 4, row.note, "start", "tick"))
+def intervals(rows: Sequence[Band], axis: str, title: str) -> Chart:
+    """Lay values with their intervals below each other, with room for zero: differences, for example."""
+    values = [value for row in rows for value in (row.value, row.low, row.high) if value is not None]
+    x = Axis(ticks(min(*values, 0.0), max(*values, 0.0)), 210.0, 670.0, axis)
+    y = Axis((0, len(rows)), 6.0, 6.0 + 30.0 * len(rows))
     description = "; ".join(f"{row.name}: {row.value:+.3f}" for row in rows)
-    return _svg(width, bottom + 42, title, description, join(*parts))
+    return Chart(title, description, 820.0, y.end + 42, x, y, rows)
 
 
-def differences(values: Sequence[float], labels: Sequence[str], axis: str, title: str) -> Markup:
-    """Draw a bar a case, from the largest gain to the largest loss; losses are hatched."""
-    order = sorted(range(len(values)), key=lambda i: -values[i])
-    left, right, top, plot = 64.0, 20.0, 10.0, 200.0
-    width = 820.0
-    marks = ticks(min(0.0, *values), max(0.0, *values))
-    scale = _Scale(marks[0], marks[-1], top + plot, top)
-    step = (width - left - right) / max(len(values), 1)
-    parts: list[Markup] = []
-    for value in marks:
-        y = _n(scale(value))
-        parts.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="zero" if value == 0 else "grid"))
-        parts.append(_text(left - 8, scale(value) + 4, _number(value, signed=True), "end", "tick"))
-    for place, i in enumerate(order):
-        above, below = scale(max(values[i], 0.0)), scale(min(values[i], 0.0))
-        box = {"x": _n(left + step * place + 0.1 * step), "width": _n(0.8 * step), "y": _n(above)}
-        title_ = tag("title", f"{labels[i]}: {values[i]:+.4f}")
-        kind = "gain" if values[i] >= 0 else "loss"
-        parts.append(tag("rect", title_, **box, height=_n(max(below - above, 0.5)), class_=kind))
-    centre = _n(top + plot / 2)
-    parts.append(tag("text", axis, transform=f"translate(14 {centre}) rotate(-90)", class_="axis middle"))
-    gains = sum(value > 0 for value in values)
+def differences(values: Sequence[float], labels: Sequence[str], axis: str, title: str) -> Chart:
+    """Lay a bar per case beside each other, from the largest gain to the largest loss."""
+    x = Axis((0, len(values)), 64.0, 800.0)
+    y = Axis(ticks(min(0.0, *values), max(0.0, *values)), 210.0, 10.0, axis)
+    gains = counted(sum(value > 0 for value in values), "case", "gains", "gain")
     losses = sum(value < 0 for value in values)
-    description = f"{gains} cases gain, {losses} lose"
-    return _svg(width, top + plot + 14, title, description, join(*parts))
-
-
-# The pattern of losses, to stand once in a page that draws differences.
-HATCH = raw(
-    '<svg class="store" aria-hidden="true"><defs>'
-    '<pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<rect width="5" height="5" class="hatch-ground"/><line x1="0" y1="0" x2="0" y2="5" class="hatch-line"/>'
-    "</pattern></defs></svg>"
-)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A linear map of values to the picture."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-def _unit_ticks(values: Sequence[float]) -> list[float]:
-    """Scores get an axis that ends at 1 and starts where they do; other quantities one that starts at 0."""
-    if max(values) > 1:
-        return ticks(0.0, max(values))
-    marks = ticks(min(min(values), 0.9), 1.0)
-    return [mark for mark in marks if mark <= 1.0 + 1e-9]
-
-
-def _grid(scale: _Scale, marks: Sequence[float], top: float, bottom: float, axis: str) -> Markup:
-    parts = []
-    for mark in marks:
-        x = _n(scale(mark))
-        parts.append(tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid"))
-        parts.append(_text(scale(mark), bottom + 16, _number(mark), "middle", "tick"))
-    parts.append(_text((scale.start + scale.end) / 2, bottom + 36, axis, "middle", "axis"))
-    return join(*parts)
-
-
-def _points(row: Strip, scale: _Scale, middle: float) -> Markup:
-    """Points that would lie on each other go up in a heap; the same values give the same picture."""
-    radius = 3.2 if len(row.values) <= 150 else 2.0
-    room = 27.0
-    taken: list[tuple[float, float]] = []
-    placed: list[tuple[float, float, int]] = []
-    for i in sorted(range(len(row.values)), key=lambda i: row.values[i]):
-        x, rise = scale(row.values[i]), 0.0
-        near = [(a, b) for a, b in taken[-60:] if abs(a - x) < 2 * radius]
-        while any((a - x) ** 2 + (b - rise) ** 2 < (2 * radius) ** 2 for a, b in near) and rise < room:
-            rise += radius / 2
-        taken.append((x, min(rise, room)))
-        placed.append((x, min(rise, room), i))
-    points = [
-        tag("circle", tag("title", row.labels[i]), cx=_n(x), cy=_n(middle + 6 - rise), r=radius, data_case=row.cases[i])
-        for x, rise, i in placed
-    ]
-    return tag("g", *points, class_="points")
-
-
-def _box(row: Strip, scale: _Scale, y: float) -> Markup:
-    low, first, median, third, high = (scale(float(q)) for q in np.percentile(row.values, [0, 25, 50, 75, 100]))
-    parts = [
-        tag("line", x1=_n(low), x2=_n(high), y1=y, y2=y, class_="whisker"),
-        tag("rect", x=_n(first), width=_n(max(third - first, 1)), y=y - 5, height=10, class_="box"),
-        tag("line", x1=_n(median), x2=_n(median), y1=y - 5, y2=y + 5, class_="median"),
-    ]
-    if row.interval is not None:
-        ends = (max(row.interval[0], scale.low), min(row.interval[1], scale.high))
-        parts.append(tag("line", x1=_n(scale(ends[0])), x2=_n(scale(ends[1])), y1=y, y2=y, class_="interval"))
-    x = scale(row.mean)
-    parts.append(tag("path", d=f"M{_n(x)} {y - 6}l5 6-5 6-5-6z", class_="mean"))
-    return join(*parts)
-
-
-def _polyline(points: Sequence[tuple[float, float]], number: int) -> Markup:
-    path = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
-    dashes = _DASHES[number % len(_DASHES)]
-    return tag("polyline", points=path, stroke_dasharray=dashes or None, class_=f"line {_style(number)}")
-
-
-def _marker(x: float, y: float, number: int) -> Markup:
-    shape, class_ = _MARKERS[number % len(_MARKERS)], f"marker {_style(number)}"
-    if shape == "circle":
-        return tag("circle", cx=_n(x), cy=_n(y), r=4, class_=class_)
-    paths = {"square": "m-4-4h8v8h-8z", "triangle": "m0-5l5 9h-10z", "diamond": "m0-5l5 5-5 5-5-5z"}
-    return tag("path", d=f"M{_n(x)} {_n(y)}{paths[shape]}", class_=class_)
-
-
-def _style(number: int) -> str:
-    return f"style-{number % _STYLES}"
-
-
-def _svg(width: float, height: float, title: str, description: str, content: Markup) -> Markup:
-    return tag(
-        "svg",
-        tag("title", title),
-        tag("desc", description),
-        content,
-        viewBox=f"0 0 {_n(width)} {_n(height)}",
-        role="img",
-        aria_label=f"{title}. {description}",
-        class_="chart",
-        style=f"max-width:{_n(width)}px",
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str) -> Markup:
-    return tag("text", text, x=_n(x), y=_n(y), class_=f"{kind} {anchor}")
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _number(value: float, signed: bool = False) -> str:
-    text = f"{value:+g}" if signed and value else f"{value:g}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+    bars = sorted(zip(labels, values, strict=True), key=lambda bar: -bar[1])
+    return Chart(title, f"{gains}, {losses} {'loses' if losses == 1 else 'lose'}", 820.0, 224.0, x, y, bars)

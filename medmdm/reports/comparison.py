@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from medmdm.errors import UserError, nearest
 from medmdm.reports.definitions import METRICS
 from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
 from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.run_report import make_report
+from medmdm.reports.rendering import flat
+from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.wording import counted
-from medmdm.runs.record import Evaluation, load_evaluation
-from medmdm.stats.comparison import holm, paired
-from medmdm.stats.statistics import json_ready, summarise
+from medmdm.runs.record import Evaluation
+from medmdm.stats import json_ready, paired, summarise, with_holm
 
 __all__ = ["LEVEL", "Run", "compare", "load_runs"]
 
@@ -46,7 +47,7 @@ class Run:
     evaluation: Evaluation
     scores: Scores
 
-    @property
+    @cached_property
     def cases(self) -> dict[str, ScoredCase]:
         """The scored cases by name."""
         return {case.name: case for case in self.scores.cases}
@@ -62,16 +63,16 @@ def load_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     if len(folders) < 2:
         raise UserError(f"{counted(len(folders), 'run')} given: a comparison needs at least two run folders")
     resolved = [folder.resolve() for folder in folders]
-    for folder, path in zip(folders, resolved, strict=True):
-        if resolved.count(path) > 1:
-            raise UserError(f"{folder} is given twice: name different runs")
     runs = []
     for number, (folder, name) in enumerate(zip(folders, _names(resolved), strict=True)):
-        evaluation = load_evaluation(folder)
+        if resolved.count(resolved[number]) > 1:
+            raise UserError(f"{folder} is given twice: name different runs")
+        evaluation = Evaluation.load(folder)
         table = folder / PER_CASE_FILE
         if not table.is_file():
-            make_report(folder)
-        runs.append(Run(_letter(number), name, evaluation, read_per_case(table, evaluation)))
+            write_report(folder)
+        letter = chr(ord("A") + number) if number < 26 else f"R{number + 1}"
+        runs.append(Run(letter, name, evaluation, read_per_case(table, evaluation)))
     return runs
 
 
@@ -99,36 +100,43 @@ def compare(
             f"the runs {', '.join(run.name for run in runs)} have no scored case in common: compare evaluations of one "
             "data set"
         )
-    rows = [[run.cases[name] for name in names] for run in runs]
-    keys = _metrics(runs, rows, metrics)
+    keys = _metrics(runs, names, metrics)
     patients = [next((run.cases[name].patient for run in runs if run.cases[name].patient), None) for name in names]
-    values = {key: [[case.scores.get(key, math.nan) for case in row] for row in rows] for key in keys}
+    values = {
+        key: {run.letter: [run.cases[name].scores.get(key, math.nan) for name in names] for run in runs} for key in keys
+    }
     found = []
-    for (i, a), (j, b) in itertools.combinations(enumerate(runs), 2):
+    for a, b in itertools.combinations([run.letter for run in runs], 2):
         for key in keys:
-            outcome = paired(values[key][i], values[key][j], patients, higher_is_better=not METRICS[key].distance)
-            found.append({"a": a.letter, "b": b.letter, "metric": key, **outcome.as_dict()})
-    p_values = [math.nan if one["p_value"] is None else one["p_value"] for one in found]
-    for one, adjusted in zip(found, holm(p_values), strict=True):
-        one["p_holm"] = None if math.isnan(adjusted) else float(adjusted)
-        one["verdict"] = _verdict(one, METRICS[one["metric"]].distance)
+            outcome = paired(values[key][a], values[key][b], patients, higher_is_better=not METRICS[key].distance)
+            found.append({"a": a, "b": b, "metric": key, **outcome.as_dict()})
+    found = [one | {"verdict": _verdict(one)} for one in with_holm(found)]
     everyone = dict.fromkeys(case.name for run in runs for case in run.evaluation.cases)
     left_out = [name for name in everyone if name not in set(names)]
-    hide = pseudonyms or Pseudonyms(patient for run in runs for patient in (c.patient for c in run.evaluation.cases))
+    hide = pseudonyms or Pseudonyms(case.patient for run in runs for case in run.evaluation.cases)
     content = {
         "format": 1,
         "medmdm": medmdm.__version__,
-        "runs": [_run_record(run) for run in runs],
+        "runs": [
+            {
+                "letter": run.letter,
+                "name": run.name,
+                "dataset": run.evaluation.dataset,
+                "section": run.evaluation.section,
+                "stamp": run.evaluation.provenance.kind,
+                "scored": len(run.scores.cases),
+                "excluded": len(run.scores.excluded),
+            }
+            for run in runs
+        ],
         "distance_unit": runs[0].scores.ruler.unit,
         "metrics": keys,
-        "tests": sum(not math.isnan(p) for p in p_values),
+        "tests": sum(one["p_value"] is not None for one in found),
         "cases": len(names),
         "left_out": left_out,
         "notes": _notes(runs, left_out, found),
         "means": {
-            key: {
-                run.letter: summarise(column, patients).as_dict() for run, column in zip(runs, values[key], strict=True)
-            }
+            key: {letter: summarise(column, patients).as_dict() for letter, column in values[key].items()}
             for key in keys
         },
         "comparisons": found,
@@ -136,7 +144,7 @@ def compare(
             {
                 "case": name,
                 "patient_number": hide.name(patients[i]),
-                **{key: {run.letter: column[i] for run, column in zip(runs, values[key], strict=True)} for key in keys},
+                **{key: {letter: column[i] for letter, column in values[key].items()} for key in keys},
             }
             for i, name in enumerate(names)
         ],
@@ -144,10 +152,6 @@ def compare(
     }
     cleaned: dict[str, Any] = hide.clean_all(json_ready(content))
     return cleaned
-
-
-def _letter(number: int) -> str:
-    return chr(ord("A") + number) if number < 26 else f"R{number + 1}"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -159,10 +163,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _metrics(runs: Sequence[Run], rows: Sequence[Sequence[ScoredCase]], wanted: Sequence[str] | None) -> list[str]:
+def _metrics(runs: Sequence[Run], names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     def lacks(key: str) -> str | None:
-        for run, row in zip(runs, rows, strict=True):
-            if not any(key in case.scores for case in row):
+        for run in runs:
+            if not any(key in run.cases[name].scores for name in names):
                 return f"{run.name} has no {METRICS[key].title} for the common cases"
         rulers = {(run.scores.ruler.unit, run.scores.ruler.tolerance) for run in runs}
         if METRICS[key].group == "surfaces" and len(rulers) > 1:
@@ -180,28 +184,14 @@ def _metrics(runs: Sequence[Run], rows: Sequence[Sequence[ScoredCase]], wanted: 
     return list(dict.fromkeys(wanted))
 
 
-def _verdict(outcome: Mapping[str, Any], distance: bool) -> str:
+def _verdict(outcome: Mapping[str, Any]) -> str:
     """Say in words what the corrected test says, and no more."""
     p, difference = outcome["p_holm"], outcome["difference"]
     if p is None or difference is None:
         return "no test"
     if p >= LEVEL:
         return "no difference shown"
-    better = outcome["a"] if (difference < 0) == distance else outcome["b"]
-    return f"{better} better"
-
-
-def _run_record(run: Run) -> dict[str, Any]:
-    evaluation = run.evaluation
-    return {
-        "letter": run.letter,
-        "name": run.name,
-        "dataset": evaluation.dataset,
-        "section": evaluation.section,
-        "stamp": evaluation.stamp.kind,
-        "scored": len(run.scores.cases),
-        "excluded": len(run.scores.excluded),
-    }
+    return f"{outcome['a'] if (difference < 0) == METRICS[outcome['metric']].distance else outcome['b']} better"
 
 
 def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -210,8 +200,8 @@ def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping
     if len(datasets) > 1:
         listed = ", ".join(f"{run.letter} on {run.evaluation.dataset}, {run.evaluation.section}" for run in runs)
         notes.append(f"The runs were evaluated on data sets of different names: {listed}.")
-    if len({run.evaluation.stamp.kind for run in runs}) > 1:
-        listed = ", ".join(f"{run.letter} {run.evaluation.stamp.kind}" for run in runs)
+    if len({run.evaluation.provenance.kind for run in runs}) > 1:
+        listed = ", ".join(f"{run.letter} {run.evaluation.provenance.kind}" for run in runs)
         notes.append(f"The encoders have not seen the same of the test cases: {listed}.")
     if left_out:
         more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
@@ -225,18 +215,14 @@ def _notes(runs: Sequence[Run], left_out: Sequence[str], found: Sequence[Mapping
 
 def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return what the protocols say differently, which is what the comparison compares."""
-    flat = [dict(_flat(run.evaluation.protocol)) for run in runs]
-    keys = dict.fromkeys(key for protocol in flat for key in protocol)
-    rows = []
-    for key in keys:
-        values = [protocol.get(key) for protocol in flat]
-        if any(value != values[0] for value in values):
-            rows.append({"what": key, **{run.letter: value for run, value in zip(runs, values, strict=True)}})
-    return rows
 
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-def _flat(content: Any, name: str = "") -> list[tuple[str, str]]:
-    if isinstance(content, Mapping) and content:
-        inner = [(f"{name}.{key}" if name else str(key), value) for key, value in content.items()]
-        return [fact for key, value in inner for fact in _flat(value, key)]
-    return [(name, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))]
+    protocols = [{key: text(value) for key, value in flat(run.evaluation.protocol)} for run in runs]
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
+    return [
+        {"what": key, **{run.letter: protocol.get(key) for run, protocol in zip(runs, protocols, strict=True)}}
+        for key in keys
+        if len({protocol.get(key) for protocol in protocols}) > 1
+    ]

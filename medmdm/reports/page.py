@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medmdm.reports.album import Album
+from medmdm.reports.charts import Chart, Curve, Strip, curves, strips
 from medmdm.reports.definitions import METRICS
-from medmdm.reports.document import document
-from medmdm.reports.markup import Markup, join, tag
-from medmdm.reports.page_cases import Album, cases_section, dialog, gallery_section
-from medmdm.reports.page_record import definitions_section, excluded_section, record_section
-from medmdm.reports.page_scores import (
-    distribution_section,
-    learning_section,
-    risk_section,
-    scores_section,
-    subgroups_section,
-)
+from medmdm.reports.rendering import render
 from medmdm.reports.scoring import ScoredCase
-from medmdm.reports.summary import headline_keys
-from medmdm.reports.wording import counted, first_line, interval_text, metric_title, number_text, stamp_title
+from medmdm.reports.summary import HEADLINES, headline_keys
+from medmdm.reports.wording import metric_title, number_text
+from medmdm.stats.statistics import BCA_FROM
 
 __all__ = ["make_page"]
+
+_MOST_LINES = 8
+_CLASS_COLUMNS = 4
 
 
 def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
@@ -31,71 +28,90 @@ def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
         summary: from :func:`medmdm.reports.summary.make_summary`.
         cases: the scored ones, names and patients as they are to be shown.
     """
-    album = Album(cases, len(summary["classes"]))
-    title = f"{summary['dataset']}, {summary['section']}"
-    sections = [
-        ("scores", "Scores", scores_section(summary)),
-        ("distribution", "Distribution", distribution_section(summary, cases)),
-        ("pictures", "Pictures", gallery_section(cases, album, summary)),
-        ("all-cases", "All cases", cases_section(cases, album, summary)),
-        ("subgroups", "Subgroups", subgroups_section(summary)),
-        ("uncertainty", "Uncertainty", risk_section(summary)),
-        ("learning-curve", "Learning curve", learning_section(summary)),
-        ("excluded", "Excluded cases", excluded_section(summary)),
-        ("record", "Record", record_section(summary)),
-        ("definitions", "Definitions", definitions_section(summary)),
-    ]
-    kept = [(name, heading, content) for name, heading, content in sections if content]
-    body = join(
-        tag("p", first_line(summary), class_="first"),
-        tag("h1", title),
-        _figures(summary),
-        _stamp(summary["stamp"]),
-        _notes(summary["notes"]),
-        tag("nav", *[tag("a", heading, href=f"#{name}") for name, heading, _ in kept], aria_label="Sections"),
-        *[tag("section", tag("h2", heading, id=name), content) for name, heading, content in kept],
-        tag(
-            "footer",
-            f"Made by medmdm {summary['medmdm']} from {_source(summary['source'])}. ",
-            "Make it again with ",
-            tag("code", "python -m medmdm report RUN"),
-            ", RUN being the folder that this page lies in.",
-        ),
+    lines = _lines(summary["learning_curve"])
+    columns = _columns(summary, cases)
+    return render(
+        "page.html.j2",
+        summary=summary,
+        cases=cases,
+        album=Album(cases),
+        headlines=headline_keys(summary["scores"]),
+        columns=columns,
+        titles=columns | {key: metric_title(key, summary["distance_unit"]) for key in METRICS if key not in columns},
+        distributions=_distributions(summary, cases),
+        risk=_risk(summary["risk_coverage"]),
+        learning_curve=_learning_curve(lines),
+        lines=len(lines),
+        most_lines=_MOST_LINES,
+        bca_from=BCA_FROM,
     )
-    return document(title, body, album.store(), dialog(album))
 
 
-def _figures(summary: Mapping[str, Any]) -> Markup:
-    """The few numbers that most readers came for."""
-    boxes = []
-    for key in headline_keys(summary["scores"]):
-        entry, distance = summary["scores"][key], METRICS[key].distance
-        boxes.append(
-            tag(
-                "div",
-                tag("dt", f"{metric_title(key, summary['distance_unit'])}, mean"),
-                tag("dd", number_text(entry["mean"], distance), class_="value"),
-                tag("dd", f"95 % interval {interval_text(entry['interval'], distance)}", class_="interval"),
-                tag("dd", f"n = {entry['n']} {entry['unit']}", class_="interval"),
-            )
-        )
-    return tag("dl", *boxes, class_="figures")
+def _columns(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> dict[str, str]:
+    """Return the scores in the table of all cases, with their titles."""
+    keys = [key for key in (*HEADLINES, "uncertainty") if any(key in case.scores for case in cases)]
+    titles = {key: metric_title(key, summary["distance_unit"]) if key in METRICS else "Uncertainty" for key in keys}
+    if not 2 < len(summary["classes"]) <= _CLASS_COLUMNS + 1:
+        return titles
+    by_class = {f"dice_{k}": f"Dice {name}" for k, name in enumerate(summary["classes"]) if k}
+    return {"dice": titles["dice"], **by_class, **titles}
 
 
-def _stamp(stamp: Mapping[str, Any]) -> Markup:
-    title, _, rest = stamp_title(stamp["kind"]).partition(": ")
-    names = stamp["overlapping"]
-    listed = None
-    if names:
-        listed = tag("details", tag("summary", f"The {counted(len(names), 'case')} concerned"), ", ".join(names))
-    sentence = stamp["sentence"] or f"{rest[0].upper()}{rest[1:]}."
-    kind = stamp["kind"].replace(" ", "-")
-    return tag("div", tag("b", title), tag("p", sentence), listed, class_=f"stamp {kind}", role="note")
+def _distributions(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> list[Chart]:
+    """Return a chart of every case for the metrics that stand first, distances on axes of their own."""
+    shares = [key for key in headline_keys(summary["scores"]) if not METRICS[key].distance]
+    charts = [(shares, "score of a case")]
+    for key in ("hausdorff95", "object_hausdorff"):
+        if key in summary["scores"]:
+            charts.append(([key], f"{metric_title(key, summary['distance_unit'])} of a case"))
+    found = [([row for key in keys if (row := _strip(key, summary, cases)) is not None], axis) for keys, axis in charts]
+    return [strips(rows, axis) for rows, axis in found if rows]
 
 
-def _notes(notes: Sequence[str]) -> Markup | None:
-    return tag("ul", *[tag("li", note) for note in notes], class_="notes") if notes else None
+def _strip(key: str, summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> Strip | None:
+    entry = summary["scores"][key]
+    known = [case for case in cases if math.isfinite(case.scores.get(key, math.nan))]
+    if not known:
+        return None
+    low, high = entry["interval"]
+    return Strip(
+        name=METRICS[key].title,
+        values=[case.scores[key] for case in known],
+        cases=[case.number for case in known],
+        labels=[f"{case.name}: {number_text(case.scores[key], METRICS[key].distance)}" for case in known],
+        mean=entry["mean"],
+        interval=None if low is None or high is None else (low, high),
+    )
 
 
-def _source(source: str) -> str:
-    return "the masks" if source == "masks" else "per_case.csv, for the masks are gone"
+def _risk(curve: Mapping[str, Any] | None) -> Chart | None:
+    """Return the risk-coverage curve, where uncertainty was written."""
+    if curve is None or len(curve["coverage"]) < 2:
+        return None
+    sure = Curve("most certain cases kept", curve["coverage"], curve["risk"])
+    chance = Curve("if uncertainty knew nothing", (curve["coverage"][0], 1.0), (curve["chance"], curve["chance"]))
+    return curves([sure, chance], "share of cases kept", "1 \N{MINUS SIGN} Dice", "Risk against coverage")
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(f"{row['backbone']}, {row['head']}", []).append(row)
+    return lines
+
+
+def _learning_curve(lines: Mapping[str, list[Mapping[str, Any]]]) -> Chart | None:
+    """Draw a study; if there are more lines than can be told apart, those that are best at their end."""
+    best = sorted(lines, key=lambda name: -(lines[name][-1]["dice"]["mean"] or 0))[:_MOST_LINES]
+    drawn = []
+    for name, rows in lines.items():
+        points = [row for row in rows if row["dice"]["mean"] is not None]
+        if name in best and points:
+            means = [row["dice"]["mean"] for row in points]
+            draws = [[d for d in row["dice"]["draws"] if d is not None] or [row["dice"]["mean"]] for row in points]
+            ends = [min(one) for one in draws], [max(one) for one in draws]
+            drawn.append(Curve(name, [row["shots"] for row in points], means, *ends))
+    shots = sorted({row["shots"] for rows in lines.values() for row in rows})
+    if not drawn or len(shots) < 2:
+        return None
+    return curves(drawn, "labelled images", "Dice, mean over test cases", "Learning curve", shots)

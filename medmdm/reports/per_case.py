@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from medmdm.errors import UserError
@@ -32,27 +33,18 @@ def write_per_case(scores: Scores, path: Path) -> None:
     keys = list(dict.fromkeys(key for case in scores.cases for key in case.scores))
     columns = list(dict.fromkeys(name for case in scores.cases for name in case.columns))
     titles = [f"list_{name}" if name in (*_FIXED, *_SCORES) or _NUMBERED.fullmatch(name) else name for name in columns]
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*_FIXED, *titles, *keys])
-    rows: dict[int, list[str]] = {}
     ruler = [scores.ruler.unit, _text(scores.ruler.tolerance)]
+    rows: dict[int, list[str]] = {}
     for case in scores.cases:
         fixed = [case.name, case.patient or "", "yes" if case.seen else "", "", *ruler, *case.files]
         values = [_text(case.scores.get(key, math.nan)) for key in keys]
         rows[case.number] = [*fixed, *(case.columns.get(name, "") for name in columns), *values]
-    for excluded in scores.excluded:
-        rows[excluded.number] = [
-            excluded.name,
-            "",
-            "",
-            excluded.reason,
-            *ruler,
-            "",
-            "",
-            *[""] * (len(columns) + len(keys)),
-        ]
-    writer.writerows(row for _, row in sorted(rows.items()))
+    for one in scores.excluded:
+        rows[one.number] = [one.name, "", "", one.reason, *ruler, *[""] * (2 + len(columns) + len(keys))]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(
+        [[*_FIXED, *titles, *keys], *(row for _, row in sorted(rows.items()))]
+    )
     atomic_write(path, buffer.getvalue())
 
 
@@ -72,7 +64,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
     by_name = {row.get("case"): row for row in rows}
-    found = Scores([], [], Ruler("pixels", 0.0, 0.0))
+    found = Scores([], [], Ruler("pixels", 0.0, 0.0), source="per_case.csv")
     pseudonyms = Pseudonyms([case.patient for case in evaluation.cases])
     for number, case in enumerate(evaluation.cases):
         row = by_name.get(case.name) or by_name.get(pseudonyms.clean(case.name))
@@ -88,17 +80,14 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
                 number=number,
                 patient=case.patient,
                 columns=case.columns,
-                seen=case.name in evaluation.stamp.overlapping,
+                seen=case.name in evaluation.provenance.overlapping,
                 scores={key: _number(row[key], key, path) for key in keys},
                 files=(row.get("prediction_file") or "", row.get("reference_file") or ""),
             )
         )
-    first = rows[0]
-    unit = first.get("distance_unit") or "pixels"
-    found.ruler = Ruler(
-        unit, {"mm": 1.0, "µm": 1000.0}.get(unit, 0.0), _number(first.get("tolerance"), "tolerance", path)
-    )
-    return found
+    unit = rows[0].get("distance_unit") or "pixels"
+    tolerance = _number(rows[0].get("tolerance"), "tolerance", path)
+    return replace(found, ruler=Ruler(unit, {"mm": 1.0, "µm": 1000.0}.get(unit, 0.0), tolerance))
 
 
 def _text(value: float) -> str:

@@ -48,6 +48,11 @@ class CasePicture:
     caption: str = ""
 
     @property
+    def units(self) -> tuple[int, int]:
+        """Width and height in the units of the outlines."""
+        return self.width * UNITS, self.height * UNITS
+
+    @property
     def size(self) -> int:
         """Bytes, about what it takes in the page."""
         outlines = sum(len(path) for paths in (self.truth, self.prediction) for path in paths.values())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from medmdm.data.files.volumes import is_volume, volume_geometry
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import volume_geometry
 from medmdm.errors import UserError
 from medmdm.metrics.instances import instance_scores
-from medmdm.metrics.pixels import pixel_scores
+from medmdm.metrics.pixels import class_means, pixel_scores
 from medmdm.reports.case_files import CaseArrays, read_case
 from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
 from medmdm.reports.pictures import CasePicture, draw_case, picture_side
@@ -85,12 +87,21 @@ class Scores:
         excluded: the others.
         ruler: of the distances.
         notes: sentences that a reader of the numbers should know.
+        source: ``"masks"``, or ``"per_case.csv"`` where they were read from there.
     """
 
     cases: list[ScoredCase]
     excluded: list[Excluded]
     ruler: Ruler
     notes: list[str] = field(default_factory=list)
+    source: str = "masks"
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean ``dice`` and ``iou`` over the cases that have one (``case_mean`` of ``summary.json``), empty if none."""
+        values = {key: [case.scores[key] for case in self.cases] for key in ("dice", "iou")}
+        defined = {key: [value for value in column if math.isfinite(value)] for key, column in values.items()}
+        return {key: float(np.mean(column)) for key, column in defined.items() if column}
 
 
 def choose_ruler(evaluation: Evaluation) -> Ruler:
@@ -107,45 +118,47 @@ def choose_ruler(evaluation: Evaluation) -> Ruler:
     return Ruler("µm", 1000.0, float(f"{_TOLERANCE_PIXELS * pixel * 1000:.3g}"))
 
 
-def score_cases(evaluation: Evaluation, surface: bool = True, progress: bool = True) -> Scores:
-    """Read, score and draw every case.
+def score_cases(
+    evaluation: Evaluation, surface: bool = True, arrays: Callable[[EvaluatedCase], CaseArrays] | None = None
+) -> Scores:
+    """Score and draw every case.
 
     Args:
         evaluation: the record.
         surface: also distances between outlines, which take most of the time.
-        progress: show a bar (on a terminal only).
+        arrays: gives what a case's files hold, for those who have it in memory; a ``UserError`` that it raises sets
+            the case aside. ``None``: the files are read.
 
     Returns:
         The scores; names of patients are as in the evaluation.
     """
-    ruler = choose_ruler(evaluation)
+    found = Scores([], [], choose_ruler(evaluation))
     side = picture_side(len(evaluation.cases))
-    found = Scores([], [], ruler)
-    for number, case in enumerate(
-        tqdm(evaluation.cases, desc="report", unit="case", disable=None if progress else True, leave=False)
-    ):
+    bar = tqdm(evaluation.cases, desc="report", unit="case", disable=None, leave=False)  # on a terminal only
+    for number, case in enumerate(bar):
         try:
-            arrays = read_case(case, evaluation)
-            scores = _score(case, arrays, evaluation, ruler, surface)
+            content = read_case(case, evaluation) if arrays is None else arrays(case)
+            scores = _score(case, content, evaluation, found.ruler, surface)
         except UserError as error:
             found.excluded.append(Excluded(case.name, number, str(error)))
             continue
-        scored = ScoredCase(
-            name=case.name,
-            number=number,
-            patient=case.patient,
-            columns=case.columns,
-            seen=case.name in evaluation.stamp.overlapping,
-            scores=scores,
-            picture=draw_case(arrays, evaluation.num_classes, side),
-            files=(case.prediction.name if case.prediction else "", case.label.name if case.label else ""),
+        found.cases.append(
+            ScoredCase(
+                name=case.name,
+                number=number,
+                patient=case.patient,
+                columns=case.columns,
+                seen=case.name in evaluation.provenance.overlapping,
+                scores=scores,
+                picture=draw_case(content, evaluation.num_classes, side),
+                files=(case.prediction.name if case.prediction else "", case.label.name if case.label else ""),
+            )
         )
-        found.cases.append(scored)
-    without = [case.name for case in evaluation.cases if case.instances is None]
+    without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
         found.notes.append(
-            f"No map of objects was written for {_of(len(without), len(evaluation.cases))}: there the connected parts "
-            "of the predicted mask count as objects, so that objects that touch count as one."
+            f"No map of objects was written for {'all' if without == listed else f'{without} of'} {listed} cases: "
+            "there the connected parts of the predicted mask count as objects, so that objects that touch count as one."
         )
     return found
 
@@ -155,11 +168,9 @@ def _spacing(case: EvaluatedCase) -> tuple[float, ...] | None:
         return case.spacing
     for path in (case.label, case.prediction):  # volumes say it themselves
         if path is not None and path.exists() and is_volume(path):
-            try:
-                affine = volume_geometry(path)[1]
-            except UserError:
-                return None
-            return tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
+            with contextlib.suppress(UserError):
+                return tuple(np.linalg.norm(volume_geometry(path)[1][:3, :3], axis=0).tolist())
+            return None
     return None
 
 
@@ -179,12 +190,7 @@ def _score(
         surface=surface,
         tolerance=ruler.tolerance,
     )
-    scores: dict[str, float] = {}
-    for key in PER_CLASS:
-        values = [row[key] for row in by_class.values() if key in row]
-        if values:  # the mean over those classes of the case that have a value
-            defined = [value for value in values if not math.isnan(value)]
-            scores[key] = statistics.fmean(defined) if defined else math.nan
+    scores = class_means(by_class, PER_CLASS)
     for number, row in by_class.items():
         keys = (*((key for key in PER_CLASS if key in row) if evaluation.num_classes > 2 else ()), *COUNTS)
         scores |= {f"{key}_{number}": row[key] for key in keys}
@@ -198,7 +204,3 @@ def _score(
         scores |= {column: found[key] for key, column in OBJECT_COUNTS.items()}
     scores |= {name: float(values.mean(dtype=np.float64)) for name, values in arrays.maps.items()}
     return scores
-
-
-def _of(some: int, all_: int) -> str:
-    return f"all {all_} cases" if some == all_ else f"{some} of {all_} cases"

@@ -1,18 +1,19 @@
-"""The learning curve of a study: how scores grow with labelled images, and what makes them vary."""
+"""A study: how scores grow with labelled images, what makes them vary, and which backbone and head is better."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from medmdm.errors import UserError, nearest
-from medmdm.stats import spread
-from medmdm.stats.statistics import json_ready, summarise
+from medmdm.reports.rendering import render
+from medmdm.runs.record import Provenance
+from medmdm.stats import json_ready, paired, spread, summarise, with_holm
 
-__all__ = ["read_study", "summarise_study"]
+__all__ = ["read_study", "study_table", "summarise_study"]
 
 _COLUMNS = ("backbone", "head", "shots", "draw", "seed", "case", "dice", "iou")
 
@@ -26,14 +27,37 @@ def read_study(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype={"backbone": str, "head": str, "case": str})
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"the study {path} cannot be read ({error}): run it again") from error
+        raise UserError(f"the study {path} cannot be read ({error}): run it again.") from error
     for column in _COLUMNS:
         if column not in table:
-            raise UserError(f"the study {path} has no column {column!r}{nearest(column, map(str, table.columns))}")
+            raise UserError(f"the study {path} has no column {column!r}{nearest(column, map(str, table.columns))}.")
     numbers = pd.to_numeric(table["shots"], errors="coerce")
     if table.empty or numbers.isna().any() or (numbers != numbers.round()).any():
-        raise UserError(f"the study {path}: 'shots' must be the number of labelled images in each row")
+        raise UserError(f"the study {path}: 'shots' must be the number of labelled images in each row.")
     return table.assign(shots=numbers.astype(int))
+
+
+def study_table(
+    table: pd.DataFrame,
+    patients: Mapping[str, str | None],
+    seen: Mapping[str, Provenance],
+    reference: Sequence[str] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Summarise a study, and compare its cells with a reference.
+
+    Args:
+        table: a row for each test case and cell: backbone, head, shots, draw, seed, case, dice, iou.
+        patients: the patient of each case, where known.
+        seen: what each backbone has seen, by its name.
+        reference: (backbone, head) that all others are compared with.
+
+    Returns:
+        The numbers (JSON-able), and the tables in Markdown.
+    """
+    rows = summarise_study(table, patients)
+    comparisons = [] if reference is None else json_ready(_compare(table, patients, tuple(reference)))
+    text = render("study.md.j2", rows=rows, comparisons=comparisons, seen=seen, reference=reference)
+    return {"rows": rows, "comparisons": comparisons}, text
 
 
 def summarise_study(table: pd.DataFrame, patients: Mapping[str, str | None] | None = None) -> list[dict[str, Any]]:
@@ -60,12 +84,32 @@ def summarise_study(table: pd.DataFrame, patients: Mapping[str, str | None] | No
 def _curve_point(cell: pd.DataFrame, metric: str, patients: Mapping[str, str | None]) -> dict[str, Any]:
     by_draw = cell.groupby(["case", "draw"], sort=True)[metric].mean().unstack("draw")
     by_case = by_draw.mean(axis=1)
-    over_cases = summarise(by_case.to_numpy(), [patients.get(str(case)) for case in by_case.index])
+    over_cases = summarise(by_case.to_numpy(), [patients.get(str(case)) for case in by_case.index]).as_dict()
     return {
         **spread(cell, metric).as_dict(),
-        "mean": over_cases.mean,
-        "interval": over_cases.interval,
-        "interval_name": over_cases.interval_name,
-        "unit": over_cases.unit,
+        **{key: over_cases[key] for key in ("mean", "interval", "interval_name", "unit")},
         "draws": by_draw.mean().tolist(),
     }
+
+
+def _compare(
+    table: pd.DataFrame, patients: Mapping[str, str | None], reference: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Compare cells with the reference of as many labels, by test image, each averaged over draws and seeds."""
+    by_case = table.groupby(["shots", "backbone", "head", "case"])["dice"].mean()
+    found = []
+    for shots in sorted(table["shots"].unique()):
+        here = by_case[shots]
+        names = here.index.droplevel("case").unique()
+        if reference not in names:
+            continue
+        base = here[reference]
+        groups = [patients.get(case) for case in base.index]
+        for backbone, head in names:
+            if (backbone, head) == reference:
+                continue
+            outcome = paired(here[backbone, head].reindex(base.index).to_numpy(), base.to_numpy(), groups).as_dict()
+            row = {"backbone": backbone, "head": head, "shots": int(shots), "difference": outcome["difference"]}
+            row |= {"interval": outcome["t_interval"], "unit": outcome["unit"], "n": outcome["n"]}
+            found.append(row | {"p": outcome["p_value"], **{key: outcome[key] for key in ("wins", "ties", "losses")}})
+    return with_holm(found, "p")

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medmdm.errors import UserError, nearest
+from medmdm.files import save_json
 from medmdm.labels import LABEL_TYPES
 
-__all__ = ["EVALUATION_FILE", "MAPS", "STAMPS", "EvaluatedCase", "Evaluation", "Stamp", "load_evaluation"]
+__all__ = ["EVALUATION_FILE", "MAPS", "PROVENANCES", "EvaluatedCase", "Evaluation", "Provenance"]
 
 EVALUATION_FILE = "evaluation.json"
-STAMPS = ("inductive", "patients shared", "transductive", "unknown")
+PROVENANCES = ("inductive", "patients shared", "transductive", "unknown")
 MAPS = ("uncertainty", "disagreement", "surprise")  # of real numbers, which a case may come with
 _FORMAT = 1
 _REQUIRED = ("dataset", "dataset_dir", "num_classes", "cases")
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What the encoder has seen of the test cases.
+class Provenance:
+    """What the encoder has seen of the test cases; ``"stamp"`` in the file.
 
     Args:
-        kind: one of :data:`STAMPS`.
+        kind: one of :data:`PROVENANCES`.
         overlapping: names of the cases that were seen, or whose patients were.
         sentence: the same for people.
     """
@@ -47,11 +48,11 @@ class EvaluatedCase:
         prediction: the mask of class numbers; ``None`` where none was written.
         instances: the predicted map of objects, where one was written.
         maps: those of :data:`MAPS` that were written: the prediction's uncertainty, the disagreement of an ensemble's
-            members, how badly the network restores the image (surprise).
+            members, how badly the network restores the image (``surprise``, the reconstruction error).
         region: part of the image that is the case.
         series_uid: which series, where a folder holds several.
         patient: the patient's id.
-        spacing: mm a pixel, one number an axis; ``None`` where it is not known.
+        spacing: mm per pixel, one number per axis; ``None`` where it is not known.
         columns: further columns of the data list, for subgroups.
     """
 
@@ -70,90 +71,114 @@ class EvaluatedCase:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checked ``evaluation.json``.
+    """An evaluation: what was predicted, of what data, and how.
 
     Args:
         folder: the run folder.
         dataset: name of the data set.
+        dataset_dir: folder of its images and labels.
         section: of the data list.
-        class_names: one a class, the background first.
-        ignore: label value that is left out; ``None`` if there is none.
-        instance_labels: whether the truth numbers objects rather than classes.
-        data_list: what the data list says of itself: licence, citation, split, ...
-        stamp: what the encoder has seen.
-        protocol: how the predictions came about.
-        record: the run's own record (``run.json``), ``None`` where it is missing.
+        class_names: one per class, the background first.
         cases: in the order of the data list.
+        ignore: label value that is left out; ``None`` if there is none.
+        data_list: what the data list says of itself: licence, citation, split, ...
+        provenance: what the encoder has seen.
+        protocol: how the predictions came about.
         study: CSV of a study's cells, ``None`` without one.
+        record_file: the run's own record; the file need not exist.
     """
 
     folder: Path
     dataset: str
+    dataset_dir: Path
     section: str
     class_names: tuple[str, ...]
-    ignore: int | None
-    instance_labels: bool
-    data_list: Mapping[str, Any]
-    stamp: Stamp
-    protocol: Mapping[str, Any]
-    record: Mapping[str, Any] | None
     cases: tuple[EvaluatedCase, ...]
+    ignore: int | None = 255
+    data_list: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     study: Path | None = None
+    record_file: str = "run.json"
 
     @property
     def num_classes(self) -> int:
         """Classes with the background."""
         return len(self.class_names)
 
+    @property
+    def instance_labels(self) -> bool:
+        """Whether the truth numbers objects rather than classes."""
+        return self.data_list.get("label_type") == "instances"
 
-def load_evaluation(run_dir: str | os.PathLike[str]) -> Evaluation:
-    """Read and check the ``evaluation.json`` of a run folder.
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The run's own record as it is now, ``None`` where it is missing.
 
-    Raises:
-        UserError: it is missing, no JSON, of another format, or a key is missing or has a wrong value.
-    """
-    folder = Path(run_dir)
-    path = folder / EVALUATION_FILE
-    content = _read(path)
-    if content.get("format") != _FORMAT:
-        raise UserError(
-            f"{path} has the format {content.get('format')!r} and this medmdm reads {_FORMAT}: evaluate again, or use "
-            "the medmdm that wrote it"
+        Raises:
+            UserError: it cannot be read.
+        """
+        path = self.folder / self.record_file
+        return _read(path) if path.is_file() else None
+
+    def save(self) -> Path:
+        """Write ``evaluation.json`` into the run folder, atomically, and return its path."""
+        content = {
+            "format": _FORMAT,
+            "dataset": self.dataset,
+            "dataset_dir": str(self.dataset_dir),
+            "data_list": dict(self.data_list),
+            "section": self.section,
+            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
+            "ignore": self.ignore,
+            "stamp": asdict(self.provenance),
+            "protocol": dict(self.protocol),
+            "record": self.record_file,
+            "cases": [_entry(case, self.folder, self.dataset_dir) for case in self.cases],
+            "study": None if self.study is None else os.path.relpath(self.study, self.folder),
+        }
+        save_json(content, self.folder / EVALUATION_FILE)
+        return self.folder / EVALUATION_FILE
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
+        """Read and check the ``evaluation.json`` of a run folder.
+
+        Raises:
+            UserError: it is missing, no JSON, of another format, or a key is missing or has a wrong value.
+        """
+        folder = Path(folder)
+        path = folder / EVALUATION_FILE
+        content = _read(path)
+        if content.get("format") != _FORMAT:
+            raise UserError(
+                f"{path} has the format {content.get('format')!r} and this medmdm reads {_FORMAT}: evaluate again, or "
+                "use the medmdm that wrote it."
+            )
+        missing = [key for key in _REQUIRED if key not in content]
+        if missing:
+            raise UserError(f"{path} has no {missing[0]!r}{nearest(missing[0], content)}: evaluate again.")
+        data_list = content.get("data_list") or {}
+        kind = data_list.get("label_type") or "classes"
+        if kind not in LABEL_TYPES:
+            raise UserError(f"{path}: 'label_type' of the data list is {kind!r}: it must be classes or instances.")
+        dataset_dir = _find_folder(str(content["dataset_dir"]), folder)
+        study = content.get("study")
+        return cls(
+            folder=folder,
+            dataset=str(content["dataset"]),
+            dataset_dir=dataset_dir,
+            section=str(content.get("section") or "test"),
+            class_names=_class_names(content, path),
+            cases=_cases(content["cases"], folder, dataset_dir, path),
+            ignore=content.get("ignore", 255),
+            data_list=data_list,
+            provenance=_provenance(content.get("stamp"), path),
+            protocol=content.get("protocol") or {},
+            study=None if study is None else folder / str(study),
+            record_file=str(content.get("record") or "run.json"),
         )
-    missing = [key for key in _REQUIRED if key not in content]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]!r}{nearest(missing[0], content)}: evaluate again")
-    names = _class_names(content, path)
-    information = content.get("data_list") or {}
-    kind = information.get("label_type") or "classes"
-    if kind not in LABEL_TYPES:
-        raise UserError(f"{path}: 'label_type' of the data list is {kind!r}: it must be classes or instances")
-    dataset_dir = _find_folder(str(content["dataset_dir"]), folder)
-    entries = content["cases"]
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: 'cases' is empty: there is nothing to report")
-    cases = tuple(_case(entry, i, folder, dataset_dir, path) for i, entry in enumerate(entries))
-    seen: set[str] = set()
-    for case in cases:
-        if case.name in seen:
-            raise UserError(f"{path} lists the case {case.name!r} twice: give each its own name")
-        seen.add(case.name)
-    record = folder / str(content.get("record") or "run.json")
-    study = content.get("study")
-    return Evaluation(
-        folder=folder,
-        dataset=str(content["dataset"]),
-        section=str(content.get("section") or "test"),
-        class_names=names,
-        ignore=content.get("ignore", 255),
-        instance_labels=kind == "instances",
-        data_list=information,
-        stamp=_stamp(content.get("stamp"), path),
-        protocol=content.get("protocol") or {},
-        record=_read(record) if record.is_file() else None,
-        cases=cases,
-        study=None if study is None else folder / str(study),
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -161,24 +186,24 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist: give the folder that an evaluation wrote, with its {EVALUATION_FILE}"
+            f"{path} does not exist: give the folder that an evaluation wrote, with its {EVALUATION_FILE}."
         ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check what it is") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): check what it is.") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): evaluate again") from error
+        raise UserError(f"{path} is not JSON ({error}): evaluate again.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}: it must be an object")
+        raise UserError(f"{path} holds a {type(content).__name__}: it must be an object.")
     return content
 
 
 def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     number = content["num_classes"]
     if type(number) is not int or number < 2:
-        raise UserError(f"{path}: 'num_classes' is {number!r}: give a whole number from 2, the background included")
+        raise UserError(f"{path}: 'num_classes' is {number!r}: give a whole number from 2, the background included.")
     names = content.get("class_names") or ["background", *(f"class {k}" for k in range(1, number))]
     if len(names) != number:
-        raise UserError(f"{path}: 'class_names' has {len(names)} names for {number} classes: give one a class")
+        raise UserError(f"{path}: 'class_names' has {len(names)} names for {number} classes: give one per class.")
     return tuple(str(name) for name in names)
 
 
@@ -190,39 +215,68 @@ def _find_folder(dataset_dir: str, run: Path) -> Path:
     return folder
 
 
-def _stamp(content: Any, path: Path) -> Stamp:
+def _provenance(content: Any, path: Path) -> Provenance:
     if content is None:
-        return Stamp(sentence="It is not known which images the encoder was trained on.")
+        return Provenance(sentence="It is not known which images the encoder was trained on.")
     kind = content.get("kind")
-    if kind not in STAMPS:
-        raise UserError(f"{path}: the stamp is {kind!r}{nearest(str(kind), STAMPS)}: use one of {', '.join(STAMPS)}")
+    if kind not in PROVENANCES:
+        known = f"{nearest(str(kind), PROVENANCES)}: use one of {', '.join(PROVENANCES)}."
+        raise UserError(f"{path}: the stamp is {kind!r}{known}")
     overlapping = tuple(str(name) for name in content.get("overlapping") or ())
-    return Stamp(kind, overlapping, str(content.get("sentence") or ""))
+    return Provenance(kind, overlapping, str(content.get("sentence") or ""))
 
 
-def _case(entry: Any, number: int, run: Path, dataset_dir: Path, path: Path) -> EvaluatedCase:
-    where = f"{path}: cases[{number}]"
+def _cases(entries: Any, run: Path, dataset_dir: Path, path: Path) -> tuple[EvaluatedCase, ...]:
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: 'cases' is empty: there is nothing to report.")
+    cases: dict[str, EvaluatedCase] = {}
+    for number, entry in enumerate(entries):
+        case = _case(entry, f"{path}: cases[{number}]", run, dataset_dir)
+        if case.name in cases:
+            raise UserError(f"{path} lists the case {case.name!r} twice: give each its own name.")
+        cases[case.name] = case
+    return tuple(cases.values())
+
+
+def _case(entry: Any, where: str, run: Path, dataset_dir: Path) -> EvaluatedCase:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is a {type(entry).__name__}: it must be an object")
+        raise UserError(f"{where} is a {type(entry).__name__}: it must be an object.")
     for key in ("case", "image"):
         if not entry.get(key):
-            raise UserError(f"{where} has no {key!r}{nearest(key, entry)}: evaluate again")
-    images = entry["image"]
-    patient, spacing = entry.get("patient_id"), entry.get("spacing")
-
-    def below(folder: Path, key: str) -> Path | None:
-        return folder / entry[key] if entry.get(key) else None
-
+            raise UserError(f"{where} has no {key!r}{nearest(key, entry)}: evaluate again.")
+    images, patient, spacing = entry["image"], entry.get("patient_id"), entry.get("spacing")
+    written = {key: run / entry[key] for key in ("prediction", "instances", *MAPS) if entry.get(key)}
     return EvaluatedCase(
         name=str(entry["case"]),
         image=[dataset_dir / image for image in images] if isinstance(images, list) else dataset_dir / images,
-        label=below(dataset_dir, "label"),
-        prediction=below(run, "prediction"),
-        instances=below(run, "instances"),
-        maps={name: run / entry[name] for name in MAPS if entry.get(name)},
+        label=dataset_dir / entry["label"] if entry.get("label") else None,
+        prediction=written.pop("prediction", None),
+        instances=written.pop("instances", None),
+        maps=written,
         region=entry.get("region"),
         series_uid=entry.get("series_uid"),
         patient=None if patient is None else str(patient),
         spacing=tuple(float(value) for value in spacing) if spacing else None,
         columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
     )
+
+
+def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
+    """Return a case as the file holds it, paths from the folder that they count from."""
+
+    def below(folder: Path, path: Path | None) -> str | None:
+        return None if path is None else str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+    image = case.image
+    known = {"region": case.region, "series_uid": case.series_uid, "patient_id": case.patient}
+    return {
+        "case": case.name,
+        "image": [below(dataset_dir, one) for one in image] if isinstance(image, list) else below(dataset_dir, image),
+        "label": below(dataset_dir, case.label),
+        **{key: value for key, value in known.items() if value is not None},
+        "spacing": None if case.spacing is None else list(case.spacing),
+        "columns": dict(case.columns),
+        "prediction": below(run, case.prediction),
+        "instances": below(run, case.instances),
+        **{name: below(run, case.maps.get(name)) for name in MAPS},
+    }

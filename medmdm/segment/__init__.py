@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from medmdm.segment.apply import Evaluation, Inference
+from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
+from medmdm.segment.evaluation import LabelledData, Outputs
 from medmdm.segment.postprocessing import PostProcess
-from medmdm.segment.reconstruction_error import Surprise, open_surprise
-from medmdm.segment.study import Study
+from medmdm.segment.reconstruction_error import ReconstructionError
+from medmdm.segment.study import Grid, Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [
     "Evaluation",
+    "Grid",
     "Inference",
+    "LabelledData",
+    "OpenSegmenter",
+    "Outputs",
     "PostProcess",
+    "ReconstructionError",
     "Segmentation",
     "Study",
-    "Surprise",
-    "open_surprise",
+    "open_segmenter",
 ]

@@ -1,67 +1,295 @@
-"""Predict, write and score the cases of a section; what is left behind makes the report again without the model."""
+"""Predict and score the cases of a section; what is left behind makes the report again without the model."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medmdm.data.cases import Cases
-from medmdm.data.reading import LoadedCase
+from medmdm.data.files.pictures import image_size
+from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.writers import write_map, write_mask
-from medmdm.files import save_json
+from medmdm.errors import UserError
 from medmdm.heads.prediction import Prediction, Predictor
-from medmdm.metrics.pixels import mean_scores
-from medmdm.runs.record import MAPS
+from medmdm.reports import CaseArrays, Report
+from medmdm.runs.folder import RunFolder
+from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
+from medmdm.segment.reconstruction_error import ReconstructionError
 
-__all__ = ["evaluate", "write_prediction"]
+__all__ = ["LabelledData", "Outputs", "Postprocessing", "Predicted", "evaluate", "in_place"]
 
 logger = logging.getLogger(__name__)
 
 
-def write_prediction(
-    folder: Path,
-    case: LoadedCase,
-    prediction: Prediction,
-    processed: Mapping[str, np.ndarray | None],
-    probabilities: bool = False,
-    surprise: np.ndarray | None = None,
-) -> dict[str, str]:
-    """Write what was predicted for a case beside its source's grid; return the files by kind, relative to ``folder``.
+Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 
-    ``surprise`` is the map of :class:`medmdm.segment.Surprise`, ``[*spatial]`` on the file's grid, where asked for.
 
-    A case that is a part of a picture is written in place: zeros fill the rest.
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted for a case, and the files that hold it.
+
+    Args:
+        mask: class numbers, ``[*spatial]`` on the grid of the case.
+        instances: numbers of objects, where the post-processing finds them.
+        maps: ``[*spatial]`` float32 by name: ``uncertainty``, ``disagreement``, ``surprise``, those that were made.
+        files: by kind, relative to the folder.
     """
-    source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
-    uid = case.entry.get("series_uid")
-    volume = case.slicing is not None
-    masks, maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
-    written = {}
 
-    def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
-        name = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
-        write(folder / name, in_place(values, case), source, uid)
-        written[kind] = name
+    mask: np.ndarray
+    instances: np.ndarray | None
+    maps: Mapping[str, np.ndarray]
+    files: Mapping[str, str]
 
-    mask, instances = processed["mask"], processed.get("instances")
-    assert mask is not None
-    put("prediction", mask, masks, write_mask)
-    if instances is not None:
-        large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
-        put("instances", instances, ".tif" if large else masks, write_mask)
-    if probabilities:
-        put("probabilities", prediction.probabilities, maps, write_map)
-    if prediction.uncertainty is not None:
-        put("uncertainty", prediction.uncertainty[0], maps, write_map)
-        put("disagreement", prediction.uncertainty[1], maps, write_map)
-    if surprise is not None:
-        put("surprise", surprise, maps, write_map)
-    return written
+
+@dataclass(frozen=True)
+class Outputs:
+    """What to write of each case, into ``predictions/`` of a folder.
+
+    Args:
+        folder: the run folder.
+        probabilities: a map for each class.
+        uncertainty: maps of entropy and of disagreement between the members of an ensemble.
+        surprise: writes maps of the reconstruction error; None for none. Images are read in the segmenter's windows.
+        boxes: a table of the boxes of instances, where instances are found.
+        report: the tables and pages of the report.
+        study: the ``study.csv`` of a study, whose learning curve the report shows.
+
+    Raises:
+        UserError: there is no such study.
+    """
+
+    folder: str | os.PathLike[str]
+    probabilities: bool = False
+    uncertainty: bool = True
+    surprise: ReconstructionError | None = None
+    boxes: bool = False
+    report: bool = True
+    study: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.study is not None and not Path(self.study).is_file():
+            raise UserError(f"study names {self.study}, which does not exist: give the study.csv of a study.")
+
+    def predict(self, case: LoadedCase, predictor: Predictor, postprocess: Postprocessing) -> Predicted:
+        """Predict a case and write what was asked for."""
+        prediction = predictor.case(case)
+        processed = postprocess(prediction.probabilities, case.spacing)
+        mask, instances = processed["mask"], processed.get("instances")
+        assert mask is not None
+        maps = {}
+        if prediction.uncertainty is not None:
+            maps = {"uncertainty": prediction.uncertainty[0], "disagreement": prediction.uncertainty[1]}
+        if self.surprise is not None:
+            model, device = self.surprise.to(predictor.device), predictor.device
+            reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
+            maps["surprise"] = reader.values(case)[0]
+        return Predicted(mask, instances, maps, self._write(case, prediction, mask, instances, maps))
+
+    def _write(
+        self,
+        case: LoadedCase,
+        prediction: Prediction,
+        mask: np.ndarray,
+        instances: np.ndarray | None,
+        maps: Mapping[str, np.ndarray],
+    ) -> dict[str, str]:
+        """Write beside the source's grid; a case that is a part of a picture is written in place, 0 around it."""
+        source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
+        volume = case.slicing is not None
+        files = {}
+
+        def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
+            files[kind] = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
+            write(Path(self.folder) / files[kind], in_place(values, case), source, case.entry.get("series_uid"))
+
+        for_masks, for_maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
+        put("prediction", mask, for_masks, write_mask)
+        if instances is not None:
+            large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
+            put("instances", instances, ".tif" if large else for_masks, write_mask)
+        if self.probabilities:
+            put("probabilities", prediction.probabilities, for_maps, write_map)
+        for name, values in maps.items():
+            put(name, values, for_maps, write_map)
+        return files
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """The cases that a head learns from, and those that it is tested on.
+
+    Args:
+        reader: reads cases as the backbone was trained; knows the data set.
+        section: that is tested.
+        shots: number of training cases; None for all.
+        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`.
+        draw: seed of the subset.
+
+    Raises:
+        UserError: the section is empty, or there are fewer training cases than shots.
+    """
+
+    reader: CaseReader
+    section: str = "test"
+    shots: int | None = None
+    rule: str = "paper"
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        if not getattr(self.cases, self.section, None):
+            raise UserError(
+                f"There is no {self.section} case to evaluate: correct the data list or choose another section."
+            )
+        if self.shots is not None:
+            self.draw_support(self.shots, self.draw)
+
+    @property
+    def cases(self) -> Cases:
+        """The data set."""
+        return self.reader.cases
+
+    @property
+    def subset(self) -> dict[str, Any] | None:
+        """How the training cases were chosen, None for all of them."""
+        return None if self.shots is None else {"rule": self.rule, "draw": self.draw}
+
+    def draw_support(self, shots: int, draw: int) -> Sequence[dict[str, Any]]:
+        """Return the entries of so many training cases."""
+        return self.cases.subset(shots, self.rule, draw).training
+
+    def support(self) -> list[LoadedCase]:
+        """Read the training cases."""
+        entries = self.cases.training if self.shots is None else self.draw_support(self.shots, self.draw)
+        return [self.reader.read(entry) for entry in entries]
+
+    def tested(self) -> list[LoadedCase]:
+        """Read the cases to test on."""
+        return [self.reader.read(entry) for entry in getattr(self.cases, self.section)]
+
+    def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
+        """Return what a run's record says of the images: a hash of their pixels and how many there are."""
+        read = {"training": training, self.section: tested} if training else {self.section: tested}
+        return {"hash": data_hash(**read), **{f"{section}_cases": len(cases) for section, cases in read.items()}}
+
+    def announce(self) -> None:
+        """Log what was chosen, and what the user should act on."""
+        for sentence in self.cases.sentences:
+            logger.info(sentence)
+        for warning in self.cases.warnings:
+            logger.warning(warning)
+
+
+def evaluate(
+    run: RunFolder,
+    tested: list[LoadedCase],
+    data: LabelledData,
+    predictor: Predictor,
+    postprocess: Postprocessing,
+    outputs: Outputs,
+    report: Report,
+    provenance: Provenance,
+    protocol: Mapping[str, Any],
+) -> dict[str, float]:
+    """Predict, write and score every case; write ``evaluation.json`` and, where asked for, the report's pages.
+
+    Args:
+        run: is finished when the cases are scored.
+        tested: the cases; each gives up its images when it was predicted, so that memory lasts for what is kept.
+        data: that they are of.
+        predictor: makes the predictions.
+        postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
+        outputs: what to write.
+        report: scores them.
+        provenance: see :func:`medmdm.runs.provenance.find_provenance`.
+        protocol: JSON-able: how the model came about.
+
+    Returns:
+        Mean Dice and IoU over the labelled cases, as in ``summary.json``.
+    """
+    logger.info("%s: %s", provenance.kind, provenance.sentence)
+    found: dict[str, tuple[LoadedCase, Predicted]] = {}
+    for number, case in enumerate(tested):
+        found[case.name] = replace(case, examples=()), outputs.predict(case, predictor, postprocess)
+        tested[number] = found[case.name][0]
+        logger.info("%d of %d predicted: %s", number + 1, len(tested), case.name)
+    evaluation = _record(found, data, outputs, provenance, protocol)
+    evaluation.save()
+    scores = report.score(evaluation, lambda case: _arrays(*found[case.name]))
+    for scored in scores.cases:
+        logger.info("%s: Dice %.4f, IoU %.4f", scored.name, scored.scores["dice"], scored.scores["iou"])
+    if scores.means:
+        logger.info("mean over %d cases: Dice %.4f, IoU %.4f", len(tested), scores.means["dice"], scores.means["iou"])
+    run.finish(0)
+    if outputs.report:
+        logger.info("report: %s", report.write(evaluation, scores))
+    return scores.means
+
+
+def _arrays(case: LoadedCase, predicted: Predicted) -> CaseArrays:
+    """Return what the files of a case hold, which were decoded before."""
+    if case.truth is None:
+        raise UserError(f"{case.name} has no label in the data list: it cannot be scored.")
+    return CaseArrays(
+        truth=case.truth,
+        prediction=predicted.mask,
+        truth_instances=case.instances,
+        predicted_instances=predicted.instances,
+        image=case.pixels(),
+        # In the order of a NIfTI file's memory, so that their means round as those read from files do.
+        maps={k: v if case.slicing is None else np.asfortranarray(v) for k, v in predicted.maps.items()},
+        affine=case.label_affine,
+    )
+
+
+def _record(
+    found: Mapping[str, tuple[LoadedCase, Predicted]],
+    data: LabelledData,
+    outputs: Outputs,
+    provenance: Provenance,
+    protocol: Mapping[str, Any],
+) -> Evaluation:
+    cases = data.cases
+    information = {} if cases.data_list is None else dict(cases.data_list.information)
+    name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
+    return Evaluation(
+        folder=Path(outputs.folder),
+        # Labels that nobody drew are called so wherever the name of the data set is printed.
+        dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
+        dataset_dir=Path(cases.dataset_dir),
+        section=data.section,
+        class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
+        cases=tuple(_evaluated(case, predicted, outputs) for case, predicted in found.values()),
+        ignore=cases.ignore,
+        data_list={"name": name, **information},
+        provenance=provenance,
+        protocol=protocol,
+        study=None if outputs.study is None else Path(outputs.study),
+    )
+
+
+def _evaluated(case: LoadedCase, predicted: Predicted, outputs: Outputs) -> EvaluatedCase:
+    entry = case.entry
+    images, patient = entry["image"], entry.get("patient_id")
+    written = {kind: Path(outputs.folder) / name for kind, name in predicted.files.items()}
+    return EvaluatedCase(
+        name=case.name,
+        image=[Path(image) for image in images] if isinstance(images, list) else Path(images),
+        label=Path(entry["label"]) if entry.get("label") else None,
+        prediction=written["prediction"],
+        instances=written.get("instances"),
+        maps={name: written[name] for name in MAPS if name in written},
+        region=entry.get("region"),
+        series_uid=entry.get("series_uid"),
+        patient=None if patient is None else str(patient),
+        spacing=case.spacing,
+        columns={key: str(value) for key, value in entry.get("columns", {}).items() if value is not None},
+    )
 
 
 def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
@@ -69,93 +297,8 @@ def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
     region = case.entry.get("region")
     if region is None:
         return values
-    from medmdm.data.files.pictures import image_size
-
     whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
     rows = slice(*region.get("rows", (0, whole.shape[-2])))
     columns = slice(*region.get("columns", (0, whole.shape[-1])))
     whole[..., rows, columns] = values
     return whole
-
-
-def evaluate(
-    folder: Path,
-    loaded: Sequence[LoadedCase],
-    cases: Cases,
-    predictor: Predictor,
-    postprocess: Callable[..., dict[str, np.ndarray | None]],
-    stamp: Mapping[str, Any],
-    protocol: Mapping[str, Any],
-    section: str,
-    probabilities: bool = False,
-    study: str | None = None,
-    surprise: Predictor | None = None,
-) -> dict[str, float]:
-    """Predict and write every case, and write ``evaluation.json``, from which :mod:`medmdm.reports` makes the report.
-
-    Args:
-        folder: run folder.
-        loaded: the cases.
-        cases: the data set they are of.
-        predictor: makes the predictions.
-        postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
-        stamp: see :func:`medmdm.runs.provenance.ledger_stamp`.
-        protocol: JSON-able: how the model came about.
-        section: which section of the data list they are.
-        probabilities: write them too.
-        study: the ``study.csv`` whose learning curve the report shall show.
-        surprise: reads maps of surprise; None for none.
-
-    Returns:
-        Mean Dice and IoU over the labelled cases.
-    """
-    records, scores = [], []
-    for case in loaded:
-        prediction = predictor.case(case)
-        processed = postprocess(prediction.probabilities, case.spacing)
-        surprising = None if surprise is None else surprise.values(case)[0]
-        files = write_prediction(folder, case, prediction, processed, probabilities, surprising)
-        if case.truth is not None:
-            mask = processed["mask"]
-            assert mask is not None
-            scores.append(mean_scores(mask, case.truth, cases.num_classes, cases.ignore))
-            logger.info("%s: Dice %.4f, IoU %.4f", case.name, scores[-1]["dice"], scores[-1]["iou"])
-        records.append(_record(case, files))
-    information = {} if cases.data_list is None else dict(cases.data_list.information)
-    name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
-    labelled = cases.data_list is not None
-    save_json(
-        {
-            "format": 1,
-            # Labels that nobody drew are called so wherever the name of the data set is printed.
-            "dataset": f"{name} ({information['label_standard']})" if "label_standard" in information else name,
-            "dataset_dir": str(cases.dataset_dir),
-            "data_list": {"name": name, **information},
-            "section": section,
-            "num_classes": cases.num_classes if labelled else int(protocol["num_classes"]),
-            "class_names": list(cases.class_names) if labelled else list(protocol["class_names"]),
-            "ignore": cases.ignore,
-            "stamp": dict(stamp),
-            "protocol": dict(protocol),
-            "record": "run.json",
-            "cases": records,
-            "study": None if study is None else os.path.relpath(study, folder),
-        },
-        folder / "evaluation.json",
-    )
-    if not scores:
-        return {}
-    return {name: float(np.nanmean([score[name] for score in scores])) for name in ("dice", "iou")}
-
-
-def _record(case: LoadedCase, files: Mapping[str, str]) -> dict[str, Any]:
-    entry = case.entry
-    return {
-        "case": case.name,
-        "image": entry["image"],
-        "label": entry.get("label"),
-        **{key: entry[key] for key in ("region", "series_uid", "patient_id") if key in entry},
-        "spacing": None if case.spacing is None else list(case.spacing),
-        "columns": dict(entry.get("columns", {})),
-        **{kind: files.get(kind) for kind in ("prediction", "instances", *MAPS)},
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ _DECIMALS = 3  # of the smoothed distance in pixels: equal heights along a ridge
 
 
 @buildable
+@dataclass(frozen=True)
 class PostProcess:
     """Turn the scores of an image or a volume into a mask of class numbers and, if asked for, a map of instances.
 
@@ -58,37 +60,29 @@ class PostProcess:
         1
     """
 
-    def __init__(
-        self,
-        argmax: bool = True,
-        threshold: float | None = None,
-        remove_small_objects: float = 0,
-        fill_holes_below: float = 0,
-        instances: str | Mapping[str, Any] | None = None,
-        background: int = 0,
-        activation: str | None = None,
-        in_mm: bool = False,
-    ) -> None:
-        if not argmax and threshold is None:
-            raise UserError("PostProcess: argmax is false and no threshold is given: set one of them")
-        if activation is not None and activation not in ACTIVATIONS:
+    argmax: bool = True
+    threshold: float | None = None
+    remove_small_objects: float = 0
+    fill_holes_below: float = 0
+    instances: str | Mapping[str, Any] | None = None
+    background: int = 0
+    activation: str | None = None
+    in_mm: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.argmax and self.threshold is None:
+            raise UserError("PostProcess: argmax is false and no threshold is given: set one of them.")
+        if self.activation is not None and self.activation not in ACTIVATIONS:
             raise UserError(
-                f"PostProcess: activation is {activation!r}{nearest(activation, ACTIVATIONS)}: use softmax, sigmoid or "
-                "null"
+                f"PostProcess: activation is {self.activation!r}{nearest(self.activation, ACTIVATIONS)}: use softmax, "
+                "sigmoid or null."
             )
-        for key, value in {"remove_small_objects": remove_small_objects, "fill_holes_below": fill_holes_below}.items():
-            if not value >= 0:
-                raise UserError(f"PostProcess: {key} is {value!r}: give a size of 0 or more")
-        if not 0 <= background <= 255:
-            raise UserError(f"PostProcess: background is {background!r}: give a class number from 0 to 255")
-        self.argmax = argmax
-        self.threshold = threshold
-        self.remove_small_objects = remove_small_objects
-        self.fill_holes_below = fill_holes_below
-        self.instances = _instances(instances)
-        self.background = background
-        self.activation = activation
-        self.in_mm = in_mm
+        for key in ("remove_small_objects", "fill_holes_below"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"PostProcess: {key} is {getattr(self, key)!r}: give a size of 0 or more.")
+        if not 0 <= self.background <= 255:
+            raise UserError(f"PostProcess: background is {self.background!r}: give a class number from 0 to 255.")
+        object.__setattr__(self, "instances", _instances(self.instances))
 
     def __call__(
         self, scores: Tensor | ArrayLike, spacing: Sequence[float] | None = None
@@ -108,7 +102,7 @@ class PostProcess:
         """
         values = np.asarray(scores.detach().cpu().float() if isinstance(scores, Tensor) else scores)
         if values.ndim < 2 or not 1 <= len(values) <= 256:
-            raise UserError(f"PostProcess: the scores have the shape {values.shape}, expected [classes, *spatial]")
+            raise UserError(f"PostProcess: the scores have the shape {values.shape}, expected [classes, *spatial].")
         steps = self._steps(spacing, values.ndim - 1)
         mask = self._classes(values)
         mask = _without_small_objects(mask, self.remove_small_objects / math.prod(steps), self.background)
@@ -122,9 +116,11 @@ class PostProcess:
         if not self.in_mm:
             return (1.0,) * dimensions
         if spacing is None:
-            raise UserError("PostProcess: in_mm is set, and the image's spacing is not known: give it in the data list")
+            raise UserError(
+                "PostProcess: in_mm is set, and the image's spacing is not known: give it in the data list."
+            )
         if len(spacing) != dimensions or not all(step > 0 for step in spacing):
-            raise UserError(f"PostProcess: the spacing is {list(spacing)}, expected {dimensions} numbers above 0 (mm)")
+            raise UserError(f"PostProcess: the spacing is {list(spacing)}, expected {dimensions} numbers above 0 (mm).")
         return tuple(float(step) for step in spacing)
 
     def _classes(self, values: np.ndarray) -> np.ndarray:
@@ -132,16 +128,16 @@ class PostProcess:
         if self.threshold is not None and self.activation is None and not _are_probabilities(values):
             raise UserError(
                 f"PostProcess: threshold is {self.threshold} and the scores go from {values.min():.3g} to "
-                f"{values.max():.3g}: set activation to softmax or sigmoid, for these are no probabilities"
+                f"{values.max():.3g}: set activation to softmax or sigmoid, for these are no probabilities."
             )
         if len(values) == 1:
             if self.threshold is None:
-                raise UserError("PostProcess: one channel of scores has no largest: set a threshold")
+                raise UserError("PostProcess: one channel of scores has no largest: set a threshold.")
             if self.background != 0:
-                raise UserError(f"PostProcess: background is {self.background}, expected 0 for one channel of scores")
+                raise UserError(f"PostProcess: background is {self.background}, expected 0 for one channel of scores.")
             return (probabilities[0] >= self.threshold).astype(np.uint8)
         if self.background >= len(values):
-            raise UserError(f"PostProcess: background is {self.background}, but there are {len(values)} classes")
+            raise UserError(f"PostProcess: background is {self.background}, but there are {len(values)} classes.")
         if self.argmax:
             best = probabilities.argmax(axis=0)
         else:
@@ -154,12 +150,13 @@ class PostProcess:
 
     def _split(self, mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
         """Number the instances of all classes."""
-        assert self.instances is not None
+        settings: dict[str, Any] = dict(self.instances)  # type: ignore[arg-type]
+        method = settings.pop("method")
         instances = np.zeros(mask.shape, np.int32)
         for _, part in _by_class(mask, self.background):
             labels = _components(part)
-            if self.instances["method"] == "watershed":
-                labels = _watershed(labels, steps, **{k: v for k, v in self.instances.items() if k != "method"})
+            if method == "watershed":
+                labels = _watershed(labels, steps, **settings)
             instances[part] = labels[part] + instances.max(initial=0)
         return _in_order(instances)
 
@@ -180,10 +177,10 @@ def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
     """
     instances = np.asarray(instances)
     if instances.ndim not in (2, 3):
-        raise UserError(f"boxes: the instances have the shape {instances.shape}, expected [H, W] or [D, H, W]")
+        raise UserError(f"boxes: the instances have the shape {instances.shape}, expected [H, W] or [D, H, W].")
     classes = (instances > 0).astype(np.uint8) if mask is None else np.asarray(mask)
     if classes.shape != instances.shape:
-        raise UserError(f"boxes: the mask has the shape {classes.shape}, but the instances {instances.shape}")
+        raise UserError(f"boxes: the mask has the shape {classes.shape}, but the instances {instances.shape}.")
     axes = ("slice", "row", "col")[-instances.ndim :]
     columns = ["label", *(f"min_{axis}" for axis in axes), *(f"max_{axis}" for axis in axes), "area", "class"]
     labels, first, numbers, areas = np.unique(instances, return_index=True, return_inverse=True, return_counts=True)
@@ -204,17 +201,17 @@ def _instances(instances: str | Mapping[str, Any] | None) -> dict[str, Any] | No
     method = given.get("method", "watershed")
     if method not in METHODS:
         raise UserError(
-            f"PostProcess: instances is {method!r}{nearest(str(method), METHODS)}: use components, watershed or null"
+            f"PostProcess: instances is {method!r}{nearest(str(method), METHODS)}: use components, watershed or null."
         )
     defaults = METHODS[method]
     numbers: dict[str, Any] = {key: value for key, value in given.items() if key != "method"}
     for key, value in numbers.items():
         if key not in defaults:
             raise UserError(
-                f"PostProcess: instances has the key {key!r}{nearest(key, defaults)}, which {method} does not take"
+                f"PostProcess: instances has the key {key!r}{nearest(key, defaults)}, which {method} does not take."
             )
         if not value >= 0:
-            raise UserError(f"PostProcess: instances: {key} is {value!r}: give a number of 0 or more")
+            raise UserError(f"PostProcess: instances: {key} is {value!r}: give a number of 0 or more.")
     return {"method": method, **defaults, **numbers}
 
 

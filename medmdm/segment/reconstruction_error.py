@@ -1,8 +1,7 @@
-"""The map of surprise: how badly a pre-trained network restores each part of an image from what surrounds it."""
+"""The reconstruction error: how badly a pre-trained network restores each part of an image from what surrounds it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,9 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.components import instantiate
 from medmdm.corruption import Corruption, FixedTimesteps, PatchMasking
 from medmdm.errors import UserError
-from medmdm.heads.prediction import Predictor
 from medmdm.objectives.losses import SSIMLoss
 
-__all__ = ["Surprise", "open_surprise", "surprise_reader"]
+__all__ = ["ReconstructionError"]
 
 # Share of the patches that a mask hides. Less finds odd places a little better and takes more reads of the image: on
 # GlaS at a quarter of its resolution, with two small networks and patches put in, the mean area under the ROC curve was
@@ -27,12 +25,12 @@ __all__ = ["Surprise", "open_surprise", "surprise_reader"]
 _HIDDEN = 0.1
 
 
-class Surprise(nn.Module):
+class ReconstructionError(nn.Module):
     """Hide every patch once, restore it from the others, and compare what was restored with what was there.
 
     Complementary masks hide each patch exactly once. The network restores the image under each of them, and of each
     restored image the hidden patches are kept: together they are an image of which every pixel was restored while it
-    could not be seen. Surprise is ``(1 - SSIM) / 2`` between that image and the true one, averaged over channels, SSIM
+    could not be seen. The error is ``(1 - SSIM) / 2`` between that image and the true one, averaged over channels, SSIM
     with the usual Gaussian window of 11 x 11 pixels (Wang et al. 2004), of intensities that go from 0 to 2; beyond the
     border images are mirrored. 0 is what the network expected; 0.5 has nothing in common with it.
 
@@ -40,7 +38,7 @@ class Surprise(nn.Module):
     whatever they are. Compare with the same structure in other images rather than with a fixed number.
 
     Args:
-        backbone: a weights file of a masked diffusion model, or (network, plan).
+        backbone: a weights file of a masked diffusion model, or (network, plan). A segmenter keeps too little of it.
         timestep: how much is hidden at once, as the network is told; None for what goes with ``partitions``, or else
             for a tenth (t = 100 of 1000, ten masks), or for the one t that a masked autoencoder was trained at.
         partitions: number of masks, two at least; None for the one that hides as much as t says, ``round(T / t)``.
@@ -48,23 +46,28 @@ class Surprise(nn.Module):
         corruption: what the network was trained on, as an object or its config, where the plan does not say it.
 
     Raises:
-        UserError: the network is not whole, was not trained with patch masking, or does not predict the image; or a
-            timestep or number of masks does not exist.
+        UserError: there is no network, it is not whole, was not trained with patch masking, or does not predict the
+            image; or a timestep or number of masks does not exist.
 
     Example:
-        >>> surprise = Surprise("runs/demo/model.pt")  # doctest: +SKIP
-        >>> surprise(image[None])[0, 0]  # ``[C, H, W]`` in [-1, 1] → ``[H, W]`` in [0, 1]  # doctest: +SKIP
+        >>> error = ReconstructionError("runs/demo/model.pt")  # doctest: +SKIP
+        >>> error(image[None])[0, 0]  # ``[C, H, W]`` in [-1, 1] → ``[H, W]`` in [0, 1]  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | None,
         timestep: int | None = None,
         partitions: int | None = None,
         seed: int = 0,
         corruption: Corruption | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if backbone is None:
+            raise UserError(
+                "write_surprise needs the whole network, and a segmenter keeps only the part that gives features: set "
+                "backbone to the model.pt that it was made from."
+            )
         if isinstance(backbone, tuple):
             (network, plan), name = backbone, "The backbone"
         else:
@@ -116,62 +119,28 @@ class Surprise(nn.Module):
         return (error.mean(1, keepdim=True) / 2).clamp(0, 1)
 
 
-def open_surprise(
-    backbone: str | os.PathLike[str] | None,
-    enabled: bool = True,
-    timestep: int | None = None,
-    partitions: int | None = None,
-    seed: int = 0,
-    corruption: Mapping[str, Any] | None = None,
-) -> Surprise | None:
-    """Make a :class:`Surprise` as the bundles do, or None where no map is asked for.
-
-    Args:
-        backbone: weights file.
-        enabled: whether the map is asked for.
-        timestep: as the next three, see :class:`Surprise`.
-        partitions: number of masks.
-        seed: of the masks.
-        corruption: where the plan does not say it.
-
-    Raises:
-        UserError: as :class:`Surprise`, or there is no backbone.
-    """
-    if not enabled:
-        return None
-    if backbone is None:
-        raise UserError(
-            "write_surprise needs the whole network, and a segmenter keeps only the part that gives features: set "
-            "backbone to the model.pt that it was made from."
-        )
-    return Surprise(backbone, timestep, partitions, seed, corruption)
-
-
-def surprise_reader(surprise: Surprise | None, predictor: Predictor) -> Predictor | None:
-    """Return what reads maps of surprise on the device and in the windows in which a predictor reads images."""
-    if surprise is None:
-        return None
-    return Predictor(
-        surprise.to(predictor.device), predictor.window, predictor.whole, predictor.overlap, device=predictor.device
-    )
-
-
 def _checked(name: str, network: nn.Module, plan: Mapping[str, Any], corruption: Corruption | None) -> PatchMasking:
     """Return the corruption, or refuse a backbone that restores no hidden patches."""
     if getattr(network, "out", network) is None:
-        raise UserError(f"{name} is cut off after the features, so that it restores nothing: surprise needs model.pt.")
+        raise UserError(
+            f"{name} is cut off after the features, so that it restores nothing: write_surprise needs model.pt."
+        )
     if not isinstance(corruption, PatchMasking):
         trained = "its plan does not say on what" if corruption is None else f"with {type(corruption).__name__}"
-        raise UserError(f"{name} was not trained to restore hidden patches ({trained}): surprise needs PatchMasking.")
+        raise UserError(
+            f"{name} was not trained to restore hidden patches ({trained}): write_surprise needs PatchMasking."
+        )
     target = plan.get("target", "image")  # published files do not say it; masked diffusion predicts the image
     if target != "image":
-        raise UserError(f"{name} predicts the {target}, not the image: surprise needs a backbone of target 'image'.")
+        raise UserError(
+            f"{name} predicts the {target}, not the image: write_surprise needs a backbone of target 'image'."
+        )
     config: Any = getattr(network, "config", {})
     given, predicted = (config.get(key) for key in ("in_channels", "out_channels"))
     if given != predicted:
         raise UserError(
-            f"{name} predicts {predicted} channels for images of {given}: surprise needs a backbone that predicts the "
-            "image."
+            f"{name} predicts {predicted} channels for images of {given}: write_surprise needs a backbone that "
+            "predicts the image."
         )
     return corruption
 

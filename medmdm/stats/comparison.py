@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,30 +12,41 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medmdm.errors import UserError
-from medmdm.stats.intervals import CONFIDENCE, bca_interval, t_interval
-from medmdm.stats.statistics import json_ready
+from medmdm.stats.intervals import CONFIDENCE, Intervals, intervals
+from medmdm.stats.results import Result
 from medmdm.stats.units import independent_units
 
-__all__ = ["Comparison", "holm", "paired", "sign_flip_test"]
+__all__ = ["Comparison", "SignFlips", "holm", "paired", "sign_flip_test", "with_holm"]
 
 EXACT_UP_TO = 16  # pairs whose 65 536 combinations of signs are all tried
 RESAMPLES = 9999
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True)
+class SignFlips(Result):
+    """The outcome of a two-sided sign-flip permutation test.
+
+    Args:
+        p_value: NaN without units.
+        exact: whether all combinations of signs were tried.
+        smallest_p: the smallest p-value that so many units can give.
+    """
+
+    p_value: float
+    exact: bool
+    smallest_p: float
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
     """Two runs on the same cases; differences are A - B.
 
     Args:
         unit: what was counted, ``"patients"`` or ``"images"``.
         n: number of units with a difference.
         difference: mean difference over units.
-        t_interval: lower and upper bound of Student's interval of the mean difference.
-        bca_interval: the bootstrap's.
-        confidence: nominal coverage of both.
-        p_value: of the two-sided sign-flip permutation test; NaN without units.
-        exact: whether all combinations of signs were tried.
-        smallest_p: the smallest p-value that so many units can give.
+        intervals: of the mean difference.
+        test: whether it may be chance.
         wins: units where A is better.
         ties: units where they are equal.
         losses: units where B is better.
@@ -47,22 +58,14 @@ class Comparison:
     unit: str
     n: int
     difference: float
-    t_interval: tuple[float, float]
-    bca_interval: tuple[float, float]
-    confidence: float
-    p_value: float
-    exact: bool
-    smallest_p: float
+    intervals: Intervals
+    test: SignFlips
     wins: int
     ties: int
     losses: int
     undefined: int
     n_patients: int | None
     warnings: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON: ``None`` for what is not a finite number."""
-        return json_ready(dataclasses.asdict(self))
 
 
 def paired(
@@ -109,8 +112,6 @@ def paired(
         )
     if n and smallest_p > 1 - confidence:
         warnings.append(f"With {n} {units.name} no difference, however large, could give p below {smallest_p:.2g}.")
-    low, high = t_interval(values, confidence)
-    bca_low, bca_high = bca_interval(values, confidence, seed=seed)
     better = values if higher_is_better else -values
     # Equal up to rounding: means of a patient's images can differ in their last digit.
     tie = abs(better) <= 1e-12
@@ -118,12 +119,8 @@ def paired(
         unit=units.name,
         n=n,
         difference=float(values.mean()) if n else math.nan,
-        t_interval=(float(low), float(high)),
-        bca_interval=(float(bca_low), float(bca_high)),
-        confidence=confidence,
-        p_value=float(p_value),
-        exact=exact,
-        smallest_p=min(smallest_p, 1.0),
+        intervals=intervals(values, confidence, seed),
+        test=SignFlips(float(p_value), exact, min(smallest_p, 1.0)),
         wins=int((~tie & (better > 0)).sum()),
         ties=int(tie.sum()),
         losses=int((~tie & (better < 0)).sum()),
@@ -195,3 +192,15 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
     return adjusted
+
+
+def with_holm(outcomes: Iterable[Mapping[str, Any]], key: str = "p_value") -> list[dict[str, Any]]:
+    """Return outcomes of one table with ``p_holm`` added, the p-value corrected for the number of tests in it.
+
+    Args:
+        outcomes: each with a p-value, ``None`` where there was no test.
+        key: of that p-value.
+    """
+    rows = [dict(outcome) for outcome in outcomes]
+    adjusted = holm([math.nan if row[key] is None else row[key] for row in rows]).tolist()
+    return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]

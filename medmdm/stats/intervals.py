@@ -5,18 +5,43 @@ What they cover in truth is measured by ``benchmarks/intervals.py``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medmdm.errors import UserError
+from medmdm.stats.results import Result
 
-__all__ = ["CONFIDENCE", "bca_interval", "t_interval"]
+__all__ = ["CONFIDENCE", "Intervals", "bca_interval", "intervals", "t_interval"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 
 Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Intervals(Result):
+    """Two intervals of one mean.
+
+    Args:
+        t_interval: lower and upper bound of Student's.
+        bca_interval: of the bootstrap's.
+        confidence: nominal coverage of both.
+    """
+
+    t_interval: tuple[float, float]
+    bca_interval: tuple[float, float]
+    confidence: float
+
+
+def intervals(values: NDArray[np.float64], confidence: float = CONFIDENCE, seed: int = 0) -> Intervals:
+    """Return both intervals of the mean of ``values``, ``[n]``; see :func:`t_interval` and :func:`bca_interval`."""
+    low, high = t_interval(values, confidence)
+    bca_low, bca_high = bca_interval(values, confidence, seed=seed)
+    return Intervals((float(low), float(high)), (float(bca_low), float(bca_high)), confidence)
 
 
 def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Bounds:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medmdm.stats.statistics import json_ready
+from medmdm.stats.results import json_ready
 
 __all__ = ["PAPER_LABELS", "paper_block"]
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medmdm.stats.statistics import json_ready
+from medmdm.stats.results import Result
 
 __all__ = ["RiskCoverage", "risk_coverage"]
 
 
-@dataclasses.dataclass(frozen=True)
-class RiskCoverage:
+@dataclass(frozen=True)
+class RiskCoverage(Result):
     """The mean error of the most certain part, for every size of that part.
 
     Args:
@@ -33,10 +32,6 @@ class RiskCoverage:
     best: float
     chance: float
     undefined: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON."""
-        return json_ready(dataclasses.asdict(self))
 
 
 def risk_coverage(errors: ArrayLike, uncertainty: ArrayLike) -> RiskCoverage:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from medmdm.errors import UserError
-from medmdm.stats.statistics import json_ready
+from medmdm.stats.results import Result
 
 __all__ = ["Spread", "spread"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Spread:
+@dataclass(frozen=True)
+class Spread(Result):
     """Three standard deviations of one metric that must not be mixed up.
 
     Args:
@@ -40,10 +39,6 @@ class Spread:
     n_draws: int
     n_seeds: tuple[int, int]
     undefined: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON: ``None`` for NaN."""
-        return json_ready(dataclasses.asdict(self))
 
 
 def spread(

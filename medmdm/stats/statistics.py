@@ -12,16 +12,17 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from medmdm.errors import UserError, nearest
-from medmdm.stats.intervals import CONFIDENCE, bca_interval, t_interval
+from medmdm.stats.intervals import CONFIDENCE, Intervals, intervals
+from medmdm.stats.results import Result, json_ready
 from medmdm.stats.units import independent_units
 
-__all__ = ["Summary", "count_empty", "json_ready", "subgroups", "summarise"]
+__all__ = ["Summary", "count_empty", "subgroups", "summarise"]
 
 BCA_FROM = 40  # units from which the bootstrap's interval is the better one; docs/statistics.md has the coverage
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(Result):
     """A metric over the cases of a data set.
 
     Args:
@@ -30,9 +31,7 @@ class Summary:
         mean: mean over units.
         median: median over units.
         sd: standard deviation over units (n - 1).
-        t_interval: lower and upper bound of Student's interval of the mean.
-        bca_interval: lower and upper bound of the bootstrap's interval of the mean.
-        confidence: nominal coverage of both.
+        intervals: of the mean.
         n_cases: images or volumes with a value.
         case_mean: mean over these; differs from ``mean`` where patients have different numbers of images.
         n_patients: patients with a value; ``None`` where they are not known.
@@ -46,9 +45,7 @@ class Summary:
     mean: float
     median: float
     sd: float
-    t_interval: tuple[float, float]
-    bca_interval: tuple[float, float]
-    confidence: float
+    intervals: Intervals
     n_cases: int
     case_mean: float
     n_patients: int | None
@@ -59,7 +56,7 @@ class Summary:
     @property
     def interval(self) -> tuple[float, float]:
         """The interval to print when there is room for one: t for few units, BCa for many."""
-        return self.bca_interval if self.n >= BCA_FROM else self.t_interval
+        return self.intervals.bca_interval if self.n >= BCA_FROM else self.intervals.t_interval
 
     @property
     def interval_name(self) -> str:
@@ -67,8 +64,8 @@ class Summary:
         return "BCa" if self.n >= BCA_FROM else "t"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON: ``None`` for what is not a finite number."""
-        return json_ready(dataclasses.asdict(self) | {"interval": self.interval, "interval_name": self.interval_name})
+        """Return everything as JSON, with the interval to print."""
+        return super().as_dict() | {"interval": json_ready(self.interval), "interval_name": self.interval_name}
 
 
 def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence: float = CONFIDENCE) -> Summary:
@@ -97,8 +94,6 @@ def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence
             f"{infinite} of {len(cases)} cases are infinitely far off (prediction or truth is empty) and left out of "
             "the mean: compare it only together with this number."
         )
-    low, high = t_interval(units.values, confidence)
-    bca_low, bca_high = bca_interval(units.values, confidence)
     defined = cases[np.isfinite(cases)]
     n = len(units.values)
     return Summary(
@@ -107,9 +102,7 @@ def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence
         mean=float(units.values.mean()) if n else math.nan,
         median=float(np.median(units.values)) if n else math.nan,
         sd=float(units.values.std(ddof=1)) if n > 1 else math.nan,
-        t_interval=(float(low), float(high)),
-        bca_interval=(float(bca_low), float(bca_high)),
-        confidence=confidence,
+        intervals=intervals(units.values, confidence),
         n_cases=len(defined),
         case_mean=float(defined.mean()) if n else math.nan,
         n_patients=units.n_patients,
@@ -146,20 +139,15 @@ def subgroups(
     keys = cases[column].map(lambda entry: "(none)" if pd.isna(entry) else str(entry))
     numbers = pd.to_numeric(cases[column], errors="coerce")
     ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
+    parts = {key: cases[keys == key] for key in ordered}
     return {
-        key: summarise(
-            cases.loc[keys == key, value], None if patient is None else cases.loc[keys == key, patient], confidence
-        )
-        for key in ordered
+        key: summarise(part[value], None if patient is None else part[patient], confidence)
+        for key, part in parts.items()
     }
 
 
 def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
-    """Count the cases where prediction, truth or both hold nothing, from their numbers of pixels or instances.
-
-    Args:
-        n_pred: for each case.
-        n_true: for each case.
+    """Count the cases where prediction, truth or both hold nothing, from each one's number of pixels or instances.
 
     Returns:
         ``both``, ``pred`` (only the prediction is empty: missed) and ``true`` (only the truth is: a false alarm).
@@ -170,14 +158,3 @@ def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
         "pred": int((no_pred & ~no_true).sum()),
         "true": int((no_true & ~no_pred).sum()),
     }
-
-
-def json_ready(content: Any) -> Any:
-    """Return ``content`` with plain numbers and lists, and ``None`` for NaN and infinities, which JSON lacks."""
-    if isinstance(content, dict):
-        return {str(key): json_ready(entry) for key, entry in content.items()}
-    if isinstance(content, (list, tuple, np.ndarray)):
-        return [json_ready(entry) for entry in content]
-    if isinstance(content, np.generic):
-        content = content.item()
-    return None if isinstance(content, float) and not math.isfinite(content) else content

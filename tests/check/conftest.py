@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from medmdm.check.data_list import check
-from medmdm.check.report import Finding, Report
+from medmdm.check.findings import Finding, Report
 
 
 @dataclass

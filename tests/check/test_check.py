@@ -108,7 +108,7 @@ def test_patient_ids_are_never_shown(data: DataSet, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        (np.full((12, 20), 3), "holds 3, but the list declares the classes 0, 1"),
+        (np.full((12, 20), 3), "holds 3, but the classes are 0, 1"),
         (np.eye(12, 20) / 2, "not whole numbers (such as 0.5)"),
         (np.full((12, 20), np.nan), "not finite"),
         (np.full((12, 20), -1), "negative values (-1)"),
@@ -121,8 +121,7 @@ def test_wrong_label_values(data: DataSet, only: Callable, label: np.ndarray, wo
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
-    [((20, 12), "its axes are swapped"), ((12, 21), "must have the size of its image")],
+    ("shape", "words"), [((20, 12), "its axes are swapped"), ((12, 21), "must have the size of its image")]
 )
 def test_wrong_label_sizes(data: DataSet, only: Callable, shape: tuple[int, int], words: str) -> None:
     data.picture("a0_mask.png", np.eye(*shape))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medmdm.check.quick import quick_check
+from medmdm.check.sharing import quick_check
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 from tests.check.conftest import DataSet

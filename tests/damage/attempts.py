@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from medmdm.check.quick import quick_check
+from medmdm.check.sharing import quick_check
 from medmdm.cli import main
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import read_volume

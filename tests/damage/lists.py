@@ -56,10 +56,7 @@ broken(
 
 
 @LISTS.append
-@damage(
-    "a region outside its image",
-    r"a\.png (has 24 rows, .* asks for rows 0 to 99|is 24x32 .* ends at 99x32)",
-)
+@damage("a region outside its image", r"a\.png (has 24 rows, .* asks for rows 0 to 99|is 24x32 .* ends at 99x32)")
 def _(root: Path) -> list[Attempt]:
     data_list(root)
     listed = data_list(root, [{"image": "a.png", "region": {"rows": [0, 99]}}])
@@ -174,13 +171,11 @@ label("a label of another size", SIZE, np.eye(24, 33), prepared=SIZE)
 label(
     "a label with swapped axes", r"is 32x24 but its image .*axes are swapped", np.eye(32, 24), prepared=r"is 32x24 but"
 )
-label("a label value out of range", r"x_mask\.png holds 2, but the list declares the classes 0, 1", 2 * np.eye(24, 32))
+label("a label value out of range", r"x_mask\.png holds 2, but the classes are 0, 1", 2 * np.eye(24, 32))
 FRACTIONS = np.eye(24, 32, dtype=np.float32) / 2
-label("a float label with fractions", r"not whole numbers \(such as 0\.5\)", FRACTIONS, prepared=r"no whole numbers")
-label(
-    "NaN in a label", r"x_mask\.tif holds values that are not finite", FRACTIONS * np.nan, prepared="no whole numbers"
-)
-label("negative labels", r"x_mask\.tif holds negative values", -2 * FRACTIONS, prepared="no whole numbers")
+label("a float label with fractions", r"not whole numbers \(such as 0\.5\)", FRACTIONS, prepared=r"not whole numbers")
+label("NaN in a label", r"x_mask\.tif holds values that are not finite", FRACTIONS * np.nan, prepared="not finite")
+label("negative labels", r"x_mask\.tif holds negative values", -2 * FRACTIONS, prepared="holds negative values")
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 3))
 label("a label of colours", r"x_mask\.png has 3 channels", COLOURS, prepared=r"x_mask\.png has colours")
 label("a label without any object", r"x_mask\.png holds no object", np.zeros((24, 32)), "warning")

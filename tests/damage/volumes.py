@@ -122,7 +122,7 @@ def _(root: Path) -> list[Attempt]:
 
 
 @VOLUMES.append
-@damage("sequences of different grids as channels", r"b\.nii\.gz has 20x22x25 voxels but .*a\.nii\.gz has 20x22x24")
+@damage("sequences of different grids as channels", r"b\.nii\.gz is 20x22x25 but .*a\.nii\.gz is 20x22x24")
 def _(root: Path) -> list[Attempt]:
     volume(root / "a.nii.gz")
     volume(root / "b.nii.gz", random((20, 22, 25), "b").astype(np.int16))

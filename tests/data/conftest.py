@@ -12,7 +12,8 @@ from monai.transforms import Compose, LoadImaged, RandFlipd, RandSpatialCropd
 from PIL import Image
 
 from medmdm.data.files.pictures import RasterReader
-from medmdm.data.transforms.basic import CutRegiond, PadToSized, ScaleIntensityByDtyped
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
+from medmdm.data.transforms.spatial import CutRegiond, PadToSized
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medmdm.data.case_names import case_names
-from medmdm.data.cases import Cases, select_cases
+from medmdm.data.cases import Cases, case_names, select_cases
 from medmdm.data.lists import load_data_list
-from medmdm.data.split_lists import split_data_list
+from medmdm.data.splits import split_data_list
 from medmdm.errors import UserError
 from medmdm.labels import label_names
 

@@ -12,12 +12,12 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, LoadImaged, RandSpatialCropd
 from PIL import Image
 
-from medmdm.data.dataset import CropDataset
-from medmdm.data.files.pictures import RasterReader, pixel_hash, read_image
+from medmdm.data.dataset import CropDataset, StepSampler
+from medmdm.data.files.pictures import RasterReader, read_image
 from medmdm.data.holdout import hold_out
-from medmdm.data.sampler import StepSampler
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 
 
 @pytest.fixture
@@ -187,9 +187,9 @@ def test_ledger_is_of_pixels_not_of_files(write_png, tmp_path, pipeline):
 def test_channel_mismatch_names_the_file(write_png, pipeline):
     grey = [{"image": str(write_png(f"grey{i}.png", channels=1))} for i in range(2)]
     colour = [{"image": str(write_png(f"colour{i}.png"))} for i in range(3)]
-    with pytest.raises(UserError, match=r"grey0\.png has 1 channel, but the network takes 3: pass --channels 1$"):
+    with pytest.raises(UserError, match=r"grey0\.png has 1 channel, but the network takes 3: pass --channels 1\.$"):
         make(grey, pipeline(16), channels=3)
-    with pytest.raises(UserError, match=r"colour0\.png has 3 channels, but the network takes 1: pass --channels 3$"):
+    with pytest.raises(UserError, match=r"colour0\.png has 3 channels, but the network takes 1: pass --channels 3\.$"):
         make(colour, pipeline(16), channels=1)
     with pytest.raises(UserError, match=r"grey0\.png has 1 channel, .* takes 3: 2 of 5 images differ from 3"):
         make(colour + grey, pipeline(16))

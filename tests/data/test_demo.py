@@ -13,10 +13,10 @@ import medmdm.data.demo as demo_module
 from medmdm.data.cases import select_cases
 from medmdm.data.demo import SILVER_STANDARD, demo_labels, stained_tissue
 from medmdm.data.files.pictures import read_image
-from medmdm.data.lookup import find_data_list
+from medmdm.data.folders import find_data_list
 from medmdm.data.selection import select_training_images
-from medmdm.data.transforms.labelled import case_transforms
 from medmdm.errors import UserError
+from tests.data.chain import chain
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_cases():
     assert (cases.class_names, cases.label_type) == (("background", "epithelium"), "classes")
     assert SILVER_STANDARD in cases.sentences
     assert "silver standard" in cases.data_list.information["description"]
-    transform = case_transforms(cases)
+    transform = chain(cases)
     for entry in (*cases.training, *cases.validation, *cases.test):
         sample = transform(entry)
         share = sample["label"].float().mean().item()

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from medmdm.data.dataset import CropDataset
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.data.holdout import hold_out
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 
 
 def inside(crop: dict, region: dict) -> bool:

@@ -50,7 +50,7 @@ A, PART = {"image": "a.png"}, {"image": "a.png", "region": {"columns": [0, 9]}}
         ({"training": [{"image": "C:\\a.png"}]}, "leaves the data set's folder"),
         ({"training": [{"image": "x/../../a.png"}]}, "leaves the data set's folder"),
         ({"training": [{**A, "label": "../a.png"}]}, r"'label' is '\.\./a\.png', which leaves"),
-        ({"training": [{**A, "patient_id": ["secret"]}]}, "'patient_id' must be text or a whole number$"),
+        ({"training": [{**A, "patient_id": ["secret"]}]}, "'patient_id' must be text or a whole number\\.$"),
         ({"training": [{**A, "region": [0, 1]}]}, "'region' must be an object"),
         ({"training": [{**A, "region": {"row": [0, 1]}}]}, r"the key 'row' \(did you mean 'rows'\?\)"),
         ({"training": [{**A, "region": {"rows": [1, 1]}}]}, r"'rows' is \[1, 1\]: give \[first, end\]"),

@@ -14,8 +14,8 @@ from monai.transforms import Compose
 
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
-from medmdm.data.transforms.labelled import case_transforms
 from medmdm.resources import resource_folder
+from tests.data.chain import chain
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_pictures_have_the_pixels_that_pre_training_sees(
     entries = config.get_parsed_content("slices").training
     plan = {name: config.get_parsed_content(f"plan#{name}") for name in ("percentiles", "spacing", "intensity_range")}
     cases = select_cases(pictures)
-    transforms = case_transforms(cases, spacing=spacing, percentiles=percentiles)
+    transforms = chain(cases, spacing=spacing, percentiles=percentiles)
     for entry, case in zip(entries, CaseReader(cases, plan).read_all(cases.training), strict=True):
         assert torch.equal(case.examples[0].image, load(dict(entry))["image"].as_tensor())
         alone = transforms(case.entry)

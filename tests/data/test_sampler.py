@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmdm.data.sampler import StepSampler
+from medmdm.data.dataset import StepSampler
 from medmdm.errors import UserError
 
 

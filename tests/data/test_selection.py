@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from medmdm.data.folders import find_data_list
 from medmdm.data.lists import load_data_list
-from medmdm.data.lookup import find_data_list
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from medmdm.cli import main
 from medmdm.data.lists import load_data_list
-from medmdm.data.split_lists import split_data_list
-from medmdm.data.splits import k_folds, patient_groups, split_by_patient, subset
+from medmdm.data.splits import k_folds, patient_groups, split_by_patient, split_data_list, subset
 from medmdm.errors import UserError
 
 Entries = list[dict[str, Any]]

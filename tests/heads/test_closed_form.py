@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,8 @@ from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads import views
 from medmdm.heads.closed_form import ClosedFormHead
-from medmdm.heads.task import Task
 from medmdm.labels import IGNORE
-from tests.made import dice, made_example, made_extractor
-
-WINDOW = (32, 32)
-
-
-def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    return Task(examples, classes, **{"window": WINDOW, **arguments})
+from tests.made import WINDOW, dice, made_example, made_extractor, task
 
 
 class Blocks(nn.Module):
@@ -205,13 +197,6 @@ def test_sums_of_other_labels_and_readings_are_others() -> None:
         other = CachedExtractor(made_extractor(normalize=kind))
         other.memory = cached.memory  # as a folder that both read
         assert not torch.equal(head.fit(variants[0], other).model.head.weight, weights[0])
-
-
-def test_evidence_is_json() -> None:
-    fitted = ClosedFormHead(choices=[{"blocks": (0, 1)}, {"timesteps": [50]}]).fit(
-        task([made_example(0), made_example(1)]), made_extractor()
-    )
-    assert json.loads(json.dumps(fitted.evidence, allow_nan=False)) == fitted.evidence
 
 
 @pytest.mark.parametrize(

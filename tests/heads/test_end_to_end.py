@@ -16,16 +16,14 @@ from torch import Tensor, nn
 
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.hashing import weights_hash
 from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.task import Task
 from medmdm.labels import IGNORE
-from tests.made import dice, made_example, made_extractor
+from tests.made import WINDOW, dice, made_example, made_extractor, task
 
-WINDOW = (32, 32)
 NETWORKS: dict[str, Any] = {
     "UNet": functools.partial(UNet, 2, 3, 2, channels=(8, 16), strides=(2,)),
     "AttentionUnet": functools.partial(AttentionUnet, 2, 3, 2, channels=(8, 16), strides=(2,)),
@@ -34,10 +32,6 @@ NETWORKS: dict[str, Any] = {
         SwinUNETR, 3, 2, feature_size=12, spatial_dims=2, depths=(1,) * 4, num_heads=(1,) * 4
     ),
 }
-
-
-def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    return Task(examples, classes, **{"window": WINDOW, **arguments})
 
 
 def support(count: int = 3, **arguments: Any) -> Task:
@@ -216,14 +210,6 @@ def test_from_json() -> None:
     for name in config:
         fitted = parser.get_parsed_content(name).fit(support(), made_extractor())
         assert fitted.model(made_example(9).image[None]).shape == (1, 2, 32, 48)
-
-
-def test_evidence_is_json() -> None:
-    for evidence in (
-        tuning().fit(support(), made_extractor()).evidence,
-        FromScratch(NETWORKS["UNet"], steps=2).fit(support()).evidence,
-    ):
-        assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
 
 
 class Headless(nn.Module):

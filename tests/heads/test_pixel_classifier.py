@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
@@ -22,16 +21,9 @@ from medmdm.errors import UserError
 from medmdm.heads import pixel_classifier, views
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead, StoppingRule
-from medmdm.heads.task import Task
 from medmdm.labels import IGNORE
 from tests.heads.test_classifier_network import published
-from tests.made import dice, made_example, made_extractor
-
-WINDOW = (32, 32)
-
-
-def task(examples: list[Example], classes: int = 2, **arguments: Any) -> Task:
-    return Task(examples, classes, **{"window": WINDOW, **arguments})
+from tests.made import WINDOW, dice, made_example, made_extractor, task
 
 
 def head(**arguments: Any) -> PixelClassifierHead:
@@ -44,7 +36,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"pixels": 200}, {"batch_size": 4}, {"views": "crops", "per_image": 3, "dice_weight": 1.0}, {"fresh": True}],
+    [{}, {"pixels": 200}, {"batch_size": 4}, {"views": 3, "dice_weight": 1.0}, {"views": "fresh"}],
     ids=str,
 )
 def test_learns_to_segment(arguments: dict[str, Any]) -> None:
@@ -54,7 +46,7 @@ def test_learns_to_segment(arguments: dict[str, Any]) -> None:
     out = fitted.model(test.image[None])
     assert out.shape == (1, 2, 41, 30)
     assert dice(out, test.label) > 0.9
-    assert fitted.evidence["views"] == {"views": 9, "fresh": 3}.get(next(iter(arguments), ""), 6)
+    assert fitted.evidence["views"] == {3: 9, "fresh": 3}.get(arguments.get("views"), 6)
 
 
 def test_many_classes_one_channel_and_volumes() -> None:
@@ -216,12 +208,12 @@ def test_scribbles_are_enough() -> None:
         example.label[hidden] = IGNORE
     support.append(Example(made_example(3).image, torch.full((32, 48), IGNORE)))  # one without any
     test = made_example(9)
-    for arguments in ({"pixels": 100}, {}, {"fresh": True}):
+    for arguments in ({"pixels": 100}, {}, {"views": "fresh"}):
         fitted = head(max_epochs=20, learning_rate=5e-3, **arguments).fit(
             task(support), CachedExtractor(made_extractor())
         )
         assert dice(fitted.model(test.image[None]), test.label) > 0.9
-        assert fitted.evidence["views"] == (3 if "fresh" in arguments else 6)
+        assert fitted.evidence["views"] == (3 if "views" in arguments else 6)
 
 
 class Recorder(CachedExtractor):
@@ -238,7 +230,7 @@ def test_cached_views_are_the_same_in_every_epoch() -> None:
     extractor = Recorder(made_extractor())
     extractor.asked = []
     support = [made_example(seed, (32, 48)) for seed in range(3)]
-    head(max_epochs=4, views="crops", per_image=2).fit(task(support, seed=3), extractor)
+    head(max_epochs=4, views=2).fit(task(support, seed=3), extractor)
     assert extractor.extracted == 6
     assert len(extractor.asked) == 24
     wanted = {v.image.numpy().tobytes() for e in support for v in views(e, "crops", WINDOW, per_image=2, seed=3)}
@@ -246,8 +238,7 @@ def test_cached_views_are_the_same_in_every_epoch() -> None:
         assert {x.numpy().tobytes() for x in extractor.asked[6 * epoch : 6 * epoch + 6]} == wanted
 
 
-@pytest.mark.parametrize("arguments", [{}, {"views": "windows"}], ids=["", "windows"])
-def test_fresh_crops_and_masks_at_every_step(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_crops_and_masks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
     seeds: list[int] = []
     shapes = set()
@@ -269,12 +260,12 @@ def test_fresh_crops_and_masks_at_every_step(arguments: dict[str, Any], monkeypa
     monkeypatch.setattr(pixel_classifier, "_with_new_mask", recorded)
     cached = CachedExtractor(made_extractor())
     support = task([made_example(seed, (64, 80)) for seed in range(3)])
-    fitted = head(max_epochs=5, fresh=True, **arguments).fit(support, cached)
+    fitted = head(max_epochs=5, views="fresh").fit(support, cached)
     assert (len(asked), len(set(asked))) == (15, 15)
     assert len(set(seeds)) == 15
     assert shapes == {(3, *WINDOW)}
     assert cached.extracted == 0
-    again = head(max_epochs=5, fresh=True, **arguments).fit(support, cached)
+    again = head(max_epochs=5, views="fresh").fit(support, cached)
     assert same_weights(fitted.model.head, again.model.head)
 
 
@@ -316,12 +307,17 @@ def test_the_papers_norm_is_for_whole_images_of_the_windows_size_only() -> None:
         head(max_epochs=1, views="whole").fit(task([*same, made_example(2, (32, 48))]), extractor)
 
 
-def test_evidence_is_json() -> None:
-    evidence = head(max_epochs=2).fit(task([made_example()]), made_extractor()).evidence
-    assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
+def test_old_names_are_taken_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    assert head(views="crops", per_image=3) == head(views=3)
+    assert "set views to the number of crops" in caplog.text
+    assert head(views="windows", fresh=True) == head(views="fresh")
+    assert "set views to 'fresh'" in caplog.text
+    assert head(views="windows", fresh=False, per_image=2) == head(views="windows")
 
 
 def test_mistakes_get_a_sentence() -> None:
+    with pytest.raises(UserError, match="views must be one of whole, windows, crops, fresh or a number"):
+        PixelClassifierHead(views="tiles")
     support = task([made_example()])
     with pytest.raises(UserError, match="at least 1"):
         PixelClassifierHead(members=0)

@@ -12,10 +12,8 @@ from torch import Tensor
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads import views
-from medmdm.heads.task import Task
 from medmdm.heads.views import random_crop
 from medmdm.labels import IGNORE
-from tests.made import made_example
 
 
 def numbered(*shape: int, channels: int = 1) -> Example:
@@ -116,16 +114,3 @@ def test_metadata_does_not_travel_into_networks() -> None:
 def test_unknown_views_are_refused() -> None:
     with pytest.raises(UserError, match="'tiles'"):
         views(numbered(4, 4), "tiles")
-
-
-def test_a_task_is_checked_before_anything_is_fitted() -> None:
-    example = made_example(classes=3)
-    Task([example], 3, (32, 32))
-    with pytest.raises(UserError, match="training list is empty"):
-        Task([], 2, (32, 32))
-    with pytest.raises(UserError, match="two classes or more"):
-        Task([made_example()], 1, (32, 32))
-    with pytest.raises(UserError, match="made_0 holds the class 2, but there are 2 classes"):
-        Task([example], 2, (32, 32))
-    example.label[example.label == 2] = IGNORE
-    Task([example], 2, (32, 32))

@@ -261,7 +261,7 @@ def test_folder_refuses_masks_that_number_nothing(tmp_path: Path) -> None:
         prepare("folder", source, out)
     (source / "a_mask.png").unlink()
     Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(source / "a_mask.tif")
-    with pytest.raises(UserError, match=r"a_mask\.tif has values that are no whole numbers"):
+    with pytest.raises(UserError, match=r"a_mask\.tif holds values that are not whole numbers"):
         prepare("folder", source, out)
     mask(source / "a_label.png", [])
     with pytest.raises(UserError, match=r"a\.png has two masks"):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from medmdm.data.files.aperio import Region, draw_regions, read_aperio
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.data.lists import load_data_list
+from medmdm.hashing import pixel_hash
 from medmdm.prepare import prepare
 
 

@@ -175,11 +175,11 @@ def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.txt").touch()
     cases = {
-        "grid": (np.zeros((5, 7, 3), np.uint8), None, "case_000.nii.gz has 5x7x3 voxels but .* has 5x7x4"),
-        "place": (LABEL, np.eye(4), "lies up to .* mm from"),
-        "fractions": (LABEL + 0.5, None, "holds values that are no class numbers"),
-        "negative": (LABEL - 1, None, "holds values that are no class numbers"),
-        "large": (LABEL * 70000, None, "class number 140000"),
+        "grid": (np.zeros((5, 7, 3), np.uint8), None, "case_000.nii.gz is 5x7x3 but .* is 5x7x4"),
+        "place": (LABEL, np.eye(4), "lies up to .* mm beside"),
+        "fractions": (LABEL + 0.5, None, "holds values that are not whole numbers"),
+        "negative": (LABEL - 1, None, "holds negative values"),
+        "large": (LABEL * 70000, None, "the number 140000"),
     }
     for name, (label, affine, sentence) in cases.items():
         source = decathlon(tmp_path / name, 1)

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmdm.data.files.pictures import pixel_hash, read_image
-from medmdm.data.folders import is_mask
+from medmdm.cli.prepare import add_arguments, run
+from medmdm.data.files.pictures import read_image
+from medmdm.data.folders import find_data_list, is_mask
 from medmdm.data.lists import load_data_list
-from medmdm.data.lookup import find_data_list
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
-from medmdm.prepare import KINDS, add_arguments, journal, prepare, run
+from medmdm.hashing import pixel_hash
+from medmdm.prepare import KINDS, journal, prepare
 from tests.prepare.layouts import LATER, MAKERS, contents, dsb2018, folder, glas, mask, monuseg, picture, stamps, zipped
 
 pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")

@@ -23,7 +23,7 @@ from medmdm.errors import UserError, find_user_error
 from medmdm.heads import views
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.prediction import Predictor
-from medmdm.heads.task import Task
+from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.optimization import Optimization
 from medmdm.pretrain.probe import Probe, _folds
@@ -103,7 +103,8 @@ def held_out_dice(folder: Path, data_list: Path, backbone: Any) -> float:
     cases = select_cases(folder, data_list, ("training", "validation"))
     reader = CaseReader(cases, plan)
     support = [example for case in reader.read_all(cases.training) for example in case.examples]
-    predictor = Predictor(ClosedFormHead("ridge").fit(Task(support, 2, (16, 16)), extractor).model, (16, 16))
+    reading = Reading((16, 16))
+    predictor = Predictor(ClosedFormHead("ridge").fit(Task(support, 2, reading), extractor).model, reading)
     masks = [(predictor.case(case).probabilities.argmax(0), case) for case in reader.read_all(cases.validation)]
     return float(np.mean([mean_scores(mask, case.truth, 2, 255)["dice"] for mask, case in masks]))
 

@@ -18,6 +18,8 @@ import torch
 
 from tests.bundle_runs import bundle_command, run_python
 
+pytestmark = pytest.mark.slow  # starts programs
+
 KILLED_RUN = str(Path(__file__).with_name("killed_run.py"))
 
 

@@ -10,12 +10,12 @@ import pytest
 from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
 from medmdm.reports.case_files import read_case
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import AFFINE, SHAPE, change, change_case, nifti, picture, picture_run, volume_run
 
 
 def read(run: Path, number: int = 0) -> Any:
-    evaluation = load_evaluation(run)
+    evaluation = Evaluation.load(run)
     return read_case(evaluation.cases[number], evaluation)
 
 
@@ -85,86 +85,41 @@ def test_floats_that_are_whole_and_bilevel_masks_are_read(tmp_path: Path) -> Non
     assert read(run).prediction.sum() == 20 * 16 * 12
 
 
-def missing_label(run: Path, data: Path) -> None:
-    (data / "case_0_label.png").unlink()
+def put(name: str, value: float, dtype: type, shape: tuple[int, ...] = SHAPE) -> Callable[[Path, Path], None]:
+    """Write a predicted mask of one value in the place of the right one."""
 
+    def damage(run: Path, data: Path) -> None:
+        picture(run / name, np.full(shape, value, dtype))
+        change_case(run, 0, prediction=name)
 
-def no_label(run: Path, data: Path) -> None:
-    change_case(run, 0, label=None)
-
-
-def missing_mask(run: Path, data: Path) -> None:
-    (run / "masks" / "case_0.png").unlink()
-
-
-def no_prediction(run: Path, data: Path) -> None:
-    change_case(run, 0, prediction=None)
-
-
-def other_size(run: Path, data: Path) -> None:
-    picture(run / "masks" / "case_0.png", np.zeros((SHAPE[1], SHAPE[0]), np.uint8))
-
-
-def other_image_size(run: Path, data: Path) -> None:
-    picture(data / "case_0.png", np.zeros((3, 8, 9), np.uint8))
-
-
-def colours(run: Path, data: Path) -> None:
-    picture(run / "masks" / "case_0.png", np.zeros((3, *SHAPE), np.uint8))
-
-
-def unknown_class(run: Path, data: Path) -> None:
-    picture(run / "masks" / "case_0.png", np.full(SHAPE, 7, np.uint8))
-
-
-def unknown_label(run: Path, data: Path) -> None:
-    change(run, data_list={"label_type": "classes"})  # so that 3 and 5 are no objects
-
-
-def fractions(run: Path, data: Path) -> None:
-    picture(run / "masks" / "case_0.tif", np.full(SHAPE, 0.5, np.float32))
-    change_case(run, 0, prediction="masks/case_0.tif")
-
-
-def negative(run: Path, data: Path) -> None:
-    picture(run / "masks" / "case_0.tif", np.full(SHAPE, -1, np.int32))
-    change_case(run, 0, prediction="masks/case_0.tif")
-
-
-def broken(run: Path, data: Path) -> None:
-    (run / "masks" / "case_0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-
-
-def missing_instances(run: Path, data: Path) -> None:
-    (run / "instances" / "case_0.png").unlink()
-
-
-def infinite_map(run: Path, data: Path) -> None:
-    picture(run / "uncertainty" / "case_0.tif", np.full(SHAPE, np.inf, np.float32))
-
-
-def region_outside(run: Path, data: Path) -> None:
-    change_case(run, 0, region={"rows": [0, 999], "columns": [0, 10]})
+    return damage
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (missing_label, "label case_0_label.png is missing"),
-        (no_label, "no label in the data list"),
-        (missing_mask, "predicted mask case_0.png is missing"),
-        (no_prediction, "has a truth, but no prediction"),
-        (other_size, "the predicted mask is 56x40 and the label 40x56"),
-        (other_image_size, "the image is 8x9 and the label 40x56"),
-        (colours, "3 channels"),
-        (unknown_class, "the predicted mask holds 7, which is no class (0 background, 1 gland)"),
-        (unknown_label, "the label holds 3, 5, which is no class"),
-        (fractions, "not whole numbers"),
-        (negative, "holds -1"),
-        (broken, "the predicted mask cannot be used"),
-        (missing_instances, "map of objects case_0.png is missing"),
-        (infinite_map, "not finite"),
-        (region_outside, "999"),
+        (lambda run, data: (data / "case_0_label.png").unlink(), "label case_0_label.png is missing"),
+        (lambda run, data: change_case(run, 0, label=None), "no label in the data list"),
+        (lambda run, data: (run / "masks" / "case_0.png").unlink(), "predicted mask case_0.png is missing"),
+        (lambda run, data: change_case(run, 0, prediction=None), "has a truth, but no prediction"),
+        (put("masks/a.png", 0, np.uint8, SHAPE[::-1]), "the predicted mask is 56x40 and the label 40x56"),
+        (lambda run, data: picture(data / "case_0.png", np.zeros((3, 8, 9), np.uint8)), "is 8x9 and the label 40x56"),
+        (put("masks/a.png", 0, np.uint8, (3, *SHAPE)), "3 channels"),
+        (put("masks/a.png", 7, np.uint8), "predicted mask holds 7, but the classes are 0 background, 1 gland"),
+        # Labels that are no objects may not hold 3 and 5.
+        (
+            lambda run, data: change(run, data_list={"label_type": "classes"}),
+            "the label holds 3, 5, but the classes are 0 back",
+        ),
+        (put("masks/a.tif", 0.5, np.float32), "not whole numbers"),
+        (put("masks/a.tif", -1, np.int32), "holds negative values (-1)"),
+        (lambda run, data: (run / "masks" / "case_0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing"), "cannot be used"),
+        (lambda run, data: (run / "instances" / "case_0.png").unlink(), "map of objects case_0.png is missing"),
+        (
+            lambda run, data: picture(run / "uncertainty" / "case_0.tif", np.full(SHAPE, np.inf, np.float32)),
+            "not finite",
+        ),
+        (lambda run, data: change_case(run, 0, region={"rows": [0, 999], "columns": [0, 10]}), "999"),
     ],
 )
 def test_a_wrong_picture_is_named_in_one_sentence(

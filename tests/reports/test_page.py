@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmdm.reports import write_report
+from medmdm.reports import write_comparison, write_report
+from medmdm.reports.album import Album, chosen
 from medmdm.reports.page import make_page
-from medmdm.reports.page_cases import Album, chosen
 from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.rendering import environment
 from medmdm.reports.scoring import ScoredCase, score_cases
 from medmdm.reports.summary import make_summary
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
@@ -122,10 +123,14 @@ def test_text_from_files_is_text(tmp_path: Path) -> None:
     change_case(run, 0, case=bad, columns={bad: bad})
     change_case(run, 1, columns={bad: "other"})
     (run / "run.json").write_text('{"x": "</pre><script>alert(3)</script>"}')
-    page = Reader(write_report(run).read_text())
-    assert len(page.all("script")) == 1
-    assert not page.all("img")
-    assert bad in "".join(page.text)
+    other = picture_run(tmp_path, cases=3, name="<img src=x onerror=alert(4)>")
+    change_case(other, 0, case=bad)
+    change(other, protocol={"head": bad})
+    for path in (write_report(run), write_comparison([run, other], tmp_path / "comparison")):
+        page = Reader(path.read_text())
+        assert len(page.all("script")) == 1
+        assert not page.all("img")
+        assert bad in "".join(page.text)
 
 
 def scored(dices: list[float]) -> list[ScoredCase]:
@@ -145,22 +150,23 @@ def test_worst_median_and_best_do_not_overlap() -> None:
 
 
 def test_the_pictures_of_a_page_are_bounded_and_the_galleries_served_first(tmp_path: Path) -> None:
-    evaluation = load_evaluation(picture_run(tmp_path, cases=18))
-    cases = score_cases(evaluation, surface=False, progress=False).cases
+    evaluation = Evaluation.load(picture_run(tmp_path, cases=18))
+    cases = score_cases(evaluation, surface=False).cases
     sizes = [case.picture.size for case in cases if case.picture is not None]
     budget = int(sum(sizes) * 15.5 / 18)
-    album = Album(cases, 2, budget)
-    assert len(album.store()) < 1.2 * budget + 10_000
+    album = Album(cases, budget)
+    store = environment().get_template("cases.html.j2").module.store(album)  # type: ignore[attr-defined]
+    assert len(store) < 1.2 * budget + 10_000
     assert 0 < album.missing <= 4
     shown = {case.number for _, row in chosen(cases) for case in row}
     assert shown <= set(album.pictures)
-    assert Album(cases, 2).missing == 0
+    assert Album(cases).missing == 0
 
 
 def test_a_page_without_pictures_or_patients_is_still_one(tmp_path: Path) -> None:
-    evaluation = load_evaluation(volume_run(tmp_path))
-    scores = score_cases(evaluation, progress=False)
-    summary = make_summary(evaluation, scores, Pseudonyms([]), "per_case.csv")
+    evaluation = Evaluation.load(volume_run(tmp_path))
+    scores = score_cases(evaluation)
+    summary = make_summary(evaluation, scores, Pseudonyms([]))
     page = Reader(make_page(summary, [replace(case, picture=None) for case in scores.cases]))
     assert not page.all("symbol")
     assert "Patient" not in "".join(page.text)

@@ -9,14 +9,14 @@ import pytest
 from medmdm.errors import UserError
 from medmdm.reports.per_case import read_per_case, write_per_case
 from medmdm.reports.scoring import Excluded, score_cases
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change_case, columns, picture_run, volume_run
 
 
 @pytest.mark.parametrize("make", [picture_run, volume_run])
 def test_scores_come_back_with_all_their_digits(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
-    evaluation = load_evaluation(make(tmp_path, cases=3))
-    scores = score_cases(evaluation, progress=False)
+    evaluation = Evaluation.load(make(tmp_path, cases=3))
+    scores = score_cases(evaluation)
     scores.cases[0].scores["dice"] = math.nan
     scores.cases[0].scores["hausdorff95"] = math.inf
     scores.cases[1].scores["dice"] = 1 / 3
@@ -33,8 +33,8 @@ def test_scores_come_back_with_all_their_digits(tmp_path: Path, make) -> None:  
 
 
 def test_excluded_cases_keep_their_place_and_their_reason(tmp_path: Path) -> None:
-    evaluation = load_evaluation(picture_run(tmp_path, cases=3))
-    scores = score_cases(evaluation, progress=False)
+    evaluation = Evaluation.load(picture_run(tmp_path, cases=3))
+    scores = score_cases(evaluation)
     reason = 'case_1, "odd",\nis wrong'
     scores = replace(scores, cases=[scores.cases[0], scores.cases[2]], excluded=[Excluded("case_1", 1, reason)])
     path = tmp_path / "per_case.csv"
@@ -48,7 +48,7 @@ def test_excluded_cases_keep_their_place_and_their_reason(tmp_path: Path) -> Non
 def test_columns_of_the_data_list_do_not_take_the_name_of_a_score(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=1)
     change_case(run, 0, columns={"dice": "six-sided", "case": "wood", "dice_2": "x", "grade": "g"})
-    scores = score_cases(load_evaluation(run), progress=False)
+    scores = score_cases(Evaluation.load(run))
     write_per_case(scores, tmp_path / "per_case.csv")
     (row,) = columns(tmp_path / "per_case.csv")
     assert (row["list_dice"], row["list_case"], row["list_dice_2"], row["grade"]) == ("six-sided", "wood", "x", "g")
@@ -57,9 +57,9 @@ def test_columns_of_the_data_list_do_not_take_the_name_of_a_score(tmp_path: Path
 
 def test_other_cases_and_words_for_numbers_are_refused(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=2)
-    evaluation = load_evaluation(run)
+    evaluation = Evaluation.load(run)
     path = tmp_path / "per_case.csv"
-    write_per_case(score_cases(evaluation, progress=False), path)
+    write_per_case(score_cases(evaluation), path)
     text = path.read_text()
     path.write_text(text.replace("case_1,", "case_9,"))
     with pytest.raises(UserError, match=r"per_case\.csv has no row for case_1"):

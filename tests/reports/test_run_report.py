@@ -98,13 +98,6 @@ def test_no_patient_id_leaves_the_run_unless_asked_for(tmp_path: Path) -> None:
     assert b"SECRET-0" in (run / "index.html").read_bytes()
 
 
-def test_without_surfaces(tmp_path: Path) -> None:
-    run = picture_run(tmp_path, cases=3)
-    write_report(run, surface=False)
-    assert "hausdorff95" not in columns(run / "per_case.csv")[0]
-    assert "hausdorff95" not in json.loads((run / "summary.json").read_text())["scores"]
-
-
 def test_a_killed_report_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = picture_run(tmp_path, cases=3)
     write_report(run)

@@ -11,14 +11,16 @@ import pytest
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import read_volume
 from medmdm.metrics.instances import aji, object_dice
+from medmdm.reports import Report, write_report
+from medmdm.reports.case_files import read_case
 from medmdm.reports.scoring import choose_ruler, score_cases
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, objects, picture, picture_run, plain_dice, volume_run
 
 
 def test_pictures_get_pixel_and_object_scores(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=3)
-    found = score_cases(load_evaluation(run), progress=False)
+    found = score_cases(Evaluation.load(run))
     assert [case.number for case in found.cases] == [0, 1, 2]
     assert not found.excluded
     assert not found.notes
@@ -38,7 +40,7 @@ def test_pictures_get_pixel_and_object_scores(tmp_path: Path) -> None:
 
 def test_volumes_are_scored_whole_with_the_mean_over_classes(tmp_path: Path) -> None:
     run = volume_run(tmp_path)
-    found = score_cases(load_evaluation(run), progress=False)
+    found = score_cases(Evaluation.load(run))
     for k, case in enumerate(found.cases):
         true = read_volume(tmp_path / "data" / f"vol_{k}_label.nii.gz").array[0]
         pred = read_volume(run / "masks" / f"vol_{k}.nii.gz").array[0]
@@ -61,7 +63,7 @@ def test_a_class_in_neither_mask_does_not_enter_the_mean_of_a_case(tmp_path: Pat
     label[:5], label[10:20] = 1, 3
     picture(tmp_path / "data" / "case_0_label.png", label)
     picture(run / "masks" / "case_0.png", np.where(label == 3, 0, label).astype(np.uint8))
-    (case,) = score_cases(load_evaluation(run), progress=False).cases
+    (case,) = score_cases(Evaluation.load(run)).cases
     assert (case.scores["dice_1"], case.scores["dice_3"]) == (1, 0)
     assert math.isnan(case.scores["dice_2"])
     assert case.scores["dice"] == 0.5
@@ -71,23 +73,39 @@ def test_a_class_in_neither_mask_does_not_enter_the_mean_of_a_case(tmp_path: Pat
 def test_without_a_map_of_objects_connected_parts_count_and_a_note_says_so(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=2)
     change_case(run, 0, instances=None)
-    found = score_cases(load_evaluation(run), progress=False)
+    found = score_cases(Evaluation.load(run))
     mask = read_image(run / "masks" / "case_0.png")[0] > 0
     assert found.cases[0].scores["objects_pred"] == objects(mask)
     assert found.notes[0].startswith("No map of objects was written for 1 of 2 cases")
 
 
 def test_without_surfaces_no_distance_is_measured(tmp_path: Path) -> None:
-    (case, *_) = score_cases(load_evaluation(picture_run(tmp_path, cases=2)), surface=False, progress=False).cases
+    (case, *_) = score_cases(Evaluation.load(picture_run(tmp_path, cases=2)), surface=False).cases
     assert not {"hausdorff95", "surface_dice", "boundary_f", "object_hausdorff"} & set(case.scores)
     assert {"dice", "aji"} <= set(case.scores)
+
+
+def test_arrays_in_memory_give_the_report_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (picture_run, volume_run):
+        evaluation = Evaluation.load(make(tmp_path / make.__name__))
+        write_report(evaluation.folder)
+        expected = {name: (evaluation.folder / name).read_bytes() for name in ("summary.json", "index.html")}
+        held = {case.name: read_case(case, evaluation) for case in evaluation.cases}
+        with monkeypatch.context() as patch:
+            patch.setattr("medmdm.reports.case_files.decode", None)  # nothing is decoded
+            report = Report()
+            scores = report.score(evaluation, lambda case, held=held: held[case.name])  # type: ignore[misc]
+            report.write(evaluation, scores)
+        assert {name: (evaluation.folder / name).read_bytes() for name in expected} == expected
+        case_means = {key: json.loads(expected["summary.json"])["scores"][key]["case_mean"] for key in ("dice", "iou")}
+        assert scores.means == case_means
 
 
 def test_wrong_cases_are_set_aside_and_the_others_scored(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=4)
     (run / "masks" / "case_1.png").unlink()
     change_case(run, 2, spacing=[0.0005, 0.0005, 0.0005])  # three sizes for two axes
-    found = score_cases(load_evaluation(run), progress=False)
+    found = score_cases(Evaluation.load(run))
     assert [case.name for case in found.cases] == ["case_0", "case_3"]
     assert [(one.name, one.number) for one in found.excluded] == [("case_1", 1), ("case_2", 2)]
     assert "case_1.png is missing" in found.excluded[0].reason
@@ -101,19 +119,19 @@ def test_empty_prediction_and_empty_truth(tmp_path: Path) -> None:
         picture(path, blank)
     picture(run / "instances" / "case_1.png", blank)
     picture(tmp_path / "data" / "case_1_label.png", blank)
-    first, second, _ = score_cases(load_evaluation(run), progress=False).cases
+    first, second, _ = score_cases(Evaluation.load(run)).cases
     assert (first.scores["dice"], first.scores["aji"], first.scores["hausdorff95"]) == (0, 0, math.inf)
     assert all(math.isnan(second.scores[key]) for key in ("dice", "iou", "aji", "object_dice", "hausdorff95"))
 
 
 def test_the_unit_of_distances(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=3)
-    ruler = choose_ruler(load_evaluation(run))
+    ruler = choose_ruler(Evaluation.load(run))
     assert (ruler.unit, ruler.factor, ruler.tolerance) == ("µm", 1000, 1.0)  # two pixels of half a micrometre
     change(run, cases=[{**c, "spacing": [0.2, 0.3]} for c in _cases(run)])
-    assert choose_ruler(load_evaluation(run)).unit == "mm"
+    assert choose_ruler(Evaluation.load(run)).unit == "mm"
     change_case(run, 1, spacing=None)  # one without: all in pixels, or the mean would mix units
-    ruler = choose_ruler(load_evaluation(run))
+    ruler = choose_ruler(Evaluation.load(run))
     assert (ruler.unit, ruler.tolerance) == ("pixels", 2)
 
 
@@ -124,7 +142,7 @@ def test_distances_are_in_that_unit(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "case_0_label.png", square)
     for kind in ("masks", "instances"):
         picture(run / kind / "case_0.png", np.roll(square, 4, axis=1))
-    (case, _) = score_cases(load_evaluation(run), progress=False).cases
+    (case, _) = score_cases(Evaluation.load(run)).cases
     assert case.scores["hausdorff95"] == pytest.approx(4 * 0.5)
     assert case.scores["object_hausdorff"] == pytest.approx(4)  # pixels, as the challenge has it
 

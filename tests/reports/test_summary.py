@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 
 from medmdm.errors import UserError
-from medmdm.reports.markdown import make_markdown
 from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.rendering import render
 from medmdm.reports.scoring import Scores, score_cases
-from medmdm.reports.summary import make_summary, summary_schema
-from medmdm.reports.wording import first_line, interval_text, number_text
-from medmdm.runs.record import load_evaluation
+from medmdm.reports.summary import headline_keys, make_summary, summary_schema
+from medmdm.reports.wording import counted, interval_text, number_text
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 
 
+def markdown(summary: dict[str, Any]) -> str:
+    return render("summary.md.j2", summary=summary, headlines=headline_keys(summary["scores"]))
+
+
 def summarise(run: Path) -> tuple[dict[str, Any], Scores]:
-    evaluation = load_evaluation(run)
-    scores = score_cases(evaluation, progress=False)
+    evaluation = Evaluation.load(run)
+    scores = score_cases(evaluation)
     hide = Pseudonyms([case.patient for case in evaluation.cases])
-    return make_summary(evaluation, scores, hide, "masks"), scores
+    return make_summary(evaluation, scores, hide), scores
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +131,18 @@ def test_risk_falls_where_uncertainty_knows(pictures: Any, volumes: Any) -> None
 
 def test_empty_cases_are_counted_not_averaged(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=4)
-    evaluation = load_evaluation(run)
-    scores = score_cases(evaluation, progress=False)
+    evaluation = Evaluation.load(run)
+    scores = score_cases(evaluation)
     nothing = {"tp_1": 0, "fp_1": 0, "fn_1": 0, "tn_1": 10, "n_true_1": 0, "n_pred_1": 0}
     scores.cases[0].scores |= {**nothing, "dice": math.nan, "iou": math.nan, "hausdorff95": math.nan}
     scores.cases[1].scores |= {**nothing, "fn_1": 4, "n_true_1": 4, "dice": 0.0, "hausdorff95": math.inf}
-    summary = make_summary(evaluation, scores, Pseudonyms([case.patient for case in scores.cases]), "masks")
+    summary = make_summary(evaluation, scores, Pseudonyms([case.patient for case in scores.cases]))
     assert summary["class_scores"]["1"]["empty"] == {"both": 1, "pred": 1, "true": 0}
     assert (summary["scores"]["dice"]["n"], summary["scores"]["dice"]["undefined"]) == (3, 1)
     assert (summary["scores"]["hausdorff95"]["n"], summary["scores"]["hausdorff95"]["infinite"]) == (2, 1)
     assert summary["metric_per_case"][0]["metrics"]["1"]["Dice"] is None
     assert summary["mean"]["1"]["Dice"] == pytest.approx(np.mean([case.scores["dice"] for case in scores.cases[1:]]))
-    assert "| Dice | " in make_markdown(summary)
+    assert "| Dice | " in markdown(summary)
 
 
 def test_no_patient_id_is_left(pictures: Any) -> None:
@@ -156,7 +160,7 @@ def test_text_begins_with_the_counts_and_keeps_its_tables_whole(tmp_path: Path) 
     change_case(run, 1, columns={"grade": "x|y"})
     change_case(run, 2, columns={"grade": "<script>"})
     summary, _ = summarise(run)
-    text = make_markdown(summary)
+    text = markdown(summary)
     assert text.splitlines()[0] == "# a\\|b &lt;i>, test: 2 cases of 2 patients scored, 1 excluded"
     assert "<script>" not in text
     for line in text.splitlines():
@@ -186,5 +190,5 @@ def test_wording() -> None:
     assert interval_text((-0.1, 1.2)) == "0.0000 to 1.0000"
     assert interval_text((-3.0, 7.0), distance=True) == "0.00 to 7.00"
     assert interval_text((None, 1.0)) == "\N{EN DASH}"
-    cases = {"scored": 1, "excluded": 0, "patients": None}
-    assert first_line({"cases": cases}) == "1 case scored, none excluded"
+    assert [counted(n, "case", "is", "are") for n in (0, 1, 2)] == ["0 cases are", "1 case is", "2 cases are"]
+    assert counted(1, "case") == "1 case"

@@ -14,8 +14,9 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking, UniformTimesteps
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
 from medmdm.objectives import L1Loss, Objective
 from medmdm.runs.folder import RunFolder
 from tests.bundle_runs import Workflow

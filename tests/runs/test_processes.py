@@ -12,6 +12,8 @@ from monai.engines.utils import IterationEvents
 from medmdm.runs import processes as distributed
 from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, Workflow, bundle_command, run_python
 
+pytestmark = pytest.mark.slow  # starts programs
+
 SCRIPT = str(Path(__file__).with_name("two_processes.py"))
 
 

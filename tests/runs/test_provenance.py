@@ -8,7 +8,7 @@ import pytest
 
 from medmdm.artifacts.plan import patient_hashes
 from medmdm.data.reading import LoadedCase
-from medmdm.runs.provenance import ledger_stamp, support_ledger
+from medmdm.runs.provenance import find_provenance, support_ledger
 
 
 def case(name: str, pixels: str, whole: str | None = None, **entry: Any) -> LoadedCase:
@@ -39,15 +39,15 @@ TESTED = [case("a", "1", patient_id="x"), case("b", "2", patient_id="y")]
     ],
 )
 def test_kinds(seen: Any, support: list[LoadedCase], kind: str, overlapping: list[str]) -> None:
-    stamp = ledger_stamp(TESTED, seen, support_ledger(support))
-    assert (stamp["kind"], stamp["overlapping"]) == (kind, overlapping)
-    assert stamp["sentence"].endswith(".")
+    found = find_provenance(TESTED, seen, support_ledger(support))
+    assert (found.kind, list(found.overlapping)) == (kind, overlapping)
+    assert found.sentence.endswith(".")
 
 
 def test_another_part_of_a_seen_image_counts_as_its_patient() -> None:
     parts = [case("left", "1", "whole"), case("other", "2", "elsewhere")]
-    stamp = ledger_stamp(parts, ledger("9", "whole"))
-    assert (stamp["kind"], stamp["overlapping"]) == ("patients shared", ["left"])
+    found = find_provenance(parts, ledger("9", "whole"))
+    assert (found.kind, list(found.overlapping)) == ("patients shared", ["left"])
 
 
 def test_a_ledger_holds_no_patient_in_clear() -> None:
@@ -71,6 +71,6 @@ def test_a_ledger_holds_no_patient_in_clear() -> None:
     ],
 )
 def test_patients_are_called_new_only_where_they_are_named(cases: list, ledgers: list, named: bool) -> None:
-    stamp = ledger_stamp(cases, *ledgers)
-    assert stamp["kind"] == "inductive"
-    assert ("none of the patients" in stamp["sentence"]) == named
+    found = find_provenance(cases, *ledgers)
+    assert found.kind == "inductive"
+    assert ("none of the patients" in found.sentence) == named

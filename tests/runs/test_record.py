@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medmdm.errors import UserError
-from medmdm.runs.record import load_evaluation
+from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run
 
 
@@ -17,16 +17,27 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_everything_is_read(run: Path, tmp_path: Path) -> None:
-    evaluation = load_evaluation(run)
+    evaluation = Evaluation.load(run)
     assert evaluation.class_names == ("background", "gland")
     assert evaluation.instance_labels
-    assert evaluation.stamp.overlapping == ("case_1",)
+    assert evaluation.provenance.overlapping == ("case_1",)
     assert evaluation.record == {"medmdm": "0.1.0", "seed": 7, "data": {"hash": "ab12"}, "sessions": []}
     case = evaluation.cases[1]
     assert case.image == tmp_path / "data" / "case_1.png"
     assert case.prediction == run / "masks" / "case_1.png"
     assert (case.patient, case.spacing, set(case.maps)) == ("SECRET-0", (0.0005, 0.0005), {"uncertainty"})
     assert "SECRET" not in repr(evaluation.cases)
+
+
+def test_what_is_saved_is_what_was_read(run: Path) -> None:
+    change(run, study="cells/study.csv")
+    change_case(run, 0, region={"rows": [0, 9]}, series_uid="1.2", image=["case_0.png", "/elsewhere/case_0.png"])
+    before = json.loads((run / "evaluation.json").read_text())
+    evaluation = Evaluation.load(run)
+    evaluation.save()
+    after = json.loads((run / "evaluation.json").read_text())
+    assert after == {**before, "cases": [{"disagreement": None, **case} for case in before["cases"]]}
+    assert Evaluation.load(run) == evaluation
 
 
 def test_what_may_be_missing(run: Path) -> None:
@@ -37,15 +48,16 @@ def test_what_may_be_missing(run: Path) -> None:
         del content["cases"][0][key]
     (run / "evaluation.json").write_text(json.dumps(content))
     (run / "run.json").unlink()
-    evaluation = load_evaluation(run)
-    assert (evaluation.stamp.kind, evaluation.record, evaluation.ignore) == ("unknown", None, 255)
+    evaluation = Evaluation.load(run)
+    assert (evaluation.provenance.kind, evaluation.record, evaluation.ignore) == ("unknown", None, 255)
     assert evaluation.class_names == ("background", "class 1")
     assert evaluation.cases[0].label is None
 
 
-def test_relative_data_folder_counts_from_the_run(run: Path) -> None:
+def test_relative_data_folder_counts_from_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)  # where ../data is no folder
     change(run, dataset_dir="../data")
-    assert load_evaluation(run).cases[0].image.exists()  # type: ignore[union-attr]
+    assert Evaluation.load(run).cases[0].image.exists()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,7 @@ def test_relative_data_folder_counts_from_the_run(run: Path) -> None:
 def test_wrong_content_is_named(run: Path, content: dict[str, Any], said: str) -> None:
     change(run, **content)
     with pytest.raises(UserError) as caught:
-        load_evaluation(run)
+        Evaluation.load(run)
     assert said in str(caught.value)
     assert "evaluation.json" in str(caught.value)
 
@@ -72,10 +84,10 @@ def test_wrong_content_is_named(run: Path, content: dict[str, Any], said: str) -
 def test_cases_need_names_of_their_own(run: Path) -> None:
     change_case(run, 1, case="case_0")
     with pytest.raises(UserError, match="'case_0' twice"):
-        load_evaluation(run)
+        Evaluation.load(run)
     change_case(run, 1, case="case_1", image="")
     with pytest.raises(UserError, match=r"cases\[1\] has no 'image'"):
-        load_evaluation(run)
+        Evaluation.load(run)
 
 
 @pytest.mark.parametrize(("content", "said"), [("", "not JSON"), ("[]", "holds a list"), (None, "does not exist")])
@@ -85,4 +97,4 @@ def test_a_file_that_is_none(run: Path, content: str | None, said: str) -> None:
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=said):
-        load_evaluation(run)
+        Evaluation.load(run)

@@ -1,4 +1,4 @@
-"""The map of surprise against loops, scikit-image and networks that know too much, and its way to the report."""
+"""The reconstruction error against loops, scikit-image and networks that know too much, and its way to the report."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from medmdm.corruption import FixedTimesteps, GaussianNoise, MaskedNoise, PatchM
 from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import Example, LoadedCase
 from medmdm.data.slicing import Slicing
-from medmdm.data.transforms.spacing import resample_to_shape
+from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.errors import UserError, find_user_error
 from medmdm.heads.prediction import Predictor
-from medmdm.segment.reconstruction_error import Surprise, open_surprise
+from medmdm.heads.task import Reading
+from medmdm.segment.reconstruction_error import ReconstructionError
 from tests.bundle_runs import write_backbone
 from tests.made import SIZES, with_random_weights
 
@@ -64,11 +65,11 @@ def network(channels: int = 3) -> ADMUNet:
 )
 def test_every_patch_is_the_one_that_was_restored_while_hidden(shape: tuple[int, ...], settings: dict) -> None:
     net, x = network(shape[1]), noise(*shape)
-    surprise = Surprise((net, PLAN), **settings)
+    error = ReconstructionError((net, PLAN), **settings)
     rows, columns = (-(-n // 4) * 4 for n in shape[2:])
     padded = np.pad(x.numpy(), [(0, 0), (0, 0), (0, rows - shape[2]), (0, columns - shape[3])], "edge")
     t = settings.get("timestep", 333 if settings else 100)
-    masks = [damage.visible.numpy() for damage in surprise.masks.corruptions(torch.from_numpy(padded), t)]
+    masks = [damage.visible.numpy() for damage in error.masks.corruptions(torch.from_numpy(padded), t)]
     assert len(masks) == min(round(1000 / t), rows * columns // 16)
     expected = np.full_like(padded, np.nan)
     for i in range(0, rows, 4):
@@ -76,16 +77,16 @@ def test_every_patch_is_the_one_that_was_restored_while_hidden(shape: tuple[int,
             (hiding,) = [mask for mask in masks if not mask[:, :, i : i + 4, j : j + 4].any()]
             answer = net(torch.from_numpy(padded * hiding), torch.full((shape[0],), t)).numpy()
             expected[:, :, i : i + 4, j : j + 4] = answer[:, :, i : i + 4, j : j + 4].clip(-1, 1)
-    np.testing.assert_allclose(surprise.restored(x).numpy(), expected[:, :, : shape[2], : shape[3]], atol=2e-5)
-    assert surprise(x).shape == (shape[0], 1, *shape[2:])
+    np.testing.assert_allclose(error.restored(x).numpy(), expected[:, :, : shape[2], : shape[3]], atol=2e-5)
+    assert error(x).shape == (shape[0], 1, *shape[2:])
 
 
 def test_nothing_is_copied_from_what_is_seen() -> None:
     x = noise(2, 3, 13, 22)
-    seeing = Surprise((Stub(lambda x_t, call: x_t), PLAN))  # gives back all that it sees
+    seeing = ReconstructionError((Stub(lambda x_t, call: x_t), PLAN))  # gives back all that it sees
     assert not seeing.restored(x).any()
     counting = Stub(lambda x_t, call: torch.full_like(x_t, call / 16))
-    restored = Surprise((counting, PLAN)).restored(x)
+    restored = ReconstructionError((counting, PLAN)).restored(x)
     assert len(counting.given) == 10
     for call, given in enumerate(counting.given, start=1):
         hidden = given[..., :13, :22] == 0
@@ -96,8 +97,10 @@ def test_nothing_is_copied_from_what_is_seen() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 21, 30), (2, 1, 12, 40), (1, 2, 7, 6)], ids=str)
 def test_the_map_is_that_of_scikit_image(shape: tuple[int, ...]) -> None:
     x, answer = noise(*shape), noise(1, shape[1], 64, 64, seed=1)
-    surprise = Surprise((Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t)), PLAN))
-    found = surprise(x).numpy()
+    error = ReconstructionError(
+        (Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t)), PLAN)
+    )
+    found = error(x).numpy()
     for b in range(shape[0]):
         maps = []
         for c in range(shape[1]):
@@ -112,9 +115,9 @@ def test_the_map_is_that_of_scikit_image(shape: tuple[int, ...]) -> None:
     assert 0 <= found.min() < found.max() <= 1
 
 
-def test_what_is_restored_exactly_is_no_surprise_and_what_was_put_in_is() -> None:
+def test_what_is_restored_exactly_has_no_error_and_what_was_put_in_has() -> None:
     clean = noise(1, 3, 32, 40)
-    knowing = Surprise((Stub(lambda x_t, call: clean), PLAN))
+    knowing = ReconstructionError((Stub(lambda x_t, call: clean), PLAN))
     assert float(knowing(clean).max()) < 1e-6
     odd = clean.clone()
     odd[..., 9:21, 14:30] = -odd[..., 9:21, 14:30]
@@ -131,7 +134,7 @@ def waves(count: int, seed: int) -> Tensor:
     return 0.8 * torch.sin(torch.arange(32.0) * 0.6 + phase).expand(count, 1, 32, 32)
 
 
-def test_a_trained_network_is_surprised_where_the_picture_was_changed() -> None:
+def test_a_trained_network_errs_where_the_picture_was_changed() -> None:
     torch.manual_seed(0)
     masking = PatchMasking(patch_size=4)
     sizes = {**SIZES, "attention_resolutions": ()}
@@ -143,21 +146,21 @@ def test_a_trained_network_is_surprised_where_the_picture_was_changed() -> None:
         optimizer.zero_grad()
         (net(x_t, t) - x).abs().mean().backward()
         optimizer.step()
-    surprise = Surprise((net.eval(), PLAN), timestep=250)
+    error = ReconstructionError((net.eval(), PLAN), timestep=250)
     pictures = waves(6, 1000)
     truth = np.zeros((32, 32), bool)
     truth[11:21, 8:18] = True  # on no grid of patches
     changed = torch.where(torch.from_numpy(truth), pictures.mT, pictures)
-    scores = [roc_auc_score(truth.ravel(), found.numpy().ravel()) for found in surprise(changed)]
+    scores = [roc_auc_score(truth.ravel(), found.numpy().ravel()) for found in error(changed)]
     assert np.mean(scores) > 0.9
-    before, after = (float(surprise(x)[:, 0, truth].mean()) for x in (pictures, changed))
+    before, after = (float(error(x)[:, 0, truth].mean()) for x in (pictures, changed))
     assert after > 2 * before
 
 
 def test_timestep_and_masks_go_together() -> None:
     def settings(plan: dict[str, Any], **arguments: Any) -> tuple[int, int]:
-        surprise = Surprise((network(), plan), **arguments)
-        return surprise.timestep, len(surprise.masks.corruptions(noise(1, 3, 32, 32), surprise.timestep))
+        error = ReconstructionError((network(), plan), **arguments)
+        return error.timestep, len(error.masks.corruptions(noise(1, 3, 32, 32), error.timestep))
 
     assert settings(PLAN) == (100, 10)
     assert settings(PLAN, partitions=4) == (250, 4)
@@ -172,7 +175,7 @@ def test_timestep_and_masks_go_together() -> None:
 
 def test_the_seed_fixes_the_masks() -> None:
     x = noise(1, 3, 16, 24)
-    maps = [Surprise((network(), PLAN), seed=seed)(x) for seed in (0, 0, 1)]
+    maps = [ReconstructionError((network(), PLAN), seed=seed)(x) for seed in (0, 0, 1)]
     assert torch.equal(maps[0], maps[1])
     assert not torch.equal(maps[0], maps[2])
 
@@ -190,21 +193,20 @@ def test_the_seed_fixes_the_masks() -> None:
 )
 def test_what_restores_no_hidden_patches_is_refused(changes: dict, arguments: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
-        Surprise((network(), {**PLAN, **changes}), **arguments)
+        ReconstructionError((network(), {**PLAN, **changes}), **arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cut off"):
-        Surprise((network().truncated(2), PLAN))
+        ReconstructionError((network().truncated(2), PLAN))
     with pytest.raises(UserError, match="predicts 6 channels for images of 3"):
-        Surprise((ADMUNet(out_channels=6, **SIZES), PLAN))
+        ReconstructionError((ADMUNet(out_channels=6, **SIZES), PLAN))
     file = write_backbone(tmp_path / "noisy.pt", target="noise")
     with pytest.raises(UserError, match=r"noisy\.pt predicts the noise"):
-        open_surprise(str(file))
-    assert open_surprise(str(file), enabled=False) is None
+        ReconstructionError(str(file))
     with pytest.raises(UserError, match=r"set backbone to the model\.pt"):
-        open_surprise(None)
+        ReconstructionError(None)
 
 
 def loaded(examples: list[Tensor], shape: tuple[int, ...], slicing: Slicing | None = None) -> LoadedCase:
@@ -213,16 +215,16 @@ def loaded(examples: list[Tensor], shape: tuple[int, ...], slicing: Slicing | No
 
 
 def test_pictures_in_windows_and_volumes_slice_by_slice_lie_on_their_files() -> None:
-    surprise = Surprise((network(1), PLAN))
+    error = ReconstructionError((network(1), PLAN))
     x = noise(1, 30, 21)
-    whole = Predictor(surprise, (16, 16), whole=True)
-    assert torch.equal(torch.from_numpy(whole.values(loaded([x], (30, 21)))), surprise(x[None])[0])
-    expected = resample_to_shape(surprise(x[None])[0], (61, 40)).numpy()
+    whole = Predictor(error, Reading((16, 16), whole=True))
+    assert torch.equal(torch.from_numpy(whole.values(loaded([x], (30, 21)))), error(x[None])[0])
+    expected = resample_to_shape(error(x[None])[0], (61, 40)).numpy()
     np.testing.assert_allclose(whole.values(loaded([x], (61, 40))), expected, atol=1e-6)
-    halves = torch.cat([surprise(x[None, :, :15]), surprise(x[None, :, 15:])], dim=2)[0]
-    windows = Predictor(surprise, (15, 21), overlap=0).values(loaded([x], (30, 21)))
+    halves = torch.cat([error(x[None, :, :15]), error(x[None, :, 15:])], dim=2)[0]
+    windows = Predictor(error, Reading((15, 21), overlap=0)).values(loaded([x], (30, 21)))
     np.testing.assert_allclose(windows, halves.numpy(), atol=1e-5)
-    blended = Predictor(surprise, (16, 16)).values(loaded([x], (30, 21)))
+    blended = Predictor(error, Reading((16, 16))).values(loaded([x], (30, 21)))
     assert blended.shape == (1, 30, 21)
     assert 0 <= blended.min() < blended.max() <= 1
 
@@ -233,7 +235,7 @@ def test_pictures_in_windows_and_volumes_slice_by_slice_lie_on_their_files() -> 
     found = slicing.to_slices(volume)
     assert not found[[0, 3]].any()
     for k, x in enumerate(slices, start=1):
-        expected = resample_to_shape(surprise(x[None])[0], slicing.slice_shape).numpy()
+        expected = resample_to_shape(error(x[None])[0], slicing.slice_shape).numpy()
         np.testing.assert_allclose(found[k], expected, atol=1e-6)
 
 
@@ -252,12 +254,12 @@ def test_from_the_bundles_to_the_report(run: Callable[..., Any], tmp_path: Path,
     rows = pd.read_csv(tmp_path / "run" / "per_case.csv").set_index("case")
     for n in (4, 5):
         image = torch.from_numpy(read_image(pictures / f"{n}.png")).float() / 127.5 - 1
-        expected = Surprise(model)(image[None])[0, 0].numpy()
+        expected = ReconstructionError(model)(image[None])[0, 0].numpy()
         with Image.open(tmp_path / "run" / f"predictions/{n}_surprise.tif") as file:
             np.testing.assert_allclose(np.asarray(file), expected, atol=1e-6)
         assert rows.loc[n, "surprise"] == pytest.approx(expected.mean(), abs=1e-5)
     page = (tmp_path / "run" / "index.html").read_text()
-    assert page.count("Surprise: how badly the network restores the image") >= 2
+    assert page.count("Reconstruction error: how badly the network restores the image") >= 2
 
     settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "write_surprise": True}
     written = (tmp_path / "run" / "predictions" / "4_surprise.tif").read_bytes()

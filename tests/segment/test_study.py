@@ -106,9 +106,9 @@ def test_each_cell_is_computed_once(run: Callable[..., Any], tmp_path: Path) -> 
     [
         ({"shots": [9]}, "shots asks for 9 images"),
         ({"reference": ["MDM", "forest"]}, "reference"),
-        ({"shots": [2.5]}, "shots asks for 2.5 images"),
-        ({"shots": 2}, "shots must be a list of numbers"),
-        ({"seeds": [-1]}, "seeds must be whole numbers of 0 or more, got [-1]"),
+        ({"shots": [2.5]}, "shots#0 must be a whole number of 1 or more"),
+        ({"shots": 2}, "shots must be a list of whole numbers"),
+        ({"seeds": [-1]}, "seeds#0 must be a whole number of 0 or more, got -1"),
         ({"subset_rule": "paper", "draws": 2}, "set draws to 1, or subset_rule to 'seeded'"),
         ({"window": [16]}, "window must be two whole numbers"),
         ({"heads": {"a b": HEAD, "a-b": HEAD}}, "would have one file"),

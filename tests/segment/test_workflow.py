@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from monai.bundle import ConfigWorkflow
 
 from medmdm.artifacts.backbone import open_backbone
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.files.pictures import pixel_hash, read_image
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import find_user_error
+from medmdm.hashing import pixel_hash
+from medmdm.reports import write_report
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, write_backbone
 
@@ -227,49 +232,95 @@ def test_percentiles_may_be_given_as_pre_training_has_them() -> None:
     assert plan["percentiles"] == {"lower": 1.0, "upper": 99.0, "nonzero": False}
 
 
-def test_volumes_are_segmented_slice_by_slice_and_scored_whole(tmp_path: Path) -> None:
+@pytest.fixture
+def volumes(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a run on bright boxes in three small volumes, one of them to test on."""
     folder = tmp_path / "volumes"
     folder.mkdir()
     rng = np.random.default_rng(1)
-    affine = np.diag([1.0, 2.0, 3.0, 1.0])
     sections: dict[str, list[dict[str, str]]] = {"training": [], "test": []}
     for number in range(3):
         label = np.zeros((20, 24, 7), np.uint8)
         label[5:14, 6 + number : 18, 2:5] = 1
         image = label * 500.0 + rng.normal(100, 40, label.shape)
         for name, array in ((f"{number}.nii.gz", image.astype(np.float32)), (f"{number}_label.nii.gz", label)):
-            nib.save(nib.Nifti1Image(array, affine), folder / name)
+            nib.save(nib.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), folder / name)
         entry = {"image": f"{number}.nii.gz", "label": f"{number}_label.nii.gz"}
         sections["training" if number < 2 else "test"].append(entry)
     (folder / "dataset.json").write_text(json.dumps({"name": "boxes", "labels": {"rest": 0, "box": 1}, **sections}))
     percentiles = {"lower": 1, "upper": 99, "nonzero": False}
     plan = {"channels": 1, "percentiles": percentiles, "slice_axis": "coronal", "context_slices": 0}
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLES / "mdm_segment.json"), logging_file=False, meta_file=None,
-        backbone=str(write_backbone(tmp_path / "model.pt", **plan)), dataset_dir=str(folder),
-        run_dir=str(tmp_path / "run"), slice_cache=str(tmp_path / "slices"),
-        head={"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"},
-    )  # fmt: skip
-    workflow.initialize()
-    assert workflow.run()[0]["dice"] > 0.9
+    backbone = str(write_backbone(tmp_path / "gray.pt", **plan))
+    return {"dataset_dir": str(folder), "backbone": backbone, "head": {"_target_": "medmdm.heads.ClosedFormHead"}}
+
+
+def test_volumes_are_segmented_slice_by_slice_and_scored_whole(
+    run: Callable[..., Any], tmp_path: Path, volumes: dict[str, Any]
+) -> None:
+    assert run("mdm_segment", **volumes)["dice"] > 0.9
     mask = nib.load(tmp_path / "run" / "predictions" / "2.nii.gz")
     assert mask.shape == (20, 24, 7)
-    assert np.allclose(mask.affine, affine)
+    assert np.allclose(mask.affine, np.diag([1.0, 2.0, 3.0, 1.0]))
     rows = pd.read_csv(tmp_path / "run" / "per_case.csv")
     assert len(rows) == 1  # the volume, not its slices
+
+
+@pytest.mark.parametrize("kind", ["pictures", "regions", "volumes"])
+def test_images_and_labels_are_decoded_once_and_scored_once(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str
+) -> None:
+    decoded: collections.Counter[str] = collections.Counter()
+
+    def counted(where: str) -> None:
+        module, _, name = where.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+
+        def count(path: Any, *arguments: Any, **more: Any) -> Any:
+            decoded.update([Path(path).name])
+            return function(path, *arguments, **more)
+
+        for other in [m for n, m in sys.modules.items() if n.startswith("medmdm.")]:
+            if getattr(other, name, None) is function:
+                monkeypatch.setattr(other, name, count)
+
+    settings = request.getfixturevalue("volumes") if kind == "volumes" else {}
+    if kind == "regions":
+        path = tmp_path / "pictures" / "dataset.json"
+        content = json.loads(path.read_text())
+        content["test"][0]["region"] = {"rows": [4, 34], "columns": [8, 40]}
+        path.write_text(json.dumps(content))
+    counted("medmdm.data.files.pictures.read_image")
+    counted("medmdm.data.files.volumes.read_volume")
+    scores = run("mdm_segment", **settings)
+    data = Path(settings.get("dataset_dir", tmp_path / "pictures"))
+    files = {path.name for path in data.iterdir() if path.suffix != ".json"}
+    assert decoded == dict.fromkeys(files, 1)
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())["scores"]
+    assert scores == {"dice": written["dice"]["mean"], "iou": written["iou"]["mean"]}
+    numbers = (tmp_path / "run" / "per_case.csv").read_bytes()
+    page = (tmp_path / "run" / "index.html").read_bytes()
+    write_report(tmp_path / "run")  # from the files, as `medmdm report` does
+    assert (tmp_path / "run" / "per_case.csv").read_bytes() == numbers
+    assert (tmp_path / "run" / "index.html").read_bytes() == page
 
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"window": 16}, "window must be two whole numbers above 0, such as [96, 96], got 16."),
-        ({"window": [0, 16]}, "window must be two whole numbers above 0, such as [96, 96], got [0, 16]."),
-        ({"overlap": 1.5}, "overlap must be at least 0 and less than 1, got 1.5."),
-        ({"shots": "two"}, "a subset of two cases was asked for, but there are 4: give 1 to 4"),
+        ({"window": 16}, "window must be a list of whole numbers such as [64, 64], or null, got 16."),
+        ({"window": [0, 16]}, "window#0 must be a whole number of 1 or more, got 0."),
+        ({"window": [16]}, "window must be two whole numbers above 0, such as [96, 96], got [16]."),
+        ({"overlap": 1.5}, "overlap must be a number from 0 to below 1, got 1.5."),
+        ({"shots": "two"}, "shots must be a whole number of 1 or more, or null, got 'two'."),
+        ({"shots": 5}, "a subset of 5 cases was asked for, but there are 4: give 1 to 4"),
         ({"shots": 2, "draw": -1}, "draw must be a whole number of 0 or more, got -1."),
-        ({"blocks": 3}, "blocks must be a list of decoder blocks, of which the backbone has 0 to 3, got 3."),
-        ({"timesteps": 50}, "timesteps must be a list of numbers from 0 to 999, got 50."),
-        ({"masking": "partition", "partitions": "many"}, "partitions must be at least 2"),
+        ({"blocks": 3}, 'blocks must be "paper" or a list of block numbers, got 3.'),
+        ({"timesteps": 50}, "timesteps must be a list of whole numbers such as [50, 200], or null, got 50."),
+        ({"timesteps": [1000]}, "timesteps must be a list of numbers from 0 to 999, got [1000]."),
+        (
+            {"masking": "partition", "partitions": "many"},
+            "partitions must be a whole number of 1 or more, or null, got 'many'.",
+        ),
         ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
     ],
     ids=str,

@@ -60,9 +60,9 @@ def test_pairs(rng: np.random.Generator) -> None:
     found = stats.paired(a, b)
     assert (found.unit, found.n, found.undefined) == ("images", 25, 0)
     assert found.difference == pytest.approx((a - b).mean())
-    assert found.t_interval == pytest.approx(tuple(stats.t_interval(a - b)))
-    assert found.bca_interval == pytest.approx(tuple(stats.bca_interval(a - b)))
-    assert (found.p_value, found.exact) == stats.sign_flip_test(a - b)
+    assert found.intervals.t_interval == pytest.approx(tuple(stats.t_interval(a - b)))
+    assert found.intervals.bca_interval == pytest.approx(tuple(stats.bca_interval(a - b)))
+    assert (found.test.p_value, found.test.exact) == stats.sign_flip_test(a - b)
     assert (found.wins, found.ties, found.losses) == ((a > b).sum(), 3, (a < b).sum())
     assert found.warnings == ()
     swapped = stats.paired(b, a)
@@ -75,7 +75,7 @@ def test_pairs(rng: np.random.Generator) -> None:
 
 def test_identical_runs_are_no_finding() -> None:
     found = stats.paired(np.linspace(0, 1, 20), np.linspace(0, 1, 20))
-    assert (found.difference, found.p_value, found.ties) == (0, 1, 20)
+    assert (found.difference, found.test.p_value, found.ties) == (0, 1, 20)
 
 
 def test_patients_are_averaged_first(rng: np.random.Generator) -> None:
@@ -85,17 +85,17 @@ def test_patients_are_averaged_first(rng: np.random.Generator) -> None:
     units = [(a - b)[patients == number].mean() for number in range(10)]
     assert (found.unit, found.n, found.n_patients) == ("patients", 10, 10)
     assert found.difference == pytest.approx(np.mean(units))
-    assert found.p_value == pytest.approx(all_signs(np.array(units)))
-    assert found.smallest_p == 2 / 2**10
+    assert found.test.p_value == pytest.approx(all_signs(np.array(units)))
+    assert found.test.smallest_p == 2 / 2**10
 
 
 def test_copied_images_do_not_make_a_difference_more_certain(rng: np.random.Generator) -> None:
     a, b = rng.normal(0.1, 0.3, 10), np.zeros(10)
     once = stats.paired(a, b, range(10))
     tenfold = stats.paired(np.tile(a, 10), np.tile(b, 10), list(range(10)) * 10)
-    assert tenfold.p_value == pytest.approx(once.p_value)
-    assert tenfold.t_interval == pytest.approx(once.t_interval)
-    assert stats.paired(np.tile(a, 10), np.tile(b, 10)).p_value < once.p_value
+    assert tenfold.test.p_value == pytest.approx(once.test.p_value)
+    assert tenfold.intervals.t_interval == pytest.approx(once.intervals.t_interval)
+    assert stats.paired(np.tile(a, 10), np.tile(b, 10)).test.p_value < once.test.p_value
 
 
 def test_cases_without_a_value_are_left_out_and_named_by_run() -> None:
@@ -112,12 +112,12 @@ def test_cases_without_a_value_are_left_out_and_named_by_run() -> None:
 
 def test_too_few_to_find_anything() -> None:
     found = stats.paired([0.9] * 5, [0.1] * 5)
-    assert found.p_value == found.smallest_p == 2 / 2**5
+    assert found.test.p_value == found.test.smallest_p == 2 / 2**5
     assert any("could give p below 0.062" in warning for warning in found.warnings)
     assert not any("could give" in warning for warning in stats.paired([0.9] * 6, [0.1] * 6).warnings)
     nothing = stats.paired([], [])
-    assert (nothing.n, nothing.smallest_p) == (0, 1)
-    assert math.isnan(nothing.p_value)
+    assert (nothing.n, nothing.test.smallest_p) == (0, 1)
+    assert math.isnan(nothing.test.p_value)
     with pytest.raises(ValueError, match="same cases"):
         stats.paired([1, 2], [1])
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy.stats import norm, ttest_1samp
 
 from medmdm import stats
 from medmdm.errors import UserError
@@ -21,14 +21,14 @@ def bca_by_hand(values: np.ndarray, resamples: int, seed: int) -> tuple[float, f
     rng = np.random.default_rng(seed)
     n = len(values)
     means = np.sort(rng.choice(values, (resamples, n)).mean(1))
-    bias = stats.norm.ppf(((means < values.mean()).sum() + (means <= values.mean()).sum()) / (2 * resamples))
+    bias = norm.ppf(((means < values.mean()).sum() + (means <= values.mean()).sum()) / (2 * resamples))
     left_out = (values.sum() - values) / (n - 1)
     apart = left_out.mean() - left_out
     acceleration = (apart**3).sum() / (6 * (apart**2).sum() ** 1.5)
     bounds = []
     for level in (0.025, 0.975):
-        z = bias + stats.norm.ppf(level)
-        share = stats.norm.cdf(bias + z / (1 - acceleration * z))
+        z = bias + norm.ppf(level)
+        share = norm.cdf(bias + z / (1 - acceleration * z))
         bounds.append(means[min(int(share * resamples), resamples - 1)])
     return bounds[0], bounds[1]
 
@@ -37,7 +37,7 @@ def test_t_interval_is_scipys(rng: np.random.Generator) -> None:
     values = rng.beta(9, 1, (3, 12))
     low, high = stats.t_interval(values, 0.9)
     for row, bounds in zip(values, zip(low, high, strict=True), strict=True):
-        assert bounds == pytest.approx(tuple(stats.ttest_1samp(row, 0).confidence_interval(0.9)))
+        assert bounds == pytest.approx(tuple(ttest_1samp(row, 0).confidence_interval(0.9)))
 
 
 def test_bca_interval(rng: np.random.Generator) -> None:
@@ -79,8 +79,8 @@ def test_over_images_without_patients(rng: np.random.Generator) -> None:
     assert summary.mean == summary.case_mean == pytest.approx(values.mean())
     assert summary.median == np.median(values)
     assert summary.sd == pytest.approx(np.std(values, ddof=1))
-    assert summary.t_interval == tuple(stats.t_interval(values))
-    assert summary.bca_interval == tuple(stats.bca_interval(values))
+    assert summary.intervals.t_interval == tuple(stats.t_interval(values))
+    assert summary.intervals.bca_interval == tuple(stats.bca_interval(values))
     assert summary.warnings == ()
     assert stats.summarise(values, [None] * 30) == summary
 
@@ -95,7 +95,7 @@ def test_over_patients_where_there_are_enough() -> None:
     assert summary.mean == pytest.approx(np.mean(units))
     assert summary.case_mean == pytest.approx(np.mean(values))
     assert summary.sd == pytest.approx(np.std(units, ddof=1))
-    assert summary.t_interval == pytest.approx(tuple(stats.t_interval(units)))
+    assert summary.intervals.t_interval == pytest.approx(tuple(stats.t_interval(units)))
     assert "Only 8 patients" in summary.warnings[0]
 
 
@@ -107,7 +107,7 @@ def test_patients_of_any_type_and_order(rng: np.random.Generator) -> None:
     assert stats.summarise(values, numbers.astype(str)) == expected
     shuffled = stats.summarise(values[order], numbers[order])
     assert shuffled.mean == pytest.approx(expected.mean)
-    assert shuffled.bca_interval == pytest.approx(expected.bca_interval)
+    assert shuffled.intervals.bca_interval == pytest.approx(expected.intervals.bca_interval)
 
 
 def test_over_images_with_a_warning_where_patients_are_few_or_unknown() -> None:
@@ -143,7 +143,7 @@ def test_small_n_is_warned_of() -> None:
     one = stats.summarise([0.7])
     assert (one.mean, one.median, one.n) == (0.7, 0.7, 1)
     assert math.isnan(one.sd)
-    assert np.isnan(one.t_interval).all()
+    assert np.isnan(one.intervals.t_interval).all()
     none = stats.summarise([NAN, NAN])
     assert (none.n, none.undefined) == (0, 2)
     assert math.isnan(none.mean)
@@ -152,8 +152,8 @@ def test_small_n_is_warned_of() -> None:
 
 def test_interval_to_print() -> None:
     few, many = (stats.summarise(np.linspace(0, 1, n) ** 3) for n in (BCA_FROM - 1, BCA_FROM))
-    assert (few.interval, few.interval_name) == (few.t_interval, "t")
-    assert (many.interval, many.interval_name) == (many.bca_interval, "BCa")
+    assert (few.interval, few.interval_name) == (few.intervals.t_interval, "t")
+    assert (many.interval, many.interval_name) == (many.intervals.bca_interval, "BCa")
 
 
 def test_summary_as_json() -> None:

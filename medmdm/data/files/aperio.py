@@ -85,12 +85,12 @@ def read_aperio(path: str | os.PathLike[str]) -> AperioAnnotation:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{path} has {size:,} bytes; annotation files of more than {MAX_BYTES:,} are refused")
+            raise UserError(f"{path} has {size:,} bytes; annotation files of more than {MAX_BYTES:,} are refused.")
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the file") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the file.") from error
     if not content.strip():
-        raise UserError(f"{path} is an empty annotation file: replace it or remove it")
+        raise UserError(f"{path} is an empty annotation file: replace it or remove it.")
     handler = _Handler(path)
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -101,7 +101,7 @@ def read_aperio(path: str | os.PathLike[str]) -> AperioAnnotation:
     try:
         parser.Parse(content, True)
     except expat.ExpatError as error:
-        raise UserError(f"{path} is truncated or no XML ({error}): replace it or remove it") from error
+        raise UserError(f"{path} is truncated or no XML ({error}): replace it or remove it.") from error
     return AperioAnnotation(tuple(handler.regions), handler.microns_per_pixel)
 
 
@@ -120,7 +120,7 @@ def draw_regions(regions: Sequence[Region], shape: tuple[int, ...]) -> Drawing:
         UserError: there are more regions than 16 bits can number.
     """
     if len(regions) > MAX_INSTANCES:
-        raise UserError(f"{len(regions)} regions are more than a 16-bit mask can number ({MAX_INSTANCES})")
+        raise UserError(f"{len(regions)} regions are more than a 16-bit mask can number ({MAX_INSTANCES}).")
     mask = np.zeros(shape, np.uint16)
     unfilled, outside, drawn = [], [], {}
     for number, region in enumerate(regions, 1):
@@ -158,7 +158,7 @@ class _Handler:
         if self._depth == 0 and tag != "Annotations":
             raise UserError(
                 f"{self.path} is not an Aperio annotation file: its outermost element is {tag[:40]!r}, "
-                "not 'Annotations'"
+                "not 'Annotations'."
             )
         self._depth += 1
         if self._depth == 1:
@@ -184,7 +184,7 @@ class _Handler:
     def refuse(self, *_: object) -> None:
         raise UserError(
             f"{self.path} declares a document type or entities, which annotation files do not need and attacks use: "
-            "it is not read"
+            "it is not read."
         )
 
     def _vertex(self, attributes: dict[str, str]) -> tuple[float, float]:
@@ -197,7 +197,7 @@ class _Handler:
             identifier = (self._region or {}).get("Id", "?")
             raise UserError(
                 f"{self.path}: region {identifier} has a vertex with X={attributes.get('X')!r} and "
-                f"Y={attributes.get('Y')!r}: both must be pixel coordinates"
+                f"Y={attributes.get('Y')!r}: both must be pixel coordinates."
             )
         return x, y
 

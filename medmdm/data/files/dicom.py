@@ -1,19 +1,26 @@
-"""One DICOM file: what places it in space, and its pixels; nothing about the patient."""
+"""DICOM: what places one file in space and its pixels, and which files of a folder are the slices of one volume.
+
+Nothing about the patient is read.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medmdm.errors import UserError
+from medmdm.data.files.formats import is_dicom
+from medmdm.errors import UserError, counted
 
-__all__ = ["DICOM_SUFFIXES", "DicomSlice", "decode_slice", "is_dicom", "read_header", "read_tag"]
+__all__ = ["DicomSlice", "Series", "choose_series", "order_slices", "read_header", "read_series", "read_tag"]
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_NAMED = 5  # series listed in a message
 
 
 @dataclass(frozen=True)
@@ -43,23 +50,6 @@ class DicomSlice:
     direction: np.ndarray
 
 
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM: by its suffix, or for names without a known one by the letters DICM at byte 128."""
-    path = Path(path)
-    if path.name.upper() == "DICOMDIR":
-        return False
-    suffix = path.suffix.lower()
-    if suffix in DICOM_SUFFIXES:
-        return True
-    if suffix and not suffix[1:].isdigit():  # names that are UIDs end in ".123"
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def read_header(path: Path) -> DicomSlice:
     """Read what places one DICOM file in space.
 
@@ -71,20 +61,16 @@ def read_header(path: Path) -> DicomSlice:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise UserError(
-            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it"
+            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it."
         ) from error
-
-    def tag(key: str) -> str:
-        return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
-
     size, spacing = reader.GetSize(), reader.GetSpacing()
     return DicomSlice(
         path=path,
-        series_uid=tag("0020|000e"),
+        series_uid=_tag(reader, "0020|000e"),
         # Header text is in any encoding; what cannot be shown is replaced.
-        description=tag("0008|103e").encode("ascii", "replace").decode(),
+        description=_tag(reader, "0008|103e").encode("ascii", "replace").decode(),
         frames=int(size[2]) if len(size) > 2 else 1,
-        localizer="LOCALIZER" in tag("0008|0008").upper().split("\\"),
+        localizer="LOCALIZER" in _tag(reader, "0008|0008").upper().split("\\"),
         size=(int(size[0]), int(size[1])),
         spacing=(float(spacing[0]), float(spacing[1])),
         origin=np.array(reader.GetOrigin()[:3], dtype=np.float64),
@@ -96,10 +82,10 @@ def read_tag(path: Path, key: str) -> str:
     """Return one text of a file's header, such as ``"0018|0050"`` (slice thickness); empty where it is missing."""
     reader = _reader(path)
     reader.ReadImageInformation()
-    return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
+    return _tag(reader, key)
 
 
-def decode_slice(path: Path) -> np.ndarray:
+def _decode_slice(path: Path) -> np.ndarray:
     """Decode one file: ``[rows, columns]`` or ``[rows, columns, channels]``.
 
     Slope and intercept are applied, and MONOCHROME1 is inverted so that larger is brighter (GDCM does both).
@@ -113,7 +99,7 @@ def decode_slice(path: Path) -> np.ndarray:
     try:
         array: np.ndarray = sitk.GetArrayFromImage(reader.Execute())[0]
     except RuntimeError as error:
-        raise UserError(f"{path} is a damaged or truncated DICOM file: replace it or remove it") from error
+        raise UserError(f"{path} is a damaged or truncated DICOM file: replace it or remove it.") from error
     return array
 
 
@@ -124,3 +110,187 @@ def _reader(path: Path) -> Any:
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     return reader
+
+
+def _tag(reader: Any, key: str) -> str:
+    return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The slices of one volume, in the order of their position along the normal.
+
+    Args:
+        uid: SeriesInstanceUID.
+        description: SeriesDescription, may be empty.
+        slices: headers in order.
+        affine: ``[4, 4]``, (column, row, slice) → mm in RAS.
+        warnings: sentences on files left out and on missing slices.
+    """
+
+    uid: str
+    description: str
+    slices: tuple[DicomSlice, ...]
+    affine: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+
+def _list_series(folder: str | os.PathLike[str]) -> dict[str, list[DicomSlice]]:
+    """Read the headers of all DICOM files in ``folder`` (not below it) and group them by SeriesInstanceUID.
+
+    Raises:
+        UserError: the folder is missing or holds no DICOM file, or one is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} does not exist: check the path.")
+    found: dict[str, list[DicomSlice]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and is_dicom(path):
+            header = read_header(path)
+            found[header.series_uid].append(header)
+    if not found:
+        raise UserError(f"{folder} holds no DICOM file: give the folder that holds the slices of a series.")
+    return dict(found)
+
+
+def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None) -> Series:
+    """Choose one series of a folder and put its slices in order.
+
+    Files that are localisers by their image type are left out, with a warning, before the number of series is counted.
+
+    Args:
+        folder: where the files are.
+        series_uid: which one, if there are several.
+
+    Raises:
+        UserError: there are several and none is named (the sentence lists them), there is none of that name, or the
+            slices of the chosen one do not make a volume.
+    """
+    found = _list_series(folder)
+    if series_uid is not None:
+        if series_uid not in found:
+            raise UserError(f"{folder} holds no series {series_uid}: it holds {_listing(found)}.")
+        return order_slices(found[series_uid], folder)
+    proper = {uid: files for uid, files in found.items() if not all(file.localizer for file in files)}
+    candidates = proper or found
+    if len(candidates) > 1:
+        raise UserError(
+            f"{folder} holds {len(candidates)} series: choose one by its UID (series_uid in the data list, or a folder "
+            f"for each): {_listing(candidates)}."
+        )
+    series = order_slices(next(iter(candidates.values())), folder)
+    left_out = sum(len(files) for uid, files in found.items() if uid not in candidates)
+    if not left_out:
+        return series
+    sentence = f"{folder}: {counted(left_out, 'file')} of localisers left out"
+    return dataclasses.replace(series, warnings=(sentence, *series.warnings))
+
+
+def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) -> Series:
+    """Put the files of one series in order, leaving out those that are no slices of its volume.
+
+    Args:
+        files: headers of one series.
+        folder: its name in messages.
+
+    Raises:
+        UserError: multi-frame files, no orientation that most files share, or several files at one position.
+    """
+    stacks: dict[Any, list[DicomSlice]] = defaultdict(list)
+    for file in files:
+        orientation = tuple(np.round(file.direction.ravel(), 2) + 0.0)
+        stacks[file.frames > 1, file.localizer, file.size, tuple(np.round(file.spacing, 3)), orientation].append(file)
+    stack = max(stacks.values(), key=len)
+    if stack[0].frames > 1:
+        raise UserError(
+            f"{stack[0].path} is a multi-frame DICOM file ({stack[0].frames} frames), whose frames may be time or "
+            "space: export it as single-frame files, or convert it to NIfTI (dcm2niix does)."
+        )
+    odd = len(files) - len(stack)
+    if odd >= len(stack):
+        raise UserError(
+            f"{folder}: the {len(files)} files of series {stack[0].series_uid} have {len(stacks)} different sizes, "
+            "spacings or orientations and are no single volume: give each its own folder."
+        )
+    warnings = []
+    if odd:
+        names = sorted(file.path.name for file in files if all(file is not other for other in stack))
+        warnings.append(
+            f"{folder}: {counted(odd, 'file')} of {len(files)} left out, because size, spacing or orientation differ "
+            f"from the other slices or because they are multi-frame files or localisers (first: {names[0]})"
+        )
+    normal = stack[0].direction[:, 2]
+    stack = sorted(stack, key=lambda file: float(file.origin @ normal))
+    positions = np.array([file.origin @ normal for file in stack])
+    step = (stack[-1].origin - stack[0].origin) / max(len(stack) - 1, 1)
+    if len(stack) == 1:
+        step = normal * _thickness(stack[0].path)
+    else:
+        warnings += _check_gaps(positions, len(stack), folder)
+    affine = np.eye(4)
+    affine[:3, 0] = stack[0].direction[:, 0] * stack[0].spacing[0]
+    affine[:3, 1] = stack[0].direction[:, 1] * stack[0].spacing[1]
+    affine[:3, 2] = step  # not the normal: with a tilted gantry slices are shifted as they go
+    affine[:3, 3] = stack[0].origin
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS → RAS
+    return Series(stack[0].series_uid, stack[0].description, tuple(stack), affine, tuple(warnings))
+
+
+def read_series(series: Series) -> np.ndarray:
+    """Decode the slices of a series.
+
+    Slope and intercept of each file are applied, and MONOCHROME1 is inverted so that larger is brighter.
+
+    Returns:
+        ``[columns, rows, slices]``, or with a last axis of channels for colour; the type holds all slices' values.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    arrays = [_decode_slice(file.path) for file in series.slices]
+    common = np.result_type(*{array.dtype for array in arrays})
+    stacked = np.stack([array.astype(common, copy=False) for array in arrays])
+    return np.swapaxes(stacked, 0, 2)
+
+
+def _thickness(path: Path) -> float:
+    """Return the slice thickness in mm that the header gives, else 1."""
+    try:
+        return float(read_tag(path, "0018|0050")) or 1.0
+    except ValueError:
+        return 1.0
+
+
+def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str]) -> list[str]:
+    gaps = np.diff(positions)
+    if gaps.min() < 1e-3:
+        raise UserError(
+            f"{folder}: the series has several images at one position (several echoes or points in time?): give each "
+            "volume its own folder."
+        )
+    step = float(np.median(gaps))
+    uneven = np.abs(gaps - step) > max(0.01 * step, 0.05)
+    if not uneven.any():
+        return []
+    missing = int(sum(round(gap / step) - 1 for gap in gaps[uneven]))
+    where = int(np.argmax(uneven)) + 1
+    if missing > 0 and np.allclose(gaps / step, np.round(gaps / step), atol=0.05):
+        return [
+            f"{folder}: {counted(missing, 'slice')} seem{'s' if missing == 1 else ''} to be missing "
+            f"(first gap after slice {where} of {count}: {gaps[where - 1]:.2f} mm instead of {step:.2f} mm), so "
+            "distances across slices are not right"
+        ]
+    return [
+        f"{folder}: the slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, so distances across slices are right "
+        "on average only"
+    ]
+
+
+def _listing(found: dict[str, list[DicomSlice]]) -> str:
+    shown = [
+        f"{uid} ({files[0].description + ', ' if files[0].description else ''}{counted(len(files), 'file')})"
+        for uid, files in list(found.items())[:_NAMED]
+    ]
+    more = len(found) - _NAMED
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +12,14 @@ import numpy as np
 from monai.data import ImageReader
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from medmdm.errors import UserError
+from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
+from medmdm.errors import UserError, warn_once
 
-__all__ = ["IMAGE_SUFFIXES", "RasterReader", "image_size", "pixel_hash", "read_image"]
-
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+__all__ = ["RasterReader", "image_size", "read_image"]
 
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 274, 258, 262, 284, 339
-
-logger = logging.getLogger(__name__)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -53,7 +47,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             with Image.open(path, formats=_FORMATS) as image:
                 pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
                 if pages > 1:
-                    _warn_once(f"{path} has {pages} pages; only the first is used")
+                    warn_once(f"{path} has {pages} pages; only the first is used")
                 array = _read_deep_colour(path, image) if _is_deep_colour(path, image) else _array(path, image)
         except UnidentifiedImageError:
             if not _is_tiff(path):
@@ -75,21 +69,6 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         except UnidentifiedImageError:
             pass
     return read_image(path).shape[1:]
-
-
-def pixel_hash(array: np.ndarray) -> str:
-    """Return the SHA-256 of decoded pixels, so that the same picture in another file format has the same hash.
-
-    Args:
-        array: ``[C, H, W]`` as :func:`read_image` returns it.
-
-    Returns:
-        64 hexadecimal digits over the type's name, the shape and the values in C order, little-endian.
-    """
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{array.dtype.name} {array.shape}\n".encode())
-    digest.update(array.data)
-    return digest.hexdigest()
 
 
 class RasterReader(ImageReader):
@@ -115,7 +94,7 @@ class RasterReader(ImageReader):
             if array.shape[1:] != arrays[0].shape[1:] or array.dtype != arrays[0].dtype:
                 raise UserError(
                     f"{path} is {_describe(array)} but {img[0]} is {_describe(arrays[0])}: files given as channels "
-                    "of one image must agree in size and type"
+                    "of one image must agree in size and type."
                 )
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         meta = {
@@ -134,43 +113,29 @@ def _describe(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}"
 
 
-@functools.cache
-def _warn_once(sentence: str) -> None:
-    logger.warning(sentence)
-
-
 @contextmanager
 def _errors_as_sentences(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check the path") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it") from error
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression bomb: "
-            "cut the image into tiles"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} {_why_unidentified(path)}") from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        detail = " ".join(str(error).split())[-120:] or type(error).__name__
-        raise UserError(f"{path} is truncated or damaged ({detail}): replace it or remove it") from error
+    with errors_as_sentences(path, "truncated or damaged"):
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise UserError(
+                f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression "
+                "bomb: cut the image into tiles."
+            ) from error
+        except UnidentifiedImageError as error:
+            reason = (
+                "is an empty file (0 bytes): replace it or remove it"
+                if path.stat().st_size == 0
+                else "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
+            )
+            raise UserError(f"{path} {reason}.") from error
 
 
 def _is_tiff(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(2) in (b"II", b"MM")
-
-
-def _why_unidentified(path: Path) -> str:
-    if path.stat().st_size == 0:
-        return "is an empty file (0 bytes): replace it or remove it"
-    return "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
 
 
 def _array(path: Path, image: Image.Image) -> np.ndarray:
@@ -199,7 +164,7 @@ def _array(path: Path, image: Image.Image) -> np.ndarray:
         return array.view(np.uint32) if unsigned else array
     if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
         return np.asarray(image.convert("L" if mode == "La" else "RGB"))
-    raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey")
+    raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey.")
 
 
 def _is_deep_colour(path: Path, image: Image.Image) -> bool:
@@ -215,10 +180,10 @@ def _is_deep_colour(path: Path, image: Image.Image) -> bool:
 
 def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
     if image.format == "TIFF" and image.tag_v2.get(_PLANAR, 1) == 2:  # type: ignore[attr-defined]
-        raise UserError(f"{path} stores its 16-bit channels as separate planes: save it with interleaved channels")
+        raise UserError(f"{path} stores its 16-bit channels as separate planes: save it with interleaved channels.")
     if image.getexif().get(_ORIENTATION, 1) != 1:  # SimpleITK ignores the tag or cuts to 8 bits
         raise UserError(
-            f"{path} has 16-bit colours and an orientation tag, which cannot be read together: save it upright"
+            f"{path} has 16-bit colours and an orientation tag, which cannot be read together: save it upright."
         )
     return _read_with_simpleitk(path)
 
@@ -239,10 +204,10 @@ def _read_with_simpleitk(path: Path) -> np.ndarray:
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise UserError(
-            f"{path} is damaged or has a pixel layout that cannot be read: save it as RGB or grey of 8 or 16 bits"
+            f"{path} is damaged or has a pixel layout that cannot be read: save it as RGB or grey of 8 or 16 bits."
         ) from error
     if array.dtype == np.uint8:  # SimpleITK's last resort, which loses bits
-        raise UserError(f"{path} has a pixel layout that cannot be read in full: save it as RGB or grey PNG or TIFF")
+        raise UserError(f"{path} has a pixel layout that cannot be read in full: save it as RGB or grey PNG or TIFF.")
     if array.ndim == 3:
         array = array[..., 0] if array.shape[2] == 2 else array[..., :3]
     return array

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,16 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
-from medmdm.data.files.dicom import is_dicom, read_header
-from medmdm.data.files.pictures import pixel_hash
-from medmdm.data.files.series import choose_series, order_slices, read_series, warn_once
+from medmdm.data.files.dicom import choose_series, order_slices, read_header, read_series
+from medmdm.data.files.formats import NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
 from medmdm.data.slicing import Slicing
-from medmdm.errors import UserError
+from medmdm.data.validity import Grid, check_same_grid
+from medmdm.errors import UserError, warn_once
+from medmdm.hashing import pixel_hash
 
-__all__ = [
-    "NIFTI_SUFFIXES",
-    "VOLUME_SUFFIXES",
-    "SimpleITKReader",
-    "Volume",
-    "is_volume",
-    "read_volume",
-    "volume_geometry",
-    "volume_hash",
-    "volume_stem",
-]
+__all__ = ["SimpleITKReader", "Volume", "read_volume", "volume_geometry", "volume_hash"]
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+_NATURE = "truncated, damaged or no volume"
 _DEFLATE_LIMIT = 1032  # no deflate stream grows more than so many times
 
 
@@ -51,22 +39,10 @@ class Volume:
     array: np.ndarray
     affine: np.ndarray
 
-
-def is_volume(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a volume: a file by its suffix, or a folder that directly holds DICOM files."""
-    path = Path(path)
-    if path.is_dir():
-        return any(file.is_file() and not file.name.startswith(".") and is_dicom(file) for file in path.iterdir())
-    return path.name.lower().endswith(VOLUME_SUFFIXES) or (path.is_file() and is_dicom(path))
-
-
-def volume_stem(path: str | os.PathLike[str]) -> str:
-    """Return the name without its suffix: ``a.nii.gz`` → ``a``, a folder's name as it is."""
-    name = Path(path).name
-    for suffix in (".nii.gz", *VOLUME_SUFFIXES):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name if Path(path).is_dir() else Path(path).stem
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return Grid(self.array.shape[1:], self.affine)
 
 
 def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | None = None) -> Volume:
@@ -82,23 +58,25 @@ def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | 
             in size or position.
     """
     if isinstance(path, (list, tuple)):
-        return _join([read_volume(one, series_uid) for one in path], [str(one) for one in path])
+        volumes = [read_volume(one, series_uid) for one in path]
+        _check_same_grid([volume.grid for volume in volumes], path)
+        return Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
     path = Path(path)  # type: ignore[arg-type]
     if not path.exists():
-        raise UserError(f"{path} does not exist: check the path")
-    with _errors_as_sentences(path):
+        raise UserError(f"{path} does not exist: check the path.")
+    with errors_as_sentences(path, _NATURE):
         nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
         array, affine = _read_nifti(path) if nifti else _read_with_simpleitk(path, series_uid)
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds {array.dtype} values: save it with one number a voxel")
+        raise UserError(f"{path} holds {array.dtype} values: save it with one number per voxel.")
     while array.ndim < 3:
         array = array[..., None]
     while array.ndim > 4 and array.shape[3] == 1:  # NIfTI keeps vectors in the fifth axis
         array = array[:, :, :, 0]
     if array.ndim > 4 or 0 in array.shape:
-        raise UserError(f"{path} has the shape {array.shape}: a volume has three axes, and a fourth for channels")
+        raise UserError(f"{path} has the shape {array.shape}: a volume has three axes, and a fourth for channels.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header")
+        raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header.")
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine)
 
@@ -117,7 +95,7 @@ def volume_geometry(
         columns, rows = series.slices[0].size
         return (columns, rows, len(series.slices)), series.affine
     if path.exists() and path.name.lower().endswith(NIFTI_SUFFIXES):
-        with _errors_as_sentences(path):
+        with errors_as_sentences(path, _NATURE):
             image = nib.load(path)
             shape = (*image.shape, 1, 1)[:3]
         return shape, np.asarray(image.affine, dtype=np.float64)
@@ -159,20 +137,20 @@ class SimpleITKReader(ImageReader):
         return tuple(Path(name) for name in (data if isinstance(data, (list, tuple)) else (data,)))
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[np.ndarray, dict]:
-        arrays, affines = [], []
+        arrays, grids = [], []
         for path in img:
             if not path.exists():
-                raise UserError(f"{path} does not exist: check the path")
-            with _errors_as_sentences(path):
+                raise UserError(f"{path} does not exist: check the path.")
+            with errors_as_sentences(path, _NATURE):
                 array, affine = _read_with_simpleitk(path, self.series_uid)
             arrays.append(array)
-            affines.append(affine)
+            grids.append(Grid(array.shape[:3], affine))
         if len(arrays) > 1:
-            _check_same_grid(arrays, affines, [str(path) for path in img])
+            _check_same_grid(grids, img)
             array = np.stack(arrays, axis=-1) if arrays[0].ndim == 3 else np.concatenate(arrays, axis=-1)
         meta = {
-            MetaKeys.AFFINE: affines[0],
-            MetaKeys.ORIGINAL_AFFINE: affines[0].copy(),
+            MetaKeys.AFFINE: grids[0].affine,
+            MetaKeys.ORIGINAL_AFFINE: np.array(grids[0].affine),
             MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3]),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim > 3 else float("nan"),
@@ -189,7 +167,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     # A header may promise any size: nothing is allocated for bytes that the file cannot hold.
     if needed > stored * (_DEFLATE_LIMIT if path.name.lower().endswith(".gz") else 1):
         raise UserError(
-            f"{path} is truncated or damaged: its header promises {needed:,} bytes of voxels, the file has {stored:,}"
+            f"{path} is truncated or damaged: its header promises {needed:,} bytes of voxels, the file has {stored:,}."
         )
     if hasattr(header, "get_qform") and not (int(header["qform_code"]) or int(header["sform_code"])):
         warn_once(f"{path} does not say how it lies in space (no qform or sform): left and right may be swapped")
@@ -222,34 +200,6 @@ def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray
     return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _join(volumes: list[Volume], names: list[str]) -> Volume:
-    _check_same_grid([volume.array[0] for volume in volumes], [volume.affine for volume in volumes], names)
-    return Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
-
-
-def _check_same_grid(arrays: list[np.ndarray], affines: list[np.ndarray], names: list[str]) -> None:
-    for array, affine, name in zip(arrays, affines, names, strict=True):
-        if array.shape[:3] != arrays[0].shape[:3]:
-            raise UserError(
-                f"{name} has {'x'.join(map(str, array.shape[:3]))} voxels but {names[0]} has "
-                f"{'x'.join(map(str, arrays[0].shape[:3]))}: register the sequences to one grid first"
-            )
-        shift = np.abs(affine - affines[0]) @ np.array([*array.shape[:3], 1.0])
-        if shift.max() > 0.1:
-            raise UserError(
-                f"{name} lies up to {shift.max():.1f} mm from {names[0]} by their affines: register the sequences first"
-            )
-
-
-@contextmanager
-def _errors_as_sentences(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be opened ({error.strerror}): check who may read it") from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        detail = " ".join(lines[-1].split())[-120:] if lines else type(error).__name__
-        raise UserError(f"{path} is truncated, damaged or no volume ({detail}): replace it or remove it") from error
+def _check_same_grid(grids: Sequence[Grid], names: Sequence[str | os.PathLike[str]]) -> None:
+    for grid, name in zip(grids, names, strict=True):
+        check_same_grid(grid, grids[0], str(name), str(names[0]), "register the sequences to one grid first")

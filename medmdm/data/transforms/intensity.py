@@ -1,4 +1,4 @@
-"""Which intensities become −1 and 1: CT windows by name or by centre and width, percentiles of a volume or picture."""
+"""Which intensities become −1 and 1: the range of the file's type, a CT window, percentiles of a volume or picture."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
+from medmdm.data.transforms.spatial import EachKey, file_name
 from medmdm.errors import UserError, nearest
 
 __all__ = [
-    "CT_WINDOWS",
-    "PercentileRanged",
-    "ScaleByPercentiles",
-    "ScaleByPercentilesd",
-    "ScaleByWindow",
-    "ScaleByWindowd",
-    "check_percentiles",
-    "percentiles_record",
-    "scale_to_range",
-    "scaled_range",
-    "window_range",
-]
+    "CT_WINDOWS", "PercentileRanged", "ScaleByPercentiles", "ScaleByPercentilesd", "ScaleByWindow",
+    "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped", "check_percentiles", "file_dtype_tensor",
+    "percentiles_record", "scale_to_range", "scaled_range", "window_range",
+]  # fmt: skip
 
+# Values that stand for black and white in each type that has only one sensible answer.
+_FULL_RANGE = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 # (centre, width) in Hounsfield units, as radiology consoles have them.
 CT_WINDOWS = {
     "brain": (40.0, 80.0),
@@ -64,11 +59,11 @@ def window_range(window: str | Sequence[float] | None) -> list[float] | None:
         if window not in CT_WINDOWS:
             raise UserError(
                 f"the window {window!r} is unknown{nearest(window, CT_WINDOWS)}: use one of {', '.join(CT_WINDOWS)}, "
-                "or [centre, width]"
+                "or [centre, width]."
             )
         window = CT_WINDOWS[window]
     if len(window) != 2 or not float(window[1]) > 0:
-        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0")
+        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0.")
     centre, width = map(float, window)
     return [centre - width / 2, centre + width / 2]
 
@@ -82,8 +77,10 @@ def scaled_range(
         UserError: both are given, or the window is wrong.
     """
     if intensity_range is not None and window is not None:
-        raise UserError("both intensity_range and window are given: keep one")
-    return window_range(window) if intensity_range is None else [float(value) for value in intensity_range]
+        raise UserError("both intensity_range and window are given: keep one.")
+    if intensity_range is not None:
+        return [float(value) for value in intensity_range]
+    return window_range(window)
 
 
 def percentiles_record(percentiles: Sequence[float] | None, nonzero: bool = False) -> dict[str, Any] | None:
@@ -102,7 +99,7 @@ def check_percentiles(percentiles: Sequence[float]) -> tuple[float, float]:
     """
     both = [n for n in percentiles if isinstance(n, (int, float))] if isinstance(percentiles, Sequence) else []
     if len(both) != 2 or len(percentiles) != 2 or not 0 <= both[0] < both[1] <= 100:
-        raise UserError(f"percentiles is {percentiles!r}: give [lower, upper] with 0 <= lower < upper <= 100")
+        raise UserError(f"percentiles is {percentiles!r}: give [lower, upper] with 0 <= lower < upper <= 100.")
     return float(both[0]), float(both[1])
 
 
@@ -121,7 +118,7 @@ def scale_to_range(img: torch.Tensor, ranges: Sequence[Sequence[float]]) -> torc
         UserError: N does not divide C.
     """
     if len(img) % len(ranges):
-        raise UserError(f"{len(ranges)} intensity ranges do not fit an image of {len(img)} channels")
+        raise UserError(f"{len(ranges)} intensity ranges do not fit an image of {len(img)} channels.")
     shape = (-1, *[1] * (img.ndim - 1))
     # In float64: 16-bit intensities with a large offset keep all their steps.
     bounds = torch.tensor(ranges, dtype=torch.float64).repeat_interleave(len(img) // len(ranges), dim=0)
@@ -138,10 +135,9 @@ class ScaleByWindow(Transform):
     """
 
     def __init__(self, window: str | Sequence[float]) -> None:
-        self.range = window_range(window)
+        self.range = window_range(window) or []
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        assert self.range is not None
         return scale_to_range(img, [self.range])
 
 
@@ -216,36 +212,15 @@ class PercentileRanged(MapTransform):
         return d
 
 
-class ScaleByWindowd(MapTransform):
-    """Dictionary version of :class:`ScaleByWindow`.
-
-    Args:
-        keys: keys of images ``[C, *spatial]``.
-        window: a key of :data:`CT_WINDOWS`, or [centre, width] in Hounsfield units.
-        allow_missing_keys: don't raise if a key is missing.
-    """
+class ScaleByWindowd(EachKey):
+    """Dictionary version of :class:`ScaleByWindow`."""
 
     def __init__(self, keys: KeysCollection, window: str | Sequence[float], allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.scale = ScaleByWindow(window)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.scale(d[key])
-        return d
+        super().__init__(keys, ScaleByWindow(window), allow_missing_keys)
 
 
-class ScaleByPercentilesd(MapTransform):
-    """Dictionary version of :class:`ScaleByPercentiles`.
-
-    Args:
-        keys: keys of images ``[C, *spatial]``.
-        lower: percentage whose intensity becomes −1.
-        upper: percentage whose intensity becomes 1.
-        nonzero: whether voxels of value 0 are left out of the count.
-        allow_missing_keys: don't raise if a key is missing.
-    """
+class ScaleByPercentilesd(EachKey):
+    """Dictionary version of :class:`ScaleByPercentiles`."""
 
     def __init__(
         self,
@@ -255,11 +230,80 @@ class ScaleByPercentilesd(MapTransform):
         nonzero: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
+        super().__init__(keys, ScaleByPercentiles(lower, upper, nonzero), allow_missing_keys)
+
+
+def file_dtype_tensor(image: torch.Tensor) -> torch.Tensor:
+    """Return ``image`` as a plain tensor in its file's own type where that loses nothing.
+
+    MONAI widens types on loading (16-bit values become 32-bit integers, or all becomes float by default); the reader's
+    metadata entry ``original_dtype`` says what the file has.
+    """
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    target = getattr(torch, _file_dtype(image), None)
+    if target is None or plain.dtype == target:
+        return plain
+    narrow = plain.to(target)
+    return narrow if torch.equal(narrow.to(plain.dtype), plain) else plain
+
+
+def _file_dtype(image: torch.Tensor) -> str:
+    own = str(image.dtype).removeprefix("torch.")
+    return str(image.meta.get("original_dtype", own)) if isinstance(image, MetaTensor) else own
+
+
+class ScaleIntensityByDtype(Transform):
+    """Scale intensities to [−1, 1] by the range of the file's type: ``x / 127.5 − 1`` for 8 bits, and so on.
+
+    Args:
+        intensity_range: (low, high) that become −1 and 1, beyond which values are clipped. Needed for floats and
+            signed integers, which say nothing about their range, and useful where a 16-bit file holds fewer bits
+            (12 bits: 0 and 4095). ``None`` takes the full range of the type.
+    """
+
+    def __init__(self, intensity_range: Sequence[float] | None = None) -> None:
+        if intensity_range is not None and not (len(intensity_range) == 2 and intensity_range[0] < intensity_range[1]):
+            raise UserError(f"intensity_range is {list(intensity_range)}: give [low, high] with low < high.")
+        self.intensity_range = intensity_range
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        full_range = self.intensity_range or _FULL_RANGE.get(_file_dtype(img))
+        if full_range is None:
+            raise UserError(
+                f"{file_name(img)} holds {_file_dtype(img)} values, whose range is not known: set intensity_range to "
+                "[low, high], the values that become -1 and 1."
+            )
+        low, high = full_range
+        scaled = (img.to(torch.float32) - low) / ((high - low) / 2) - 1
+        return scaled if self.intensity_range is None else scaled.clamp(-1, 1)
+
+
+class ScaleIntensityByDtyped(MapTransform):
+    """Dictionary version of :class:`ScaleIntensityByDtype`.
+
+    Args:
+        keys: keys of images.
+        intensity_range: (low, high) that become −1 and 1; ``None``: the full range of the file's type.
+        range_key: key of an entry's own [low, high] of each channel, which goes before ``intensity_range``;
+            :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume, and
+            :class:`medmdm.data.PercentileRanged` those of a picture.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        intensity_range: Sequence[float] | None = None,
+        range_key: str = "intensity_range",
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.scale = ScaleByPercentiles(lower, upper, nonzero)
+        self.scale = ScaleIntensityByDtype(intensity_range)
+        self.range_key = range_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.scale(d[key])
+            own = d.get(self.range_key)
+            d[key] = self.scale(d[key]) if own is None else scale_to_range(d[key], own)
         return d

@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform
+from monai.transforms import MapTransform
 
-from medmdm.data.cases import Cases
-from medmdm.data.files.pictures import read_image
+from medmdm.data.files.decoding import decode_label
 from medmdm.data.slices import LoadSliced
-from medmdm.data.transforms.basic import CutRegiond, ScaleIntensityByDtyped
 from medmdm.data.transforms.intensity import PercentileRanged
-from medmdm.data.transforms.spacing import ResampleToSpacingd
+from medmdm.data.transforms.spatial import CutRegiond
+from medmdm.data.validity import Grid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, nearest
 from medmdm.labels import IGNORE, LABEL_TYPES
 
-__all__ = ["LabelToClassesd", "LoadCased", "case_transforms"]
+__all__ = ["LabelToClassesd", "LoadCased"]
 
 
 class LoadCased(MapTransform):
@@ -49,7 +48,7 @@ class LoadCased(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if not 1 <= len(self.keys) <= 2:
-            raise UserError(f"LoadCased: keys is {list(self.keys)}, expected the image's and the label's")
+            raise UserError(f"LoadCased: keys is {list(self.keys)}, expected the image's and the label's.")
         self.load_image = LoadSliced(self.keys[0], context_slices)
         self.note_range = PercentileRanged(self.keys[0], percentiles, nonzero)
         self.load_slice = LoadSliced(self.keys[-1])
@@ -62,16 +61,11 @@ class LoadCased(MapTransform):
             if key not in d:
                 if self.allow_missing_keys:
                     continue
-                raise UserError(f"{data.get('name', data[self.keys[0]])} has no label: add it to the data list")
-            name = str(d[key])
-            is_slice = key in d.get("stored", {})
-            label = self.load_slice(d)[key] if is_slice else _read_label(name, tuple(image.shape[1:]))
-            if label.shape[1:] != image.shape[1:]:
-                raise UserError(
-                    f"{name} is {_size(label)} but its image {data[self.keys[0]]} is {_size(image)}: a label must have "
-                    "the size of its image"
-                )
-            d[key] = label
+                raise UserError(f"{data.get('name', data[self.keys[0]])} has no label: add it to the data list.")
+            if key in d.get("stored", {}):
+                d[key] = self.load_slice(d)[key]
+            else:
+                d[key] = _read_label(str(d[key]), Grid(tuple(image.shape[1:])), f"its image {data[self.keys[0]]}")
         return self.cut(d)
 
 
@@ -86,8 +80,6 @@ class LabelToClassesd(MapTransform):
         label_type: ``"classes"`` or ``"instances"``.
         classes: numbers that labels may have, all below 255; ``None``: any.
         ignore: number of pixels to leave out, for ``"classes"`` (among objects it is one of their numbers).
-        instances_key: key under which the instance map, ``[1, *spatial]`` int32, is kept as well, for
-            ``"instances"``.
         allow_missing_keys: don't raise if a key is missing.
 
     Raises:
@@ -101,128 +93,34 @@ class LabelToClassesd(MapTransform):
         label_type: str = "classes",
         classes: Sequence[int] | None = None,
         ignore: int = IGNORE,
-        instances_key: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if label_type not in LABEL_TYPES:
-            raise UserError(f"label_type is {label_type!r}{nearest(label_type, LABEL_TYPES)}: use classes or instances")
+            close = nearest(label_type, LABEL_TYPES)
+            raise UserError(f"label_type is {label_type!r}{close}: use classes or instances.")
         self.label_type = label_type
         self.classes = None if classes is None else sorted(classes)
         self.ignore = ignore
-        self.instances_key = instances_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            label, meta = d[key], d[key].meta if isinstance(d[key], MetaTensor) else {}
+            meta = d[key].meta if isinstance(d[key], MetaTensor) else {}
             name = str(meta.get("filename_or_obj", "the label"))
-            numbers = _whole_numbers(label.as_tensor() if isinstance(label, MetaTensor) else label, name)
+            numbers = label_numbers(np.asarray(d[key]), name)
             if self.label_type == "instances":
-                if self.instances_key is not None:
-                    d[self.instances_key] = MetaTensor(numbers.to(torch.int32), meta=dict(meta))
-                numbers = (numbers > 0).to(torch.uint8)
+                numbers = numbers > 0
             else:
-                self._refuse_unknown(numbers, name)
-            d[key] = MetaTensor(numbers.to(torch.uint8), meta=dict(meta))
+                check_known(numbers, self.classes, self.ignore, name)
+            d[key] = MetaTensor(torch.from_numpy(numbers.astype(np.uint8)), meta=dict(meta))
         return d
 
-    def _refuse_unknown(self, numbers: torch.Tensor, name: str) -> None:
-        known = range(256) if self.classes is None else (*self.classes, self.ignore)
-        unknown = sorted(set(torch.unique(numbers).tolist()) - set(known))
-        if unknown:
-            shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
-            declared = "numbers must be below 256" if self.classes is None else f"the classes are {self.classes}"
-            raise UserError(
-                f"{name} holds {shown}, but {declared}: correct the label or 'labels' of the data list "
-                '("label_type": "instances" if these number objects)'
-            )
 
-
-def case_transforms(
-    cases: Cases | None = None,
-    spacing: float | Sequence[float] | None = None,
-    intensity_range: Sequence[float] | None = None,
-    context_slices: int = 0,
-    instances_key: str | None = None,
-    percentiles: Sequence[float] | None = None,
-) -> Compose:
-    """Return the transforms from an entry to what a network and a loss take; none is random.
-
-    Load, cut to the region, turn the label into class numbers, resample to the network's spacing (the image
-    bilinearly, the label by nearest neighbours), scale the image to [−1, 1].
-
-    Args:
-        cases: say what labels mean; ``None`` for images without labels. With them an entry may still lack a label.
-        spacing: mm between pixels (rows, columns) that the network was trained at; ``None`` leaves images as they are.
-        intensity_range: [low, high] that become −1 and 1, an entry's own going before it; ``None``: the full range of
-            the file's type.
-        context_slices: neighbours on each side of a slice that the network takes as channels.
-        instances_key: key under which instance maps are kept beside the classes, if labels number objects.
-        percentiles: [lower, upper] percentages of a picture's own intensities that become −1 and 1 instead.
-
-    Returns:
-        Transforms that give ``image`` as ``[C, H, W]`` float32 and ``label`` as ``[1, H, W]`` uint8.
-    """
-    if cases is None:
-        keys: list[str] = ["image"]
-        to_classes: list[Any] = []
-    else:
-        keys = ["image", "label", *([] if instances_key is None else [instances_key])]
-        is_instances = cases.label_type == "instances"
-        to_classes = [
-            LabelToClassesd(
-                label_type=cases.label_type,
-                classes=None if is_instances else cases.classes,
-                ignore=cases.ignore,
-                instances_key=instances_key,
-                allow_missing_keys=True,
-            )
-        ]
-    mode = ["bilinear", "nearest", "nearest"][: len(keys)]
-    return Compose(
-        [
-            LoadCased(keys[:2], context_slices, percentiles, allow_missing_keys=True),
-            *to_classes,
-            ResampleToSpacingd(keys, spacing, mode=mode, allow_missing_keys=True),
-            ScaleIntensityByDtyped("image", intensity_range),
-        ]
-    )
-
-
-def _read_label(name: str, shape: tuple[int, ...]) -> MetaTensor:
-    """Read a picture, or draw the outlines of an XML file on an image of ``shape`` (rows, columns)."""
-    if Path(name).suffix.lower() == ".xml":
-        from medmdm.data.files.aperio import draw_regions, read_aperio
-
-        array: np.ndarray = draw_regions(read_aperio(name).regions, shape).mask[None]
-    else:
-        array = read_image(name)
-    wider = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}.get(array.dtype.name)  # torch lacks operations
-    return MetaTensor(torch.from_numpy(array if wider is None else array.astype(wider)), meta={"filename_or_obj": name})
-
-
-def _whole_numbers(label: torch.Tensor, name: str) -> torch.Tensor:
-    """Return ``[1, *spatial]`` as int64, or say why that cannot be."""
-    if len(label) != 1:
-        raise UserError(
-            f"{name} has {len(label)} channels, but a label has one number a pixel: convert it (python -m medmdm "
-            "prepare folder does)"
-        )
-    if label.is_floating_point():
-        if not torch.isfinite(label).all():
-            raise UserError(f"{name} holds values that are not finite: labels are whole numbers")
-        broken = label[label != label.round()]
-        if len(broken):
-            raise UserError(
-                f"{name} holds values that are not whole numbers (such as {float(broken[0]):g}): it may have been "
-                "resampled with interpolation; make it again with nearest neighbours"
-            )
-    numbers = label.to(torch.int64)
-    if numbers.numel() and int(numbers.min()) < 0:
-        raise UserError(f"{name} holds negative values ({int(numbers.min())}): labels start at 0")
-    return numbers
-
-
-def _size(image: torch.Tensor) -> str:
-    return "x".join(str(size) for size in image.shape[1:])
+def _read_label(name: str, image: Grid, image_name: str) -> MetaTensor:
+    label = decode_label(Path(name), image)
+    check_same_grid(label.grid, image, name, image_name)
+    # torch lacks most operations on these types.
+    wider = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}.get(label.array.dtype.name)
+    array = label.array if wider is None else label.array.astype(wider)
+    return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": name})

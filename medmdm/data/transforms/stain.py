@@ -33,7 +33,7 @@ class RandStainJitter(RandomizableTransform):
 
     def __init__(self, sigma: float = 0.05, prob: float = 1.0) -> None:
         if not 0 <= sigma < 1:
-            raise UserError(f"the stain jitter is {sigma}: give 0 <= sigma < 1 (0.05 is light)")
+            raise UserError(f"the stain jitter is {sigma}: give 0 <= sigma < 1 (0.05 is light).")
         RandomizableTransform.__init__(self, prob)
         self.sigma = sigma
         self.factors = np.ones(3)
@@ -60,7 +60,7 @@ class RandStainJitter(RandomizableTransform):
         if not self._do_transform or self.sigma == 0:
             return img
         if img.ndim != 3 or img.shape[0] != 3:
-            raise UserError(f"stain jitter needs RGB images, got the shape {tuple(img.shape)}: set stain_jitter to 0")
+            raise UserError(f"stain jitter needs RGB images, got the shape {tuple(img.shape)}: set stain_jitter to 0.")
         rgb = (np.moveaxis(np.asarray(img), 0, -1) + 1) / 2
         stains = rgb2hed(rgb.clip(0, 1)) * self.factors + self.shifts / _DENSITY_OF_BLACK
         changed = np.moveaxis(hed2rgb(stains), -1, 0) * 2 - 1

@@ -18,8 +18,9 @@ from monai.transforms import LoadImage
 from PIL import Image
 
 from medmdm.data.files import pictures as images_module
-from medmdm.data.files.pictures import RasterReader, image_size, pixel_hash, read_image
+from medmdm.data.files.pictures import RasterReader, image_size, read_image
 from medmdm.errors import UserError, find_user_error
+from medmdm.hashing import pixel_hash
 
 ROWS, COLUMNS = 5, 7
 

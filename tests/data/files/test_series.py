@@ -9,9 +9,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from monai.transforms import LoadImage
 
-from medmdm.data.files.series import choose_series, warn_once
-from medmdm.data.files.volumes import SimpleITKReader, is_volume, read_volume, volume_geometry
-from medmdm.errors import UserError
+from medmdm.data.files.dicom import choose_series
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import SimpleITKReader, read_volume, volume_geometry
+from medmdm.errors import UserError, warn_once
 from tests.data.dicom_files import write_dicom, write_series
 
 STORED = np.arange(6 * 5 * 7, dtype=np.int16).reshape(6, 5, 7)  # slices, rows, columns

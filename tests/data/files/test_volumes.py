@@ -12,7 +12,8 @@ import SimpleITK as sitk  # noqa: N813
 from monai.data import NibabelReader
 from monai.transforms import LoadImage, LoadImaged
 
-from medmdm.data.files.volumes import SimpleITKReader, is_volume, read_volume, volume_geometry, volume_hash
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import SimpleITKReader, read_volume, volume_geometry, volume_hash
 from medmdm.errors import UserError
 from tests.data.volume_files import SHAPE, oblique, write_nifti
 
@@ -65,10 +66,10 @@ def test_fourth_axis_and_several_files_are_channels(tmp_path):
     moved = oblique()
     moved[0, 3] += 1
     far = write_nifti(tmp_path / "far.nii.gz", affine=moved)
-    with pytest.raises(UserError, match=r"far\.nii\.gz lies up to 1\.0 mm from .*register"):
+    with pytest.raises(UserError, match=r"far\.nii\.gz lies up to 1 mm beside .*register"):
         read_volume([str(one), str(far)])
     small = write_nifti(tmp_path / "small.nii.gz", np.zeros((5, 7, 3), np.int16))
-    with pytest.raises(UserError, match=r"small\.nii\.gz has 5x7x3 voxels but .*one\.nii\.gz has 5x7x4"):
+    with pytest.raises(UserError, match=r"small\.nii\.gz is 5x7x3 but .*one\.nii\.gz is 5x7x4"):
         read_volume([str(one), str(small)])
 
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
-from medmdm.data.transforms.basic import ScaleIntensityByDtyped
 from medmdm.data.transforms.intensity import (
     CT_WINDOWS,
     PercentileRanged,
@@ -17,6 +16,7 @@ from medmdm.data.transforms.intensity import (
     ScaleByPercentilesd,
     ScaleByWindow,
     ScaleByWindowd,
+    ScaleIntensityByDtyped,
     check_percentiles,
     percentiles_record,
     scale_to_range,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from medmdm.data.transforms.spacing import ResampleToSpacing, ResampleToSpacingd, as_spacing, resample_to_shape
+from medmdm.data.transforms.spatial import ResampleToSpacing, ResampleToSpacingd, as_spacing, resample_to_shape
 from medmdm.errors import UserError
 
 

@@ -1,0 +1,85 @@
+"""Decoding whatever a data list names, so that everything after it is one kind of array."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medmdm.data.files.aperio import draw_regions, read_aperio
+from medmdm.data.files.dicom import choose_series
+from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import Volume, read_volume, volume_hash
+from medmdm.data.validity import Grid, size_text
+from medmdm.errors import UserError
+from medmdm.hashing import pixel_hash
+
+__all__ = ["Decoded", "decode", "decode_label"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The content of a file.
+
+    Args:
+        array: ``[C, *spatial]``.
+        affine: of a volume, from voxel indices to millimetres; ``None`` for pictures.
+        warnings: what its reader has to say.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """The size as people write it: ``522x775``."""
+        return size_text(self.array.shape[1:])
+
+    @property
+    def grid(self) -> Grid:
+        """Where its pixels lie."""
+        return Grid(self.array.shape[1:], self.affine)
+
+    def hash(self) -> str:
+        """SHA-256 of the decoded pixels."""
+        return pixel_hash(self.array) if self.affine is None else volume_hash(Volume(self.array, self.affine))
+
+
+def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
+    """Decode a picture, a volume, or several sequences that are the channels of one volume.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if isinstance(path, list):
+        volume = read_volume([str(one) for one in path], series_uid)
+        return Decoded(volume.array, volume.affine)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Decoded(read_image(path))
+    if not is_volume(path):
+        what = "a folder without DICOM files" if path.is_dir() else "no file that can be read"
+        suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
+        raise UserError(f"{path} is {what}: give one of {suffixes}, or a folder of DICOM files.")
+    volume = read_volume(path, series_uid)
+    warnings = choose_series(path, series_uid).warnings if path.is_dir() else ()
+    return Decoded(volume.array, volume.affine, warnings)
+
+
+def decode_label(path: Path, image: Grid) -> Decoded:
+    """Decode a label; outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them.
+
+    Args:
+        path: picture, volume or outlines.
+        image: grid of the whole image that it labels.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path.suffix.lower() != ".xml":
+        return decode(path)
+    if image.affine is not None:
+        raise UserError(f"{path} holds outlines, which label pictures, not volumes: give a label volume.")
+    return Decoded(draw_regions(read_aperio(path).regions, image.shape).mask[None])

@@ -1,0 +1,87 @@
+"""Which files are pictures, volumes or DICOM: by suffix, and by their first bytes where the name says nothing.
+
+And the sentences on files that cannot be read, whichever decoder stumbles.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+from medmdm.errors import UserError
+
+__all__ = [
+    "DICOM_SUFFIXES", "IMAGE_SUFFIXES", "ITK_SUFFIXES", "NIFTI_SUFFIXES", "VOLUME_SUFFIXES", "begins_as_dicom",
+    "errors_as_sentences", "is_dicom", "is_volume", "may_be_dicom", "volume_stem",
+]  # fmt: skip
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def may_be_dicom(path: PurePath) -> bool:
+    """Whether a name is DICOM's, or has no known suffix; names that are UIDs end in ``.123``."""
+    suffix = path.suffix.lower()
+    return path.name.upper() != "DICOMDIR" and (suffix in DICOM_SUFFIXES or not suffix or suffix[1:].isdigit())
+
+
+def begins_as_dicom(start: bytes) -> bool:
+    """Whether the first 132 bytes of a file end in the letters DICM."""
+    return start[128:132] == b"DICM"
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is DICOM: by its suffix, or for names without a known one by the letters DICM at byte 128."""
+    path = Path(path)
+    if not may_be_dicom(path):
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    try:
+        with open(path, "rb") as file:
+            return begins_as_dicom(file.read(132))
+    except OSError:
+        return False
+
+
+def is_volume(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a volume: a file by its suffix, or a folder that directly holds DICOM files."""
+    path = Path(path)
+    if path.is_dir():
+        return any(file.is_file() and not file.name.startswith(".") and is_dicom(file) for file in path.iterdir())
+    return path.name.lower().endswith(VOLUME_SUFFIXES) or (path.is_file() and is_dicom(path))
+
+
+def volume_stem(path: PurePath) -> str:
+    """Return the name without its suffix: ``a.nii.gz`` → ``a``; a folder's name as it is."""
+    for suffix in (".nii.gz", *VOLUME_SUFFIXES):
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name if isinstance(path, Path) and path.is_dir() else path.stem
+
+
+@contextmanager
+def errors_as_sentences(path: Path, nature: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a file into one sentence that names it.
+
+    Args:
+        path: the file.
+        nature: what it must be, if nothing else is known: "truncated or damaged".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path.") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it.") from error
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        detail = " ".join(lines[-1].split())[-120:] if lines else type(error).__name__
+        raise UserError(f"{path} is {nature} ({detail}): replace it or remove it.") from error

@@ -1,0 +1,302 @@
+"""Where the pixels are: cut to a region, padded to a size, resampled to a spacing in mm or to a magnification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import ensure_tuple_rep
+from torch.nn.functional import interpolate
+
+from medmdm.errors import UserError
+
+__all__ = [
+    "CutRegion", "CutRegiond", "EachKey", "PadToSize", "PadToSized", "ResampleToSpacing", "ResampleToSpacingd",
+    "as_spacing", "cut_region", "file_name", "resample_to_shape", "target_shape", "with_spacing",
+]  # fmt: skip
+
+# An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
+_MM_TIMES_MAGNIFICATION = 0.01
+
+
+class EachKey(MapTransform):
+    """Dictionary version of an array transform: the image under each key is changed alike.
+
+    Args:
+        keys: keys of images ``[C, *spatial]``.
+        transform: from one image to another.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, transform: Callable[[torch.Tensor], torch.Tensor], allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.transform(d[key])
+        return d
+
+
+def file_name(image: Any) -> str:
+    """Return the file that an image was read from, for sentences."""
+    return str(image.meta.get("filename_or_obj", "the image")) if isinstance(image, MetaTensor) else "the image"
+
+
+def as_spacing(
+    spacing: float | Sequence[float] | None = None, magnification: float | None = None, name: str = "the config"
+) -> tuple[float, float] | None:
+    """Return (mm between rows, mm between columns) of a spacing or a magnification; ``None`` where neither is given.
+
+    Args:
+        spacing: mm, one number or (rows, columns).
+        magnification: of the objective; 40 stands for 0.25 µm, in general 10 / magnification µm.
+        name: whose it is, for the error.
+
+    Raises:
+        UserError: both are given, or a number is not above 0.
+    """
+    if spacing is None and magnification is None:
+        return None
+    if spacing is not None and magnification is not None:
+        raise UserError(f"{name} gives both spacing and magnification: keep one.")
+    if magnification is not None:
+        numbers = [_MM_TIMES_MAGNIFICATION / magnification if _positive(magnification) else 0.0]
+    else:
+        numbers = list(spacing) if isinstance(spacing, (list, tuple)) else [spacing]  # type: ignore[list-item]
+    if len(numbers) not in (1, 2) or not all(_positive(number) for number in numbers):
+        raise UserError(
+            f"{name} gives {'spacing' if magnification is None else 'magnification'} "
+            f"{spacing if magnification is None else magnification!r}: give a number above 0 (spacing in mm)."
+        )
+    return float(numbers[0]), float(numbers[-1])
+
+
+def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a picture's entry with its spacing as the entry or its list gives it, else without one.
+
+    Args:
+        entry: of a data list, with ``"image"``.
+        information: of the list.
+
+    Returns:
+        The entry with ``"spacing"`` as [rows, columns] in mm, where known, and without ``"magnification"``.
+
+    Raises:
+        UserError: a number is not above 0.
+    """
+    spacing = None
+    for source, name in ((entry, str(entry["image"])), (information, "the data list")):
+        for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
+            if spacing is None and source.get(key) is not None:
+                spacing = as_spacing(**{key: source[key]}, name=name)
+    plain = {key: value for key, value in entry.items() if key not in ("spacing", "magnification")}
+    return plain if spacing is None else {**plain, "spacing": list(spacing)}
+
+
+def _positive(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0
+
+
+def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, int]:
+    """Return the (rows, columns) that an image has after resampling from one spacing to another."""
+    rows, columns = (max(1, round(n * s / t)) for n, s, t in zip(shape, source, target, strict=True))
+    return rows, columns
+
+
+def resample_to_shape(img: torch.Tensor, shape: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
+    """Resample ``[C, H, W]`` so that its edges stay where they are.
+
+    Args:
+        img: any type.
+        shape: (rows, columns) of the result.
+        mode: ``"bilinear"``, low-pass filtered where the image shrinks, gives float32; ``"nearest"`` keeps the type.
+    """
+    if tuple(img.shape[1:]) == tuple(shape):
+        return img
+    plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+    if mode == "nearest":
+        rows, columns = (
+            ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
+            for new, old in zip(shape, img.shape[1:], strict=True)
+        )
+        result = plain[:, rows][:, :, columns]
+    else:
+        size = [int(n) for n in shape]
+        result = interpolate(plain.float()[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return MetaTensor(result, meta=img.meta) if isinstance(img, MetaTensor) else result
+
+
+class ResampleToSpacing(Transform):
+    """Resample images ``[C, H, W]`` to one pixel spacing.
+
+    The number of pixels is rounded and the image's edges stay in place, so that the spacing reached may differ from
+    the one asked for by half a pixel over the whole image.
+
+    Args:
+        spacing: mm between pixels of the result, one number or (rows, columns); ``None``: nothing is resampled, unless
+            a magnification is given.
+        magnification: of the result, instead of a spacing.
+        mode: ``"bilinear"``, or ``"nearest"`` for labels.
+    """
+
+    def __init__(
+        self, spacing: float | Sequence[float] | None = None, magnification: float | None = None, mode: str = "bilinear"
+    ) -> None:
+        if mode not in ("bilinear", "nearest"):
+            raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels.")
+        self.target = as_spacing(spacing, magnification)
+        self.mode = mode
+
+    def __call__(self, img: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
+        """Resample.
+
+        Args:
+            img: ``[C, H, W]``.
+            spacing: (rows, columns) in mm of the image as it is; ``None``: its metadata's ``"spacing"``.
+
+        Raises:
+            UserError: the image's spacing is not known.
+        """
+        if self.target is None:
+            return img
+        meta = img.meta if isinstance(img, MetaTensor) else {}
+        spacing = meta.get("spacing") if spacing is None else spacing
+        if spacing is None:
+            raise UserError(
+                f"the pixel spacing of {meta.get('filename_or_obj', 'an image')} is not known, so it cannot be "
+                "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry "
+                "(mdm_infer.json: or --image_spacing)."
+            )
+        return resample_to_shape(img, target_shape(img.shape[1:], spacing, self.target), self.mode)
+
+
+class ResampleToSpacingd(MapTransform):
+    """Dictionary version of :class:`ResampleToSpacing`, which finds each image's spacing beside it.
+
+    Args:
+        keys: keys of images ``[C, H, W]``.
+        spacing: mm between pixels of the result; ``None`` with no magnification: nothing is resampled.
+        magnification: of the result, instead of a spacing.
+        mode: ``"bilinear"``, or ``"nearest"`` for labels; one for each key or one for all.
+        spacing_key: key of the entry's own (rows, columns) in mm.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: float | Sequence[float] | None = None,
+        magnification: float | None = None,
+        mode: str | Sequence[str] = "bilinear",
+        spacing_key: str = "spacing",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.resample = [ResampleToSpacing(spacing, magnification, m) for m in ensure_tuple_rep(mode, len(self.keys))]
+        self.spacing_key = spacing_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, resample in self.key_iterator(d, self.resample):
+            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=str(d.get("image"))))
+        return d
+
+
+def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str = "the image") -> Any:
+    """Return the part of ``image`` that ``region`` names.
+
+    Args:
+        image: array or tensor ``[C, H, W]``.
+        region: ``{"rows": [first, end], "columns": [first, end]}`` in pixels, ``end`` excluded; a key that is left
+            out means all; ``None`` means the whole image.
+        name: file name for the error.
+
+    Raises:
+        UserError: the region reaches outside the image.
+    """
+    if region is None:
+        return image
+    slices = []
+    for axis, key in ((1, "rows"), (2, "columns")):
+        size = image.shape[axis]
+        first, end = region.get(key, (0, size))
+        if not 0 <= first < end <= size:
+            raise UserError(
+                f"{name} has {size} {key}, but its region asks for {key} {first} to {end}: correct the region."
+            )
+        slices.append(slice(first, end))
+    return image[:, slices[0], slices[1]]
+
+
+class CutRegion(Transform):
+    """Cut an image ``[C, H, W]`` to a region; see :func:`cut_region`."""
+
+    def __call__(self, img: Any, region: Mapping[str, Sequence[int]] | None = None) -> Any:
+        return cut_region(img, region, file_name(img))
+
+
+class CutRegiond(MapTransform):
+    """Dictionary version of :class:`CutRegion`: the region is the data-list entry's; entries without one stay whole.
+
+    Args:
+        keys: keys of images ``[C, H, W]``.
+        region_key: key of the region, ``{"rows": [first, end], "columns": [first, end]}``.
+        allow_missing_keys: don't raise if a key is missing.
+    """
+
+    def __init__(self, keys: KeysCollection, region_key: str = "region", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.region_key = region_key
+        self.cut = CutRegion()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.cut(d[key], d.get(self.region_key))
+        return d
+
+
+class PadToSize(Transform):
+    """Pad images smaller than ``spatial_size`` on both sides: by reflection as far as it reaches, then by the edge.
+
+    A side of n pixels can be reflected by n − 1. MONAI's ``SpatialPad(mode="reflect")`` fails beyond that, and images
+    of one or two pixels have nothing to reflect.
+
+    Args:
+        spatial_size: least number of pixels along each spatial axis; larger images are left as they are.
+    """
+
+    def __init__(self, spatial_size: Sequence[int] | int) -> None:
+        self.spatial_size = spatial_size
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        shape = img.shape[1:]
+        wanted = [self.spatial_size] * len(shape) if isinstance(self.spatial_size, int) else self.spatial_size
+        missing = [max(0, want - size) for want, size in zip(wanted, shape, strict=True)]
+        if not any(missing):
+            return img
+        both = [(m // 2, m - m // 2) for m in missing]
+        reflected = [(min(a, n - 1), min(b, n - 1)) for (a, b), n in zip(both, shape, strict=True)]
+        rest = [(a - ra, b - rb) for (a, b), (ra, rb) in zip(both, reflected, strict=True)]
+        array = img.numpy() if not isinstance(img, MetaTensor) else img.as_tensor().numpy()
+        array = np.pad(array, [(0, 0), *reflected], mode="reflect")
+        padded = torch.from_numpy(np.pad(array, [(0, 0), *rest], mode="edge"))
+        return MetaTensor(padded, meta=img.meta) if isinstance(img, MetaTensor) else padded
+
+
+class PadToSized(EachKey):
+    """Dictionary version of :class:`PadToSize`."""
+
+    def __init__(
+        self, keys: KeysCollection, spatial_size: Sequence[int] | int, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, PadToSize(spatial_size), allow_missing_keys)

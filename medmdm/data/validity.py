@@ -1,0 +1,203 @@
+"""The one place that says whether files can be used: is a label on its image's grid, are its numbers valid, are all
+values finite and in range.
+
+Training, the check, the preparation and the reports ask here, so that none of them takes what another refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmdm.errors import UserError
+
+__all__ = [
+    "Grid", "check_finite", "check_known", "check_range", "check_same_grid", "grid_distance", "grid_problem",
+    "is_finite", "label_numbers", "size_text",
+]  # fmt: skip
+
+_TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
+_MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
+_SHOWN = 8  # unknown numbers named in a sentence
+_LABEL_ADVICE = {
+    "kind": "give a label of its image's kind",
+    "size": "a label must have the size of its image",
+    "affine": "resample the label onto the image",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a picture, or the voxels of a volume, lie.
+
+    Args:
+        shape: of the spatial axes.
+        affine: ``[4, 4]``, voxel index → mm; ``None`` for pictures.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray | None = None
+
+
+def size_text(shape: Iterable[int]) -> str:
+    """Return a size as people write it: ``522x775``."""
+    return "x".join(map(str, shape))
+
+
+def grid_distance(grid: Grid, other: Grid) -> float:
+    """Return how far apart, in mm, voxels of the same index lie at most.
+
+    Two affines differ by a linear function of the index, so its length is largest at one of the eight corner voxels:
+    the value is exact. (The sum of the absolute differences of the two matrices only bounds it: a shear of 0.0003 that
+    leaves the far end of 200 voxels in place moves none by more than 0.060 mm, and sums up to 0.120.)
+    """
+    if grid.affine is None or other.affine is None:
+        return 0.0
+    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in grid.shape], [1], indexing="ij"), -1).reshape(-1, 4)
+    return float(np.linalg.norm((corners @ (grid.affine - other.affine).T)[:, :3], axis=1).max())
+
+
+def grid_problem(
+    grid: Grid, other: Grid, name: str, other_name: str, advice: str | None = None
+) -> tuple[str, str] | None:
+    """Return why two grids are not the same.
+
+    They are where both are of one kind and shape and no voxel lies further from its counterpart than a tenth of the
+    smallest side of the other's voxels. Relative to the voxel, so that voxels of 0.01 mm (micro-CT, OCT) are held to
+    the same as those of 1 mm (where it is 0.1 mm): up to there each label stays with the voxel it was drawn on.
+
+    Args:
+        grid: of what is judged, such as a label.
+        other: the one it must lie on.
+        name: of the first in the sentence.
+        other_name: of the second ("its image x.png").
+        advice: what to do; ``None``: what is to be done about a label.
+
+    Returns:
+        ("kind", "size" or "affine", sentence without a full stop); ``None`` where the grids are the same.
+    """
+    if (grid.affine is None) != (other.affine is None):
+        kind, sentence = "kind", f"of {name} and {other_name}, one is a volume and one a picture"
+    elif grid.shape != other.shape:
+        kind, sentence = "size", f"{name} is {size_text(grid.shape)} but {other_name} is {size_text(other.shape)}"
+        if sorted(grid.shape) == sorted(other.shape):
+            sentence += ", its axes are swapped"
+    else:
+        distance = grid_distance(grid, other)
+        if other.affine is None or distance <= _TOLERANCE * np.linalg.norm(other.affine[:3, :3], axis=0).min():
+            return None
+        kind = "affine"
+        sentence = f"{name} lies up to {distance:.3g} mm beside {other_name}, for their affines differ"
+    return kind, f"{sentence}: {advice or _LABEL_ADVICE[kind]}"
+
+
+def check_same_grid(grid: Grid, other: Grid, name: str, other_name: str, advice: str | None = None) -> None:
+    """Refuse what does not lie on the other's grid; arguments as in :func:`grid_problem`.
+
+    Raises:
+        UserError: the grids differ.
+    """
+    problem = grid_problem(grid, other, name, other_name, advice)
+    if problem is not None:
+        raise UserError(f"{problem[1]}.")
+
+
+def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.ndarray:
+    """Return the numbers of a label in a type of whole numbers; floats that are whole are fine.
+
+    Args:
+        label: ``[1, *spatial]``.
+        name: of its file.
+        most: largest number that is supported; ``None``: any.
+
+    Raises:
+        UserError: it has several channels, or values that are not finite, not whole, negative or above ``most``.
+    """
+    if len(label) != 1:
+        raise UserError(
+            f"{name} has {len(label)} channels, but a label has one number per pixel: convert it (python -m medmdm "
+            "prepare folder does, where all channels are equal)."
+        )
+    if label.dtype.kind == "f":
+        if not is_finite(label):
+            raise UserError(f"{name} holds values that are not finite: labels are whole numbers.")
+        broken = label[label != np.round(label)]
+        if len(broken):
+            raise UserError(
+                f"{name} holds values that are not whole numbers (such as {broken[0]:g}): it may have been resampled "
+                "with interpolation; make it again with nearest neighbours."
+            )
+    numbers = label.astype({"f": np.int64, "b": np.uint8}.get(label.dtype.kind, label.dtype), copy=False)
+    if numbers.size and numbers.min() < 0:
+        raise UserError(f"{name} holds negative values ({numbers.min()}): labels start at 0.")
+    if most is not None and numbers.size and numbers.max() > most:
+        raise UserError(f"{name} holds the number {numbers.max()}: numbers up to {most} are supported.")
+    return numbers
+
+
+def check_known(
+    numbers: np.ndarray | Iterable[int],
+    classes: Iterable[int] | None,
+    ignore: int | None,
+    name: str,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Refuse numbers that are no class.
+
+    Args:
+        numbers: of a label or a prediction, or the different ones in it.
+        classes: those that it may have; ``None``: any below 256.
+        ignore: the number of pixels to leave out, where there may be such.
+        name: of its file.
+        names: of the classes from 0 on, for the sentence.
+
+    Raises:
+        UserError: it shows the first numbers that are none.
+    """
+    known = range(256) if classes is None else sorted(classes)
+    found = np.unique(numbers).tolist() if isinstance(numbers, np.ndarray) else sorted(numbers)
+    unknown = [number for number in found if number not in known and number != ignore]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:_SHOWN])) + (", …" if len(unknown) > _SHOWN else "")
+        declared = "numbers must be below 256"
+        if classes is not None:
+            named = [f"{number} {names[number]}" if names else str(number) for number in known]
+            declared = f"the classes are {', '.join(named)}"
+        raise UserError(
+            f"{name} holds {shown}, but {declared}: correct the label or 'labels' of the data list "
+            '("label_type": "instances" if these number objects).'
+        )
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite."""
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Refuse values that are NaN or infinite.
+
+    Raises:
+        UserError: it says how many are.
+    """
+    if not is_finite(values):
+        share = 1 - np.isfinite(values).mean()
+        raise UserError(
+            f"{name} holds values that are not finite ({share:.2%} NaN or infinite): replace them, by 0 for "
+            "background, or leave the file out."
+        )
+
+
+def check_range(values: np.ndarray, name: str) -> None:
+    """Refuse network input outside [−1, 1].
+
+    Raises:
+        UserError: it says which transform is missing.
+    """
+    if not -1 - _MARGIN <= float(values.min()) <= float(values.max()) <= 1 + _MARGIN:
+        raise UserError(
+            f"{name} gives values outside [-1, 1]: end the transforms with ScaleIntensityByDtyped, with an "
+            "intensity_range that covers the images."
+        )

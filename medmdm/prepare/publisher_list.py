@@ -1,0 +1,88 @@
+"""What the publisher of volumes says of them, in a ``dataset.json`` as the Medical Decathlon and nnU-Net have it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from medmdm.data.lists import SECTIONS
+from medmdm.errors import UserError
+from medmdm.prepare.release import Release
+
+__all__ = ["PublisherList", "read_published"]
+
+_TEXTS = {"description": "description", "licence": "licence", "license": "licence", "reference": "citation"}
+
+
+@dataclass(frozen=True)
+class PublisherList:
+    """A publisher's list.
+
+    Args:
+        name: of the data set, may be empty.
+        information: texts for the data list.
+        labels: class number by name.
+        sections: section of each file, by path below the release.
+        notices: for the end of the table.
+    """
+
+    name: str = ""
+    information: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
+    sections: Mapping[PurePosixPath, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def has_split(self) -> bool:
+        """Whether it names test or validation volumes."""
+        return any(section != "training" for section in self.sections.values())
+
+
+def read_published(release: Release) -> PublisherList:
+    """Read the ``dataset.json`` nearest to the top of a release, if there is one.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    lists = [file for file in release.files if file.path.name == "dataset.json"]
+    if not lists:
+        return PublisherList()
+    file = min(lists, key=lambda one: len(one.path.parts))
+    try:
+        with file.open() as opened:
+            content = json.loads(opened.read(1 << 26))
+    except ValueError as error:
+        raise UserError(f"{file.shown} is not JSON ({error}): correct or remove it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file.shown} holds no JSON object: correct or remove it.")
+    sections: dict[PurePosixPath, str] = {}
+    for section in SECTIONS:
+        entries = content.get(section)
+        for entry in entries if isinstance(entries, list) else []:
+            image = entry.get("image") if isinstance(entry, dict) else entry
+            if isinstance(image, str):
+                sections[file.path.parent / PurePosixPath(image)] = section
+    present = {one.path for one in release.files}
+    missing = [path for path in sections if path not in present]
+    notices = []
+    if missing:
+        notices.append(
+            f"{len(missing)} of {len(sections)} volumes that its dataset.json names are not there (first: {missing[0]})"
+        )
+    information = {new: content[old] for old, new in _TEXTS.items() if isinstance(content.get(old), str)}
+    name = content.get("name") if isinstance(content.get("name"), str) else ""
+    return PublisherList(name or "", information, _labels(content.get("labels")), sections, tuple(notices))
+
+
+def _labels(labels: Any) -> dict[str, int]:
+    """Return number by name from ``{"0": "background"}`` (Decathlon) or ``{"background": 0}`` (nnU-Net)."""
+    found: dict[str, int] = {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        if isinstance(value, str) and str(key).isdigit():
+            found[value] = int(key)
+        elif type(value) is int:
+            found[str(key)] = value
+    return found

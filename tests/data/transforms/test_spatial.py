@@ -1,0 +1,109 @@
+"""Cutting, padding and scaling, on plain tensors and on MONAI's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+
+from medmdm.data.transforms.intensity import ScaleIntensityByDtype, ScaleIntensityByDtyped
+from medmdm.data.transforms.spatial import CutRegiond, PadToSize, PadToSized
+from medmdm.errors import UserError
+
+
+def test_cut():
+    image = torch.arange(2 * 4 * 6).reshape(2, 4, 6)
+    cut = CutRegiond("image")
+    torch.testing.assert_close(
+        cut({"image": image, "region": {"rows": [1, 3], "columns": [2, 6]}})["image"], image[:, 1:3, 2:]
+    )
+    torch.testing.assert_close(cut({"image": image, "region": {"columns": [0, 1]}})["image"], image[:, :, :1])
+    assert cut({"image": image})["image"] is image
+    with pytest.raises(UserError, match=r"a\.png has 4 rows, but its region asks for rows 2 to 5"):
+        cut({"image": MetaTensor(image, meta={"filename_or_obj": "a.png"}), "region": {"rows": [2, 5]}})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 30), st.integers(1, 30))
+def test_padding_reflects_then_repeats_the_edge(rows, columns, wanted_rows, wanted_columns):
+    image = torch.arange(2 * rows * columns).reshape(2, rows, columns)
+    padded = PadToSize((wanted_rows, wanted_columns))(image)
+    assert padded.shape == (2, max(rows, wanted_rows), max(columns, wanted_columns))
+
+    def source(size: int, wanted: int) -> np.ndarray:
+        before = max(0, wanted - size) // 2
+        position = np.arange(-before, max(size, wanted) - before)
+        reflected = np.where(position < 0, -position, np.where(position >= size, 2 * (size - 1) - position, position))
+        # Further out than a reflection reaches it is the outermost reflected pixel that repeats.
+        far = np.clip(position, -(size - 1), 2 * (size - 1))
+        return np.where(position == far, reflected, np.where(position < 0, size - 1, 0))
+
+    expected = image[:, source(rows, wanted_rows)][:, :, source(columns, wanted_columns)]
+    torch.testing.assert_close(padded, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.int32, torch.float32])
+def test_padding_keeps_type_and_metadata(dtype):
+    image = MetaTensor(torch.ones(1, 1, 1).to(dtype), meta={"filename_or_obj": "a.png"})
+    padded = PadToSized("image", 4)({"image": image})["image"]
+    assert padded.shape == (1, 4, 4)
+    assert padded.dtype == dtype
+    assert padded.meta["filename_or_obj"] == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])]
+)
+def test_scale_by_type(dtype, values):
+    scaled = ScaleIntensityByDtype()(torch.tensor([[values]], dtype=dtype))
+    assert scaled.dtype == torch.float32
+    expected = {2: [-1.0, 1.0], 3: [-1.0, -0.6, 1.0]}[len(values)]
+    torch.testing.assert_close(scaled, torch.tensor([[expected]]))
+
+
+def test_scale_is_exactly_the_papers_formula():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert torch.equal(ScaleIntensityByDtype()(values), values.to(torch.float32) / 127.5 - 1)
+
+
+def test_scale_knows_the_files_type_after_monai_widened_it():
+    image = MetaTensor(torch.tensor([[[0, 65535]]], dtype=torch.int32), meta={"original_dtype": "uint16"})
+    torch.testing.assert_close(ScaleIntensityByDtype()(image).as_tensor(), torch.tensor([[[-1.0, 1.0]]]))
+
+
+def test_scale_with_a_range_clips():
+    scaled = ScaleIntensityByDtype((-100, 300))(torch.tensor([[[-500.0, -100.0, 100.0, 300.0, 900.0]]]))
+    torch.testing.assert_close(scaled, torch.tensor([[[-1.0, -1.0, 0.0, 1.0, 1.0]]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_scale_needs_a_range_for_types_without_one(dtype):
+    image = MetaTensor(torch.ones(1, 2, 2, dtype=dtype), meta={"filename_or_obj": "ct.tif"})
+    with pytest.raises(UserError, match=rf"ct\.tif holds {str(dtype)[6:]} values.*set intensity_range"):
+        ScaleIntensityByDtyped("image")({"image": image})
+
+
+@pytest.mark.parametrize("bad", [(1, 1), (2, 1), (1,), (1, 2, 3)])
+def test_scale_refuses_a_wrong_range(bad):
+    with pytest.raises(UserError, match=r"give \[low, high\] with low < high"):
+        ScaleIntensityByDtyped("image", bad)
+
+
+def test_transforms_from_json():
+    config = {
+        "t": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "medmdm.data.CutRegiond", "keys": "image"},
+                {"_target_": "medmdm.data.PadToSized", "keys": "image", "spatial_size": [4, 6]},
+                {"_target_": "medmdm.data.ScaleIntensityByDtyped", "keys": "image", "intensity_range": [0, 15]},
+            ],
+        }
+    }
+    transform = ConfigParser(config).get_parsed_content("t")
+    image = transform({"image": torch.full((1, 2, 2), 15, dtype=torch.uint8)})["image"]
+    torch.testing.assert_close(image, torch.ones(1, 4, 6))
