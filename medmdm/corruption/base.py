@@ -30,6 +30,7 @@ def draw(
         generator: None (torch's global state), one generator, or a sequence of ``shape[0]`` generators. Draws happen
             on the generator's own device, so that a CPU generator gives the same damage on a GPU.
         device: where the result goes.
+        **kwargs: more for ``sample``.
     """
     if generator is None or isinstance(generator, torch.Generator):
         where = device if generator is None else generator.device

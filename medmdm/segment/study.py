@@ -131,30 +131,33 @@ class Study:
             for name, known in ((head, list(self.heads)), *((n, list(self.backbones)) for n in names)):
                 if name not in known:
                     raise UserError(f"only names {name!r}, which the study does not have{nearest(name, known)}.")
-        if NO_BACKBONE in self.backbones:
-            raise UserError(f"backbones#{NO_BACKBONE}: that name stands for networks from scratch, choose another.")
-        for name, backbone in self.backbones.items():
-            if backbone.extractor is not None:
-                check_normalize(backbone.extractor, self.reading.whole)
-            expected, other = _preprocessing(self._first.plan), _preprocessing(backbone.plan)
-            differs = [key for key in other if other[key] != expected[key]]
-            if differs:
-                key, first = differs[0], next(iter(self.backbones))
-                raise UserError(
-                    f"backbones#{name} was trained with {key} {other[key]}, {first} with {expected[key]}, but a study "
-                    f"reads images once: leave one out, or set backbones#{name}#preprocessing#{key}."
-                )
         if self.data.rule == "paper" and self.grid.draws > 1:
             raise UserError("The paper's rule gives one draw: set draws to 1, or subset_rule to 'seeded'.")
+        self._check_backbones()
         files: dict[str, Cell] = {}
         for cell in self.cells():
-            first_of_name = files.setdefault(cell.name, cell)
-            if first_of_name != cell:
-                both = " and ".join(f"{c.backbone} / {c.head}" for c in (first_of_name, cell))
+            first = files.setdefault(cell.name, cell)
+            if first != cell:
+                both = " and ".join(f"{c.backbone} / {c.head}" for c in (first, cell))
                 raise UserError(f"{both} would have one file: give them names that differ in letters or digits.")
         rows = {(cell.backbone, cell.head) for cell in files.values()}
         if self.reference is not None and tuple(self.reference) not in rows:
             raise UserError(f"reference {list(self.reference)} is not in the study: it has {sorted(rows)}.")
+
+    def _check_backbones(self) -> None:
+        if NO_BACKBONE in self.backbones:
+            raise UserError(f"backbones#{NO_BACKBONE}: that name stands for networks from scratch, choose another.")
+        expected = _preprocessing(self._first.plan)
+        for name, backbone in self.backbones.items():
+            if backbone.extractor is not None:
+                check_normalize(backbone.extractor, self.reading.whole)
+            other = _preprocessing(backbone.plan)
+            for key in (key for key in other if other[key] != expected[key]):
+                raise UserError(
+                    f"backbones#{name} was trained with {key} {other[key]}, {next(iter(self.backbones))} with "
+                    f"{expected[key]}, but a study reads images once: leave one out, or set "
+                    f"backbones#{name}#preprocessing#{key}."
+                )
 
     @property
     def _first(self) -> OpenBackbone:

@@ -83,7 +83,7 @@ def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence
     """
     cases = np.asarray(values, np.float64)
     if cases.ndim != 1:
-        raise ValueError(f"one value a case is needed, got an array of shape {cases.shape}")
+        raise ValueError(f"one value per case is needed, got an array of shape {cases.shape}")
     undefined, infinite = int(np.isnan(cases).sum()), int(np.isinf(cases).sum())
     units = independent_units(cases, groups)
     warnings = list(units.warnings)
@@ -120,7 +120,7 @@ def subgroups(
     The intervals are of each subgroup on its own; they are no test of a difference between subgroups.
 
     Args:
-        cases: one row a case.
+        cases: one row per case.
         column: the column to divide by; cases without an entry form the group ``"(none)"``.
         value: the column of the metric.
         patient: the column of patients.
