@@ -69,8 +69,7 @@ from medmdm.data.demo import stained_tissue
 from medmdm.data.reading import CaseReader, Example
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead
-from medmdm.heads.task import Reading, Task
-from medmdm.heads.views import random_crop
+from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.resources import resource_folder
 from medmdm.runs.memory import keep_freed_memory
 

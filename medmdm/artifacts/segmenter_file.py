@@ -21,8 +21,7 @@ from medmdm.corruption import Corruption
 from medmdm.errors import UserError
 from medmdm.files import save_torch
 from medmdm.hashing import weights_hash
-from medmdm.heads.padded import PaddedNetwork
-from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 
 __all__ = ["SEGMENTER_FORMAT", "load_segmenter", "save_segmenter"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from medmdm.backbones.adapters import MONAIDiffusionBackbone, RawPixels, randomise
 from medmdm.backbones.adm_unet import ADMUNet
-from medmdm.backbones.base import BlockNetwork
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
+from medmdm.backbones.layers import BlockNetwork
 
 __all__ = [
     "ADMUNet",

@@ -10,7 +10,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
-from medmdm.backbones.base import BlockNetwork
+from medmdm.backbones.layers import BlockNetwork
 from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medmdm.backbones.base import BlockNetwork
 from medmdm.backbones.layers import (
     AttentionBlock,
+    BlockNetwork,
     ConditionedBlock,
     Downsample,
     Float32GroupNorm,

@@ -7,10 +7,9 @@ diffusion into a masked autoencoder and Gaussian diffusion into a denoising auto
 
 from __future__ import annotations
 
-from medmdm.corruption.base import Corrupted, Corruption, Generators
+from medmdm.corruption.base import Corrupted, Corruption, FixedTimesteps, Generators, UniformTimesteps
 from medmdm.corruption.masking import PatchMasking
 from medmdm.corruption.noise import GaussianNoise, MaskedNoise
-from medmdm.corruption.timesteps import FixedTimesteps, UniformTimesteps
 
 __all__ = [
     "Corrupted",

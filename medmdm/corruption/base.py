@@ -1,4 +1,4 @@
-"""What every corruption is called with and returns, and how it draws its random numbers."""
+"""What every corruption is called with and returns, how it draws its random numbers, and how t is drawn."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from medmdm.components import buildable
 from medmdm.errors import UserError
 
-__all__ = ["Corrupted", "Corruption", "Generators", "draw"]
+__all__ = ["Corrupted", "Corruption", "FixedTimesteps", "Generators", "UniformTimesteps", "draw"]
 
 # One generator for the batch or, as in diffusers, one for each image: then an image's damage does not depend on
 # which batch, micro-batch or process it travels in.
@@ -30,6 +31,7 @@ def draw(
         generator: None (torch's global state), one generator, or a sequence of ``shape[0]`` generators. Draws happen
             on the generator's own device, so that a CPU generator gives the same damage on a GPU.
         device: where the result goes.
+        **kwargs: more for ``sample``.
     """
     if generator is None or isinstance(generator, torch.Generator):
         where = device if generator is None else generator.device
@@ -122,3 +124,45 @@ class Corruption(ABC):
     @abstractmethod
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
         """The equation."""
+
+
+@buildable
+@dataclass(frozen=True)
+class UniformTimesteps:
+    """t drawn uniformly from {0, ..., T-1}: diffusion.
+
+    Args:
+        num_timesteps: T.
+    """
+
+    num_timesteps: int = 1000
+
+    def __call__(self, batch_size: int, generator: Generators = None, device: str | torch.device = "cpu") -> Tensor:
+        """Draw ``[batch_size]`` integers on ``device`` from None, one generator, or one for each image."""
+
+        def integers(shape: tuple[int, ...], **kwargs: Any) -> Tensor:
+            return torch.randint(self.num_timesteps, shape, **kwargs)
+
+        return draw(integers, (batch_size,), generator, torch.device(device))
+
+
+@buildable
+@dataclass(frozen=True)
+class FixedTimesteps:
+    """Always the same t: a masked autoencoder (with masking) or a denoising autoencoder (with noise).
+
+    Args:
+        timestep: t, in {0, ..., T-1}.
+        num_timesteps: T.
+    """
+
+    timestep: int
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timestep < self.num_timesteps:
+            raise UserError(f"timestep must lie in 0...{self.num_timesteps - 1}, got {self.timestep}.")
+
+    def __call__(self, batch_size: int, generator: Generators = None, device: str | torch.device = "cpu") -> Tensor:
+        """Return ``[batch_size]`` times t on ``device``; the generator is not used."""
+        return torch.full((batch_size,), self.timestep, dtype=torch.long, device=device)

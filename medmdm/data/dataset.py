@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from medmdm.data.transforms.intensity import file_dtype_tensor
-from medmdm.data.transforms.spatial import cut_region
+from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
 from medmdm.hashing import lines_hash, pixel_hash, text_hash
@@ -149,7 +149,7 @@ class CropDataset(Dataset):
             if hashes is None:
                 raise UserError("the first random transform comes before the one that loads the image: reorder them.")
             image = item["image"]
-            check_finite(np.asarray(image), entry["image"])
+            check_finite(plain_tensor(image).numpy(), entry["image"])
         return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": _file_meta(image, entry)}, hashes
 
     def _finish(self, item: Mapping[str, Any]) -> torch.Tensor:
@@ -162,8 +162,7 @@ class CropDataset(Dataset):
         sample["image"] = MetaTensor(image, meta=dict(item["_meta"]))
         with _naming(item["_meta"]["filename_or_obj"]):
             image = self.transform(sample, start=self._first_random)["image"]
-        plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-        return plain.to(torch.float32).contiguous()
+        return plain_tensor(image).to(torch.float32).contiguous()
 
     def _fill(self, channels: int | None, budget: int, num_threads: int, progress: bool) -> None:
         """Decode every image, check it, and keep those that fit into ``budget`` bytes."""

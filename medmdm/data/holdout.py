@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medmdm.data.files.pictures import image_size
@@ -16,7 +15,7 @@ from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, open_slices
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
-from medmdm.data.transforms.spatial import CutRegiond, PadToSized, target_shape
+from medmdm.data.transforms.spatial import CutRegiond, PadToSized, plain_tensor, target_shape
 from medmdm.errors import UserError, find_user_error
 
 __all__ = ["HeldOut", "hold_out"]
@@ -62,10 +61,9 @@ class HeldOut:
         images: list[torch.Tensor] = []
         for entry in self.crops:
             try:
-                image = transform(dict(entry))["image"]
+                image = plain_tensor(transform(dict(entry))["image"])
             except Exception as error:
                 raise find_user_error(error) or error from None
-            image = image.as_tensor() if isinstance(image, MetaTensor) else image
             expected = channels or (len(images[0]) if images else len(image))
             if len(image) != expected:
                 raise UserError(
@@ -121,21 +119,8 @@ def hold_out(
         crops = _spread([(entry, _box(entry)) for entry in chosen], size, num_crops, rng)
         sentence = f"previews: {num_crops} crops of held-out validation images, not seen in training"
         return HeldOut(tuple(training), tuple(crops), (rows, columns), False, sentence)
-    strips: list[tuple[dict[str, Any], _Box]] = []
     order = rng.permutation(len(training))
-    for i in order:
-        if len(strips) == num_crops:
-            break
-        entry = training[i]
-        box = _box(entry)
-        cut = _split(box, size(entry))
-        if cut is None:
-            continue
-        kept, strip = cut
-        others = (other for j, other in enumerate(training) if j != i and other["image"] == entry["image"])
-        if not any(regions_overlap(_region(strip), other.get("region")) for other in others):
-            training[i] = {**entry, "region": _region(kept), "case_region": entry.get("region")}
-            strips.append((entry, strip))
+    strips = _take_strips(training, order, size, num_crops)
     if strips:
         crops = _spread(strips, size, num_crops, rng)
         sentence = (
@@ -153,6 +138,29 @@ def hold_out(
 
 
 _Box = tuple[int, int, int, int]  # first row, end row, first column, end column
+
+
+def _take_strips(
+    training: list[dict[str, Any]],
+    order: np.ndarray,
+    size: Callable[[dict[str, Any]], tuple[int, int]],
+    most: int,
+) -> list[tuple[dict[str, Any], _Box]]:
+    """Take strips from the first entries in ``order`` that can spare one; ``training`` keeps the rest of them."""
+    strips: list[tuple[dict[str, Any], _Box]] = []
+    for i in order:
+        if len(strips) == most:
+            break
+        entry = training[i]
+        cut = _split(_box(entry), size(entry))
+        if cut is None:
+            continue
+        kept, strip = cut
+        others = (other for j, other in enumerate(training) if j != i and other["image"] == entry["image"])
+        if not any(regions_overlap(_region(strip), other.get("region")) for other in others):
+            training[i] = {**entry, "region": _region(kept), "case_region": entry.get("region")}
+            strips.append((entry, strip))
+    return strips
 
 
 def _box(entry: dict[str, Any]) -> _Box:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
-from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd
+from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, plain_tensor
 from medmdm.errors import UserError, find_user_error
-from medmdm.hashing import pixel_hash
+from medmdm.hashing import lines_hash, pixel_hash
 from medmdm.labels import IGNORE
 
 __all__ = ["CaseReader", "Example", "LoadedCase", "content_hash", "data_hash"]
@@ -160,7 +159,7 @@ class CaseReader:
         digest = pixel_hash(pixels)
         hashes = digest, digest if entry.get("region") is None else pixel_hash(whole_pixels)
         loaded = self.to_classes(cut)
-        truth = np.array(loaded["label"])[0] if "label" in loaded else None
+        truth = plain_tensor(loaded["label"]).numpy()[0].copy() if "label" in loaded else None
         instances = self._instances([cut])
         shape = tuple(int(n) for n in loaded["image"].shape[1:])
         spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
@@ -234,4 +233,4 @@ def data_hash(**sections: Sequence[LoadedCase]) -> str:
     An image that moves from one section to another changes it.
     """
     lines = [f"{section} {content_hash(case)}" for section, cases in sections.items() for case in cases]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    return lines_hash(lines)

@@ -1,5 +1,4 @@
-"""The one place that says whether files can be used: is a label on its image's grid, are its numbers valid, are all
-values finite and in range.
+"""The one place that says whether files can be used: grids of labels, their numbers, finite values, values in range.
 
 Training, the check, the preparation and the reports ask here, so that none of them takes what another refuses.
 """

@@ -17,8 +17,7 @@ from medmdm.hashing import tensor_hash
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.pixel_sums import PixelSums, check_method, fit_linear, left_out_errors, pixel_sums
 from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitted, Task, labelled
-from medmdm.heads.views import views
+from medmdm.heads.task import Fitted, Task, labelled, views
 
 __all__ = ["ClosedFormHead"]
 

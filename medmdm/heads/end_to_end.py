@@ -17,11 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import PixelClassifier
-from medmdm.heads.padded import PaddedNetwork
 from medmdm.heads.pixel_classifier import PixelClassifierHead
-from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitted, Task
-from medmdm.heads.views import random_crop
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
+from medmdm.heads.task import Fitted, Task, random_crop
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 __all__ = ["FineTuning", "FromScratch"]

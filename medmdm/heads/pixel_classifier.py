@@ -21,10 +21,8 @@ from medmdm.backbones.feature_maps import gather
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import PixelClassifier
-from medmdm.heads.padded import cut
-from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitted, Task, check_normalize, labelled
-from medmdm.heads.views import VIEWS, random_crop, views
+from medmdm.heads.segmenter import Segmenter, cut
+from medmdm.heads.task import VIEWS, Fitted, Task, check_normalize, labelled, random_crop, views
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 __all__ = ["PixelClassifierHead"]

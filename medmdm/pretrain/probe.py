@@ -18,7 +18,7 @@ from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.errors import UserError
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
-from medmdm.heads.prediction import Predictor
+from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.log import Periodic

@@ -110,7 +110,7 @@ def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] 
     """
     array = whole.array
     if what != "image" and array.shape[0] != 1:
-        raise UserError(f"{case.name}: the {what} has {array.shape[0]} channels, but masks have one number a pixel")
+        raise UserError(f"{case.name}: the {what} has {array.shape[0]} channels, but masks have one number per pixel")
     if case.region is not None and (size is None or array.shape[1:] != size):
         array = cut_region(array, case.region, f"{case.name}: the {what}")
     if size is not None and array.shape[1:] != size:

@@ -1,4 +1,4 @@
-"""``per_case.csv``: a row a case, from which the report can be made again when the masks are gone."""
+"""``per_case.csv``: a row per case, from which the report can be made again when the masks are gone."""
 
 from __future__ import annotations
 

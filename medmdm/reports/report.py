@@ -103,7 +103,7 @@ def write_report(
 ) -> Path:
     """Score an evaluation from its files and write its report.
 
-    That is ``per_case.csv``, ``summary.json``, ``summary.md`` and ``index.html`` in its folder, each written atomically.
+    That is ``per_case.csv``, ``summary.json``, ``summary.md`` and ``index.html`` in its folder, each atomically.
     Cases with a missing mask, another size, another affine or unknown values are named in one sentence each and left
     out of the numbers; how many is on the first line of the report. Where all masks, or all labels, are gone, the
     scores of an earlier ``per_case.csv`` are taken as they are.

@@ -20,7 +20,7 @@ from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
-from medmdm.heads.prediction import Predictor
+from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder

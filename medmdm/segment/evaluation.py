@@ -16,7 +16,7 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
-from medmdm.heads.prediction import Prediction, Predictor
+from medmdm.heads.segmenter import Prediction, Predictor
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance

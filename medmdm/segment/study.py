@@ -21,9 +21,8 @@ from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase, content_hash
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
-from medmdm.heads.prediction import Predictor
-from medmdm.heads.task import Fitter, Reading, Task, check_normalize
-from medmdm.heads.views import view_sizes
+from medmdm.heads.segmenter import Predictor
+from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
 from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder

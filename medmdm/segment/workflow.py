@@ -18,11 +18,8 @@ from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
 from medmdm.files import save_json
-from medmdm.heads.padded import PaddedNetwork
-from medmdm.heads.prediction import Predictor
-from medmdm.heads.segmenter import Segmenter
-from medmdm.heads.task import Fitter, Reading, Task, check_normalize
-from medmdm.heads.views import view_sizes
+from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
+from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.provenance import find_provenance, support_ledger

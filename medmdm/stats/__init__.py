@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from medmdm.stats.comparison import Comparison, holm, paired, sign_flip_test, with_holm
-from medmdm.stats.intervals import bca_interval, t_interval
-from medmdm.stats.paper import PAPER_LABELS, paper_block
-from medmdm.stats.results import json_ready
+from medmdm.stats.intervals import bca_interval, json_ready, t_interval
 from medmdm.stats.selective import RiskCoverage, risk_coverage
 from medmdm.stats.spread import Spread, spread
-from medmdm.stats.statistics import Summary, count_empty, subgroups, summarise
+from medmdm.stats.statistics import PAPER_LABELS, Summary, count_empty, paper_block, subgroups, summarise
 
 __all__ = [
     "PAPER_LABELS",

@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medmdm.errors import UserError
-from medmdm.stats.intervals import CONFIDENCE, Intervals, intervals
-from medmdm.stats.results import Result
-from medmdm.stats.units import independent_units
+from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals
+from medmdm.stats.statistics import independent_units
 
 __all__ = ["Comparison", "SignFlips", "holm", "paired", "sign_flip_test", "with_holm"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medmdm.stats.results import Result
+from medmdm.stats.intervals import Result
 
 __all__ = ["RiskCoverage", "risk_coverage"]
 

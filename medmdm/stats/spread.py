@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medmdm.errors import UserError
-from medmdm.stats.results import Result
+from medmdm.stats.intervals import Result
 
 __all__ = ["Spread", "spread"]
 

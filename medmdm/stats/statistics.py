@@ -1,22 +1,136 @@
-"""The mean of a metric over cases, how far cases spread, and how far the mean can be trusted."""
+"""The mean of a metric over cases, how far cases spread, and what counts as one observation."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from medmdm.errors import UserError, nearest
-from medmdm.stats.intervals import CONFIDENCE, Intervals, intervals
-from medmdm.stats.results import Result, json_ready
-from medmdm.stats.units import independent_units
+from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals, json_ready
 
-__all__ = ["Summary", "count_empty", "subgroups", "summarise"]
+__all__ = [
+    "ENOUGH_PATIENTS",
+    "PAPER_LABELS",
+    "SMALL",
+    "Summary",
+    "Units",
+    "count_empty",
+    "independent_units",
+    "paper_block",
+    "subgroups",
+    "summarise",
+]
+
+ENOUGH_PATIENTS = 8  # fewer patients than this say too little about others: then images are counted, with a warning
+SMALL = 20  # below this number of units a summary warns; docs/statistics.md has the coverage
+
+
+@dataclass(frozen=True)
+class Units:
+    """Values of independent observations.
+
+    Args:
+        name: ``"patients"`` or ``"images"``.
+        values: finite, one for each of them.
+        n_patients: how many patients have a value; ``None`` where they are not known.
+        warnings: sentences that belong next to every number made from the values.
+    """
+
+    name: str
+    values: NDArray[np.float64]
+    n_patients: int | None
+    warnings: tuple[str, ...]
+
+
+def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None = None) -> Units:
+    """Average the images of each patient, where there are enough patients.
+
+    Args:
+        values: one for each image (or volume); those that are not finite are left out.
+        groups: the patient of each; ``None`` or NaN where not known.
+
+    Raises:
+        ValueError: ``groups`` has another length.
+    """
+    patients = pd.Series(list(groups) if groups is not None else [None] * len(values), dtype=object)
+    if len(patients) != len(values):
+        raise ValueError(f"there are {len(values)} values and patients for {len(patients)} of them")
+    defined = np.isfinite(values)
+    values, patients = values[defined], patients[defined]
+    name, n_patients = "images", None
+    warnings = []
+    missing = int(patients.isna().sum())
+    if missing < len(patients):
+        names = patients.astype(str)
+        n_patients = int(names[patients.notna()].nunique())
+        if missing:
+            warnings.append(
+                f"{missing} of {len(values)} images have no patient: images are counted as if they were independent."
+            )
+        elif n_patients >= ENOUGH_PATIENTS:
+            name = "patients"
+            values = pd.Series(values).groupby(names.to_numpy()).mean().to_numpy()
+        elif n_patients < len(values):
+            warnings.append(
+                f"Only {n_patients} patients: their {len(values)} images are counted as if they were independent, so "
+                "that intervals are too narrow."
+            )
+    if not len(values):
+        warnings.append("No case has a value.")
+    elif len(values) < SMALL:
+        warnings.append(f"Only {len(values)} {name}: intervals cover less than they claim, or say little.")
+    return Units(name, values, n_patients, tuple(warnings))
+
+
+PAPER_LABELS = {
+    "dice": "Dice as in the paper: the mean over images of the pixel Dice",
+    "iou": "IoU as in the paper (GlaS): d / (2 - d) of that mean Dice d, not a measured IoU",
+    "aji": '"AJI" as in the paper (MoNuSeg): AJI of binary maps, which is the mean over images of the pixel IoU',
+}
+
+
+def paper_block(dices: ArrayLike) -> dict[str, Any]:
+    """Report in the paper's conventions (Pan et al. 2023, arXiv 2308.05695), labelled as such.
+
+    Args:
+        dices: pixel Dice of the foreground of each image, ``[images]``, or of several classifiers on the same images,
+            ``[classifiers, images]``; NaN where an image has neither truth nor prediction.
+
+    Returns:
+        ``dice``, ``iou`` and ``aji``, each with ``label``, ``mean`` (over classifiers) and ``sd`` (over classifiers,
+        n - 1; ``None`` for one); ``classifiers``, ``images``, and ``undefined``: images left out because a classifier
+        has no value for them. Shares, not percent.
+
+    Raises:
+        ValueError: ``dices`` has no images, or other than one or two axes.
+    """
+    values = np.atleast_2d(np.asarray(dices, np.float64))
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"pixel Dice of [classifiers, images] is needed, got shape {values.shape}")
+    defined = np.isfinite(values).all(0)
+    values = values[:, defined]
+    # Without an image that has a value there is nothing to average: NaN, None in the result.
+    mean_dice = values.mean(1) if defined.any() else np.full(len(values), np.nan)
+    binary_aji = (values / (2 - values)).mean(1) if defined.any() else mean_dice
+    columns = {"dice": mean_dice, "iou": mean_dice / (2 - mean_dice), "aji": binary_aji}
+    block: dict[str, Any] = {
+        name: {
+            "label": PAPER_LABELS[name],
+            "mean": column.mean(),
+            "sd": column.std(ddof=1) if len(column) > 1 else None,
+        }
+        for name, column in columns.items()
+    }
+    block |= {"classifiers": len(values), "images": int(defined.sum()), "undefined": int((~defined).sum())}
+    return json_ready(block)
+
 
 BCA_FROM = 40  # units from which the bootstrap's interval is the better one; docs/statistics.md has the coverage
 
@@ -83,7 +197,7 @@ def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence
     """
     cases = np.asarray(values, np.float64)
     if cases.ndim != 1:
-        raise ValueError(f"one value a case is needed, got an array of shape {cases.shape}")
+        raise ValueError(f"one value per case is needed, got an array of shape {cases.shape}")
     undefined, infinite = int(np.isnan(cases).sum()), int(np.isinf(cases).sum())
     units = independent_units(cases, groups)
     warnings = list(units.warnings)
@@ -120,7 +234,7 @@ def subgroups(
     The intervals are of each subgroup on its own; they are no test of a difference between subgroups.
 
     Args:
-        cases: one row a case.
+        cases: one row per case.
         column: the column to divide by; cases without an entry form the group ``"(none)"``.
         value: the column of the metric.
         patient: the column of patients.

@@ -24,8 +24,7 @@ from medmdm.cli import main
 from medmdm.corruption import Corruption, GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
-from medmdm.heads.padded import PaddedNetwork
-from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import varied
 
 Make = Callable[..., ADMUNet]

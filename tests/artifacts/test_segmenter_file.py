@@ -25,8 +25,7 @@ from medmdm.corruption import GaussianNoise, PatchMasking
 from medmdm.errors import UserError
 from medmdm.files import save_torch
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
-from medmdm.heads.padded import PaddedNetwork
-from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import varied
 
 Make = Callable[..., ADMUNet]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.errors import UserError
-from medmdm.heads.padded import PaddedNetwork
+from medmdm.heads.segmenter import PaddedNetwork
 
 
 class Strict(nn.Module):

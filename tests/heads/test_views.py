@@ -11,8 +11,8 @@ from torch import Tensor
 
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
-from medmdm.heads import views
-from medmdm.heads.views import random_crop
+from medmdm.heads import task as views
+from medmdm.heads.task import random_crop
 from medmdm.labels import IGNORE
 
 

@@ -152,8 +152,8 @@ ELSEWHERE = {"ct_slices", "mr_slices", "multi_gpu", "glas_study", "monuseg_study
 @pytest.mark.parametrize("overlay", sorted({p.stem for p in OVERLAYS.glob("*.json")} - ELSEWHERE))
 def test_overlays_run(workflow: Workflow, overlay: str, tmp_path: Path) -> None:
     # The tiny sizes win over an overlay's; a data set's overlay is given the test's folder and no list.
-    settings = {"max_steps": 2, "preview_timesteps": [250, 999], "data_list": "none", "spacing": "null"}
-    made = workflow(overlay, accumulation_steps=2, **settings)
+    settings = {"preview_timesteps": [250, 999], "data_list": "none", "spacing": "null", "num_workers": 0}
+    made = workflow(overlay, max_steps=2, accumulation_steps=2, **settings)
     train(made)
     assert made.parser["network_def"]["channel_mult"] == [1, 1]
     log = pd.read_csv(tmp_path / "run" / "metrics.csv")

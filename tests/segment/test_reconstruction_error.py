@@ -24,7 +24,7 @@ from medmdm.data.reading import Example, LoadedCase
 from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.errors import UserError
-from medmdm.heads.prediction import Predictor
+from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.segment.reconstruction_error import ReconstructionError
 from tests.bundle_runs import Run, write_backbone

@@ -10,8 +10,7 @@ from scipy.stats import norm, ttest_1samp
 
 from medmdm import stats
 from medmdm.errors import UserError
-from medmdm.stats.statistics import BCA_FROM
-from medmdm.stats.units import ENOUGH_PATIENTS, SMALL
+from medmdm.stats.statistics import BCA_FROM, ENOUGH_PATIENTS, SMALL
 
 NAN, INF = math.nan, math.inf
 

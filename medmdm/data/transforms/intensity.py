@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
-from medmdm.data.transforms.spatial import EachKey, file_name
+from medmdm.data.transforms.spatial import EachKey, file_name, plain_tensor
 from medmdm.errors import UserError, nearest
 
 __all__ = [
@@ -164,8 +164,7 @@ class ScaleByPercentiles(Transform):
         return [self._range(channel) for channel in img]
 
     def _range(self, channel: torch.Tensor) -> list[float]:
-        plain = channel.as_tensor() if isinstance(channel, MetaTensor) else channel
-        values = plain.flatten().double().sort().values
+        values = plain_tensor(channel).flatten().double().sort().values
         if self.nonzero and (values != 0).any():
             values = values[values != 0]
         bounds = []
@@ -239,7 +238,7 @@ def file_dtype_tensor(image: torch.Tensor) -> torch.Tensor:
     MONAI widens types on loading (16-bit values become 32-bit integers, or all becomes float by default); the reader's
     metadata entry ``original_dtype`` says what the file has.
     """
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    plain = plain_tensor(image)
     target = getattr(torch, _file_dtype(image), None)
     if target is None or plain.dtype == target:
         return plain

@@ -15,7 +15,7 @@ from monai.transforms import MapTransform
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.slices import LoadSliced
 from medmdm.data.transforms.intensity import PercentileRanged
-from medmdm.data.transforms.spatial import CutRegiond
+from medmdm.data.transforms.spatial import CutRegiond, plain_tensor
 from medmdm.data.validity import Grid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, nearest
 from medmdm.labels import IGNORE, LABEL_TYPES
@@ -108,7 +108,7 @@ class LabelToClassesd(MapTransform):
         for key in self.key_iterator(d):
             meta = d[key].meta if isinstance(d[key], MetaTensor) else {}
             name = str(meta.get("filename_or_obj", "the label"))
-            numbers = label_numbers(np.asarray(d[key]), name)
+            numbers = label_numbers(plain_tensor(d[key]).numpy(), name)
             if self.label_type == "instances":
                 numbers = numbers > 0
             else:

@@ -17,7 +17,7 @@ from medmdm.errors import UserError
 
 __all__ = [
     "CutRegion", "CutRegiond", "EachKey", "PadToSize", "PadToSized", "ResampleToSpacing", "ResampleToSpacingd",
-    "as_spacing", "cut_region", "file_name", "resample_to_shape", "target_shape", "with_spacing",
+    "as_spacing", "cut_region", "file_name", "plain_tensor", "resample_to_shape", "target_shape", "with_spacing",
 ]  # fmt: skip
 
 # An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
@@ -44,6 +44,11 @@ class EachKey(MapTransform):
         for key in self.key_iterator(d):
             d[key] = self.transform(d[key])
         return d
+
+
+def plain_tensor(image: torch.Tensor) -> torch.Tensor:
+    """Return an image without MONAI's metadata."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
 def file_name(image: Any) -> str:
@@ -122,7 +127,7 @@ def resample_to_shape(img: torch.Tensor, shape: Sequence[int], mode: str = "bili
     """
     if tuple(img.shape[1:]) == tuple(shape):
         return img
-    plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+    plain = plain_tensor(img)
     if mode == "nearest":
         rows, columns = (
             ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
@@ -287,8 +292,7 @@ class PadToSize(Transform):
         both = [(m // 2, m - m // 2) for m in missing]
         reflected = [(min(a, n - 1), min(b, n - 1)) for (a, b), n in zip(both, shape, strict=True)]
         rest = [(a - ra, b - rb) for (a, b), (ra, rb) in zip(both, reflected, strict=True)]
-        array = img.numpy() if not isinstance(img, MetaTensor) else img.as_tensor().numpy()
-        array = np.pad(array, [(0, 0), *reflected], mode="reflect")
+        array = np.pad(plain_tensor(img).numpy(), [(0, 0), *reflected], mode="reflect")
         padded = torch.from_numpy(np.pad(array, [(0, 0), *rest], mode="edge"))
         return MetaTensor(padded, meta=img.meta) if isinstance(img, MetaTensor) else padded
 

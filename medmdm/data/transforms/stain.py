@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from skimage.color import hed2rgb, rgb2hed
 
+from medmdm.data.transforms.spatial import plain_tensor
 from medmdm.errors import UserError
 
 __all__ = ["RandStainJitter", "RandStainJitterd"]
@@ -61,7 +62,7 @@ class RandStainJitter(RandomizableTransform):
             return img
         if img.ndim != 3 or img.shape[0] != 3:
             raise UserError(f"stain jitter needs RGB images, got the shape {tuple(img.shape)}: set stain_jitter to 0.")
-        rgb = (np.moveaxis(np.asarray(img), 0, -1) + 1) / 2
+        rgb = (np.moveaxis(plain_tensor(img).numpy(), 0, -1) + 1) / 2
         stains = rgb2hed(rgb.clip(0, 1)) * self.factors + self.shifts / _DENSITY_OF_BLACK
         changed = np.moveaxis(hed2rgb(stains), -1, 0) * 2 - 1
         return torch.as_tensor(np.ascontiguousarray(changed), dtype=img.dtype).clamp(-1, 1)
