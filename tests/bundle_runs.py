@@ -45,6 +45,7 @@ TINY: dict[str, Any] = {
 }
 
 Workflow = Callable[..., ConfigWorkflow]
+Run = Callable[..., Any]
 
 HEAD = {
     "_target_": "medmdm.heads.PixelClassifierHead",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
-from tests.bundle_runs import BUNDLES, HEAD, write_backbone
+from medmdm.errors import UserError, find_user_error
+from tests.bundle_runs import BUNDLES, HEAD, Run, write_backbone
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, pictures: Path) -> Callable[..., Any]:
+def run(tmp_path: Path, pictures: Path) -> Run:
     """Run a bundle as ``monai.bundle run`` does."""
     backbone = write_backbone(tmp_path / "model.pt")
 
@@ -50,5 +50,17 @@ def run(tmp_path: Path, pictures: Path) -> Callable[..., Any]:
         )
         workflow.initialize()
         return workflow.run()[0]
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Run) -> Run:
+    """Run a bundle that must stop with a sentence to the user."""
+
+    def call(sentence: str, bundle: str, **overrides: Any) -> None:
+        with pytest.raises((RuntimeError, UserError)) as caught:
+            run(bundle, **overrides)
+        assert sentence in str(find_user_error(caught.value))
 
     return call

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from monai.bundle import ConfigParser
 from skimage.measure import euler_number, label, regionprops_table
 
+from medmdm.components import instantiate, to_config
 from medmdm.errors import UserError
 from medmdm.segment.postprocessing import PostProcess, boxes
 
@@ -73,14 +74,10 @@ def test_threshold(argmax, background):
     assert seen == {0, 1, 2}
 
 
-def test_one_channel_needs_a_threshold():
+def test_one_channel():
     logits = np.array([[[-3.0, 0.1, 1000.0, -1000.0]]])
     np.testing.assert_array_equal(PostProcess(threshold=0.5, activation="sigmoid")(logits)["mask"], [[0, 1, 1, 0]])
     np.testing.assert_array_equal(PostProcess(threshold=0.5)(logits.clip(0, 1))["mask"], [[0, 0, 1, 0]])
-    with pytest.raises(UserError, match="one channel of scores has no largest: set a threshold"):
-        PostProcess()(logits)
-    with pytest.raises(UserError, match="background is 1, expected 0 for one channel"):
-        PostProcess(threshold=0.5, background=1)(logits.clip(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -92,45 +89,30 @@ def test_one_channel_needs_a_threshold():
         ({"fill_holes_below": float("nan")}, "fill_holes_below is nan"),
         ({"background": 300}, "background is 300"),
         ({"instances": "watersheds"}, r"instances is 'watersheds' \(did you mean 'watershed'\?\)"),
-        (
-            {"instances": {"method": "watershed", "distance": 3}},
-            r"the key 'distance' \(did you mean 'min_distance'\?\)",
-        ),
+        ({"instances": {"distance": 3}}, r"the key 'distance' \(did you mean 'min_distance'\?\)"),
         ({"instances": {"method": "components", "smooth": 3}}, "'smooth', which components does not take"),
         ({"instances": {"smooth": -1}}, "smooth is -1"),
+        ({"scores": np.zeros(5)}, r"the shape \(5,\), expected"),
+        ({"threshold": 0.5, "scores": np.full((2, 3, 3), 4.0)}, "no probabilities"),
+        ({"background": 2}, "background is 2, but there are 2 classes"),
+        ({"in_mm": True}, "spacing is not known"),
+        ({"scores": np.zeros((1, 3, 3))}, "one channel of scores has no largest: set a threshold"),
+        ({"threshold": 0.5, "background": 1, "scores": np.zeros((1, 3, 3))}, "expected 0 for one channel"),
     ],
 )
-def test_wrong_settings(arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
-        PostProcess(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "scores", "sentence"),
-    [
-        ({}, np.zeros(5), r"the shape \(5,\), expected"),
-        ({"threshold": 0.5}, np.full((2, 3, 3), 4.0), "no probabilities"),
-        ({"background": 2}, np.zeros((2, 3, 3)), "background is 2, but there are 2 classes"),
-        ({"in_mm": True}, np.zeros((2, 3, 3)), "spacing is not known"),
-    ],
-)
-def test_scores_that_do_not_fit(arguments, scores, sentence):
+def test_wrong_settings_and_scores_that_do_not_fit(arguments, sentence):
+    scores = arguments.pop("scores", np.zeros((2, 3, 3)))
     with pytest.raises(UserError, match=sentence):
         PostProcess(**arguments)(scores)
 
 
 def test_from_json():
-    config = {
-        "process": {
-            "_target_": "medmdm.segment.PostProcess",
-            "threshold": 0.5,
-            "remove_small_objects": 3,
-            "instances": {"method": "watershed", "min_distance": 4, "smooth": 0},
-        }
-    }
+    settings = {"method": "watershed", "min_distance": 4, "smooth": 0}
+    config = {"process": {"_target_": "medmdm.segment.PostProcess", "threshold": 0.5, "instances": settings}}
     process = ConfigParser(json.loads(json.dumps(config))).get_parsed_content("process")
-    assert isinstance(process, PostProcess)
-    assert process.instances == {"method": "watershed", "min_distance": 4, "smooth": 0, "depth": 0.75}
+    assert process.instances == {**settings, "depth": 0.75}
+    for name in ("medmdm.segment.PostProcess", "medmdm.postprocess.PostProcess"):  # the second is 0.1's
+        assert instantiate({**to_config(process), "_target_": name}) == process
 
 
 # --- small objects and holes -----------------------------------------------------------------------------------------
@@ -319,16 +301,12 @@ def test_watershed_only_ever_cuts_components(mask, smooth, depth, min_distance):
 
 @pytest.mark.parametrize("how", ["components", "watershed"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 1), (5, 8), (1, 5, 8), (3, 4, 5)])
-def test_empty_and_full(how, shape):
+def test_empty_full_and_one_pixel(how, shape):
     assert not instances_of(np.zeros(shape, int), how).any()
     np.testing.assert_array_equal(instances_of(np.ones(shape, int), how), np.ones(shape))
-
-
-@pytest.mark.parametrize("how", ["components", "watershed"])
-def test_one_pixel(how):
-    mask = np.zeros((5, 9), int)
-    mask[2, 7] = 1
-    np.testing.assert_array_equal(instances_of(mask, how), mask)
+    pixel = np.zeros((5, *shape), int)
+    pixel[2].flat[-1] = 1
+    np.testing.assert_array_equal(instances_of(pixel, how), pixel)
 
 
 def test_classes_that_touch_are_different_instances():
@@ -379,15 +357,12 @@ def test_boxes_know_the_class():
     ]
 
 
-def test_boxes_of_nothing_and_of_all():
+def test_boxes_of_nothing_of_all_and_of_other_shapes():
     empty = boxes(np.zeros((4, 5), int))
     assert len(empty) == 0
     assert list(empty.columns)[:3] == ["label", "min_row", "min_col"]
     assert (empty.dtypes == np.int64).all()
     assert boxes(np.ones((4, 5), int)).to_numpy().tolist() == [[1, 0, 0, 4, 5, 20, 1]]
-
-
-def test_boxes_refuse_other_shapes():
     with pytest.raises(UserError, match=r"the shape \(3,\)"):
         boxes(np.zeros(3, int))
     with pytest.raises(UserError, match=r"the mask has the shape \(3, 4\), but the instances \(4, 3\)"):

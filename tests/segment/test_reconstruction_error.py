@@ -23,11 +23,11 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import Example, LoadedCase
 from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.spatial import resample_to_shape
-from medmdm.errors import UserError, find_user_error
+from medmdm.errors import UserError
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.segment.reconstruction_error import ReconstructionError
-from tests.bundle_runs import write_backbone
+from tests.bundle_runs import Run, write_backbone
 from tests.made import SIZES, with_random_weights
 
 PLAN = {"corruption": to_config(PatchMasking(patch_size=4)), "target": "image"}
@@ -242,7 +242,7 @@ def test_pictures_in_windows_and_volumes_slice_by_slice_lie_on_their_files() -> 
 RIDGE = {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}
 
 
-def test_from_the_bundles_to_the_report(run: Callable[..., Any], tmp_path: Path, pictures: Path) -> None:
+def test_from_the_bundles_to_the_report(run: Run, refused: Run, tmp_path: Path, pictures: Path) -> None:
     model = str(tmp_path / "model.pt")
     run("mdm_segment", head=RIDGE, whole_images=True, report=False)
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -268,7 +268,5 @@ def test_from_the_bundles_to_the_report(run: Callable[..., Any], tmp_path: Path,
     run("mdm_infer", output_dir=str(tmp_path / "inferred"), backbone=model, **settings)
     assert (tmp_path / "inferred" / "predictions" / "4_surprise.tif").read_bytes() == written
     for bundle, key in (("mdm_evaluate", "run_dir"), ("mdm_infer", "output_dir")):
-        with pytest.raises(RuntimeError) as caught:
-            run(bundle, **{key: str(tmp_path / "none")}, **settings)
-        assert "write_surprise needs the whole network" in str(find_user_error(caught.value))
+        refused("write_surprise needs the whole network", bundle, **{key: str(tmp_path / "none")}, **settings)
         assert not (tmp_path / "none").exists()

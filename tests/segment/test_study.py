@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from medmdm.errors import UserError, find_user_error
-from tests.bundle_runs import HEAD, UNET, write_backbone
+from tests.bundle_runs import HEAD, UNET, Run, write_backbone
 
 
 def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_killed_study_computes_no_finished_cell_again(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_killed_study_computes_no_finished_cell_again(run: Run, tmp_path: Path) -> None:
     table = run("mdm_study", **study_settings(tmp_path))
     cells = sorted((tmp_path / "study" / "cells").glob("*.json"))
     assert len(cells) == 2 * 2 * (2 + 1)  # backbones, heads, draws of two images and the one of all four
@@ -42,16 +40,14 @@ def test_a_killed_study_computes_no_finished_cell_again(run: Callable[..., Any],
     assert "MDM" in (tmp_path / "study" / "study.md").read_text()
 
 
-def test_a_report_shows_the_learning_curve_of_a_study(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_report_shows_the_learning_curve_of_a_study(run: Run, refused: Run, tmp_path: Path) -> None:
     run("mdm_study", **study_settings(tmp_path, draws=1))
     run("mdm_segment", study=str(tmp_path / "study" / "study.csv"))
     assert "Learning curve" in (tmp_path / "run" / "index.html").read_text()
-    with pytest.raises(RuntimeError) as caught:
-        run("mdm_segment", run_dir=str(tmp_path / "other"), study="nowhere.csv")
-    assert "nowhere.csv" in str(find_user_error(caught.value))
+    refused("nowhere.csv", "mdm_segment", run_dir=str(tmp_path / "other"), study="nowhere.csv")
 
 
-def test_a_study_with_another_head_computes_its_cells_only(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_study_with_another_head_computes_its_cells_only(run: Run, tmp_path: Path) -> None:
     run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1))
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").iterdir()}
     heads = {**study_settings(tmp_path)["heads"], "mlp": {**HEAD, "max_epochs": 3, "min_epochs": 3}}
@@ -60,7 +56,7 @@ def test_a_study_with_another_head_computes_its_cells_only(run: Callable[..., An
     assert {name for name in after if after[name] != before[name]} == {name for name in after if "__mlp__" in name}
 
 
-def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Run, tmp_path: Path) -> None:
     settings = study_settings(tmp_path, shots=[2], draws=1)
     run("mdm_study", **settings)
     before = {path.name: json.loads(path.read_text())["key"] for path in (tmp_path / "study" / "cells").iterdir()}
@@ -71,26 +67,22 @@ def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Callabl
     assert not [name for name in after if after[name] == before[name]]
 
 
-def test_backbones_that_read_images_differently_are_not_compared(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_backbones_that_read_images_differently_are_not_compared(refused: Run, tmp_path: Path) -> None:
     other = write_backbone(tmp_path / "other.pt", percentiles={"lower": 1, "upper": 99, "nonzero": False})
     backbones = {"MDM": {"path": str(tmp_path / "model.pt")}, "MAE": {"path": str(other)}}
-    with pytest.raises((RuntimeError, UserError)) as caught:
-        run("mdm_study", **study_settings(tmp_path, backbones=backbones))
-    assert "backbones#MAE was trained with percentiles" in str(find_user_error(caught.value))
+    refused("backbones#MAE was trained with percentiles", "mdm_study", **study_settings(tmp_path, backbones=backbones))
 
 
-def test_another_split_of_the_same_images_is_noticed(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_another_split_of_the_same_images_is_noticed(run: Run, refused: Run, tmp_path: Path) -> None:
     settings = study_settings(tmp_path, shots=[2], draws=1)
     run("mdm_study", **settings)
     content = json.loads((tmp_path / "pictures" / "dataset.json").read_text())
     train, test = content["training"], content["test"]
     other = {**content, "training": [*test, *train[2:]], "test": train[:2]}
-    with pytest.raises(RuntimeError) as caught:
-        run("mdm_study", **settings, data_list=other)
-    assert "their split" in str(find_user_error(caught.value))
+    refused("their split", "mdm_study", **settings, data_list=other)
 
 
-def test_each_cell_is_computed_once(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
     overlay = {"path": None, "preprocessing": {"crop_size": [16, 16], "channels": 3}}
     settings = study_settings(
         tmp_path, backbones={"reading": overlay}, heads={"unet": UNET}, shots=[4, 2, 4], draws=2, seeds=[0, 0],
@@ -120,9 +112,7 @@ def test_each_cell_is_computed_once(run: Callable[..., Any], tmp_path: Path) -> 
     ],
 )
 def test_a_wrong_study_is_refused(
-    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, sentence: str
+    refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((RuntimeError, UserError)) as caught:
-        run("mdm_study", **study_settings(tmp_path, **changes))
-    assert sentence in str(find_user_error(caught.value))
+    refused(sentence, "mdm_study", **study_settings(tmp_path, **changes))
