@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmdm.artifacts.plan import make_ledger
-from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.pretrained import load_pretrained, make_ledger
 from medmdm.backbones.adapters import RawPixels, randomise
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor

@@ -17,8 +17,7 @@ from monai.transforms import LoadImage, MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from medmdm.data.files.pictures import RasterReader
-from medmdm.data.files.volumes import Volume, read_volume, volume_hash
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.validity import Grid, check_finite, check_same_grid
 from medmdm.errors import UserError

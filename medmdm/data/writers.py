@@ -15,8 +15,7 @@ from PIL import Image
 
 from medmdm.data.files.formats import NIFTI_SUFFIXES, is_volume
 from medmdm.data.files.pictures import image_size
-from medmdm.data.files.volumes import volume_geometry
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing, volume_geometry
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.data.validity import size_text
 from medmdm.errors import UserError

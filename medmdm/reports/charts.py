@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.reports.wording import counted
+from medmdm.reports.rendering import counted
 
 __all__ = ["Axis", "Band", "Chart", "Curve", "Strip", "curves", "differences", "intervals", "strips", "ticks"]
 

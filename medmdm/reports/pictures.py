@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.measure import approximate_polygon, find_contours
 
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing
 from medmdm.reports.case_files import CaseArrays
 
 __all__ = ["UNITS", "CasePicture", "draw_case", "encode_map", "picture_side"]

@@ -12,12 +12,10 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.page import make_page
-from medmdm.reports.per_case import PER_CASE_FILE, read_per_case, write_per_case
-from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.rendering import render
+from medmdm.reports.per_case import PER_CASE_FILE, Pseudonyms, read_per_case, write_per_case
+from medmdm.reports.rendering import counted, render
 from medmdm.reports.scoring import Scores, score_cases
 from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
-from medmdm.reports.wording import counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 __all__ = ["PAGE_FILE", "Report", "write_report"]

@@ -10,8 +10,8 @@ from typing import Any
 import medmdm
 from medmdm.errors import UserError
 from medmdm.metrics.pixels import pool
-from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset
-from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.per_case import Pseudonyms
+from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
 from medmdm.runs.record import Evaluation

@@ -206,7 +206,7 @@ def evaluate(
         postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
         outputs: what to write.
         report: scores them.
-        provenance: see :func:`medmdm.runs.provenance.find_provenance`.
+        provenance: see :func:`medmdm.runs.record.find_provenance`.
         protocol: JSON-able: how the model came about.
 
     Returns:

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from medmdm.reports import write_comparison, write_report
-from medmdm.reports.album import Album, chosen
-from medmdm.reports.page import make_page
-from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.page import Album, chosen, make_page
+from medmdm.reports.per_case import Pseudonyms
 from medmdm.reports.rendering import environment
 from medmdm.reports.scoring import ScoredCase, score_cases
 from medmdm.reports.summary import make_summary

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medmdm.artifacts.plan import make_plan, patient_hashes
-from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.pretrained import load_pretrained, make_plan, patient_hashes
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking, UniformTimesteps
