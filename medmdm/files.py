@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["TEMPORARY_SUFFIX", "atomic_file", "atomic_write", "save_json", "save_torch", "sweep_temporaries"]
-
 TEMPORARY_SUFFIX = ".part"
 
 

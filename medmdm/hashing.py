@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["file_hash", "lines_hash", "pixel_hash", "stream_hash", "tensor_hash", "text_hash", "weights_hash"]
-
 
 def file_hash(path: Path) -> str:
     """Return the hash of a file's bytes."""

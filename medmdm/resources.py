@@ -7,8 +7,6 @@ from typing import Literal
 
 from medmdm.errors import UserError
 
-__all__ = ["resource_folder"]
-
 
 def resource_folder(name: Literal["bundles", "data_lists"]) -> Path:
     """Return the folder of shipped ``bundles`` or ``data_lists``.

@@ -22,18 +22,6 @@ from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError, nearest
 from medmdm.hashing import weights_hash
 
-__all__ = [
-    "INITIALISATIONS",
-    "PREPROCESSING",
-    "Backbone",
-    "OpenBackbone",
-    "default_timestep",
-    "make_extractor",
-    "open_backbone",
-    "open_backbones",
-    "paper_blocks",
-]
-
 INITIALISATIONS = ("pretrained", "random", "raw")
 
 #: What a plan says of preprocessing; without a backbone the config says it.

@@ -18,8 +18,6 @@ from medmdm.files import save_torch
 from medmdm.hashing import file_hash
 from medmdm.objectives.objective import Objective
 
-__all__ = ["PLAN_FORMAT", "convert", "load_network", "load_pretrained", "make_ledger", "make_plan", "patient_hashes"]
-
 PLAN_FORMAT = 1
 
 

@@ -23,8 +23,6 @@ from medmdm.files import save_torch
 from medmdm.hashing import weights_hash
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 
-__all__ = ["SEGMENTER_FORMAT", "load_segmenter", "save_segmenter"]
-
 SEGMENTER_FORMAT = 1
 KINDS = ("segmenter", "head", "network")
 

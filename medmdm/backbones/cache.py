@@ -23,8 +23,6 @@ from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.hashing import tensor_hash, weights_hash
 
-__all__ = ["CachedExtractor"]
-
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30

@@ -9,8 +9,6 @@ from pathlib import Path
 from medmdm.errors import UserError
 from medmdm.resources import resource_folder
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "lay out the configs and data lists in a folder"
 
 

@@ -23,8 +23,6 @@ from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
 from medmdm.hashing import lines_hash, pixel_hash, text_hash
 
-__all__ = ["CropDataset", "StepSampler"]
-
 
 class CropDataset(Dataset):
     """Random crops, drawn with replacement, each a function of the seed and its number only.

@@ -27,8 +27,6 @@ from medmdm.errors import UserError, find_user_error, nearest
 from medmdm.hashing import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
-__all__ = ["CaseReader", "Example", "LabelToClassesd", "LoadCased", "LoadedCase", "content_hash", "data_hash"]
-
 
 class LoadCased(MapTransform):
     """Load the image and the label of a case of :func:`medmdm.data.select_cases`, and cut both to its region.

@@ -24,8 +24,6 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_file, save_json
 from medmdm.hashing import text_hash
 
-__all__ = ["LoadSliced", "StoredVolume", "VolumeStore", "cache_folder", "open_slices", "slice_entries"]
-
 _FORMAT = 1
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent
 _SAMPLE = 1_000_000  # voxels from which the threshold between background and foreground is found

@@ -21,8 +21,6 @@ from medmdm.data.validity import size_text
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
-__all__ = ["SliceAssembler", "encode_nifti", "encode_picture", "write_map", "write_mask"]
-
 _COMPRESSION = 3  # a third of the default level's time for a twentieth more space
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 

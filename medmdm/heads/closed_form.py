@@ -19,8 +19,6 @@ from medmdm.heads.pixel_sums import PixelSums, check_method, fit_linear, left_ou
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, labelled, views
 
-__all__ = ["ClosedFormHead"]
-
 
 @dataclass
 class ClosedFormHead:

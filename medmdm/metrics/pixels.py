@@ -19,8 +19,6 @@ from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.metrics.overlap import check_pair
 
-__all__ = ["class_means", "dice", "iou", "mean_scores", "pixel_scores", "pool", "surface_scores"]
-
 
 def surface_scores(
     pred: NDArray[np.bool_],

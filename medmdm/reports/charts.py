@@ -11,8 +11,6 @@ import numpy as np
 
 from medmdm.reports.rendering import counted
 
-__all__ = ["Axis", "Band", "Chart", "Curve", "Strip", "curves", "differences", "intervals", "strips", "ticks"]
-
 
 @dataclass(frozen=True)
 class Axis:

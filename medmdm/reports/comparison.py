@@ -21,8 +21,6 @@ from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.runs.record import Evaluation
 from medmdm.stats import json_ready, paired, summarise, with_holm
 
-__all__ = ["LEVEL", "Run", "compare", "load_runs"]
-
 LEVEL = 0.05
 _TESTED = ("dice", "hausdorff95", "object_dice", "object_f1", "aji", "pq")
 _NAMED = 5  # cases that a sentence names

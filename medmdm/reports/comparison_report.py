@@ -18,8 +18,6 @@ from medmdm.reports.rendering import METRICS, metric_title, render
 from medmdm.reports.report import PAGE_FILE
 from medmdm.runs.record import EVALUATION_FILE
 
-__all__ = ["write_comparison"]
-
 _MOST_BARS = 3  # pairs whose cases are drawn one by one
 
 

@@ -14,8 +14,6 @@ from medmdm.reports.summary import HEADLINES, headline_keys
 from medmdm.runs.record import MAPS
 from medmdm.stats.statistics import BCA_FROM
 
-__all__ = ["BUDGET", "Album", "chosen", "make_page"]
-
 BUDGET = 16_000_000  # bytes that the pictures of a page may take
 _IN_A_ROW = 5
 

@@ -17,8 +17,6 @@ from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
 from medmdm.runs.record import MAPS, Evaluation
 
-__all__ = ["PER_CASE_FILE", "Pseudonyms", "read_per_case", "write_per_case"]
-
 _SHORTEST = 4  # characters of an id that is looked for inside other text: a "7" is in many names by chance
 
 

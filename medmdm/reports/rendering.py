@@ -19,23 +19,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-__all__ = [
-    "COUNTS",
-    "METRICS",
-    "OBJECT_COUNTS",
-    "PER_CLASS",
-    "Metric",
-    "asset",
-    "counted",
-    "environment",
-    "flat",
-    "interval_text",
-    "metric_title",
-    "number_text",
-    "p_text",
-    "render",
-]
-
 
 @dataclass(frozen=True)
 class Metric:

@@ -18,8 +18,6 @@ from medmdm.reports.scoring import Scores, score_cases
 from medmdm.reports.summary import SUMMARY_FILE, headline_keys, make_summary
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
-__all__ = ["PAGE_FILE", "Report", "write_report"]
-
 PAGE_FILE = "index.html"
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,6 @@ from medmdm.reports.pictures import CasePicture, draw_case, picture_side
 from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
-__all__ = ["Excluded", "Ruler", "ScoredCase", "Scores", "choose_ruler", "score_cases"]
-
 _MICROSCOPY_MM = 0.02  # pixels smaller than this are given in micrometres
 _TOLERANCE_MM = 1.0
 _TOLERANCE_PIXELS = 2

@@ -17,8 +17,6 @@ from medmdm.reports.study import read_study, summarise_study
 from medmdm.runs.record import Evaluation
 from medmdm.stats import count_empty, json_ready, paper_block, risk_coverage, subgroups, summarise
 
-__all__ = ["HEADLINES", "SUMMARY_FILE", "headline_keys", "make_summary", "summary_schema"]
-
 SUMMARY_FILE = "summary.json"
 HEADLINES = ("dice", "iou", "object_dice", "aji", "hausdorff95", "surface_dice")
 _MOST_HEADLINES = 4

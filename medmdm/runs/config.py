@@ -30,23 +30,6 @@ from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
 from medmdm.resources import resource_folder
 from medmdm.runs.memory import keep_freed_memory
 
-__all__ = [
-    "MONAI_KEYS",
-    "bundle_schema",
-    "check",
-    "check_device",
-    "current_parser",
-    "described",
-    "differing_keys",
-    "faults",
-    "may_change",
-    "merged",
-    "normalise",
-    "resolved",
-    "settings",
-    "start",
-]
-
 #: Keys that MONAI itself gives a meaning to.
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
 

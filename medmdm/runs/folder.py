@@ -21,8 +21,6 @@ from medmdm.files import save_json, save_torch, sweep_temporaries
 from medmdm.runs.config import differing_keys, may_change
 from medmdm.runs.processes import is_main_process, world_size
 
-__all__ = ["RunFolder"]
-
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 
 

@@ -15,17 +15,6 @@ from medmdm.errors import UserError, nearest
 from medmdm.files import save_json
 from medmdm.labels import LABEL_TYPES
 
-__all__ = [
-    "EVALUATION_FILE",
-    "MAPS",
-    "PROVENANCES",
-    "EvaluatedCase",
-    "Evaluation",
-    "Provenance",
-    "find_provenance",
-    "support_ledger",
-]
-
 EVALUATION_FILE = "evaluation.json"
 PROVENANCES = ("inductive", "patients shared", "transductive", "unknown")
 MAPS = ("uncertainty", "disagreement", "surprise")  # of real numbers, which a case may come with

@@ -28,8 +28,6 @@ from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
 from medmdm.segment.postprocessing import boxes
 
-__all__ = ["Evaluation", "Inference", "OpenSegmenter", "open_segmenter"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -22,8 +22,6 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.reconstruction_error import ReconstructionError
 
-__all__ = ["LabelledData", "Outputs", "Postprocessing", "Predicted", "evaluate", "in_place"]
-
 logger = logging.getLogger(__name__)
 
 

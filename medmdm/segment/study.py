@@ -29,8 +29,6 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.evaluation import LabelledData, Postprocessing
 
-__all__ = ["Grid", "Study"]
-
 logger = logging.getLogger(__name__)
 
 NO_BACKBONE = "none"

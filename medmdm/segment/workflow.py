@@ -25,8 +25,6 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
 
-__all__ = ["Segmentation"]
-
 logger = logging.getLogger(__name__)
 
 

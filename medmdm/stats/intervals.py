@@ -13,8 +13,6 @@ from scipy import stats
 
 from medmdm.errors import UserError
 
-__all__ = ["CONFIDENCE", "Intervals", "Result", "bca_interval", "intervals", "json_ready", "t_interval"]
-
 
 class Result:
     """A frozen dataclass of numbers, which may hold others."""

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from medmdm.stats.intervals import Result
 
-__all__ = ["RiskCoverage", "risk_coverage"]
-
 
 @dataclass(frozen=True)
 class RiskCoverage(Result):

@@ -16,8 +16,6 @@ from medmdm.data.validity import Grid, size_text
 from medmdm.errors import UserError
 from medmdm.hashing import pixel_hash
 
-__all__ = ["Decoded", "decode", "decode_label"]
-
 
 @dataclass(frozen=True)
 class Decoded:

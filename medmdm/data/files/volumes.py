@@ -20,8 +20,6 @@ from medmdm.data.validity import Grid, check_same_grid
 from medmdm.errors import UserError, nearest, warn_once
 from medmdm.hashing import pixel_hash
 
-__all__ = ["SLICE_AXES", "SimpleITKReader", "Slicing", "Volume", "read_volume", "volume_geometry", "volume_hash"]
-
 # Directions in which the number of the slice, of the row and of the column grow (R, A, S as in nibabel): pictures as
 # radiologists look at them, the patient's right at the left of axial and coronal slices, anterior or head at the top.
 SLICE_AXES = {"axial": ("S", "P", "L"), "coronal": ("P", "I", "L"), "sagittal": ("L", "I", "P")}
