@@ -20,7 +20,7 @@ from medmdm.components import instantiate
 from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError, nearest
-from medmdm.hashing import weights_hash
+from medmdm.files import weights_hash
 
 INITIALISATIONS = ("pretrained", "random", "raw")
 
@@ -155,7 +155,7 @@ def make_extractor(
 
     Returns:
         The extractor, the backbone's plan and the hash of its weights
-        (:func:`medmdm.hashing.weights_hash`).
+        (:func:`medmdm.files.weights_hash`).
 
     Raises:
         UserError: the file cannot be read, the plan does not name the corruption that a masking needs, or blocks,

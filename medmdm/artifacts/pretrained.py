@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from medmdm.artifacts.weights import INVISIBLE, build, fill, find_state, first_of, infer_config, naming, read_checkpoint
 from medmdm.components import to_config
 from medmdm.errors import UserError
-from medmdm.files import save_torch
-from medmdm.hashing import file_hash
+from medmdm.files import file_hash, save_torch
 from medmdm.objectives.objective import Objective
 
 PLAN_FORMAT = 1

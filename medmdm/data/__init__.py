@@ -46,7 +46,7 @@ from medmdm.data.transforms.spatial import (
 )
 from medmdm.data.transforms.stain import RandStainJitter, RandStainJitterd
 from medmdm.data.writers import SliceAssembler, write_map, write_mask
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 
 __all__ = [
     "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "Cases", "CropDataset",

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from medmdm.errors import UserError, nearest
-from medmdm.resources import resource_folder
+from medmdm.files import resource_folder
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")

@@ -24,7 +24,7 @@ from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByD
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, plain_tensor
 from medmdm.data.validity import Grid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, find_user_error, nearest
-from medmdm.hashing import lines_hash, pixel_hash
+from medmdm.files import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
 

@@ -21,8 +21,7 @@ from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.validity import Grid, check_finite, check_same_grid
 from medmdm.errors import UserError
-from medmdm.files import atomic_file, save_json
-from medmdm.hashing import text_hash
+from medmdm.files import atomic_file, save_json, text_hash
 
 _FORMAT = 1
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent

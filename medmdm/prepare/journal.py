@@ -11,8 +11,7 @@ from typing import Any
 
 from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
-from medmdm.hashing import file_hash, text_hash
+from medmdm.files import atomic_write, file_hash, text_hash
 from medmdm.prepare.preparation import Made, SourceCase
 
 NAME = "prepared.jsonl"

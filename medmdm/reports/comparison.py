@@ -14,10 +14,10 @@ from typing import Any
 
 import medmdm
 from medmdm.errors import UserError, nearest
-from medmdm.reports.per_case import PER_CASE_FILE, Pseudonyms, read_per_case
 from medmdm.reports.rendering import METRICS, counted, flat
 from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
+from medmdm.reports.summary import PER_CASE_FILE, Pseudonyms, read_per_case
 from medmdm.runs.record import Evaluation
 from medmdm.stats import json_ready, paired, summarise, with_holm
 

@@ -13,9 +13,9 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.charts import Band, Chart, differences, intervals
 from medmdm.reports.comparison import LEVEL, compare, load_runs
-from medmdm.reports.per_case import Pseudonyms
 from medmdm.reports.rendering import METRICS, metric_title, render
 from medmdm.reports.report import PAGE_FILE
+from medmdm.reports.summary import Pseudonyms
 from medmdm.runs.record import EVALUATION_FILE
 
 _MOST_BARS = 3  # pairs whose cases are drawn one by one

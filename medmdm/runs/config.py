@@ -27,7 +27,7 @@ from monai.bundle.config_item import ConfigComponent
 
 from medmdm.components import moved, to_config
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
-from medmdm.resources import resource_folder
+from medmdm.files import resource_folder
 from medmdm.runs.memory import keep_freed_memory
 
 #: Keys that MONAI itself gives a meaning to.

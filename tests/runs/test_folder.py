@@ -15,7 +15,7 @@ from medmdm.components import to_config
 from medmdm.corruption import PatchMasking, UniformTimesteps
 from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 from medmdm.objectives import L1Loss, Objective
 from medmdm.runs.folder import RunFolder
 from tests.bundle_runs import Workflow

@@ -18,7 +18,7 @@ from medmdm.data.files.dicom import choose_series, order_slices, read_header, re
 from medmdm.data.files.formats import NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
 from medmdm.data.validity import Grid, check_same_grid
 from medmdm.errors import UserError, nearest, warn_once
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 
 # Directions in which the number of the slice, of the row and of the column grow (R, A, S as in nibabel): pictures as
 # radiologists look at them, the patient's right at the left of axial and coronal slices, anterior or head at the top.
