@@ -32,8 +32,9 @@ _MOVED: dict[str, dict[str, tuple[str, ...]]] = {
         "medmdm.artifacts": ("make_plan",),
     },
     "medmdm.losses": {
+        "medmdm.heads": ("CrossEntropyDiceLoss",),
         "medmdm.objectives": (
-            "CrossEntropyDiceLoss", "L1Loss", "MSELoss", "PaperSSIMLoss", "SSIMLoss", "WeightedSumLoss",
+            "L1Loss", "MSELoss", "PaperSSIMLoss", "SSIMLoss", "WeightedSumLoss",
         ),
     },
     "medmdm.networks": {

@@ -150,3 +150,18 @@ def resource_folder(name: Literal["bundles", "data_lists"]) -> Path:
         if candidate.is_dir():
             return candidate
     raise UserError(f"the folder {name!r} that comes with medmdm is missing: install medmdm again")
+
+
+def rank() -> int:
+    """Return the number of this process, 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes there are, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0

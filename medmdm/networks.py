@@ -1,8 +1,5 @@
 """Names of 0.1 that other programs import: see :mod:`medmdm.backbones`, ``heads`` and ``artifacts``."""
 
-from medmdm import artifacts, backbones, heads
 from medmdm.artifacts import *  # noqa: F403
 from medmdm.backbones import *  # noqa: F403
 from medmdm.heads import *  # noqa: F403
-
-__all__ = [*artifacts.__all__, *backbones.__all__, *heads.__all__]

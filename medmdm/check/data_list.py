@@ -15,9 +15,9 @@ from medmdm.check.findings import Finding, Report, Row
 from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
 from medmdm.data.folders import FolderImages, find_images, image_files, label_files
-from medmdm.data.lists import SECTIONS, DataList, image_names, load_data_list
+from medmdm.data.lists import SECTIONS, DataList, image_names, label_classes, label_type, load_data_list
 from medmdm.errors import UserError, counted
-from medmdm.labels import IGNORE, label_classes, label_type
+from medmdm.labels import IGNORE
 
 _THREADS = 4  # each holds an image and its label
 

@@ -23,11 +23,11 @@ from medmdm.data.folders import (
     image_files,
     label_files,
 )
-from medmdm.data.lists import SECTIONS, DataList, image_name, image_names
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, label_classes, label_names, label_type
 from medmdm.data.splits import subset
 from medmdm.data.transforms.spatial import as_spacing, with_spacing
 from medmdm.errors import UserError, counted, nearest
-from medmdm.labels import IGNORE, label_classes, label_names, label_type
+from medmdm.labels import IGNORE
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid")
 _KNOWN_KEYS = ("image", "label", "spacing", "magnification", *_ENTRY_KEYS)

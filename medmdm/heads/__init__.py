@@ -5,12 +5,13 @@ from __future__ import annotations
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.end_to_end import FineTuning, FromScratch
-from medmdm.heads.pixel_classifier import PixelClassifierHead
+from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
 from medmdm.heads.segmenter import PaddedNetwork, Prediction, Predictor, Segmenter
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 
 __all__ = [
     "ClosedFormHead",
+    "CrossEntropyDiceLoss",
     "FineTuning",
     "Fitted",
     "Fitter",

@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import PixelClassifier
-from medmdm.heads.pixel_classifier import PixelClassifierHead
+from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Fitted, Task, random_crop
-from medmdm.objectives.losses import CrossEntropyDiceLoss
 
 PARTS = ("all", "decoder")
 _DECODER = re.compile(r"(^|\.)(output_blocks|up_blocks)\.")  # of ADM and of MONAI's DiffusionModelUNet

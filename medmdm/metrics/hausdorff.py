@@ -15,7 +15,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 from scipy.spatial import KDTree
 from skimage.util import map_array
 
-from medmdm.metrics.overlap import Integers, Overlaps, check_pair
+from medmdm.metrics.overlap import Integers, Overlaps
+from medmdm.metrics.pixels import check_pair
 
 SMALL_BOX = 16384  # pixels of a box of two instances up to which a distance transform is the faster way
 

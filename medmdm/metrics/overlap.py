@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medmdm.metrics.pixels import check_pair
+
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -80,28 +82,6 @@ class Overlaps:
         order = np.lexsort((self.pred_index, *(-key for key in reversed(keys)), self.true_index))
         _, first = np.unique(self.true_index[order], return_index=True)
         return order[first]
-
-
-def check_pair(pred: ArrayLike, true: ArrayLike) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Return both label maps as integer arrays in the machine's byte order.
-
-    Raises:
-        ValueError: they differ in shape, are not integers (or booleans), or hold negative numbers.
-    """
-    arrays = []
-    for name, labels in (("pred", pred), ("true", true)):
-        array = np.asarray(labels)
-        if array.dtype == bool:
-            array = array.astype(np.uint8)
-        if not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"{name} must be a map of integers, got {array.dtype}")
-        if array.size and array.min() < 0:
-            raise ValueError(f"{name} must not hold negative labels, got {array.min()}")
-        # Files may hold the other byte order (NIfTI, TIFF), which compiled code refuses.
-        arrays.append(array.astype(array.dtype.newbyteorder("="), copy=False))
-    if arrays[0].shape != arrays[1].shape:
-        raise ValueError(f"pred and true must have one shape, got {arrays[0].shape} and {arrays[1].shape}")
-    return arrays[0], arrays[1]
 
 
 def overlaps(pred: ArrayLike, true: ArrayLike) -> Overlaps:

@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
-from medmdm.metrics.overlap import check_pair
 
 
 def surface_scores(
@@ -232,3 +231,25 @@ def mean_scores(mask: np.ndarray, truth: np.ndarray, num_classes: int, ignore: i
     """
     scores = pixel_scores(mask.astype(np.int64), truth.astype(np.int64), num_classes, ignore=ignore, surface=False)
     return class_means(scores, ("dice", "iou"))
+
+
+def check_pair(pred: ArrayLike, true: ArrayLike) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Return both label maps as integer arrays in the machine's byte order.
+
+    Raises:
+        ValueError: they differ in shape, are not integers (or booleans), or hold negative numbers.
+    """
+    arrays = []
+    for name, labels in (("pred", pred), ("true", true)):
+        array = np.asarray(labels)
+        if array.dtype == bool:
+            array = array.astype(np.uint8)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} must be a map of integers, got {array.dtype}")
+        if array.size and array.min() < 0:
+            raise ValueError(f"{name} must not hold negative labels, got {array.min()}")
+        # Files may hold the other byte order (NIfTI, TIFF), which compiled code refuses.
+        arrays.append(array.astype(array.dtype.newbyteorder("="), copy=False))
+    if arrays[0].shape != arrays[1].shape:
+        raise ValueError(f"pred and true must have one shape, got {arrays[0].shape} and {arrays[1].shape}")
+    return arrays[0], arrays[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from medmdm.objectives.losses import (
-    CrossEntropyDiceLoss,
     L1Loss,
     MSELoss,
     PaperSSIMLoss,
@@ -15,7 +14,6 @@ from medmdm.objectives.losses import (
 from medmdm.objectives.objective import Objective
 
 __all__ = [
-    "CrossEntropyDiceLoss",
     "L1Loss",
     "MSELoss",
     "Objective",

@@ -12,25 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.losses import DiceLoss
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.components import declared
 from medmdm.errors import UserError
-from medmdm.labels import IGNORE
-
-__all__ = [
-    "CrossEntropyDiceLoss",
-    "L1Loss",
-    "MSELoss",
-    "PaperSSIMLoss",
-    "ReconstructionLoss",
-    "SSIMLoss",
-    "WeightedSumLoss",
-    "with_visible",
-]
 
 
 def with_visible(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -221,59 +208,3 @@ class WeightedSumLoss(nn.Module):
         pairs = zip(self.weights, self.losses, strict=True)
         terms = [w * with_visible(loss)(pred, target, visible) for w, loss in pairs]
         return torch.stack(terms).sum()
-
-
-class CrossEntropyDiceLoss(nn.Module):
-    """Cross-entropy plus MONAI's soft Dice (Isensee et al., nnU-Net, 2021), both on labelled pixels only.
-
-    Args:
-        dice_weight: of the Dice term; 0 leaves cross-entropy alone.
-        class_weights: of the cross-entropy, one per class; None for equal ones.
-        include_background: count the background in the Dice term.
-        ignore: label of pixels that are not known.
-
-    Raises:
-        UserError: a class weight is not positive.
-    """
-
-    def __init__(
-        self,
-        dice_weight: float = 1.0,
-        class_weights: Sequence[float] | None = None,
-        include_background: bool = False,
-        ignore: int = IGNORE,
-    ) -> None:
-        super().__init__()
-        self.config = declared(locals())
-        if class_weights is not None and min(class_weights) <= 0:
-            raise UserError(f"class_weights must be positive, got {list(class_weights)}.")
-        self.dice_weight = dice_weight
-        self.class_weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.ignore = ignore
-        self.dice = DiceLoss(include_background=include_background, batch=True)
-
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Compare.
-
-        Args:
-            logits: ``[B, K, *spatial]``.
-            label: ``[B, *spatial]`` class numbers.
-
-        Returns:
-            A scalar; 0 with gradients of 0 where nothing is labelled.
-
-        Raises:
-            UserError: there is not one weight per class.
-        """
-        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
-            raise UserError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes.")
-        known = label != self.ignore
-        if not bool(known.any()):
-            return logits.sum() * 0
-        weight = None if self.class_weights is None else self.class_weights.to(logits)
-        loss = F.cross_entropy(logits, label, weight, ignore_index=self.ignore)
-        if self.dice_weight:
-            one_hot = F.one_hot(torch.where(known, label, 0), logits.shape[1]).movedim(-1, 1)
-            mask = known[:, None]
-            loss = loss + self.dice_weight * self.dice(logits.softmax(1) * mask, one_hot * mask)
-        return loss

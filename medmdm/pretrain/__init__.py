@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from medmdm.pretrain.announce import announce, data_record
 from medmdm.pretrain.checkpoints import Checkpoints
-from medmdm.pretrain.log import StepLog
+from medmdm.pretrain.log import StepLog, announce, data_record
 from medmdm.pretrain.optimization import EMA, Optimization
 from medmdm.pretrain.preview import Preview
 from medmdm.pretrain.probe import Probe

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from medmdm.errors import UserError
-from medmdm.files import save_torch, sweep_temporaries
-from medmdm.runs.processes import is_main_process
+from medmdm.files import is_main_process, save_torch, sweep_temporaries
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
+from medmdm.files import atomic_write, is_main_process
 from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
-from medmdm.runs.processes import is_main_process
 
 
 @dataclass(eq=False)

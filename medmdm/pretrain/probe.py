@@ -16,13 +16,13 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.data.cases import Cases, select_cases
 from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.errors import UserError
+from medmdm.files import is_main_process
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.log import Periodic
-from medmdm.runs.processes import is_main_process
 
 logger = logging.getLogger(__name__)
 

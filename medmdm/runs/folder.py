@@ -17,9 +17,8 @@ from torch import Tensor
 
 import medmdm
 from medmdm.errors import UserError
-from medmdm.files import save_json, save_torch, sweep_temporaries
+from medmdm.files import is_main_process, save_json, save_torch, sweep_temporaries, world_size
 from medmdm.runs.config import differing_keys, may_change
-from medmdm.runs.processes import is_main_process, world_size
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 

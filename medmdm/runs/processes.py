@@ -36,21 +36,6 @@ def stop() -> None:
         distributed.destroy_process_group()
 
 
-def rank() -> int:
-    """Return the number of this process, 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """Return how many processes there are, 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes files and prints."""
-    return rank() == 0
-
-
 def average(value: Tensor) -> Tensor:
     """Return the mean of ``value`` over all processes."""
     if not distributed.is_initialized():

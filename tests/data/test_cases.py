@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medmdm.data.cases import Cases, case_names, select_cases
-from medmdm.data.lists import load_data_list
+from medmdm.data.lists import label_names, load_data_list
 from medmdm.data.splits import split_data_list
 from medmdm.errors import UserError
-from medmdm.labels import label_names
 
 LABELS = {"background": 0, "gland": 1}
 

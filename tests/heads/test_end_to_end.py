@@ -190,7 +190,7 @@ def test_from_json() -> None:
             "_target_": "medmdm.heads.FromScratch",
             "network": {**network, "channels": [4, 8], "strides": [2]},
             "steps": 1,
-            "loss_function": {"_target_": "medmdm.objectives.CrossEntropyDiceLoss", "class_weights": [1, 2]},
+            "loss_function": {"_target_": "medmdm.heads.CrossEntropyDiceLoss", "class_weights": [1, 2]},
             "transform": {"_target_": "RandRotate90d", "keys": ["image", "label"], "prob": 0.5},
         },
         "tuned": {

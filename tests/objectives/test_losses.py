@@ -11,9 +11,9 @@ from scipy.ndimage import correlate1d
 
 from medmdm.components import instantiate, to_config
 from medmdm.errors import UserError
+from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss
 from medmdm.labels import IGNORE
 from medmdm.objectives.losses import (
-    CrossEntropyDiceLoss,
     L1Loss,
     MSELoss,
     PaperSSIMLoss,
