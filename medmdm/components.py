@@ -1,12 +1,12 @@
 """Components know their config: from an object to ``{"_target_": ..., arguments}`` and back, in one place.
 
-What a JSON can build is made of declared fields: a dataclass, or an object with a ``config`` dictionary of its
-constructor's arguments (as the networks have). :func:`to_config` reads them, :func:`instantiate` makes it again.
-Weights files are not trusted: on their word only classes marked :func:`buildable` are made, and MONAI's networks.
+:func:`to_config` reads what it is made of, :func:`instantiate` makes it again. Weights files are not trusted: on their
+word only classes marked :func:`buildable` are made, and MONAI's networks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -33,9 +33,7 @@ _MOVED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "medmdm.losses": {
         "medmdm.heads": ("CrossEntropyDiceLoss",),
-        "medmdm.objectives": (
-            "L1Loss", "MSELoss", "PaperSSIMLoss", "SSIMLoss", "WeightedSumLoss",
-        ),
+        "medmdm.objectives": ("L1Loss", "MSELoss", "PaperSSIMLoss", "SSIMLoss", "WeightedSumLoss"),
     },
     "medmdm.networks": {
         "medmdm.artifacts": ("load_network", "load_pretrained"),
@@ -92,8 +90,8 @@ def to_config(value: Any, strict: bool = True) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
     Args:
-        value: a dataclass, an object with a ``config`` dictionary or one that keeps every argument of its constructor
-            under the argument's name (as in scikit-learn), a ``functools.partial`` of a class (what MONAI makes of
+        value: a dataclass, an object with a ``config`` dictionary of its constructor's arguments, one whose attributes
+            of their names make it again (as in scikit-learn), a ``functools.partial`` of a class (what MONAI makes of
             ``"_mode_": "callable"``), or numbers, texts, lists and dictionaries of them.
         strict: refuse what could not be made again; False for a record: its class and what it holds tell it apart.
 
@@ -116,16 +114,27 @@ def to_config(value: Any, strict: bool = True) -> Any:
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):
         return {"_target_": public_name(type(value)), **to_config(config, strict)}
-    held: Mapping[str, Any] = getattr(value, "__dict__", {})
     arguments = _arguments(type(value))
-    if arguments is not None and all(hasattr(value, name) for name in arguments):
-        held = {name: getattr(value, name) for name in arguments}
-    elif strict:
+    is_held = arguments is not None and all(hasattr(value, name) for name in arguments)
+    held: Mapping[str, Any] = (
+        {name: getattr(value, name) for name in arguments or ()} if is_held else getattr(value, "__dict__", {})
+    )
+    if strict and not (is_held and _makes_again(value, held)):
         raise UserError(
             f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its "
             'part of the config with "_mode_": "callable".'
         )
     return {"_target_": public_name(type(value)), **{k: to_config(v, strict) for k, v in held.items() if k[:1] != "_"}}
+
+
+def _makes_again(value: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether arguments read from an object's attributes make an equal one: an attribute may hold something else."""
+    if isinstance(value, nn.Module) and any(True for _ in value.parameters()):
+        return False  # weights are never equal, and making them is not free
+    try:
+        return vars(type(value)(**arguments)) == vars(value)
+    except Exception:  # no attributes, arrays that are not compared, whatever a stranger's constructor raises
+        return False
 
 
 def _arguments(make: Any) -> list[str] | None:
@@ -152,26 +161,19 @@ def find(name: Any, trust: bool = False) -> Any:
     package, _, own = target.rpartition(".")
     found = None
     if trust or f"{package}.".startswith(tuple(f"{room}." for room in ROOMS)):
-        try:
+        with contextlib.suppress(ImportError, ValueError):
             found = getattr(importlib.import_module(package), own, None)
-        except (ImportError, ValueError):
-            found = None
     if trust and found is None:
         raise UserError(f"{name!r} cannot be imported: check its spelling, and that its package is installed.")
-    if not (trust or _is_known(found)):
-        known = [public_name(kind) for kind in _BUILDABLE]
+    # The name alone is not enough: modules also hold what they import.
+    is_network = isinstance(found, type) and issubclass(found, nn.Module)
+    is_known = is_network and found.__module__.startswith("monai.networks.nets.")
+    if not (trust or is_known or any(found is kind for kind in _BUILDABLE)):
         raise UserError(
-            f"{name!r} is neither medmdm's nor MONAI's to build{nearest(target, known)}, so it is not run on the word "
-            "of a file; if the file is your own, pass trust=True."
+            f"{name!r} is neither medmdm's nor MONAI's to build{nearest(target, map(public_name, _BUILDABLE))}, so it "
+            "is not run on the word of a file; if the file is your own, pass trust=True."
         )
     return found
-
-
-def _is_known(found: Any) -> bool:
-    """Whether this may be built untrusted. The name alone is not enough: modules also hold what they import."""
-    if not isinstance(found, type):
-        return False
-    return found in _BUILDABLE or (issubclass(found, nn.Module) and found.__module__.startswith("monai.networks.nets."))
 
 
 def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = object) -> Any:
@@ -195,23 +197,16 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
     arguments = {k: _part(v, trust) for k, v in config.items() if not k.startswith("_")}
     if config.get("_mode_") == "callable":
         return functools.partial(make, **arguments)
-    _check_names(make, arguments)
+    known = _arguments(make)
+    for key in arguments if known is not None else ():
+        if key not in known:
+            raise UserError(f"{getattr(make, '__name__', make)} has no argument {key!r}{nearest(key, known)}.")
     try:
         return make(**arguments)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{config['_target_']} cannot be built: {str(error).rstrip('.')}.") from error
-
-
-def _check_names(make: Any, arguments: Mapping[str, Any]) -> None:
-    known = _arguments(make)
-    if known is None:
-        return
-    for key in arguments:
-        if key not in known:
-            name = getattr(make, "__name__", make)
-            raise UserError(f"{name} has no argument {key!r}{nearest(key, known)}.")
 
 
 def _part(value: Any, trust: bool) -> Any:

@@ -10,16 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
+from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize, pad_ends
 from medmdm.components import declared
 from medmdm.corruption import Corrupted, Corruption, PatchMasking
 from medmdm.errors import UserError
 
 #: Scale, offset and visible pixels of a corruption whose randomness is fixed, each ``[1, 1 or C, *spatial]``.
 _Damage = tuple[Tensor, Tensor | None, Tensor]
-
 MASKINGS = ("seeded", "none", "partition")
 _MOST_SHAPES = 32  # whose masks are remembered
 
@@ -165,10 +163,7 @@ class FeatureExtractor(nn.Module):
 
     def pad(self, x: Tensor) -> Tensor:
         """Repeat the last row and column until the sides are multiples of :attr:`multiple`."""
-        missing = [new - old for new, old in zip(self.padded_size(x.shape[2:]), x.shape[2:], strict=True)]
-        if not any(missing):
-            return x
-        return F.pad(x, [n for m in reversed(missing) for n in (0, int(m))], mode="replicate")
+        return pad_ends(x, self.padded_size(x.shape[2:]))
 
     def raw(self, x: Tensor) -> list[Tensor]:
         """Return the maps before normalisation."""
@@ -197,11 +192,10 @@ class FeatureExtractor(nn.Module):
         shown = torch.ones_like(x[:, :1])
         if self._config["masking"] == "none" or self.corruption is None:
             return [Corrupted(x, shown)]
-        result = []
-        for scale, offset, visible in self._damage(t, x.shape[1:], x):
-            x_t = x * scale if offset is None else x * scale + offset
-            result.append(Corrupted(x_t, visible.expand_as(shown)))
-        return result
+        return [
+            Corrupted(x * scale if offset is None else x * scale + offset, visible.expand_as(shown))
+            for scale, offset, visible in self._damage(t, x.shape[1:], x)
+        ]
 
     def prepare(self, spatial: Sequence[int], channels: int | None = None) -> None:
         """Draw the masks of images of a size, so that what traces or exports this module next sees constants.

@@ -34,6 +34,17 @@ def upsample(f: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(f, size=list(size), mode=_MODES[f.ndim - 2], align_corners=False)
 
 
+def pad_ends(x: Tensor, size: Sequence[int], mode: str = "replicate") -> Tensor:
+    """Pad the ends of the last axes to ``size``, see :func:`torch.nn.functional.pad`; :func:`cut` undoes it."""
+    missing = [int(new) - int(old) for new, old in zip(size, x.shape[-len(size) :], strict=True)]
+    return F.pad(x, [n for m in reversed(missing) for n in (0, m)], mode=mode) if any(missing) else x
+
+
+def cut(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Take the padding off the ends of the last axes."""
+    return x[(..., *(slice(0, int(n)) for n in size))]
+
+
 def stack(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Return ``[B, sum C_i, *size]``: what all other functions of this module avoid making."""
     return torch.cat([upsample(f, size) for f in maps], dim=1)

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
-from medmdm.backbones.feature_maps import gather
+from medmdm.backbones.feature_maps import cut, gather
 from medmdm.components import declared
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import PixelClassifier
-from medmdm.heads.segmenter import Segmenter, cut
+from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import VIEWS, Fitted, Task, check_normalize, labelled, random_crop, views
 from medmdm.labels import IGNORE
 

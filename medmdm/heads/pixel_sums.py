@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medmdm.backbones.feature_maps import gather, gram, sum_products
+from medmdm.backbones.feature_maps import gather, gram, pad_ends, sum_products
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.task import NOTHING_LABELLED
@@ -29,7 +29,7 @@ _CONSTANT = 1e-10  # a channel whose variance is a smaller share of its mean squ
 
 @dataclass(frozen=True)
 class PixelSums:
-    """What least squares needs to know of some pixels with features x and one-hot classes y; all float64.
+    """What least squares needs of some pixels with features x and one-hot classes y; all float64.
 
     Args:
         gram: ``sum x x^T``, ``[C, C]``.
@@ -82,8 +82,7 @@ def pixel_sums(maps: Sequence[Tensor], label: Tensor, num_classes: int, size: Se
 
 
 def _gathered_gram(maps: Sequence[Tensor], chosen: Tensor, size: Sequence[int]) -> Tensor:
-    missing = [new - old for new, old in zip(size, chosen.shape, strict=True)]
-    index = F.pad(chosen, [n for m in reversed(missing) for n in (0, m)]).flatten().nonzero()[:, 0]
+    index = pad_ends(chosen, size, "constant").flatten().nonzero()[:, 0]
     double = [f.double() for f in maps]
     channels = sum(f.shape[1] for f in maps)
     matrix = torch.zeros(channels, channels, dtype=torch.float64, device=chosen.device)
@@ -100,21 +99,18 @@ class _System:
     differ in the threshold alone: the between-class part of the covariance is parallel to the right-hand side.
     """
 
-    def __init__(self, sums_: PixelSums, method: str, standardize: bool) -> None:
-        self.method = method
-        self.counts = sums_.counts
-        self.n = sums_.counts.sum()
-        self.mean = sums_.products.sum(1) / self.n
-        self.means = (sums_.products / sums_.counts.clamp_min(1)).T  # [K, C]
-        shares = sums_.counts / self.n
-        square = sums_.gram / self.n
+    def __init__(self, sums: PixelSums, method: str, standardize: bool) -> None:
+        n = sums.counts.sum()
+        self.method, self.counts, self.shares = method, sums.counts, sums.counts / n
+        self.mean = sums.products.sum(1) / n
+        self.means = (sums.products / sums.counts.clamp_min(1)).T  # [K, C]
+        square = sums.gram / n
         covariance = square - torch.outer(self.mean, self.mean)
         if method == "ridge":
-            right = sums_.products / self.n - torch.outer(self.mean, shares)
+            right = sums.products / n - torch.outer(self.mean, self.shares)
         else:
-            centred = torch.where(sums_.counts > 0, (self.means - self.mean).T, 0.0)
-            covariance = covariance - (centred * shares) @ centred.T
-            right = centred
+            right = torch.where(sums.counts > 0, (self.means - self.mean).T, 0.0)
+            covariance = covariance - (right * self.shares) @ right.T
         variance = torch.diagonal(square) - self.mean.square()
         varies = variance > _CONSTANT * torch.diagonal(square)
         # Dividing by infinity leaves constant channels out.
@@ -134,18 +130,18 @@ class _System:
             w = torch.cholesky_solve(self.right, factor)
         w = w / self.scale[:, None]
         if self.method == "ridge":
-            return w.T, self.counts / self.n - self.mean @ w
-        prior = torch.where(self.counts > 0, (self.counts / self.n).log(), _NEVER)
+            return w.T, self.shares - self.mean @ w
+        prior = torch.where(self.counts > 0, self.shares.log(), _NEVER)
         return w.T, prior - 0.5 * ((self.means - self.mean) * w.T).sum(1) - self.mean @ w
 
 
 def fit_linear(
-    sums_: PixelSums, ridge: float = 1e-3, method: str = "ridge", standardize: bool = True
+    sums: PixelSums, ridge: float = 1e-3, method: str = "ridge", standardize: bool = True
 ) -> LinearClassifier:
     """Fit a linear classifier in closed form.
 
     Args:
-        sums_: of the training pixels.
+        sums: of the training pixels.
         ridge: penalty on the squared weights, per pixel: scikit-learn's ``Ridge(alpha)`` is ``alpha / n``. With 0 the
             smallest of all solutions is taken.
         method: ``"ridge"``, least squares on one-hot classes; ``"lda"``, linear discriminants (Gaussian classes of one
@@ -157,9 +153,9 @@ def fit_linear(
         UserError: an unknown method, a negative ridge, or no labelled pixel.
     """
     check_method(method, [ridge])
-    if float(sums_.counts.sum()) == 0:
+    if float(sums.counts.sum()) == 0:
         raise UserError(NOTHING_LABELLED)
-    return LinearClassifier(*_System(sums_, method, standardize).solve(ridge))
+    return LinearClassifier(*_System(sums, method, standardize).solve(ridge))
 
 
 def left_out_errors(parts: Sequence[PixelSums], ridges: Sequence[float], standardize: bool = True) -> Tensor:
@@ -190,11 +186,11 @@ def left_out_errors(parts: Sequence[PixelSums], ridges: Sequence[float], standar
     return errors / float(total.counts.sum())
 
 
-def _squared_error(sums_: PixelSums, weight: Tensor, bias: Tensor) -> Tensor:
+def _squared_error(sums: PixelSums, weight: Tensor, bias: Tensor) -> Tensor:
     """``sum |y - (W x + b)|^2`` over pixels, from their sums."""
-    n = sums_.counts.sum()
-    cross = (weight.T * sums_.products).sum() + bias @ sums_.counts
-    square = ((weight @ sums_.gram) * weight).sum() + 2 * bias @ weight @ sums_.products.sum(1) + n * bias @ bias
+    n = sums.counts.sum()
+    cross = (weight.T * sums.products).sum() + bias @ sums.counts
+    square = ((weight @ sums.gram) * weight).sum() + 2 * bias @ weight @ sums.products.sum(1) + n * bias @ bias
     return n - 2 * cross + square
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.extractor import Extractor
+from medmdm.backbones.feature_maps import cut, pad_ends
 from medmdm.data.reading import LoadedCase
 from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
@@ -172,10 +173,7 @@ class PaddedNetwork(nn.Module):
             UserError: the network gives another number of classes.
         """
         spatial = [int(n) for n in image.shape[2:]]
-        missing = [-n % self.multiple for n in spatial]
-        if any(missing):
-            image = F.pad(image, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
-        out = self.network(image)
+        out = self.network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
         logits: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
         if self.num_classes is not None and not torch.jit.is_tracing() and logits.shape[1] != self.num_classes:
             raise UserError(
@@ -183,12 +181,6 @@ class PaddedNetwork(nn.Module):
                 "out_channels."
             )
         return cut(logits, spatial)
-
-
-def cut(x: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Take the padding off the ends of the last axes."""
-    index = (slice(None),) * (x.ndim - len(spatial)) + tuple(slice(0, int(n)) for n in spatial)
-    return x[index]
 
 
 @dataclass(frozen=True)

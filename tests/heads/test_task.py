@@ -42,6 +42,13 @@ def test_a_head_is_made_again_from_its_config(head: Any) -> None:
         assert again == head
 
 
+class Doubled:
+    """Its attribute is not the argument of its name."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = 2 * factor
+
+
 def test_what_does_not_keep_its_arguments_is_refused() -> None:
     whole = to_config(FromScratch(NETWORK, loss_function=TverskyLoss(alpha=0.3)))["loss_function"]
     assert (whole["_target_"], whole["alpha"], whole["beta"]) == ("monai.losses.TverskyLoss", 0.3, 0.5)
@@ -49,6 +56,8 @@ def test_what_does_not_keep_its_arguments_is_refused() -> None:
         {"transform": RandGaussianNoised(["image"])},
         {"loss_function": DiceCELoss()},
         {"network": lambda: None},
+        {"network": UNet(2, 3, 2, (4, 8), (2,))},
+        {"loss_function": Doubled()},
     ):
         with pytest.raises(UserError, match='"_mode_": "callable"'):
             to_config(FromScratch(**{"network": NETWORK, **part}))
