@@ -26,10 +26,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open ``path`` for writing so that a reader sees the old file or the whole new one, never a part.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed; after an
-    exception the temporary file is deleted and the old one stays.
-
-    Args:
-        path: where to write; missing parent folders are made.
+    exception the temporary file is deleted and the old one stays. Missing parent folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +49,9 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 
 def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` to ``path``, atomically.
-
-    It is given an open file because ``torch.save(path)`` puts the file's name into the archive, so that equal
-    contents under two names would differ in bytes.
-    """
+    """``torch.save`` to ``path``, atomically; equal contents under two names are equal bytes."""
     with atomic_file(path) as file:
-        torch.save(content, file)
+        torch.save(content, file)  # torch.save(path) puts the file's name into the archive
 
 
 def save_json(content: Any, path: str | os.PathLike[str]) -> None:
@@ -67,11 +60,9 @@ def save_json(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def sweep_temporaries(folder: str | os.PathLike[str], seconds: float = 0) -> None:
-    """Delete what killed :func:`atomic_write` left in ``folder``.
+    """Delete what killed :func:`atomic_write` left in a folder (not below it).
 
-    Args:
-        folder: it is not searched below.
-        seconds: age from which a file counts as left behind, where other processes may be writing.
+    ``seconds`` is the age from which a file counts as left behind, where other processes may be writing.
     """
     for leftover in Path(folder).glob(f".*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
@@ -104,13 +95,10 @@ def lines_hash(lines: Iterable[str]) -> str:
 
 
 def pixel_hash(array: np.ndarray) -> str:
-    """Return the hash of decoded pixels, so that the same picture in another file format has the same hash.
+    """Return the hash of decoded pixels ``[C, *spatial]``: the same picture in another file format has the same hash.
 
     It is over the type's name, the shape and the values in C order, little-endian: weights files and data lists of
     earlier versions hold it.
-
-    Args:
-        array: ``[C, *spatial]``, as :func:`medmdm.data.read_image` returns it.
     """
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     digest = hashlib.sha256(f"{array.dtype.name} {array.shape}\n".encode())
@@ -138,13 +126,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def resource_folder(name: Literal["bundles", "data_lists"]) -> Path:
-    """Return the folder of shipped ``bundles`` or ``data_lists``.
-
-    They live at the top of the repository; the wheel carries a copy inside the package (``medmdm/_resources``).
-
-    Raises:
-        UserError: neither place has the folder, that is, the installation is incomplete.
-    """
+    """Return the folder of shipped ``bundles`` or ``data_lists``: the package's, or at the top of the repository."""
     package = Path(__file__).resolve().parent
     for candidate in (package / "_resources" / name, package.parent / name):
         if candidate.is_dir():

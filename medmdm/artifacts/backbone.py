@@ -23,11 +23,8 @@ from medmdm.errors import UserError, nearest
 from medmdm.files import weights_hash
 
 INITIALISATIONS = ("pretrained", "random", "raw")
-
 #: What a plan says of preprocessing; without a backbone the config says it.
 PREPROCESSING = ("channels", "spacing", "intensity_range", "percentiles", "slice_axis", "context_slices", "crop_size")
-
-
 Backbone = str | os.PathLike[str] | tuple[nn.Module, Mapping[str, Any]]
 
 
@@ -78,9 +75,9 @@ def open_backbone(
         UserError: the file cannot be used, or nothing says how images are to be read.
     """
     given = {key: value for key, value in (preprocessing or {}).items() if value is not None}
-    unknown = [key for key in given if key not in PREPROCESSING]
-    if unknown:
-        raise UserError(f"preprocessing has no {unknown[0]!r}: it takes {', '.join(PREPROCESSING)}.")
+    for key in given:
+        if key not in PREPROCESSING:
+            raise UserError(f"preprocessing has no {key!r}: it takes {', '.join(PREPROCESSING)}.")
     if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
         given["percentiles"] = percentiles_record(given["percentiles"])
     device = torch.device(device)
@@ -99,9 +96,8 @@ def open_backbone(
     elif initialise == "raw":
         network, forced = RawPixels(int(plan.get("channels", 3)), sigmas).eval(), {"blocks": [0], "masking": "none"}
     extractor, plan, identity = read((network, plan), **forced)
-    return OpenBackbone(
-        {**plan, **given}, cache(extractor.to(device), backbone_hash=identity), identity, str(path), device
-    )
+    cached = cache(extractor.to(device), backbone_hash=identity)
+    return OpenBackbone({**plan, **given}, cached, identity, str(path), device)
 
 
 def open_backbones(backbones: Mapping[str, Mapping[str, Any]], **common: Any) -> dict[str, OpenBackbone]:
@@ -154,8 +150,7 @@ def make_extractor(
         trust: build any network and corruption that the file names, see :func:`medmdm.artifacts.load_pretrained`.
 
     Returns:
-        The extractor, the backbone's plan and the hash of its weights
-        (:func:`medmdm.files.weights_hash`).
+        The extractor, the backbone's plan and the hash of its weights (:func:`medmdm.files.weights_hash`).
 
     Raises:
         UserError: the file cannot be read, the plan does not name the corruption that a masking needs, or blocks,
@@ -171,14 +166,11 @@ def make_extractor(
         network, plan = load_pretrained(backbone, trust=trust)
         name = str(backbone)
     if not hasattr(network, "features") or not hasattr(network, "feature_info"):
-        raise UserError(
-            f"{name}: {type(network).__name__} has no features(x, timesteps, blocks) and feature_info to read; "
-            "wrap it in an adapter that has."
-        )
-    described = plan.get("corruption") if corruption is None else corruption
-    damage: Corruption | None = (
-        instantiate(described, trust, Corruption) if isinstance(described, Mapping) else described
-    )
+        what = f"{type(network).__name__} has no features(x, timesteps, blocks) and feature_info to read"
+        raise UserError(f"{name}: {what}; wrap it in an adapter that has.")
+    damage: Any = plan.get("corruption") if corruption is None else corruption
+    if isinstance(damage, Mapping):
+        damage = instantiate(damage, trust, Corruption)
     if damage is None and masking != "none":
         raise UserError(
             f"{name}: the plan does not say what the backbone was trained on: pass corruption, for the paper's "
@@ -188,24 +180,13 @@ def make_extractor(
         if blocks != "paper":
             raise UserError(f'blocks must be "paper" or a list of numbers of decoder blocks, got {blocks!r}.')
         blocks = paper_blocks(network)
-    extractor = FeatureExtractor(
-        network,
-        blocks=blocks,
-        timesteps=default_timestep(plan, damage) if timesteps is None else timesteps,
-        corruption=damage,
-        masking=masking,
-        partitions=partitions,
-        normalize=normalize,
-        seed=seed,
-    )
+    timesteps = default_timestep(plan, damage) if timesteps is None else timesteps
+    extractor = FeatureExtractor(network, blocks, timesteps, damage, masking, partitions, normalize, seed)
     return extractor, plan, weights_hash(network.state_dict())
 
 
 def paper_blocks(network: nn.Module) -> list[int]:
-    """Return the decoder blocks at the relative position of the paper's, 8 to 12 of 18 (histology).
-
-    Of n blocks these are ``round(8 / 18 n)`` to ``round(12 / 18 n)``.
-    """
+    """Return the decoder blocks at the relative position of the paper's for histology, 8 to 12 of 18."""
     numbers = [info["block"] for info in network.feature_info]  # type: ignore[union-attr]
     return numbers[round(8 / 18 * len(numbers)) : round(12 / 18 * len(numbers)) + 1]
 

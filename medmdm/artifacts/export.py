@@ -21,14 +21,12 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.heads.segmenter import Segmenter
 
-#: What the ending of a file's name asks for.
-FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
-#: Largest difference of a logit that an export may show.
-TOLERANCE = 1e-4
-#: Under this name the exported file holds the segmenter's plan as JSON.
-PLAN_KEY = "medmdm_plan.json"
+FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}  # what the ending of a file's name asks for
+TOLERANCE = 1e-4  # largest difference of a logit that an export may show
+PLAN_KEY = "medmdm_plan.json"  # under this name the exported file holds the segmenter's plan as JSON
 
 Call = Callable[[Tensor], Tensor]
+Export = tuple[bytes, Callable[[bytes], Call]]  # and what reads it
 
 
 def export_segmenter(
@@ -74,15 +72,14 @@ def export_segmenter(
         content, read = make(segmenter, images, plan)
         difference = float((read(content)(new) - segmenter(new)).abs().max())
     if not difference <= TOLERANCE:
-        raise UserError(
-            f"{destination}: not written, because its logits differ by {difference:.1e} from those of {source}; try "
-            f"another format than {FORMATS[destination.suffix]}."
-        )
+        reason = f"its logits differ by {difference:.1e} from those of {source}"
+        advice = f"try another format than {FORMATS[destination.suffix]}"
+        raise UserError(f"{destination}: not written, because {reason}; {advice}.")
     atomic_write(destination, content)
     return difference
 
 
-def _script(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> tuple[bytes, Callable[[bytes], Call]]:
+def _script(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> Export:
     with warnings.catch_warnings():
         # Sizes become constants, which is what is wanted.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -102,25 +99,22 @@ def _program(segmenter: nn.Module, images: Tensor) -> torch.export.ExportedProgr
         return torch.export.export(segmenter, (images[:1],))
 
 
-def _exported(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> tuple[bytes, Callable[[bytes], Call]]:
+def _exported(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> Export:
     buffer = io.BytesIO()
     torch.export.save(_program(segmenter, images), buffer, extra_files={PLAN_KEY: json.dumps(plan)})
     return buffer.getvalue(), lambda content: torch.export.load(io.BytesIO(content)).module()
 
 
-def _onnx(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> tuple[bytes, Callable[[bytes], Call]]:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not optional_import(name)[1]]
-    if missing:
-        raise UserError(
-            f"ONNX needs the package {missing[0]}: install it with pip install onnx onnxscript onnxruntime."
-        )
+def _onnx(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> Export:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if not optional_import(name)[1]:
+            raise UserError(f"ONNX needs the package {name}: install it with pip install onnx onnxscript onnxruntime.")
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)  # it warns of torchvision, which is not needed
+    names: Any = {"input_names": ["image"], "output_names": ["logits"]}
     try:
-        program = torch.onnx.export(
-            _program(segmenter, images), input_names=["image"], output_names=["logits"], dynamo=True, verbose=False
-        )
+        program = torch.onnx.export(_program(segmenter, images), **names, dynamo=True, verbose=False)
     finally:
         exporter.setLevel(level)
     assert program is not None

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from medmdm.artifacts.weights import INVISIBLE, build, fill, find_state, first_of, infer_config, naming, read_checkpoint
 from medmdm.components import to_config
 from medmdm.errors import UserError
-from medmdm.files import file_hash, save_torch
+from medmdm.files import file_hash, save_torch, text_hash
 from medmdm.objectives.objective import Objective
+
+logger = logging.getLogger(__name__)
 
 PLAN_FORMAT = 1
 
@@ -70,14 +72,9 @@ def make_plan(
 
 
 def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = ()) -> dict[str, Any]:
-    """Return what training saw: ``{"images": hashes, "patients": salted hashes, "salt": ...}``; empty for nothing.
-
-    Args:
-        image_hashes: SHA-256 of the decoded pixels of each image.
-        patient_ids: whose images they are, where known.
-    """
+    """Return what training saw, see :func:`make_plan`: ``{"images": hashes, "patients": salted hashes, "salt": ...}``."""
     images = sorted(set(image_hashes))
-    salt = hashlib.sha256("".join(images).encode()).hexdigest()[:32]
+    salt = text_hash("".join(images))[:32]
     return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
 
 
@@ -89,9 +86,6 @@ def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
     """
     distinct = sorted({str(patient) for patient in patient_ids})
     return sorted(hashlib.pbkdf2_hmac("sha256", p.encode(), salt.encode(), 20_000).hex() for p in distinct)
-
-
-logger = logging.getLogger(__name__)
 
 
 def load_pretrained(
@@ -183,10 +177,9 @@ def _from_published(
     path: Path, state: dict[str, Tensor], overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network that a bare state dict fits."""
-    inferred = infer_config(state)
     given = ({"num_head_channels": -1} if "num_heads" in overrides else {}) | dict(overrides)
     assumed = {key: value for key, value in INVISIBLE.items() if key not in given}
-    arguments = inferred | assumed | given
+    arguments = infer_config(state) | assumed | given
     try:
         network = build({"_target_": "medmdm.backbones.ADMUNet", **arguments})
     except UserError as error:
@@ -200,7 +193,7 @@ def _from_published(
         told = ", ".join(f"{key}={value}" for key, value in assumed.items())
         logger.warning(f"{path}: weights do not show {told}; this is assumed, pass other values if it is wrong.")
     plan = {
-        "format": 1,
+        "format": PLAN_FORMAT,
         "network": to_config(network),
         "num_timesteps": 1000,
         "intensity_range": None,  # files of 8 or 16 bits: their full range becomes -1 and 1

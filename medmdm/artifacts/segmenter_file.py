@@ -108,14 +108,14 @@ def load_segmenter(
     kind, state, plan = content.get("kind"), content.get("state"), content.get("plan")
     with naming(path):
         if kind not in KINDS or not isinstance(state, Mapping) or not isinstance(plan, dict):
-            backbone_file = "the weights of a backbone: fit a head to it first"
-            what = backbone_file if "model" in content else "no segmenter of medmdm's"
+            is_backbone = "model" in content
+            what = "the weights of a backbone: fit a head to it first" if is_backbone else "no segmenter of medmdm's"
             raise UserError(f"this file holds {what}.")
         if content.get("format") != SEGMENTER_FORMAT:
-            raise UserError(
-                f"the file has the format {content.get('format')!r}, this version of medmdm reads {SEGMENTER_FORMAT}; "
-                "install the version that wrote it."
+            found = (
+                f"the file has the format {content.get('format')!r}, this version of medmdm reads {SEGMENTER_FORMAT}"
             )
+            raise UserError(f"{found}; install the version that wrote it.")
         try:
             if kind == "network":
                 if backbone is not None:
@@ -148,11 +148,8 @@ def _record(segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
         actual = weights_hash(network.state_dict())
         record["backbone_sha256"] = record.get("backbone_sha256") or actual
         record["fine_tuned"] = actual != record["backbone_sha256"]
-    record["extractor"] = extractor.config
-    record["corruption"] = to_config(extractor.corruption)
-    record["head"] = to_config(segmenter.head)
-    record["ensemble"] = segmenter.ensemble
-    return record
+    described = {"corruption": to_config(extractor.corruption), "head": to_config(segmenter.head)}
+    return {**record, "extractor": extractor.config, **described, "ensemble": segmenter.ensemble}
 
 
 def _inner(segmenter: Segmenter) -> FeatureExtractor:
@@ -164,8 +161,7 @@ def _inner(segmenter: Segmenter) -> FeatureExtractor:
 
 def _cut(network: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
     """Return the network up to the last block that is used, if it knows how to be cut."""
-    last = max(plan["extractor"]["blocks"])
-    return network.truncated(last) if isinstance(network, ADMUNet) else network
+    return network.truncated(max(plan["extractor"]["blocks"])) if isinstance(network, ADMUNet) else network
 
 
 def _backbone(
@@ -173,18 +169,17 @@ def _backbone(
 ) -> nn.Module:
     """Return the backbone that is in the file, or the one given if it is the right one."""
     if kind == "head" and given is None:
-        raise UserError(
-            f"this file holds a head without its backbone: give the model.pt that it was trained with "
-            f"(weights {plan['backbone_sha256'][:12]})."
-        )
+        need = f"give the model.pt that it was trained with (weights {plan['backbone_sha256'][:12]})"
+        raise UserError(f"this file holds a head without its backbone: {need}.")
     if given is not None:
+        wanted = plan["backbone_sha256"]
         network = given[0] if isinstance(given, tuple) else load_pretrained(given, trust=trust)[0]
         found = weights_hash(network.state_dict())
-        if found != plan["backbone_sha256"]:
+        if found != wanted:
             name = "the backbone given" if isinstance(given, tuple) else str(given)
+            difference = f"than {name}: its weights are {wanted[:12]}, not {found[:12]}"
             raise UserError(
-                f"the head was trained with another backbone than {name}: its weights are "
-                f"{plan['backbone_sha256'][:12]}, not {found[:12]}; give the one it was trained with."
+                f"the head was trained with another backbone {difference}; give the one it was trained with."
             )
         if kind == "head":
             return _cut(network, plan)

@@ -10,7 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import find, instantiate
 from medmdm.errors import UserError
 
-#: Where training programs put the state dict, averaged weights first.
-WRAPPERS = ("ema", "state_dict", "model")
+WRAPPERS = ("ema", "state_dict", "model")  # where training programs put the state dict, averaged weights first
 #: Arguments of an ADM U-Net that leave no trace in a shape but change the output, as in the paper.
 INVISIBLE: dict[str, Any] = {"num_head_channels": 64, "use_new_attention_order": False}
 #: What ``DistributedDataParallel``, ``AveragedModel`` and ``torch.compile`` put before every name.
@@ -32,9 +31,8 @@ PREFIXES = ("module.", "_orig_mod.")
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the dictionary in ``path``, or say in one sentence why there is none."""
     if not path.is_file():
-        raise UserError(
-            f"{path}: {'this is a folder' if path.is_dir() else 'there is no such file'}; name a weights file."
-        )
+        what = "this is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"{path}: {what}; name a weights file.")
     with open(path, "rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"
     try:
@@ -81,14 +79,9 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def build(config: Mapping[str, Any], trust: bool = False) -> nn.Module:
-    """Make the network that a file describes.
+    """Make the network that a file describes; see :func:`medmdm.components.instantiate`.
 
-    An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights to overwrite them takes
-    seconds.
-
-    Args:
-        config: ``_target_`` and arguments; what else begins with ``_`` is not looked at.
-        trust: as for :func:`medmdm.components.find`.
+    An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights takes seconds.
     """
     config = {key: value for key, value in config.items() if key == "_target_" or key[:1] != "_"}
     with torch.device("meta") if find(config.get("_target_"), trust) is ADMUNet else nullcontext():
@@ -104,15 +97,11 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
-    reshaped = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
+    changed = [name for name, shape in expected.items() if name in found and found[name] != shape]
     differences = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
-        "of another shape": reshaped,
+        "of another shape": [f"{name} {found[name]} instead of {expected[name]}" for name in changed],
     }
     told = [f"{len(names)} parameters {kind} ({first_of(names)})" for kind, names in differences.items() if names]
     if told:
@@ -125,13 +114,10 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 def _advice(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Say which arguments would fit the weights, where that can be seen."""
-    if not isinstance(network, ADMUNet):
-        return ""
-    try:
-        inferred = infer_config(state)
-    except UserError:  # the names that differ say more
-        return ""
-    fitting = [f"{key}={value}" for key, value in inferred.items() if network.config[key] != value]
+    fitting: list[str] = []
+    if isinstance(network, ADMUNet):
+        with suppress(UserError):  # the names that differ say more
+            fitting = [f"{k}={v}" for k, v in infer_config(state).items() if network.config[k] != v]
     return f"; the weights look like {', '.join(fitting)}" if fitting else ""
 
 
@@ -142,14 +128,10 @@ def first_of(names: Iterable[Any], count: int = 3) -> str:
 
 
 def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Infer the arguments of :class:`~medmdm.backbones.ADMUNet` from a state dict.
+    """Infer the arguments of :class:`~medmdm.backbones.ADMUNet` from a checkpoint of the guided-diffusion family.
 
-    Args:
-        state: names and tensors of a checkpoint of the guided-diffusion family.
-
-    Returns:
-        Every argument that can be seen; where none is seen because the network has no such part (a single level has
-        no up-sampling), it is left out and the constructor's default holds. The invisible ones are not included.
+    Returns every argument that can be seen; of parts that the network has not (a single level has no up-sampling) the
+    constructor's defaults hold.
 
     Raises:
         UserError: if a parameter that every such network has is missing.

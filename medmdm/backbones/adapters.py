@@ -71,11 +71,9 @@ class MONAIDiffusionBackbone(BlockNetwork):
         except (ValueError, TypeError) as error:
             raise UserError(f"MONAIDiffusionBackbone: {error}") from error
         for level, up_block in enumerate(self.network.up_blocks):
-            width = self._config["channels"][-1 - level]
             for index in range(len(up_block.resnets)):
                 is_raised = index == len(up_block.resnets) - 1 and up_block.upsampler is not None
-                reduction = self.reduction // 2 ** (level + is_raised)
-                self.add_block(width, reduction)
+                self.add_block(self._config["channels"][-1 - level], self.reduction // 2 ** (level + is_raised))
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """See :meth:`BlockNetwork.forward`."""
@@ -155,25 +153,15 @@ class RawPixels(BlockNetwork):
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Return the image and its smoothed copies, stacked, for each of ``blocks`` (all 0).
 
-        Args:
-            x: ``[B, in_channels, *spatial]``.
-            timesteps: not looked at.
-            blocks: ``[0]``.
-
-        Raises:
-            UserError: another block is asked for, or the image has other channels.
+        See :meth:`BlockNetwork.features`; ``timesteps`` are not looked at.
         """
         self.check_blocks(blocks)
-        if not torch.jit.is_tracing() and x.shape[1] != self._config["in_channels"]:
-            raise UserError(
-                f"RawPixels: x has the shape {tuple(x.shape)}, expected {self._config['in_channels']} channels."
-            )
-        smoothed = [
-            separable_filtering(x, [self.get_buffer(f"kernel_{number}")] * (x.ndim - 2), mode="replicate")
-            for number in range(len(self._config["sigmas"]))
-        ]
-        stacked = torch.cat([x, *smoothed], dim=1)
-        return [stacked] * len(blocks)
+        channels = self._config["in_channels"]
+        if not torch.jit.is_tracing() and x.shape[1] != channels:
+            raise UserError(f"RawPixels: x has the shape {tuple(x.shape)}, expected {channels} channels.")
+        kernels = [self.get_buffer(f"kernel_{number}") for number in range(len(self._config["sigmas"]))]
+        smoothed = [separable_filtering(x, [kernel] * (x.ndim - 2), mode="replicate") for kernel in kernels]
+        return [torch.cat([x, *smoothed], dim=1)] * len(blocks)
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -125,9 +125,8 @@ class ADMUNet(BlockNetwork):
                 self.input_blocks.append(ConditionedBlock([resized(width, halve, Downsample)]))
                 skipped.append(width)
 
-        self.middle_block = ConditionedBlock(
-            [residual(channels, channels), attention(channels), residual(channels, channels)]
-        )
+        middle = [residual(channels, channels), attention(channels), residual(channels, channels)]
+        self.middle_block = ConditionedBlock(middle)
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
@@ -143,11 +142,8 @@ class ADMUNet(BlockNetwork):
                 self.output_blocks.append(ConditionedBlock(layers))
                 channels = width
 
-        self.out: nn.Sequential | None = nn.Sequential(
-            Float32GroupNorm(channels),
-            nn.SiLU(),
-            with_zero_weights(convolution(spatial_dims, channels, out_channels)),
-        )
+        convolve = with_zero_weights(convolution(spatial_dims, channels, out_channels))
+        self.out: nn.Sequential | None = nn.Sequential(Float32GroupNorm(channels), nn.SiLU(), convolve)
 
     def truncated(self, last_block: int) -> ADMUNet:
         """Return this network without all that :meth:`features` of blocks up to ``last_block`` does not need.
@@ -162,10 +158,8 @@ class ADMUNet(BlockNetwork):
             UserError: there is no such block.
         """
         if last_block not in range(len(self.output_blocks)):
-            raise UserError(
-                f"truncated: there is no block {last_block!r}; this network has the decoder blocks 0 to "
-                f"{len(self.output_blocks) - 1}."
-            )
+            known = f"the decoder blocks 0 to {len(self.output_blocks) - 1}"
+            raise UserError(f"truncated: there is no block {last_block!r}; this network has {known}.")
         part = ADMUNet.__new__(type(self))
         # The containers are copied, so that taking a module out of one network leaves the other whole.
         part.__dict__.update({key: copy.copy(v) if isinstance(v, dict) else v for key, v in self.__dict__.items()})
@@ -198,11 +192,9 @@ class ADMUNet(BlockNetwork):
             need = "needs class numbers y" if y is None else "is not class-conditional and takes no y"
             raise UserError(f"ADMUNet: this network {need}.")
         self.check_inputs(x, timesteps)
-        embedding = sinusoidal_embedding(timesteps, self._config["model_channels"])
-        embedding = self.time_embed(embedding.to(x.dtype))
+        embedding = self.time_embed(sinusoidal_embedding(timesteps, self._config["model_channels"]).to(x.dtype))
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(y)
-
         h = x
         skips = []
         for block in self.input_blocks:
@@ -262,11 +254,9 @@ def _check_arguments(
                 f"ADMUNet: attention_resolutions holds {rate!r}, but the {len(rates)} levels of channel_mult have the "
                 f"down-sampling rates {rates} (rates, not sizes in pixels)."
             )
-    if num_head_channels != -1 and (not isinstance(num_head_channels, int) or num_head_channels < 1):
-        raise UserError(
-            f"ADMUNet: num_head_channels is {num_head_channels!r}, expected at least 1, or -1 to use num_heads."
-        )
     key, divisor = ("num_heads", num_heads) if num_head_channels == -1 else ("num_head_channels", num_head_channels)
+    if not isinstance(divisor, int) or divisor < 1:
+        raise UserError(f"ADMUNet: {key} is {divisor!r}, expected at least 1, or -1 to use num_heads.")
     for rate, width in zip(rates, widths, strict=True):
         if (rate in attention_resolutions or rate == rates[-1]) and round(width) % divisor:
             raise UserError(

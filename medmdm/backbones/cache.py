@@ -65,11 +65,9 @@ class CachedExtractor(nn.Module):
         }
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
         self.folder = None if folder is None else Path(folder) / self.key
-        self.max_bytes = max_gib * _GIB
-        self.memory_bytes = memory_gib * _GIB
+        self.max_bytes, self.memory_bytes = max_gib * _GIB, memory_gib * _GIB
         self.memory: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self.in_memory = 0
-        self.on_disk = 0
+        self.in_memory = self.on_disk = 0
         self.extracted = 0  # windows computed by this object
         if self.folder is not None and self.folder.is_dir():
             sweep_temporaries(self.folder)
@@ -89,10 +87,9 @@ class CachedExtractor(nn.Module):
 
     def announce(self, windows: Sequence[Sequence[int]]) -> str:
         """Say beforehand what the features of windows of these sizes take, and whether they are kept."""
-        size = sum(self.bytes_per_window(window) for window in windows)
-        where = "in memory" if self.folder is None else f"in {self.folder}"
-        limit = self.memory_bytes if self.folder is None else self.max_bytes
-        sentence = f"features of {len(windows)} windows take {size / 1e6:.0f} MB, cached {where}"
+        size = sum(map(self.bytes_per_window, windows))
+        where, limit = ("memory", self.memory_bytes) if self.folder is None else (self.folder, self.max_bytes)
+        sentence = f"features of {len(windows)} windows take {size / 1e6:.0f} MB, cached in {where}"
         if size > limit:
             sentence += f"; more than {limit / _GIB:g} GiB is not kept, the rest is computed at every use"
         return sentence
@@ -106,11 +103,8 @@ class CachedExtractor(nn.Module):
     def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what was computed under a name before, in this run or an earlier one, or compute it now.
 
-        Features are kept in this way, and what heads derive from them.
-
-        Args:
-            name: tells the content from all others of this extractor; the name of a file.
-            compute: gives the content, a dictionary of tensors, lists of tensors and numbers.
+        The name, of a file, tells it from all else of this extractor; it is a dictionary of tensors, lists of tensors
+        and numbers.
         """
         if name in self.memory:
             self.memory.move_to_end(name)
@@ -154,18 +148,18 @@ class CachedExtractor(nn.Module):
         # Powers of two lose nothing.
         scales = [math.ldexp(1.0, math.frexp(top)[1] - _TOP) for top in tops]
         small = [(f / scale).half().cpu() for f, scale in zip(maps, scales, strict=True)]
-        return {"maps": [_channels_last(f) for f in small], "scales": scales}
+        # A pixel's channels side by side: what gathers pixels need not transpose, and products do not mind.
+        return {"maps": [f.movedim(1, -1).contiguous().movedim(-1, 1) for f in small], "scales": scales}
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
             return
         try:
             save_torch(content, self.folder / f"{name}.pt")
+            self.on_disk += _size(content)
         except OSError as error:  # a full disk must not end a run that can do without
             logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error)
             self.max_bytes = 0
-            return
-        self.on_disk += _size(content)
 
     def _load(self, name: str) -> dict[str, Any] | None:
         path = None if self.folder is None else self.folder / f"{name}.pt"
@@ -180,11 +174,6 @@ class CachedExtractor(nn.Module):
             self.on_disk -= path.stat().st_size
             path.unlink()
             return None
-
-
-def _channels_last(f: Tensor) -> Tensor:
-    """Lay a pixel's channels side by side: what gathers pixels need not transpose, and products do not mind."""
-    return f.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _size(content: dict[str, Any]) -> int:

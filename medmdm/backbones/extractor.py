@@ -28,34 +28,27 @@ class Extractor(Protocol):
     @property
     def config(self) -> dict[str, Any]:
         """Settings of the features, JSON-able."""
-        ...
 
     @property
     def feature_info(self) -> list[dict[str, int]]:
         """Of each map its ``block``, ``timestep``, ``channels`` and ``reduction``."""
-        ...
 
     @property
     def num_features(self) -> int:
         """Channels of all maps together."""
-        ...
 
     @property
     def innermost(self) -> FeatureExtractor:
         """What computes the features, with the backbone."""
-        ...
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return the normalised maps of images ``[B, C, *spatial]``."""
-        ...
 
     def padded_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Return the size to which the maps of an image are up-sampled."""
-        ...
 
     def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what follows from the features, computed unless it is remembered under its name."""
-        ...
 
 
 class FeatureExtractor(nn.Module):
@@ -91,13 +84,12 @@ class FeatureExtractor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        given = declared(locals())
-        self._config = {key: value for key, value in given.items() if key not in ("backbone", "corruption")}
+        self._config = {k: v for k, v in declared(locals()).items() if k not in ("backbone", "corruption")}
         known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
         if not _some(blocks) or any(block not in known for block in blocks):
+            has = f"{min(known)} to {max(known)}"
             raise UserError(
-                f"blocks must be a list of decoder blocks, of which the backbone has {min(known)} to {max(known)}, "
-                f"got {blocks!r}."
+                f"blocks must be a list of decoder blocks, of which the backbone has {has}, got {blocks!r}."
             )
         if masking not in MASKINGS:
             raise UserError(f"masking must be one of {', '.join(MASKINGS)}, got {masking!r}.")
@@ -146,14 +138,10 @@ class FeatureExtractor(nn.Module):
         return math.lcm(int(self.backbone.reduction), *edges)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the normalised maps of images of any size.
+        """Return the normalised maps of images ``[B, C, *spatial]`` in [-1, 1] of any size.
 
-        Args:
-            x: ``[B, C, *spatial]`` in [-1, 1].
-
-        Returns:
-            ``[B, C_i, *spatial_i]`` for each of :attr:`feature_info`. They are of the padded image: up-sample them to
-            :meth:`padded_size` and cut.
+        They are ``[B, C_i, *spatial_i]`` for each of :attr:`feature_info`, of the padded image: up-sample them to
+        :meth:`padded_size` and cut.
         """
         return normalize(self.raw(x), self.padded_size(x.shape[2:]), self._config["normalize"], consume=True)
 
@@ -177,8 +165,7 @@ class FeatureExtractor(nn.Module):
     def views(self, x: Tensor) -> Iterator[list[Tensor]]:
         """Yield the normalised maps under each mask of a partition; their spread is an uncertainty.
 
-        Where timesteps have partitions of different sizes, there are as many views as the largest has masks, and the
-        smaller ones begin anew.
+        Of timesteps with partitions of different sizes the largest counts, and the smaller ones begin anew.
         """
         x = self.pad(x)
         times = self._config["timesteps"]
@@ -198,11 +185,9 @@ class FeatureExtractor(nn.Module):
         ]
 
     def prepare(self, spatial: Sequence[int], channels: int | None = None) -> None:
-        """Draw the masks of images of a size, so that what traces or exports this module next sees constants.
+        """Draw the masks of images of a size (before padding), so that tracing or exporting this sees constants.
 
-        Args:
-            spatial: size of the images, before padding.
-            channels: of the images; None for what the backbone's ``config`` says.
+        Without ``channels`` the backbone's ``config`` says how many the images have.
         """
         count: int = self.backbone.config["in_channels"] if channels is None else channels  # type: ignore[index,assignment]
         like = next(iter(self.backbone.parameters()))
@@ -211,10 +196,7 @@ class FeatureExtractor(nn.Module):
                 self._damage(t, (count, *self.padded_size(spatial)), like)
 
     def _damage(self, t: int, shape: Sequence[int], like: Tensor) -> list[_Damage]:
-        """Return what is done to images ``[channels, *spatial]`` at ``t``; drawn once a shape, then remembered.
-
-        It is drawn for one image, so that neither the batch nor its order matters.
-        """
+        """Return what is done at ``t`` to images ``[channels, *spatial]``, whatever their batch; drawn once a shape."""
         assert self.corruption is not None
         channels, *spatial = (int(n) for n in shape)
         key = (t, channels, *spatial, like.device, like.dtype)

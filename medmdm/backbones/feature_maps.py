@@ -1,9 +1,8 @@
 """Exact arithmetic on feature maps of several resolutions, as if they had been up-sampled and concatenated.
 
-Bilinear up-sampling is a fixed linear map ``U`` that works on each axis by itself, so whatever is linear or quadratic
-in the up-sampled features can be computed from the small maps. A list of maps ``f_i`` of shape ``[B, C_i, *spatial_i]``
-stands for the stack ``x = concat_i U_i f_i`` of shape ``[B, sum C_i, *size]``, which is never made (453 MB for one crop
-of 256x256 pixels with the network of arXiv 2308.05695).
+Bilinear up-sampling is a fixed linear map ``U``, so whatever is linear or quadratic in the up-sampled features can be
+computed from the small maps. A list of maps ``f_i``, ``[B, C_i, *spatial_i]``, stands for the stack
+``x = concat_i U_i f_i``, ``[B, sum C_i, *size]``, which is never made (453 MB for a crop of the paper's).
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from torch.nn import functional as F
 
 from medmdm.errors import UserError
 
-#: What :func:`normalize` knows.
-NORMALIZATIONS = ("global_l2", "rms", "standardize", "none")
-
+NORMALIZATIONS = ("global_l2", "rms", "standardize", "none")  # what normalize knows
 _VALUES = 1 << 18  # of a map that are reduced together
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -71,10 +68,9 @@ def _form(source: int, target: int) -> np.ndarray:
     return matrix.T @ matrix
 
 
-def _kept(f: Tensor, size: Sequence[int], crop: Sequence[int] | None) -> list[Tensor]:
-    """The up-sampling of each axis of ``f`` to ``size``, of which only the first ``crop`` rows are looked at."""
-    crop = size if crop is None else crop
-    shapes = zip(f.shape[2:], size, crop, strict=True)
+def _kept(grid: Sequence[int], size: Sequence[int], crop: Sequence[int] | None) -> list[Tensor]:
+    """The up-sampling of each axis of ``grid`` to ``size``, of which only the first ``crop`` rows are looked at."""
+    shapes = zip(grid, size, size if crop is None else crop, strict=True)
     return [torch.from_numpy(_interpolation(int(a), int(b)))[: int(n)] for a, b, n in shapes]
 
 
@@ -94,13 +90,10 @@ def _squares(f: Tensor, size: Sequence[int]) -> Tensor:
 
 def _squared_norm(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """Return ``|x|^2`` of each image, ``[B]`` in float64."""
-    squares = []
-    for f in maps:
-        # Some channels at a time, in the processor's cache and without memory for whole maps; how many must not depend
-        # on the batch, which exports leave open.
-        for part in f.split(max(1, _VALUES // math.prod(int(n) for n in f.shape[2:])), dim=1):
-            squares.append(_squares(part, size).flatten(1).sum(1, dtype=torch.float64))
-    return torch.stack(squares).sum(0)
+    # Some channels at a time, in the processor's cache and without memory for whole maps; how many must not depend on
+    # the batch, which exports leave open.
+    parts = (p for f in maps for p in f.split(max(1, _VALUES // math.prod(int(n) for n in f.shape[2:])), dim=1))
+    return torch.stack([_squares(p, size).flatten(1).sum(1, dtype=torch.float64) for p in parts]).sum(0)
 
 
 def moments(f: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -113,10 +106,7 @@ def moments(f: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
-    """Return the number by which :func:`normalize` multiplies the maps of each image, ``[B]`` in float64.
-
-    ``"standardize"`` has no such number; see :func:`moments`.
-    """
+    """Return by what :func:`normalize` multiplies the maps of each image, ``[B]`` in float64 (not "standardize")."""
     if kind not in ("global_l2", "rms", "none"):
         raise UserError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {kind!r}.")
     if kind == "none":
@@ -128,10 +118,7 @@ def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
 
 
 def normalization(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> list[tuple[Tensor | None, Tensor]]:
-    """Return for each map what :func:`normalize` subtracts (None: nothing) and by what it then multiplies, in float64.
-
-    Both broadcast to the map; its arguments are those of :func:`normalize`.
-    """
+    """Return for each map what :func:`normalize` subtracts (None: nothing) and by what it then multiplies, in float64."""
     if kind == "standardize":  # 1e-5 as in instance normalisation: constant channels stay small
         return [(mean, (variance + 1e-5).rsqrt()) for mean, variance in (moments(f, size) for f in maps)]
     return [(None, factor(maps, size, kind).reshape(-1, *[1] * (maps[0].ndim - 1)))] * len(maps)
@@ -162,15 +149,9 @@ def normalize(maps: Sequence[Tensor], size: Sequence[int], kind: str, consume: b
 
 
 def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the up-sampled features of some pixels of one image.
+    """Return the features ``[N, sum C_i]`` of some pixels of one image: flat indices ``[N]`` (row-major) into ``size``.
 
-    Args:
-        maps: ``[1, C_i, *spatial_i]``.
-        pixels: ``[N]`` flat indices (row-major) into ``size``.
-        size: to which the maps would be up-sampled.
-
-    Returns:
-        ``[N, sum C_i]``.
+    ``maps`` are ``[1, C_i, *spatial_i]``, here and below.
     """
     coordinates = torch.unravel_index(pixels, tuple(size))
     columns = []
@@ -198,17 +179,13 @@ def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tenso
 def sum_products(maps: Sequence[Tensor], targets: Tensor, size: Sequence[int]) -> Tensor:
     """Return ``sum_p x_p y_p^T`` over the pixels of one image, ``[sum C_i, K]`` in float64.
 
-    The targets are brought down to each map's resolution by the transpose of up-sampling.
-
-    Args:
-        maps: ``[1, C_i, *spatial_i]``.
-        targets: ``[K, *crop]``; where that is smaller than ``size`` they belong to its first rows and columns.
-        size: to which the maps would be up-sampled.
+    The targets, ``[K, *crop]`` for the first rows and columns of ``size``, are brought down to each map's resolution by
+    the transpose of up-sampling.
     """
     rows = []
     y = targets.double()[None]
     for f in maps:
-        down = _apply(y, [m.T for m in _kept(f, size, targets.shape[1:])])
+        down = _apply(y, [m.T for m in _kept(f.shape[2:], size, targets.shape[1:])])
         rows.append(f[0].double().flatten(1) @ down[0].flatten(1).T)
     return torch.cat(rows)
 
@@ -216,30 +193,23 @@ def sum_products(maps: Sequence[Tensor], targets: Tensor, size: Sequence[int]) -
 def gram(maps: Sequence[Tensor], size: Sequence[int], crop: Sequence[int] | None = None) -> Tensor:
     """Return ``sum_p x_p x_p^T`` over the pixels of one image, ``[sum C_i, sum C_i]`` in float64.
 
-    For two maps this is ``f_i (U_i^T U_j) f_j^T``: the larger is brought to the smaller's grid first.
-
-    Args:
-        maps: ``[1, C_i, *spatial_i]``.
-        size: to which the maps would be up-sampled.
-        crop: the sum goes over the first rows and columns only, that many: the rest is padding.
+    For two maps this is ``f_i (U_i^T U_j) f_j^T``: the larger is brought to the smaller's grid first. The sum goes over
+    the first rows and columns only, ``crop`` of them: the rest is padding.
     """
     double = [f[:1].double() for f in maps]
-    brought: dict[tuple[int, torch.Size], Tensor] = {}
 
-    def on_grid(number: int, grid: Tensor) -> Tensor:
-        key = (number, grid.shape[2:])
-        if key not in brought:
-            f = double[number]
-            pairs = zip(_kept(grid, size, crop), _kept(f, size, crop), strict=True)
-            brought[key] = _apply(f, [a.T @ b for a, b in pairs])[0].flatten(1)
-        return brought[key]
+    @functools.cache
+    def on_grid(number: int, grid: torch.Size) -> Tensor:
+        f = double[number]
+        pairs = zip(_kept(grid, size, crop), _kept(f.shape[2:], size, crop), strict=True)
+        return _apply(f, [a.T @ b for a, b in pairs])[0].flatten(1)
 
     blocks: list[list[Tensor]] = [[torch.empty(0)] * len(maps) for _ in maps]
     for i, a in enumerate(double):
         for j, b in enumerate(double[: i + 1]):
             if math.prod(a.shape[2:]) <= math.prod(b.shape[2:]):
-                blocks[i][j] = a[0].flatten(1) @ on_grid(j, a).T
+                blocks[i][j] = a[0].flatten(1) @ on_grid(j, a.shape[2:]).T
             else:
-                blocks[i][j] = on_grid(i, b) @ b[0].flatten(1).T
+                blocks[i][j] = on_grid(i, b.shape[2:]) @ b[0].flatten(1).T
             blocks[j][i] = blocks[i][j].T
     return torch.cat([torch.cat(row, dim=1) for row in blocks])

@@ -16,15 +16,9 @@ from medmdm.errors import UserError
 
 
 def sinusoidal_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed timesteps as cosines and sines of geometrically spaced frequencies, cosines first.
+    """Embed timesteps ``[B]`` as cosines and sines of geometrically spaced frequencies: ``[B, width]`` in float32.
 
-    Args:
-        timesteps: ``[B]``, integers or floats, usually in ``[0, 1000)``.
-        width: number of values an embedding has; a zero fills up an odd one.
-        max_period: the slowest wave's period over 2π.
-
-    Returns:
-        ``[B, width]`` in float32.
+    Cosines go first, a zero fills up an odd width, and ``max_period`` is the slowest wave's period over 2π.
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
@@ -32,13 +26,9 @@ def sinusoidal_embedding(timesteps: Tensor, width: int, max_period: float = 10_0
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
-def convolution(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1
-) -> nn.Module:
+def convolution(dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
     """Return a convolution with bias that keeps the size at stride 1."""
-    return Conv[Conv.CONV, spatial_dims](
-        in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2
-    )
+    return Conv[Conv.CONV, dims](in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
 
 
 def with_zero_weights(layer: nn.Module) -> nn.Module:
@@ -70,8 +60,7 @@ class Float32GroupNorm(nn.GroupNorm):
         weight, bias = self.weight.to(wide), self.bias.to(wide)
         # On a CPU, torch's kernel for channels last loses the variance of a group whose mean is far from zero (10 % off
         # at a hundred standard deviations) and is slow backward; CUDA has no such kernel and makes this copy itself.
-        x = x.contiguous()
-        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return F.group_norm(x.contiguous().to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class Downsample(nn.Module):
@@ -99,18 +88,10 @@ class Upsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """A pre-activation residual block conditioned on an embedding.
+    """A pre-activation residual block conditioned on an embedding; arguments as those of :class:`ADMUNet`.
 
     The embedding acts as FiLM, ``GroupNorm(h) * (1 + scale) + shift``, or is added before the normalisation.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        embedding_channels: length of the embedding.
-        dropout: probability in ``[0, 1)`` of dropping a value before the last convolution.
-        use_scale_shift_norm: FiLM instead of addition.
-        resample: :func:`halve` or :func:`double` to change the size inside the block, ``None`` to keep it.
+    ``resample`` is :func:`halve` or :func:`double` to change the size inside the block.
     """
 
     def __init__(
@@ -127,21 +108,14 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resample = resample
         self.spread = (...,) + (None,) * spatial_dims
-        self.in_layers = nn.Sequential(
-            Float32GroupNorm(in_channels), nn.SiLU(), convolution(spatial_dims, in_channels, out_channels)
-        )
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
-        )
-        self.out_layers = nn.Sequential(
-            Float32GroupNorm(out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            with_zero_weights(convolution(spatial_dims, out_channels, out_channels)),
-        )
-        self.skip_connection = (
-            nn.Identity() if in_channels == out_channels else convolution(spatial_dims, in_channels, out_channels, 1)
-        )
+        convolve = convolution(spatial_dims, in_channels, out_channels)
+        self.in_layers = nn.Sequential(Float32GroupNorm(in_channels), nn.SiLU(), convolve)
+        embedded = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, embedded))
+        last = with_zero_weights(convolution(spatial_dims, out_channels, out_channels))
+        self.out_layers = nn.Sequential(Float32GroupNorm(out_channels), nn.SiLU(), nn.Dropout(dropout), last)
+        is_same = in_channels == out_channels
+        self.skip_connection = nn.Identity() if is_same else convolution(spatial_dims, in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Transform ``x`` ``[B, in_channels, *spatial]`` under ``embedding`` ``[B, embedding_channels]``."""
@@ -150,7 +124,6 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = convolve(h)
-
         condition = self.emb_layers(embedding)[self.spread]
         norm, activation, dropout, convolve = self.out_layers
         if self.use_scale_shift_norm:
@@ -176,12 +149,9 @@ class PointwiseConv1d(nn.Conv1d):
 
 
 class AttentionBlock(nn.Module):
-    """Residual self-attention over all positions of an image or volume.
+    """Residual self-attention over all positions of an image or volume; the number of heads divides the channels.
 
-    Args:
-        channels: channels of input and output.
-        num_heads: number of heads; it divides ``channels``.
-        use_new_attention_order: the channels of ``qkv`` are (q, k, v) x heads; by default they are heads x (q, k, v).
+    With ``use_new_attention_order`` the channels of ``qkv`` are (q, k, v) x heads, by default heads x (q, k, v).
     """
 
     #: How queries, keys and values ``[B, heads, L, channels / heads]`` become attended values.
@@ -299,7 +269,5 @@ class BlockNetwork(nn.Module):
                 f"down-sampling rate of {self.reduction.bit_length()} levels; crop or pad the input."
             )
         if timesteps.shape != x.shape[:1]:
-            raise UserError(
-                f"{name}: timesteps have the shape {tuple(timesteps.shape)}, expected one for each of the "
-                f"{x.shape[0]} images of the batch."
-            )
+            expected = f"expected one for each of the {x.shape[0]} images of the batch"
+            raise UserError(f"{name}: timesteps have the shape {tuple(timesteps.shape)}, {expected}.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,26 +19,22 @@ from medmdm.errors import UserError
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def draw(
-    sample: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device, **kwargs: Any
-) -> Tensor:
+def draw(sample: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     """Draw ``sample(shape)`` (``torch.rand``, ``torch.randn``, ...) on ``device`` from one or from many generators.
 
     Args:
-        sample: a torch function that takes ``(size, generator=, device=, **kwargs)``.
+        sample: a torch function that takes ``(size, generator=, device=)``.
         shape: shape of the result; the first axis counts images.
         generator: None (torch's global state), one generator, or a sequence of ``shape[0]`` generators. Draws happen
             on the generator's own device, so that a CPU generator gives the same damage on a GPU.
         device: where the result goes.
-        **kwargs: more for ``sample``.
     """
     if generator is None or isinstance(generator, torch.Generator):
         where = device if generator is None else generator.device
-        return sample(tuple(shape), generator=generator, device=where, **kwargs).to(device)
+        return sample(tuple(shape), generator=generator, device=where).to(device)
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators were given for {shape[0]} images; give one for each.")
-    drawn = [sample(tuple(shape[1:]), generator=g, device=g.device, **kwargs) for g in generator]
-    return torch.stack(drawn).to(device)
+    return torch.stack([sample(tuple(shape[1:]), generator=g, device=g.device) for g in generator]).to(device)
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,7 @@ class Corruption(ABC):
         if x0.ndim not in (4, 5):
             raise ValueError(f"x0 must be [B, C, H, W] or [B, C, D, H, W], got shape {tuple(x0.shape)}.")
         if t.shape != x0.shape[:1] or t.is_floating_point():
-            raise ValueError(
-                f"t must hold one integer for each of {x0.shape[0]} images, got {t.dtype} {tuple(t.shape)}."
-            )
+            raise ValueError(f"t must hold one integer for each of {len(x0)} images, got {t.dtype} {tuple(t.shape)}.")
         if t.numel() and not (int(t.min()) >= 0 and int(t.max()) < self.num_timesteps):
             raise ValueError(f"t must lie in 0...{self.num_timesteps - 1}, got {int(t.min())}...{int(t.max())}.")
         return self._corrupt(x0, t.to(x0.device), generator)
@@ -137,10 +132,7 @@ class UniformTimesteps:
 
     def __call__(self, batch_size: int, generator: Generators = None, device: str | torch.device = "cpu") -> Tensor:
         """Draw ``[batch_size]`` integers on ``device`` from None, one generator, or one for each image."""
-
-        def integers(shape: tuple[int, ...], **kwargs: Any) -> Tensor:
-            return torch.randint(self.num_timesteps, shape, **kwargs)
-
+        integers = functools.partial(torch.randint, self.num_timesteps)
         return draw(integers, (batch_size,), generator, torch.device(device))
 
 

@@ -38,12 +38,11 @@ class PatchMasking(Corruption):
     def grid(self, spatial: Sequence[int]) -> list[int]:
         """Return the numbers of patches along the axes of an image of ``spatial`` pixels."""
         patch = ensure_tuple_rep(self.patch_size, len(spatial))
-        if any(size % edge for size, edge in zip(spatial, patch, strict=True)):
-            raise UserError(
-                f"An image of {tuple(spatial)} pixels cannot be cut into patches of {patch}: "
-                "choose a crop size that patch_size divides."
-            )
-        return [size // edge for size, edge in zip(spatial, patch, strict=True)]
+        counts, rests = zip(*map(divmod, spatial, patch), strict=True)
+        if any(rests):
+            what = f"An image of {tuple(spatial)} pixels cannot be cut into patches of {patch}"
+            raise UserError(f"{what}: choose a crop size that patch_size divides.")
+        return list(counts)
 
     def to_pixels(self, patches: Tensor) -> Tensor:
         """Give each pixel the value of its patch: ``[B, 1, *grid]`` → ``[B, 1, *spatial]``."""

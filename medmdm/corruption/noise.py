@@ -39,10 +39,8 @@ class GaussianNoise(Corruption):
         try:
             self.alphas_cumprod  # noqa: B018 an unknown schedule is found now
         except (KeyError, ValueError) as error:
-            known = ["linear", "cosine"]
-            raise UserError(
-                f"schedule must be 'linear' or 'cosine', got {self.schedule!r}{nearest(self.schedule, known)}."
-            ) from error
+            near = nearest(self.schedule, ["linear", "cosine"])
+            raise UserError(f"schedule must be 'linear' or 'cosine', got {self.schedule!r}{near}.") from error
 
     @functools.cached_property
     def alphas_cumprod(self) -> Tensor:

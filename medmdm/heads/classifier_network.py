@@ -53,19 +53,13 @@ class PixelClassifier(nn.Module):
         given = declared(locals())
         widths = list(hidden) if hidden is not None else [256, 128] if num_classes >= MANY_CLASSES else [128, 32]
         if min(in_channels, num_classes, members, *widths) < 1:
-            raise UserError(
-                f"PixelClassifier: in_channels {in_channels}, num_classes {num_classes}, members {members} and hidden "
-                f"{widths} must be at least 1."
-            )
-        self.members = members
-        self.num_classes = num_classes
-        self.momentum = momentum
+            numbers = f"in_channels {in_channels}, num_classes {num_classes}, members {members} and hidden {widths}"
+            raise UserError(f"PixelClassifier: {numbers} must be at least 1.")
+        self.members, self.num_classes, self.momentum = members, num_classes, momentum
         self.config: dict[str, Any] = {**given, "hidden": widths}
-        sizes = [in_channels, *widths, num_classes]
         generators = [torch.Generator().manual_seed(seed + m) for m in range(members)]
-        self.weights = nn.ParameterList()
-        self.biases = nn.ParameterList()
-        for fan_in, fan_out in itertools.pairwise(sizes):
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in itertools.pairwise([in_channels, *widths, num_classes]):
             drawn = [torch.randn(fan_out, fan_in, generator=g) * 0.02 for g in generators]
             self.weights.append(nn.Parameter(torch.stack(drawn)))  # [M, out, in]
             self.biases.append(nn.Parameter(torch.zeros(members, fan_out)))
@@ -127,8 +121,7 @@ class PixelClassifier(nn.Module):
     def shared_member(self, number: int) -> PixelClassifier:
         """Return a member as a classifier of its own in the memory of this one: what trains it trains this one.
 
-        Its gradients, too, go where this classifier's are, which become zeros where there were none. That spares the
-        gradients of all members that a part of a parameter would have.
+        Its gradients, too, go where this classifier's are, which become zeros where there were none.
         """
         one = PixelClassifier(**{**self.config, "members": 1})
         shared: dict[str, Tensor] = {name: self._part(buffer, number) for name, buffer in self.named_buffers()}
@@ -153,9 +146,8 @@ class PixelClassifier(nn.Module):
 class _RectifyAndStandardize(torch.autograd.Function):
     """ReLU, then zero mean and unit variance of each channel over the pixels, in the place of the input ``[N, C]``.
 
-    One large tensor is kept for the backward pass where PyTorch's two layers keep two, and memory is what a training
-    step waits for. PyTorch's batch normalisation adds up pixels one by one where their channels lie side by side:
-    with the 65 536 pixels of a crop its result is off by a thousandth. Sums here are of few numbers at a time.
+    One large tensor is kept for the backward pass, PyTorch's two layers keep two. Sums are of few numbers at a time:
+    PyTorch's batch normalisation adds up 65 536 pixels of a crop one by one and is off by a thousandth.
     """
 
     @staticmethod
@@ -229,19 +221,9 @@ class LinearClassifier(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Apply a layer to the up-sampled stack of maps: ``[B, H, *size]``, channels last in memory.
+    """Apply a layer ``[H, sum C_i]`` to the up-sampled stack of maps: ``[B, H, *size]``, channels last in memory.
 
-    The products of maps of one resolution are added before they are up-sampled: a decoder has several such blocks.
-    Up-sampling keeps constants, so that the bias, too, is added before.
-
-    Args:
-        weight: ``[H, sum C_i]``.
-        bias: ``[H]``.
-        maps: ``[B, C_i, *spatial_i]``.
-        size: of the result.
-
-    Raises:
-        UserError: the maps have another number of channels.
+    The products of maps of one resolution are added before they are up-sampled, and so is the bias.
     """
     channels = [f.shape[1] for f in maps]
     if sum(channels) != weight.shape[1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
-from medmdm.files import tensor_hash
+from medmdm.files import tensor_hash, text_hash
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.pixel_sums import PixelSums, check_method, fit_linear, left_out_errors, pixel_sums
 from medmdm.heads.segmenter import Segmenter
@@ -24,9 +23,9 @@ from medmdm.heads.task import Fitted, Task, labelled, views
 class ClosedFormHead:
     """Ridge regression or linear discriminants on the features: no epochs, no seeds.
 
-    Images are read in the views that predictions are made in; where windows overlap, a pixel counts once in each of
-    them. The sums of an image are kept as features are (24 MB per image for the paper's 1728 channels), so that a
-    second fit with other images of the same set, as in a study, costs a linear solve.
+    Images are read in the views that predictions are made in; where windows overlap, a pixel counts once in each. The
+    sums of an image are kept as features are (24 MB for the paper's 1728 channels), so that a second fit with other
+    images of the same set costs a linear solve.
 
     Args:
         method: ``"ridge"`` or ``"lda"``, see :func:`medmdm.heads.pixel_sums.fit_linear`.
@@ -74,9 +73,8 @@ class ClosedFormHead:
         small = fit_linear(PixelSums.total(folds).select(channels), tried[best]["ridge"], self.method, self.standardize)
         weight = torch.zeros(task.num_classes, extractor.num_features)
         weight[:, channels] = small.weight
-        head = LinearClassifier(weight, small.bias).to(task.device)
-        evidence = {"chosen": tried[best], "tried": tried, "left_out_in_turn": len(folds)}
-        return Fitted(Segmenter(extractor, head), evidence)
+        model = Segmenter(extractor, LinearClassifier(weight, small.bias).to(task.device))
+        return Fitted(model, {"chosen": tried[best], "tried": tried, "left_out_in_turn": len(folds)})
 
     def _folds(self, task: Task, extractor: Extractor) -> list[PixelSums]:
         """Return the sums of what is left out together; the images' own sums need not be in memory at once."""
@@ -101,8 +99,8 @@ class ClosedFormHead:
 
         read = "whole" if reading.whole else f"{reading.window} {reading.overlap}"
         settings = f"sums {extractor.config['normalize']} {task.num_classes} {read}"
-        content = tensor_hash(example.image, example.label)
-        return PixelSums(**extractor.remembered(hashlib.sha256(f"{settings} {content}".encode()).hexdigest(), compute))
+        name = text_hash(f"{settings} {tensor_hash(example.image, example.label)}")
+        return PixelSums(**extractor.remembered(name, compute))
 
     def _choices(self, extractor: Extractor) -> list[tuple[dict[str, Any], Tensor]]:
         """Return each choice and the channels that it stands for."""
@@ -117,10 +115,8 @@ class ClosedFormHead:
             wanted = {key: list(choice.get(key, known)) for key, known in everything.items()}
             for key, known in everything.items():
                 if not wanted[key] or not set(wanted[key]) <= set(known):
-                    raise UserError(
-                        f"choices asks for {key} {wanted[key]}, but features are extracted at {known}: add them to "
-                        f"{key}."
-                    )
+                    asked = f"choices asks for {key} {wanted[key]}, but features are extracted at {known}"
+                    raise UserError(f"{asked}: add them to {key}.")
             taken = [i["block"] in wanted["blocks"] and i["timestep"] in wanted["timesteps"] for i in info]
             result.append((wanted, torch.cat([span for span, t in zip(spans, taken, strict=True) if t])))
         return result

@@ -53,10 +53,9 @@ class _Crops(Dataset):
 
 @dataclass(kw_only=True)
 class _EndToEnd:
-    """A supervised training of fixed length with a learning rate that falls to 0 (power 0.9).
+    """A supervised training of fixed length, as in nnU-Net, with a learning rate that falls to 0 (power 0.9).
 
-    A fixed length, as in nnU-Net: with a handful of labelled images there is none to spare for a stopping rule, and
-    every method gets the same. The arguments are those of the classes below.
+    With a handful of labelled images there is none to spare for a stopping rule. Arguments: see the classes below.
     """
 
     learning_rate: float = 1e-3
@@ -75,19 +74,9 @@ class _EndToEnd:
     def train(
         self, network: nn.Module, groups: Sequence[Mapping[str, Any]], task: Task, train_mode: Callable[[], Any]
     ) -> list[float]:
-        """Train a network on random crops of the labelled images.
+        """Train groups of a network's parameters, each with its ``lr``, on random crops of the labelled images.
 
-        Args:
-            network: image → logits.
-            groups: of parameters, each with its ``lr``.
-            task: the labelled images.
-            train_mode: puts what trains into training mode.
-
-        Returns:
-            Mean losses of (up to) 20 equal stretches of the run.
-
-        Raises:
-            UserError: the loss is no longer finite.
+        ``train_mode`` puts what trains into training mode. Returns mean losses of up to 20 equal stretches of the run.
         """
         optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=self.steps, power=0.9)
@@ -157,9 +146,11 @@ class FineTuning(_EndToEnd):
         head: PixelClassifier = first.model.head  # type: ignore[assignment]
         inner = extractor.innermost
         own = FeatureExtractor(copy.deepcopy(inner.backbone), corruption=inner.corruption, **inner.config)
-        trained = _trained(own.backbone, self.parts)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        # Those that the used features do not depend on get no gradient and stay.
+        named = own.backbone.named_parameters()
+        trained = [p.requires_grad_(True) for n, p in named if self.parts == "all" or _DECODER.search(n)]
+        if not trained:
+            raise UserError("parts 'decoder': this backbone has no decoder of a known name; use parts 'all'.")
         segmenter = Segmenter(own, head, self.head.ensemble)
         groups = [
             {"params": trained, "lr": self.backbone_learning_rate},
@@ -168,14 +159,6 @@ class FineTuning(_EndToEnd):
         losses = self.train(segmenter, groups, task, head.train)
         segmenter.requires_grad_(False)
         return Fitted(segmenter, {"head": first.evidence, "losses": losses, "steps": self.steps})
-
-
-def _trained(backbone: nn.Module, parts: str) -> list[nn.Parameter]:
-    """Return the parameters to train; those that the used features do not depend on get no gradient and stay."""
-    named = [(n, p) for n, p in backbone.named_parameters() if parts == "all" or _DECODER.search(n)]
-    if not named:
-        raise UserError("parts 'decoder': this backbone has no decoder of a known name; use parts 'all'.")
-    return [parameter for _, parameter in named]
 
 
 @dataclass

@@ -40,18 +40,16 @@ def _with_old_names(kind: _Head) -> _Head:
     @functools.wraps(init)
     def renamed(self: Any, *args: Any, per_image: int | None = None, fresh: bool | None = None, **kwargs: Any) -> None:
         if per_image is not None:
-            if kwargs.get("views") == "crops":
-                kwargs["views"] = per_image
+            kwargs |= {"views": per_image} if kwargs.get("views") == "crops" else {}
             logger.warning("The head's per_image is now its views: set views to the number of crops of each image.")
         if fresh is not None:
-            if fresh:
-                kwargs["views"] = "fresh"
+            kwargs |= {"views": "fresh"} if fresh else {}
             logger.warning("The head's fresh is now a kind of its views: set views to 'fresh'.")
         init(self, *args, **kwargs)
 
-    old = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("per_image", "fresh")]
     known = inspect.signature(init)
-    renamed.__signature__ = known.replace(parameters=[*known.parameters.values(), *old])  # type: ignore[attr-defined]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("per_image", "fresh")]
+    renamed.__signature__ = known.replace(parameters=[*known.parameters.values(), *more])  # type: ignore[attr-defined]
     kind.__init__ = renamed  # type: ignore[misc]
     return kind
 
@@ -111,11 +109,6 @@ class PixelClassifierHead:
         self.class_weights = None if self.class_weights is None else tuple(self.class_weights)
         self.loss_function = CrossEntropyDiceLoss(self.dice_weight, self.class_weights)
 
-    @property
-    def fresh(self) -> bool:
-        """Whether crops and masks are new at every step."""
-        return self.views == "fresh"
-
     def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         assert extractor is not None
@@ -125,7 +118,7 @@ class PixelClassifierHead:
         kind, crops = ("crops", self.views) if isinstance(self.views, int) else (self.views or reading.kind, 1)
         other = any(tuple(e.image.shape[1:]) != reading.window for e in task.examples)
         check_normalize(extractor, kind == "whole" and other)
-        if self.fresh:  # crops are drawn from the images themselves, at every step
+        if kind == "fresh":  # crops are drawn from the images themselves, at every step
             kind = "whole"
         how: Any = (kind, reading.window, reading.overlap, crops, task.seed)
         samples = labelled(view for example in task.examples for view in views(example, *how))
@@ -151,7 +144,7 @@ class PixelClassifierHead:
             optimizer.zero_grad(set_to_none=False)
             chosen = [samples[int(i)] for i in batch]
             rng = np.random.default_rng([task.seed, 6, engine.state.iteration])
-            if self.fresh:
+            if self.views == "fresh":
                 chosen = [random_crop(view, task.reading.window, int(rng.integers(2**31))) for view in chosen]
                 chosen = [view for view in chosen if bool(view.known.any())]
                 if not chosen:  # scribbles: nothing labelled in this crop
@@ -167,11 +160,10 @@ class PixelClassifierHead:
             optimizer.step()
 
         def end_of_epoch(engine: Engine) -> None:
+            epoch, found = engine.state.epoch, losses.tolist()
             if not bool(losses.isfinite().all()):
-                raise UserError(
-                    f"The head's loss became {losses.tolist()} in epoch {engine.state.epoch}: lower its learning_rate."
-                )
-            for member in rule.update(engine.state.epoch, losses.tolist()):
+                raise UserError(f"The head's loss became {found} in epoch {epoch}: lower its learning_rate.")
+            for member in rule.update(epoch, found):
                 finished[member] = head.member(member)
             if len(finished) == self.members:
                 engine.terminate()
@@ -189,7 +181,7 @@ class PixelClassifierHead:
         self, chosen: Sequence[Example], task: Task, extractor: Extractor, rng: np.random.Generator
     ) -> tuple[Callable[[PixelClassifier], Tensor], Tensor]:
         """Return what gives a member's logits ``[B, K, ...]`` for a batch, and the batch's labels ``[B, ...]``."""
-        if self.fresh:
+        if self.views == "fresh":
             extractor = _with_new_mask(extractor, int(rng.integers(2**31)))
         if self.pixels is not None:
             sampled = [_sample(view, self.pixels, task, extractor, rng) for view in chosen]
@@ -215,26 +207,18 @@ class StoppingRule:
     """Stop each member when its loss has not improved for ``patience`` epochs, counted after ``min_epochs``."""
 
     def __init__(self, members: int, min_epochs: int, patience: int) -> None:
-        self.min_epochs = min_epochs
-        self.patience = patience
-        self.best = [float("inf")] * members
-        self.last = [float("nan")] * members
-        self.waited = [0] * members
-        self.epochs = [0] * members
+        self.min_epochs, self.patience = min_epochs, patience
+        self.best, self.last = [float("inf")] * members, [float("nan")] * members
+        self.best_epoch, self.epochs = [min_epochs] * members, [0] * members
         self.running = set(range(members))
 
     def update(self, epoch: int, losses: Sequence[float]) -> list[int]:
         """Take in the losses at the end of an epoch; return the members that stop now."""
-        stopping = []
-        for member in sorted(self.running):
-            self.epochs[member] = epoch
-            self.last[member] = losses[member]
-            if epoch > self.min_epochs:
-                better = losses[member] < self.best[member]
-                self.best[member] = losses[member] if better else self.best[member]
-                self.waited[member] = 0 if better else self.waited[member] + 1
-            if self.waited[member] >= self.patience:
-                stopping.append(member)
+        for member in self.running:
+            self.epochs[member], self.last[member] = epoch, losses[member]
+            if epoch > self.min_epochs and losses[member] < self.best[member]:
+                self.best[member], self.best_epoch[member] = losses[member], epoch
+        stopping = [member for member in sorted(self.running) if epoch - self.best_epoch[member] >= self.patience]
         self.running -= set(stopping)
         return stopping
 

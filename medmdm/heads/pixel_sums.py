@@ -58,19 +58,13 @@ class PixelSums:
 
 
 def pixel_sums(maps: Sequence[Tensor], label: Tensor, num_classes: int, size: Sequence[int]) -> PixelSums:
-    """Return the sums of one image from its low-resolution maps.
+    """Return the sums of one image from its maps ``[1, C_i, *spatial_i]``, which would be up-sampled to ``size``.
 
-    Args:
-        maps: ``[1, C_i, *spatial_i]``.
-        label: ``[*spatial]`` class numbers, unknown ones left out; where it is smaller than ``size`` the rest is
-            padding.
-        num_classes: K.
-        size: to which the maps would be up-sampled.
+    The label holds class numbers, unknown ones left out; where it is smaller than ``size`` the rest is padding.
     """
     label = label.long()
     known = label != IGNORE
-    one_hot = F.one_hot(torch.where(known, label, 0), num_classes).double() * known[..., None]
-    targets = one_hot.movedim(-1, 0)
+    targets = (F.one_hot(torch.where(known, label, 0), num_classes).double() * known[..., None]).movedim(-1, 0)
     products = sum_products(maps, targets, size)
     counts = targets.flatten(1).sum(1)
     if known.double().mean() < 0.5:  # scribbles: the few labelled pixels are gathered
@@ -161,14 +155,8 @@ def fit_linear(
 def left_out_errors(parts: Sequence[PixelSums], ridges: Sequence[float], standardize: bool = True) -> Tensor:
     """Return the error on what was left out, for each ridge: ``[len(ridges)]`` in float64, lower is better.
 
-    Every part, an image or several, is left out in turn. The error is the mean squared distance of the least-squares
-    scores to the one-hot classes: it needs no pixel again, so it can compare hundreds of ridges, blocks and timesteps
-    on the labelled support alone.
-
-    Args:
-        parts: the sums of each; those without a labelled pixel are passed over.
-        ridges: to compare, see :func:`fit_linear`.
-        standardize: as in :func:`fit_linear`.
+    Every part, an image or several, is left out in turn; those without a labelled pixel are passed over. The error is
+    the mean squared distance of the least-squares scores to the one-hot classes: it needs no pixel again.
 
     Raises:
         UserError: fewer than two parts with labelled pixels.

@@ -20,6 +20,7 @@ from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
 from medmdm.heads.task import Reading
+from medmdm.objectives.losses import centre
 
 ENSEMBLES = ("mean", "vote")
 
@@ -88,9 +89,8 @@ class Segmenter(nn.Module):
         members (its part that they disagree on; 0 for one member), both in nats; see :func:`entropy`.
 
         Where features are read under complementary masks (``masking="partition"``), the divergence is between all pairs
-        of a member and a mask: it also says how much the answer depends on which patches are hidden, so that a single
-        member has one too. This reads the image once more per mask. Logits and entropy are those of the averaged
-        features, as without uncertainty.
+        of a member and a mask, so that a single member has one too; this reads the image once more per mask. Logits and
+        entropy are those of the averaged features.
         """
         spread, votes = _Spread(), torch.zeros(())
         for logits in self._each(self.extractor(image), image.shape[2:]):
@@ -127,8 +127,7 @@ class _Spread:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum: Tensor | float = 0.0
-        self.within: Tensor | float = 0.0
+        self.sum = self.within = torch.zeros(())
 
     def add(self, probabilities: Tensor) -> None:
         """Hear ``[B, K, *spatial]``."""
@@ -138,7 +137,7 @@ class _Spread:
 
     def total(self) -> Tensor:
         """Entropy of the mean."""
-        return entropy(torch.as_tensor(self.sum / self.count))
+        return entropy(self.sum / self.count)
 
     def disagreement(self) -> Tensor:
         """Jensen-Shannon divergence: entropy of the mean minus mean entropy."""
@@ -176,10 +175,8 @@ class PaddedNetwork(nn.Module):
         out = self.network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
         logits: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
         if self.num_classes is not None and not torch.jit.is_tracing() and logits.shape[1] != self.num_classes:
-            raise UserError(
-                f"The network gives {logits.shape[1]} classes, but the data has {self.num_classes}: set its "
-                "out_channels."
-            )
+            given = f"gives {logits.shape[1]} classes, but the data has {self.num_classes}"
+            raise UserError(f"The network {given}: set its out_channels.")
         return cut(logits, spatial)
 
 
@@ -230,36 +227,30 @@ class Predictor:
         assert self.inferer is not None
         out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
-        first = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
-        places = (slice(None), *(slice(a, a + n) for a, n in zip(first, image.shape[1:], strict=True)))
-        return out[0][places].float().cpu()
+        return centre(out[0], image.shape[1:]).float().cpu()
 
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model says of a picture or a volume, resampled to the grid of its file."""
         values = self.values(case, self._probabilities)
-        if self.uncertainty:
-            return Prediction(values[:-2], values[-2:])
-        return Prediction(values)
+        return Prediction(values[:-2], values[-2:]) if self.uncertainty else Prediction(values)
 
     def values(self, case: LoadedCase, function: Callable[[Tensor], Tensor] | None = None) -> np.ndarray:
         """Return what the model gives for a picture or a volume, ``[N, *spatial]`` float32 on the grid of its file.
 
-        Args:
-            case: the picture or volume; of a volume slices that were left out stay 0.
-            function: of what :meth:`image` gives, before it is resampled; None: nothing is done to it.
+        Slices of a volume that were left out stay 0. ``function`` is applied to what :meth:`image` gives, before it is
+        resampled.
         """
 
-        def read(image: Tensor, shape: Sequence[int]) -> Tensor:
+        def read(image: Tensor, shape: Sequence[int]) -> np.ndarray:
             values = self.image(image) if function is None else function(self.image(image))
-            return values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)
+            return (values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)).numpy()
 
         if case.slicing is None:
-            return read(case.examples[0].image, case.shape).numpy()
+            return read(case.examples[0].image, case.shape)
         assembler: SliceAssembler | None = None
         for number, example in zip(case.slices, case.examples, strict=True):
-            values = read(example.image, case.slicing.slice_shape).numpy()
-            if assembler is None:
-                assembler = SliceAssembler(case.slicing, len(values), "float32")
+            values = read(example.image, case.slicing.slice_shape)
+            assembler = assembler or SliceAssembler(case.slicing, len(values), "float32")
             assembler.add(number, values)
         assert assembler is not None  # volumes have slices
         return assembler.volume()

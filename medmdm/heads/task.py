@@ -54,9 +54,9 @@ class Reading:
 
     def inferer(self, batch_size: int = 4) -> Inferer:
         """Return MONAI's inferer that reads so; logits of windows are blended by Gaussian weights."""
-        return (
-            SimpleInferer() if self.whole else SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
-        )
+        if self.whole:
+            return SimpleInferer()
+        return SlidingWindowInferer(self.window, batch_size, self.overlap, "gaussian")
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,11 @@ class Task:
         if self.num_classes < 2:
             raise UserError(f"A segmentation needs two classes or more, background included, got {self.num_classes}.")
         for example in self.examples:
-            if example.label.ndim != len(self.reading.window):
-                raise UserError(
-                    f"window must be {example.label.ndim} whole numbers for images of {example.label.ndim} dimensions, "
-                    f"got {list(self.reading.window)}."
-                )
-            above = example.label[example.known & (example.label >= self.num_classes)]
-            check_known(
-                set(above.tolist()), range(self.num_classes), IGNORE, f"the label of {example.case or 'an image'}"
-            )
+            n, window = example.label.ndim, list(self.reading.window)
+            if n != len(window):
+                raise UserError(f"window must be {n} whole numbers for images of {n} dimensions, got {window}.")
+            above = set(example.label[example.known & (example.label >= self.num_classes)].tolist())
+            check_known(above, range(self.num_classes), IGNORE, f"the label of {example.case or 'an image'}")
 
 
 @dataclass(frozen=True)
@@ -122,18 +118,14 @@ class Fitter(Protocol):
 
     def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Learn from ``task.examples`` alone."""
-        ...
 
 
 NOTHING_LABELLED = "There is no labelled pixel to learn from: check the labels and the ignore value."
+VIEWS = ("whole", "windows", "crops")
 
 
 def labelled(examples: Iterable[Example]) -> list[Example]:
-    """Return the images (or views of them) that hold a labelled pixel.
-
-    Raises:
-        UserError: none does.
-    """
+    """Return the images (or views of them) that hold a labelled pixel; refuse if none does."""
     found = [example for example in examples if bool(example.known.any())]
     if not found:
         raise UserError(NOTHING_LABELLED)
@@ -141,23 +133,12 @@ def labelled(examples: Iterable[Example]) -> list[Example]:
 
 
 def check_normalize(extractor: Extractor, whole: bool) -> None:
-    """Refuse the paper's norm for whole images.
-
-    Args:
-        extractor: of the features.
-        whole: images are read whole, and may be of another size than the windows.
-
-    Raises:
-        UserError: it grows with the area, so images of different sizes would have features of different scales.
-    """
+    """Refuse the paper's norm where images are read ``whole``: features of other sizes would have other scales."""
     if whole and extractor.config["normalize"] == "global_l2":
         raise UserError(
             "normalize 'global_l2' depends on the area, so it is for windows of one size: set whole_images to false "
             "(and the head's views to 'windows' or 'crops'), or normalize to 'rms', 'standardize' or 'none'."
         )
-
-
-VIEWS = ("whole", "windows", "crops")
 
 
 def views(
@@ -190,10 +171,9 @@ def views(
         rng = np.random.default_rng([seed, 5, *example.case.encode()])
         return [random_crop(example, window, int(rng.integers(2**31))) for _ in range(per_image)]
     image, label = _padded(example, window)
-    step = [max(1, int(n * (1 - overlap))) for n in window]
-    places = dense_patch_slices(tuple(label.shape), tuple(window), tuple(step))
-    parts = [(tuple(place), (slice(None), *place)) for place in places]
-    return [replace(example, image=image[every], label=label[place]) for place, every in parts]
+    step = tuple(max(1, int(n * (1 - overlap))) for n in window)
+    places = dense_patch_slices(tuple(label.shape), tuple(window), step)
+    return [replace(example, image=image[(..., *place)], label=label[tuple(place)]) for place in places]
 
 
 def random_crop(
@@ -210,20 +190,13 @@ def random_crop(
     """
     image, label = _padded(example, window)
     keys = ("image", "label")
-    chain = Compose(
-        [
-            RandSpatialCropd(keys, roi_size=list(window), random_size=False),
-            *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flips),
-            *([] if transform is None else [transform]),
-        ]
-    )
+    mirrors = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flips]
+    further = [] if transform is None else [transform]
+    chain = Compose([RandSpatialCropd(keys, roi_size=list(window), random_size=False), *mirrors, *further])
     chain.set_random_state(seed=seed)
     out = chain({"image": image, "label": label[None]})
-    return replace(
-        example,
-        image=torch.as_tensor(out["image"]).contiguous(),
-        label=torch.as_tensor(out["label"])[0].contiguous(),
-    )
+    image, label = torch.as_tensor(out["image"]), torch.as_tensor(out["label"])[0]
+    return replace(example, image=image.contiguous(), label=label.contiguous())
 
 
 def _padded(example: Example, window: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -79,16 +79,16 @@ class ReconstructionLoss(nn.Module):
                 return error.mean()
             if visible is None:
                 raise ValueError(f"{type(self).__name__} with visible_weight {self.visible_weight} needs `visible`.")
-            visible = _centre(visible.float(), error.shape[2:])
+            visible = centre(visible.float(), error.shape[2:])
             weight = (1 - visible + self.visible_weight * visible).expand_as(error)
             weight, error = weight.flatten(1), error.flatten(1)
             tiny = torch.finfo(torch.float32).tiny
             return ((weight * error).sum(1) / weight.sum(1).clamp_min(tiny)).mean()
 
 
-def _centre(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut the central ``size`` out of the spatial axes of ``image``."""
-    for axis, length in enumerate(size, start=2):
+def centre(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut the central ``size`` out of the last axes of ``image``."""
+    for axis, length in enumerate(size, start=image.ndim - len(size)):
         image = image.narrow(axis, (image.shape[axis] - length) // 2, length)
     return image
 
@@ -122,15 +122,12 @@ class PaperSSIMLoss(ReconstructionLoss):
         """Gaussian-weighted local mean of every channel, one axis at a time, with zero padding."""
         spatial_dims = images.ndim - 2
         conv = {2: F.conv2d, 3: F.conv3d}[spatial_dims]
-        shape = images.shape
+        shape, n = images.shape, self.window.numel()
         images = images.flatten(0, 1)[:, None]
         for axis in range(spatial_dims):
-            extent = [1] * spatial_dims
-            extent[axis] = -1
+            extent = [n if a == axis else 1 for a in range(spatial_dims)]
             window = self.window.to(images.device).reshape(1, 1, *extent)
-            padding = [0] * spatial_dims
-            padding[axis] = window.numel() // 2
-            images = conv(images, window, padding=padding)
+            images = conv(images, window, padding=[length // 2 for length in extent])
         return images.reshape(shape)
 
     def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
@@ -163,13 +160,11 @@ class SSIMLoss(ReconstructionLoss):
         self.data_range, self.window_size, self.sigma = data_range, window_size, sigma
 
     def error_map(self, pred: Tensor, target: Tensor) -> Tensor:
-        spatial = pred.shape[2:]
-        if min(spatial) < self.window_size:
-            raise UserError(
-                f"SSIM with a window of {self.window_size} pixels needs larger crops than {tuple(spatial)}."
-            )
-        size, sigma = [self.window_size] * len(spatial), [self.sigma] * len(spatial)
-        ssim, _ = compute_ssim_and_cs(pred, target, len(spatial), size, sigma, data_range=self.data_range)
+        spatial, size = tuple(pred.shape[2:]), self.window_size
+        if min(spatial) < size:
+            raise UserError(f"SSIM with a window of {size} pixels needs larger crops than {spatial}.")
+        n = len(spatial)
+        ssim, _ = compute_ssim_and_cs(pred, target, n, [size] * n, [self.sigma] * n, data_range=self.data_range)
         return 1 - ssim
 
 

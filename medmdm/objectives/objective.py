@@ -47,15 +47,10 @@ class Objective:
         return self
 
     def pose(self, images: Tensor, generators: Generators) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Corrupt a batch.
+        """Corrupt a batch ``[B, C, *spatial]`` in [-1, 1], with one generator for each image.
 
-        Args:
-            images: ``[B, C, *spatial]`` in [-1, 1].
-            generators: one for each image.
-
-        Returns:
-            The corrupted images x_t, t ``[B]``, what the network is to predict, and the visible pixels
-            ``[B, 1, *spatial]``.
+        Returns the corrupted images x_t, t ``[B]``, what the network is to predict, and the visible pixels
+        ``[B, 1, *spatial]``.
         """
         t = self.timesteps(len(images), generators, images.device)
         corrupted = self.corruption(images, t, generators)
@@ -70,12 +65,11 @@ class Objective:
     def restored(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the clean image that a prediction implies, in float32.
 
-        For ``target="noise"`` that is ``(x_t - b e) / a`` with the corruption's rates a and b, in DDPM
-        ``sqrt(a_t)`` and ``sqrt(1 - a_t)`` (Ho et al. 2020, eq. 15); where a mask has hidden the image as well it holds
-        on the visible pixels only.
+        For ``target="noise"`` that is ``(x_t - b e) / a`` with the corruption's rates a and b, in DDPM ``sqrt(a_t)`` and
+        ``sqrt(1 - a_t)`` (Ho et al. 2020, eq. 15), on the visible pixels only.
 
         Args:
-            pred: the network's output, ``[B, C, *spatial]`` or with a learnt sigma's channels behind.
+            pred: the network's output for ``x_t``, ``[B, C, *spatial]`` or with a learnt sigma's channels behind.
             x_t: what it was given, ``[B, C, *spatial]``.
             t: ``[B]`` timesteps.
         """
