@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Mapping
@@ -58,12 +59,10 @@ def moved(name: str) -> str:
 
 def public_name(kind: type | types.FunctionType) -> str:
     """Return the shortest dotted name under which a class can be imported: ``medmdm.heads.PixelClassifier``."""
-    parts = kind.__module__.split(".")
-    for n in range(1, len(parts) + 1):
-        package = ".".join(parts[:n])
+    for package in itertools.accumulate(kind.__module__.split("."), "{}.{}".format):
         if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
-            return f"{package}.{kind.__qualname__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
+            break
+    return f"{package}.{kind.__qualname__}"
 
 
 def buildable(kind: _Kind) -> _Kind:
@@ -198,14 +197,14 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
     if config.get("_mode_") == "callable":
         return functools.partial(make, **arguments)
     known = _arguments(make)
-    for key in arguments if known is not None else ():
-        if key not in known:
+    for key in arguments:
+        if known is not None and key not in known:
             raise UserError(f"{getattr(make, '__name__', make)} has no argument {key!r}{nearest(key, known)}.")
     try:
         return make(**arguments)
-    except UserError:
-        raise
     except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{config['_target_']} cannot be built: {str(error).rstrip('.')}.") from error
 
 

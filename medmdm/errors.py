@@ -13,10 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
-    """A mistake in a user's files, keys or values.
+    """A mistake in a user's files, keys or values: one sentence that names it, says what was expected and what to do.
 
-    The message is one sentence that names the file, key or value, says what was expected and what to do. Raise it
-    as early as possible; :func:`show_user_errors_as_sentences` prints it without a traceback.
+    Raise it as early as possible; :func:`show_user_errors_as_sentences` prints it without a traceback.
     """
 
 
@@ -38,10 +37,7 @@ def warn_once(sentence: str) -> None:
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """Return the first :class:`UserError` in the chain of causes of ``error``.
-
-    MONAI's config parser wraps what a component raises in a ``RuntimeError`` of its own, ``raise ... from``.
-    """
+    """Return the first :class:`UserError` in the chain of causes: MONAI's config parser wraps what components raise."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, UserError):

@@ -193,10 +193,8 @@ def paper_blocks(network: nn.Module) -> list[int]:
 
 def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = None) -> list[int]:
     """Return the t to read features at: the fixed one of an autoencoder, else the paper's 50 of 1000, scaled to T."""
-    draw = plan.get("timesteps")
-    if draw is not None:
-        timesteps = instantiate(draw)
-        if isinstance(timesteps, FixedTimesteps):
-            return [timesteps.timestep]
+    timesteps = None if plan.get("timesteps") is None else instantiate(plan["timesteps"])
+    if isinstance(timesteps, FixedTimesteps):
+        return [timesteps.timestep]
     total = plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps
     return [round(total * 50 / 1000)]

@@ -72,7 +72,7 @@ def make_plan(
 
 
 def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = ()) -> dict[str, Any]:
-    """Return what training saw, see :func:`make_plan`: ``{"images": hashes, "patients": salted hashes, "salt": ...}``."""
+    """Return ``{"images": hashes, "patients": salted hashes, "salt": ...}`` of what training saw, as in make_plan."""
     images = sorted(set(image_hashes))
     salt = text_hash("".join(images))[:32]
     return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
@@ -81,8 +81,7 @@ def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = (
 def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
     """Return the sorted salted hashes of patient ids (PBKDF2, so that short ids are slow to guess).
 
-    The salt follows from the training images, so that two runs on the same images write the same file; whoever wants
-    to know if a patient of theirs is in a ledger hashes the id with the ledger's salt.
+    Whoever wants to know if a patient of theirs is in a ledger hashes the id with the ledger's salt.
     """
     distinct = sorted({str(patient) for patient in patient_ids})
     return sorted(hashlib.pbkdf2_hmac("sha256", p.encode(), salt.encode(), 20_000).hex() for p in distinct)
@@ -186,9 +185,8 @@ def _from_published(
         guess = f"num_head_channels {INVISIBLE['num_head_channels']}"
         if "num_head_channels" in given or guess not in str(error):
             raise
-        raise UserError(
-            f"{error} Weights do not show it; the paper's {guess} was assumed, pass num_head_channels or num_heads."
-        ) from error
+        assumption = f"the paper's {guess} was assumed, pass num_head_channels or num_heads"
+        raise UserError(f"{error} Weights do not show it; {assumption}.") from error
     if assumed:
         told = ", ".join(f"{key}={value}" for key, value in assumed.items())
         logger.warning(f"{path}: weights do not show {told}; this is assumed, pass other values if it is wrong.")

@@ -66,10 +66,8 @@ def save_segmenter(
         elif isinstance(segmenter, Segmenter):
             record = _record(segmenter, plan)
             if record["fine_tuned"] and not include_backbone:
-                raise UserError(
-                    "the backbone differs from the one of its file, because it was fine-tuned or is another one, "
-                    "so the head alone would be of no use: save with include_backbone."
-                )
+                why = "the backbone differs from the one of its file, because it was fine-tuned or is another one"
+                raise UserError(f"{why}, so the head alone would be of no use: save with include_backbone.")
             kind, state = "head", {"head": segmenter.head.state_dict()}
             if include_backbone:
                 kind, state["backbone"] = "segmenter", _cut(_inner(segmenter).backbone, record).state_dict()
@@ -177,10 +175,8 @@ def _backbone(
         found = weights_hash(network.state_dict())
         if found != wanted:
             name = "the backbone given" if isinstance(given, tuple) else str(given)
-            difference = f"than {name}: its weights are {wanted[:12]}, not {found[:12]}"
-            raise UserError(
-                f"the head was trained with another backbone {difference}; give the one it was trained with."
-            )
+            other = f"another backbone than {name}: its weights are {wanted[:12]}, not {found[:12]}"
+            raise UserError(f"the head was trained with {other}; give the one it was trained with.")
         if kind == "head":
             return _cut(network, plan)
     return fill(_cut(build(plan["backbone"]["network"], trust), plan), state["backbone"])

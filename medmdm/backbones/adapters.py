@@ -76,13 +76,11 @@ class MONAIDiffusionBackbone(BlockNetwork):
                 self.add_block(self._config["channels"][-1 - level], self.reduction // 2 ** (level + is_raised))
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """See :meth:`BlockNetwork.forward`."""
         self.check_inputs(x, timesteps)
         output: Tensor = self.network(x, timesteps)
         return output
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """See :meth:`BlockNetwork.features`."""
         self.check_blocks(blocks)
         self.check_inputs(x, timesteps)
         unet = self.network
@@ -151,10 +149,7 @@ class RawPixels(BlockNetwork):
         return x
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """Return the image and its smoothed copies, stacked, for each of ``blocks`` (all 0).
-
-        See :meth:`BlockNetwork.features`; ``timesteps`` are not looked at.
-        """
+        """Return the image and its smoothed copies, stacked, for each of ``blocks`` (all 0)."""
         self.check_blocks(blocks)
         channels = self._config["in_channels"]
         if not torch.jit.is_tracing() and x.shape[1] != channels:
@@ -171,11 +166,8 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     program are left as they are.
 
     Args:
-        network: has ``config``, the arguments of its constructor, as the backbones here do. It is changed in place.
+        network: has ``config``, the arguments of its constructor. It is changed in place, and returned.
         seed: other seeds, other weights.
-
-    Returns:
-        The same network.
 
     Raises:
         UserError: the network has no ``config``.
@@ -188,10 +180,8 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     """
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
-        raise UserError(
-            f"randomise: {type(network).__name__} does not say how it was made (config), so it cannot be made again; "
-            "make a new one instead of loading weights."
-        )
+        reason = f"{type(network).__name__} does not say how it was made (config), so it cannot be made again"
+        raise UserError(f"randomise: {reason}; make a new one instead of loading weights.")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         fresh = type(network)(**config)

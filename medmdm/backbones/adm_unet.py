@@ -171,10 +171,8 @@ class ADMUNet(BlockNetwork):
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """See :meth:`BlockNetwork.forward`; ``y``: ``[B]`` class numbers of a class-conditional network."""
         if self.out is None:
-            raise UserError(
-                f"ADMUNet: this network was truncated after decoder block {len(self.output_blocks) - 1}: it gives "
-                "features, but no image; load the whole from its model.pt."
-            )
+            cut = f"this network was truncated after decoder block {len(self.output_blocks) - 1}"
+            raise UserError(f"ADMUNet: {cut}: it gives features, but no image; load the whole from its model.pt.")
         h, _ = self._decode(x, timesteps, y, range(len(self.output_blocks)), keep=())
         return self.out(h)
 
@@ -215,51 +213,37 @@ class ADMUNet(BlockNetwork):
 
 
 def _check_arguments(
-    *,
-    spatial_dims: int,
-    model_channels: int,
-    channel_mult: list[float],
-    attention_resolutions: list[int],
-    num_heads: int,
-    num_head_channels: int,
-    dropout: float,
-    **others: Any,
+    spatial_dims: int, channel_mult: list[float], attention_resolutions: list[int], dropout: float, **counts: Any
 ) -> None:
     """Raise a :class:`UserError` for the first argument that is out of range or contradicts another."""
     if spatial_dims not in (2, 3):
         raise UserError(f"ADMUNet: spatial_dims is {spatial_dims!r}, expected 2 or 3.")
-    counts = {"model_channels": model_channels, "num_heads": num_heads}
-    counts |= {key: others[key] for key in ("in_channels", "out_channels", "num_res_blocks")}
-    if others["num_classes"] is not None:
-        counts["num_classes"] = others["num_classes"]
-    for key, value in counts.items():
+    for key in ("model_channels", "num_heads", "in_channels", "out_channels", "num_res_blocks", "num_classes"):
+        value = 1 if key == "num_classes" and counts[key] is None else counts[key]
         if not isinstance(value, int) or value < 1:
             raise UserError(f"ADMUNet: {key} is {value!r}, expected a whole number of at least 1.")
     if not 0 <= dropout < 1:
         raise UserError(f"ADMUNet: dropout is {dropout!r}, expected a probability in [0, 1).")
     if not channel_mult:
         raise UserError("ADMUNet: channel_mult is empty, expected one number for each level.")
-
+    model_channels = counts["model_channels"]
     widths = [multiple * model_channels for multiple in channel_mult]
     for width in widths:
         if width < 32 or abs(width / 32 - round(width / 32)) > 1e-6:
-            raise UserError(
-                f"ADMUNet: model_channels {model_channels} with channel_mult {channel_mult} makes a level of {width:g} "
-                "channels; group normalisation with 32 groups needs multiples of 32."
+            made = (
+                f"model_channels {model_channels} with channel_mult {channel_mult} makes a level of {width:g} channels"
             )
+            raise UserError(f"ADMUNet: {made}; group normalisation with 32 groups needs multiples of 32.")
     rates = [2**level for level in range(len(channel_mult))]
     for rate in attention_resolutions:
         if rate not in rates:
-            raise UserError(
-                f"ADMUNet: attention_resolutions holds {rate!r}, but the {len(rates)} levels of channel_mult have the "
-                f"down-sampling rates {rates} (rates, not sizes in pixels)."
-            )
-    key, divisor = ("num_heads", num_heads) if num_head_channels == -1 else ("num_head_channels", num_head_channels)
+            have = f"the {len(rates)} levels of channel_mult have the down-sampling rates {rates}"
+            raise UserError(f"ADMUNet: attention_resolutions holds {rate!r}, but {have} (rates, not sizes in pixels).")
+    key = "num_heads" if counts["num_head_channels"] == -1 else "num_head_channels"
+    divisor = counts[key]
     if not isinstance(divisor, int) or divisor < 1:
         raise UserError(f"ADMUNet: {key} is {divisor!r}, expected at least 1, or -1 to use num_heads.")
     for rate, width in zip(rates, widths, strict=True):
         if (rate in attention_resolutions or rate == rates[-1]) and round(width) % divisor:
-            raise UserError(
-                f"ADMUNet: {key} {divisor} does not divide the {width:g} channels of the level with attention at "
-                f"down-sampling rate {rate}."
-            )
+            level = f"the {width:g} channels of the level with attention at down-sampling rate {rate}"
+            raise UserError(f"ADMUNet: {key} {divisor} does not divide {level}.")

@@ -87,10 +87,8 @@ class FeatureExtractor(nn.Module):
         self._config = {k: v for k, v in declared(locals()).items() if k not in ("backbone", "corruption")}
         known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
         if not _some(blocks) or any(block not in known for block in blocks):
-            has = f"{min(known)} to {max(known)}"
-            raise UserError(
-                f"blocks must be a list of decoder blocks, of which the backbone has {has}, got {blocks!r}."
-            )
+            has = f"of which the backbone has {min(known)} to {max(known)}"
+            raise UserError(f"blocks must be a list of decoder blocks, {has}, got {blocks!r}.")
         if masking not in MASKINGS:
             raise UserError(f"masking must be one of {', '.join(MASKINGS)}, got {masking!r}.")
         if normalize not in NORMALIZATIONS:

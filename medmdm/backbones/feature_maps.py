@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ def pad_ends(x: Tensor, size: Sequence[int], mode: str = "replicate") -> Tensor:
 
 def cut(x: Tensor, size: Sequence[int]) -> Tensor:
     """Take the padding off the ends of the last axes."""
-    return x[(..., *(slice(0, int(n)) for n in size))]
+    first: Any = (..., *(slice(0, int(n)) for n in size))
+    return x[first]
 
 
 def stack(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
@@ -118,7 +120,7 @@ def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:
 
 
 def normalization(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> list[tuple[Tensor | None, Tensor]]:
-    """Return for each map what :func:`normalize` subtracts (None: nothing) and by what it then multiplies, in float64."""
+    """Return for each map what :func:`normalize` subtracts (None: nothing) and then multiplies by, in float64."""
     if kind == "standardize":  # 1e-5 as in instance normalisation: constant channels stay small
         return [(mean, (variance + 1e-5).rsqrt()) for mean, variance in (moments(f, size) for f in maps)]
     return [(None, factor(maps, size, kind).reshape(-1, *[1] * (maps[0].ndim - 1)))] * len(maps)

@@ -71,7 +71,6 @@ class Downsample(nn.Module):
         self.op = convolution(spatial_dims, channels, channels, stride=2) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *spatial]`` to ``[B, C, *spatial / 2]``."""
         return halve(x) if self.op is None else self.op(x)
 
 
@@ -83,7 +82,6 @@ class Upsample(nn.Module):
         self.conv = convolution(spatial_dims, channels, channels) if learned else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *spatial]`` to ``[B, C, *spatial * 2]``."""
         return self.conv(double(x))
 
 
@@ -264,10 +262,9 @@ class BlockNetwork(nn.Module):
             axes = "height, width" if dims == 2 else "depth, height, width"
             raise UserError(f"{name}: x has the shape {tuple(x.shape)}, expected [batch, {channels}, {axes}].")
         if any(size % self.reduction for size in x.shape[2:]):
-            raise UserError(
-                f"{name}: the spatial size {tuple(x.shape[2:])} is not divisible by {self.reduction}, the total "
-                f"down-sampling rate of {self.reduction.bit_length()} levels; crop or pad the input."
-            )
+            rate = f"{self.reduction}, the total down-sampling rate of {self.reduction.bit_length()} levels"
+            size = tuple(x.shape[2:])
+            raise UserError(f"{name}: the spatial size {size} is not divisible by {rate}; crop or pad the input.")
         if timesteps.shape != x.shape[:1]:
             expected = f"expected one for each of the {x.shape[0]} images of the batch"
             raise UserError(f"{name}: timesteps have the shape {tuple(timesteps.shape)}, {expected}.")

@@ -1,7 +1,7 @@
 """Closed-form heads from sums over pixels: ridge regression and linear discriminants, without seeds.
 
-The sums of an image (:class:`PixelSums`) add up over images and subtract again, so any few-shot subset, leaving one
-image out, and choosing blocks, timesteps and the ridge cost one small linear solve each after a single pass.
+The sums of an image (:class:`PixelSums`) add up over images and subtract again, so any few-shot subset, and choosing
+blocks, timesteps and the ridge, cost one small linear solve each after a single pass.
 """
 
 from __future__ import annotations
@@ -87,11 +87,7 @@ def _gathered_gram(maps: Sequence[Tensor], chosen: Tensor, size: Sequence[int]) 
 
 
 class _System:
-    """The linear system of a head before the ridge is added: that is all which differs from ridge to ridge.
-
-    With one scale for both methods and two classes, ridge regression and discriminants give the same direction and
-    differ in the threshold alone: the between-class part of the covariance is parallel to the right-hand side.
-    """
+    """The linear system of a head before the ridge is added: that is all which differs from ridge to ridge."""
 
     def __init__(self, sums: PixelSums, method: str, standardize: bool) -> None:
         n = sums.counts.sum()

@@ -173,7 +173,8 @@ def views(
     image, label = _padded(example, window)
     step = tuple(max(1, int(n * (1 - overlap))) for n in window)
     places = dense_patch_slices(tuple(label.shape), tuple(window), step)
-    return [replace(example, image=image[(..., *place)], label=label[tuple(place)]) for place in places]
+    parts = [(tuple(place), (slice(None), *place)) for place in places]
+    return [replace(example, image=image[every], label=label[place]) for place, every in parts]
 
 
 def random_crop(

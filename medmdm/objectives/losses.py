@@ -1,8 +1,7 @@
 """How a restored image is compared with the clean one. One class an equation.
 
-All reconstruction losses are called as ``loss(pred, target, visible=None)`` and always compute in float32 outside
-autocast: under bfloat16 the variances inside SSIM lose most of their digits. :func:`with_visible` makes one of any loss
-that compares two tensors.
+All reconstruction losses are called as ``loss(pred, target, visible=None)`` and compute in float32 outside autocast:
+under bfloat16 the variances inside SSIM lose most of their digits.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class Objective:
     def restored(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the clean image that a prediction implies, in float32.
 
-        For ``target="noise"`` that is ``(x_t - b e) / a`` with the corruption's rates a and b, in DDPM ``sqrt(a_t)`` and
-        ``sqrt(1 - a_t)`` (Ho et al. 2020, eq. 15), on the visible pixels only.
+        For ``target="noise"`` that is ``(x_t - b e) / a`` with the corruption's rates a and b, in DDPM ``sqrt(a_t)``
+        and ``sqrt(1 - a_t)`` (Ho et al. 2020, eq. 15); it holds on the visible pixels only.
 
         Args:
             pred: the network's output for ``x_t``, ``[B, C, *spatial]`` or with a learnt sigma's channels behind.
