@@ -103,14 +103,8 @@ class Corruption(ABC):
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return by what visible pixels of the image and the noise are multiplied, each ``[B, 1, ...]``.
 
-        With noise e, ``x_t = a x0 + b e`` there: what a network has to be told of t to turn one into the other.
-
-        Args:
-            t: ``[B]`` timesteps.
-            like: of the number of axes, type and device of the images.
-
-        Raises:
-            UserError: the corruption adds no noise.
+        With noise e, ``x_t = a x0 + b e`` there, at timesteps t ``[B]``; ``like`` has the axes, type and device of the
+        images. A corruption that adds no noise refuses.
         """
         raise UserError(f"{type(self).__name__} adds no noise.")
 

@@ -266,17 +266,9 @@ class CrossEntropyDiceLoss(nn.Module):
         self.dice = DiceLoss(include_background=include_background, batch=True)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Compare.
+        """Compare logits ``[B, K, *spatial]`` with class numbers ``[B, *spatial]``.
 
-        Args:
-            logits: ``[B, K, *spatial]``.
-            label: ``[B, *spatial]`` class numbers.
-
-        Returns:
-            A scalar; 0 with gradients of 0 where nothing is labelled.
-
-        Raises:
-            UserError: there is not one weight per class.
+        Returns a scalar; 0 with gradients of 0 where nothing is labelled.
         """
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
             raise UserError(f"class_weights has {len(self.class_weights)} numbers for {logits.shape[1]} classes.")

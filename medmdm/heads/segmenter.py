@@ -60,13 +60,9 @@ class Segmenter(nn.Module):
         return int(self.head.members)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment images.
+        """Return logits ``[B, K, *spatial]`` of images ``[B, C, *spatial]`` in [-1, 1], of any size.
 
-        Args:
-            image: ``[B, C, *spatial]`` in [-1, 1], of any size.
-
-        Returns:
-            Logits ``[B, K, *spatial]``; of an ensemble the logarithm of its mean probabilities (or share of votes).
+        Of an ensemble these are the logarithm of its mean probabilities (or share of votes).
         """
         if self.members == 1:
             return self.member_logits(image, slice(0, 1))[0]
@@ -166,11 +162,7 @@ class PaddedNetwork(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits ``[B, K, *spatial]`` of images of any size.
-
-        Raises:
-            UserError: the network gives another number of classes.
-        """
+        """Return logits ``[B, K, *spatial]`` of images of any size."""
         spatial = [int(n) for n in image.shape[2:]]
         out = self.network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
         logits: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
