@@ -47,9 +47,9 @@ from torch.utils.data import DataLoader
 
 from medmdm.backbones.layers import AttentionBlock
 from medmdm.corruption import PatchMasking, UniformTimesteps
+from medmdm.files import resource_folder
 from medmdm.pretrain.optimization import EMA, Optimization
 from medmdm.pretrain.trainer import MDMTrainer
-from medmdm.resources import resource_folder
 from medmdm.runs.memory import keep_freed_memory
 
 SEED = 0

@@ -67,10 +67,10 @@ from medmdm.components import to_config
 from medmdm.data.cases import select_cases
 from medmdm.data.demo import stained_tissue
 from medmdm.data.reading import CaseReader, Example
+from medmdm.files import resource_folder
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.task import Reading, Task, random_crop
-from medmdm.resources import resource_folder
 from medmdm.runs.memory import keep_freed_memory
 
 SEED = 0

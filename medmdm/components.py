@@ -20,8 +20,6 @@ from torch import nn
 
 from medmdm.errors import UserError, nearest
 
-__all__ = ["buildable", "declared", "find", "instantiate", "moved", "public_name", "to_config"]
-
 #: Where there are classes that may be built on the word of a weights file; nothing else is imported for it.
 ROOMS = ("medmdm.corruption", "medmdm.backbones", "medmdm.heads", "medmdm.segment", "monai.networks.nets")
 _BUILDABLE: list[type] = []

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterable
 from types import TracebackType
 
-__all__ = ["UserError", "counted", "find_user_error", "nearest", "show_user_errors_as_sentences", "warn_once"]
-
 logger = logging.getLogger(__name__)
 
 

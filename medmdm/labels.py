@@ -7,8 +7,6 @@ from typing import Any
 
 from medmdm.errors import UserError, nearest
 
-__all__ = ["IGNORE", "LABEL_TYPES", "label_classes", "label_names", "label_type"]
-
 IGNORE = 255  # pixels that losses and metrics leave out, unless the list declares a class of that number
 LABEL_TYPES = ("classes", "instances")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medmdm.hashing import weights_hash
+from medmdm.files import weights_hash
 
 
 def test_names_types_shapes_and_values_count_but_not_their_order() -> None:

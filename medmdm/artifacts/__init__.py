@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from medmdm.artifacts.backbone import OpenBackbone, make_extractor, open_backbone, open_backbones
-from medmdm.artifacts.plan import make_ledger, make_plan, patient_hashes
-from medmdm.artifacts.pretrained import convert, load_network, load_pretrained
+from medmdm.artifacts.pretrained import convert, load_network, load_pretrained, make_ledger, make_plan, patient_hashes
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 
 __all__ = [

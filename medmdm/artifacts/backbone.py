@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmdm.artifacts.plan import make_ledger
-from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.pretrained import load_pretrained, make_ledger
 from medmdm.backbones.adapters import RawPixels, randomise
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
@@ -21,19 +20,7 @@ from medmdm.components import instantiate
 from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError, nearest
-from medmdm.hashing import weights_hash
-
-__all__ = [
-    "INITIALISATIONS",
-    "PREPROCESSING",
-    "Backbone",
-    "OpenBackbone",
-    "default_timestep",
-    "make_extractor",
-    "open_backbone",
-    "open_backbones",
-    "paper_blocks",
-]
+from medmdm.files import weights_hash
 
 INITIALISATIONS = ("pretrained", "random", "raw")
 
@@ -168,7 +155,7 @@ def make_extractor(
 
     Returns:
         The extractor, the backbone's plan and the hash of its weights
-        (:func:`medmdm.hashing.weights_hash`).
+        (:func:`medmdm.files.weights_hash`).
 
     Raises:
         UserError: the file cannot be read, the plan does not name the corruption that a masking needs, or blocks,

@@ -21,8 +21,6 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.heads.segmenter import Segmenter
 
-__all__ = ["FORMATS", "TOLERANCE", "export_segmenter"]
-
 #: What the ending of a file's name asks for.
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
 #: Largest difference of a logit that an export may show.

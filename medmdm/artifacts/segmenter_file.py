@@ -19,11 +19,8 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.components import instantiate, to_config
 from medmdm.corruption import Corruption
 from medmdm.errors import UserError
-from medmdm.files import save_torch
-from medmdm.hashing import weights_hash
+from medmdm.files import save_torch, weights_hash
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
-
-__all__ = ["SEGMENTER_FORMAT", "load_segmenter", "save_segmenter"]
 
 SEGMENTER_FORMAT = 1
 KINDS = ("segmenter", "head", "network")
@@ -44,7 +41,7 @@ def save_segmenter(
             :class:`medmdm.heads.PaddedNetwork`.
         plan: JSON-able. ``"backbone"``: the plan of the backbone's file, as it says how images are read and which ones
             were seen; ``"backbone_sha256"``: hash of the weights in that file
-            (:func:`medmdm.hashing.weights_hash`), needed where they are not at hand whole;
+            (:func:`medmdm.files.weights_hash`), needed where they are not at hand whole;
             ``"network"``: for a PaddedNetwork the ``_target_`` and arguments of what is padded; ``"task"``: classes,
             windows, post-processing and whatever else prediction needs. Other keys are kept.
         include_backbone: False for a file of kind ``"head"``.

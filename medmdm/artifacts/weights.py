@@ -21,8 +21,6 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import find, instantiate
 from medmdm.errors import UserError
 
-__all__ = ["INVISIBLE", "build", "fill", "find_state", "first_of", "infer_config", "naming", "read_checkpoint"]
-
 #: Where training programs put the state dict, averaged weights first.
 WRAPPERS = ("ema", "state_dict", "model")
 #: Arguments of an ADM U-Net that leave no trace in a shape but change the output, as in the paper.

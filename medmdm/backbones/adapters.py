@@ -14,8 +14,6 @@ from medmdm.backbones.layers import BlockNetwork
 from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
-__all__ = ["MONAIDiffusionBackbone", "RawPixels", "randomise"]
-
 
 @buildable
 class MONAIDiffusionBackbone(BlockNetwork):

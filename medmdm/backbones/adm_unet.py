@@ -27,8 +27,6 @@ from medmdm.backbones.layers import (
 from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
-__all__ = ["ADMUNet"]
-
 
 @buildable
 class ADMUNet(BlockNetwork):

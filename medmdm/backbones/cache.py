@@ -20,10 +20,7 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import normalization
 from medmdm.components import to_config
 from medmdm.errors import UserError
-from medmdm.files import save_torch, sweep_temporaries
-from medmdm.hashing import tensor_hash, weights_hash
-
-__all__ = ["CachedExtractor"]
+from medmdm.files import save_torch, sweep_temporaries, tensor_hash, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ class CachedExtractor(nn.Module):
         folder: where the files go; None keeps features in memory only.
         max_gib: when the files of this folder are larger, further features are streamed: computed at every use.
         memory_gib: features that are also kept in memory, the longest unused being dropped.
-        backbone_hash: :func:`medmdm.hashing.weights_hash` of the backbone where it is known.
+        backbone_hash: :func:`medmdm.files.weights_hash` of the backbone where it is known.
     """
 
     def __init__(

@@ -17,8 +17,6 @@ from medmdm.components import declared
 from medmdm.corruption import Corrupted, Corruption, PatchMasking
 from medmdm.errors import UserError
 
-__all__ = ["MASKINGS", "Extractor", "FeatureExtractor"]
-
 #: Scale, offset and visible pixels of a corruption whose randomness is fixed, each ``[1, 1 or C, *spatial]``.
 _Damage = tuple[Tensor, Tensor | None, Tensor]
 

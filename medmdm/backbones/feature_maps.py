@@ -20,19 +20,6 @@ from torch.nn import functional as F
 
 from medmdm.errors import UserError
 
-__all__ = [
-    "NORMALIZATIONS",
-    "factor",
-    "gather",
-    "gram",
-    "moments",
-    "normalization",
-    "normalize",
-    "stack",
-    "sum_products",
-    "upsample",
-]
-
 #: What :func:`normalize` knows.
 NORMALIZATIONS = ("global_l2", "rms", "standardize", "none")
 

@@ -14,21 +14,6 @@ from torch import Tensor, nn
 
 from medmdm.errors import UserError
 
-__all__ = [
-    "AttentionBlock",
-    "BlockNetwork",
-    "ConditionedBlock",
-    "Downsample",
-    "Float32GroupNorm",
-    "ResBlock",
-    "Upsample",
-    "convolution",
-    "double",
-    "halve",
-    "sinusoidal_embedding",
-    "with_zero_weights",
-]
-
 
 def sinusoidal_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Embed timesteps as cosines and sines of geometrically spaced frequencies, cosines first.

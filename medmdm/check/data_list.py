@@ -19,8 +19,6 @@ from medmdm.data.lists import SECTIONS, DataList, image_names, load_data_list
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE, label_classes, label_type
 
-__all__ = ["check"]
-
 _THREADS = 4  # each holds an image and its label
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from medmdm.errors import counted
 
-__all__ = ["Finding", "Report", "Row"]
-
 _SHOWN = 5  # findings of one kind on the screen
 
 

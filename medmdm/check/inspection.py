@@ -17,8 +17,6 @@ from medmdm.data.validity import check_finite, check_known, grid_problem, label_
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
-__all__ = ["Facts", "ListedCase", "inspect"]
-
 
 @dataclass(frozen=True)
 class ListedCase:

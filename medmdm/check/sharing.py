@@ -21,8 +21,6 @@ from medmdm.data.lists import SECTIONS, image_name, image_names, regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.errors import UserError
 
-__all__ = ["clashing_names", "identical_images", "quick_check", "shared_patients"]
-
 _NAMED = 4  # patients described one by one
 _SAMPLE = 4096  # bytes in the middle of a file that tell most files of one size apart
 _T = TypeVar("_T")

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from medmdm.errors import UserError
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "decode every file of a data list and look for what spoils a training or its test"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "compare runs on the same cases: differences, intervals, tests"
 
 

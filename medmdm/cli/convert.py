@@ -6,8 +6,6 @@ import argparse
 import json
 from typing import Any
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "turn a published ADM or MDM checkpoint into a model.pt"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "write a segmenter as ONNX, torch.export or TorchScript, and check it"
 
 

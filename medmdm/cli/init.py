@@ -7,9 +7,7 @@ import shutil
 from pathlib import Path
 
 from medmdm.errors import UserError
-from medmdm.resources import resource_folder
-
-__all__ = ["SUMMARY", "add_arguments", "run"]
+from medmdm.files import resource_folder
 
 SUMMARY = "lay out the configs and data lists in a folder"
 

@@ -6,8 +6,6 @@ import argparse
 
 from medmdm.prepare import KINDS, prepare
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "turn what was downloaded or scanned into images, masks and a data list"
 
 

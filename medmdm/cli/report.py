@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "make tables and a page of what an evaluation left, every number from the files"
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from medmdm.errors import UserError
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
 SUMMARY = "make new data lists from one: by patient, in folds, or with a few training cases"
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from medmdm.components import buildable
 from medmdm.errors import UserError
 
-__all__ = ["Corrupted", "Corruption", "FixedTimesteps", "Generators", "UniformTimesteps", "draw"]
-
 # One generator for the batch or, as in diffusers, one for each image: then an image's damage does not depend on
 # which batch, micro-batch or process it travels in.
 Generators = torch.Generator | Sequence[torch.Generator] | None

@@ -14,8 +14,6 @@ from medmdm.components import buildable
 from medmdm.corruption.base import Corrupted, Corruption, Generators, draw
 from medmdm.errors import UserError
 
-__all__ = ["PatchMasking"]
-
 
 @buildable
 @dataclass(frozen=True)

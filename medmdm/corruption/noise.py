@@ -16,8 +16,6 @@ from medmdm.corruption.base import Corrupted, Corruption, Generators, draw
 from medmdm.corruption.masking import PatchMasking
 from medmdm.errors import UserError, nearest
 
-__all__ = ["GaussianNoise", "MaskedNoise"]
-
 _MONAI_NAMES = {"linear": "linear_beta"}
 
 

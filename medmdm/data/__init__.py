@@ -6,14 +6,21 @@ from medmdm.data.cases import Cases, select_cases
 from medmdm.data.dataset import CropDataset, StepSampler
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
-from medmdm.data.files.volumes import SimpleITKReader, Volume, read_volume, volume_geometry, volume_hash
+from medmdm.data.files.volumes import (
+    SLICE_AXES,
+    SimpleITKReader,
+    Slicing,
+    Volume,
+    read_volume,
+    volume_geometry,
+    volume_hash,
+)
 from medmdm.data.folders import FolderImages, find_data_list, find_images, is_mask
 from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
-from medmdm.data.reading import CaseReader, Example, LoadedCase
+from medmdm.data.reading import CaseReader, Example, LabelToClassesd, LoadCased, LoadedCase
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
 from medmdm.data.slices import LoadSliced, StoredVolume, VolumeStore, open_slices, slice_entries
-from medmdm.data.slicing import SLICE_AXES, Slicing
 from medmdm.data.splits import k_folds, split_by_patient, subset
 from medmdm.data.transforms.intensity import (
     CT_WINDOWS,
@@ -28,7 +35,6 @@ from medmdm.data.transforms.intensity import (
     scaled_range,
     window_range,
 )
-from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
 from medmdm.data.transforms.spatial import (
     CutRegion,
     CutRegiond,
@@ -40,7 +46,7 @@ from medmdm.data.transforms.spatial import (
 )
 from medmdm.data.transforms.stain import RandStainJitter, RandStainJitterd
 from medmdm.data.writers import SliceAssembler, write_map, write_mask
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 
 __all__ = [
     "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "Cases", "CropDataset",

@@ -29,8 +29,6 @@ from medmdm.data.transforms.spatial import as_spacing, with_spacing
 from medmdm.errors import UserError, counted, nearest
 from medmdm.labels import IGNORE, label_classes, label_names, label_type
 
-__all__ = ["Cases", "case_names", "select_cases"]
-
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid")
 _KNOWN_KEYS = ("image", "label", "spacing", "magnification", *_ENTRY_KEYS)
 

@@ -21,9 +21,7 @@ from medmdm.data.transforms.intensity import file_dtype_tensor
 from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
-from medmdm.hashing import lines_hash, pixel_hash, text_hash
-
-__all__ = ["CropDataset", "StepSampler"]
+from medmdm.files import lines_hash, pixel_hash, text_hash
 
 
 class CropDataset(Dataset):

@@ -13,8 +13,6 @@ from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
-__all__ = ["SILVER_STANDARD", "demo_labels", "stained_tissue"]
-
 SILVER_STANDARD = (
     "the labels of the demo are a silver standard: the computer made them by colour deconvolution, nobody drew them"
 )

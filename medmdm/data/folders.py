@@ -15,11 +15,6 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.errors import UserError
 
-__all__ = [
-    "DEMO", "DEMO_LABELLED", "FolderImages", "choose_data_list", "demo_folder", "find_data_list", "find_images",
-    "image_files", "is_hidden", "is_mask", "label_files", "list_file", "walk_files",
-]  # fmt: skip
-
 DEMO = "demo"
 DEMO_LABELLED = "demo_labelled"
 

@@ -18,8 +18,6 @@ from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, plain_tensor, target_shape
 from medmdm.errors import UserError, find_user_error
 
-__all__ = ["HeldOut", "hold_out"]
-
 
 @dataclass(frozen=True)
 class HeldOut:

@@ -10,12 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from medmdm.errors import UserError, nearest
-from medmdm.resources import resource_folder
-
-__all__ = [
-    "LIST_NAMES", "SECTIONS", "DataList", "image_name", "image_names", "load_data_list", "regions_overlap",
-    "shipped_data_lists",
-]  # fmt: skip
+from medmdm.files import resource_folder
 
 SECTIONS = ("training", "validation", "test")
 LIST_NAMES = ("dataset.json", "datalist.json")

@@ -26,8 +26,6 @@ from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.files import sweep_temporaries
 
-__all__ = ["Selection", "select_training_images", "slice_volumes"]
-
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
 _DECODERS = 4  # threads; each holds a decoded volume

@@ -17,15 +17,11 @@ from monai.transforms import LoadImage, MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from medmdm.data.files.pictures import RasterReader
-from medmdm.data.files.volumes import Volume, read_volume, volume_hash
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.validity import Grid, check_finite, check_same_grid
 from medmdm.errors import UserError
-from medmdm.files import atomic_file, save_json
-from medmdm.hashing import text_hash
-
-__all__ = ["LoadSliced", "StoredVolume", "VolumeStore", "cache_folder", "open_slices", "slice_entries"]
+from medmdm.files import atomic_file, save_json, text_hash
 
 _FORMAT = 1
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent

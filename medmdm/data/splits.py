@@ -17,10 +17,6 @@ import numpy as np
 from medmdm.data.lists import SECTIONS, DataList, image_name
 from medmdm.errors import UserError, counted, nearest
 
-__all__ = [
-    "SUBSET_RULES", "k_folds", "patient_groups", "split_by_patient", "split_data_list", "subset", "summarise",
-]  # fmt: skip
-
 SUBSET_RULES = ("paper", "seeded")
 _MOST_GROUPS_TO_SWAP = 300
 

@@ -12,11 +12,6 @@ import numpy as np
 
 from medmdm.errors import UserError
 
-__all__ = [
-    "Grid", "check_finite", "check_known", "check_range", "check_same_grid", "grid_distance", "grid_problem",
-    "is_finite", "label_numbers", "size_text",
-]  # fmt: skip
-
 _TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
 _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
 _SHOWN = 8  # unknown numbers named in a sentence

@@ -15,14 +15,11 @@ from PIL import Image
 
 from medmdm.data.files.formats import NIFTI_SUFFIXES, is_volume
 from medmdm.data.files.pictures import image_size
-from medmdm.data.files.volumes import volume_geometry
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing, volume_geometry
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.data.validity import size_text
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
-
-__all__ = ["SliceAssembler", "encode_nifti", "encode_picture", "write_map", "write_mask"]
 
 _COMPRESSION = 3  # a third of the default level's time for a twentieth more space
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")

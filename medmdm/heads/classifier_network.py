@@ -15,8 +15,6 @@ from medmdm.backbones.feature_maps import upsample
 from medmdm.components import buildable, declared
 from medmdm.errors import UserError
 
-__all__ = ["LinearClassifier", "PixelClassifier"]
-
 #: From this many classes on the paper's classifier is wider.
 MANY_CLASSES = 30
 _ROWS = 4096  # pixels that are reduced together

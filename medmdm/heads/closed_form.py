@@ -13,13 +13,11 @@ from torch import Tensor
 from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
-from medmdm.hashing import tensor_hash
+from medmdm.files import tensor_hash
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.pixel_sums import PixelSums, check_method, fit_linear, left_out_errors, pixel_sums
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, labelled, views
-
-__all__ = ["ClosedFormHead"]
 
 
 @dataclass

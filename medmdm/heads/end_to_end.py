@@ -22,8 +22,6 @@ from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Fitted, Task, random_crop
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
-__all__ = ["FineTuning", "FromScratch"]
-
 PARTS = ("all", "decoder")
 _DECODER = re.compile(r"(^|\.)(output_blocks|up_blocks)\.")  # of ADM and of MONAI's DiffusionModelUNet
 

@@ -25,8 +25,6 @@ from medmdm.heads.segmenter import Segmenter, cut
 from medmdm.heads.task import VIEWS, Fitted, Task, check_normalize, labelled, random_crop, views
 from medmdm.objectives.losses import CrossEntropyDiceLoss
 
-__all__ = ["PixelClassifierHead"]
-
 logger = logging.getLogger(__name__)
 
 _Head = TypeVar("_Head", bound=type)

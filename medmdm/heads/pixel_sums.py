@@ -21,8 +21,6 @@ from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.task import NOTHING_LABELLED
 from medmdm.labels import IGNORE
 
-__all__ = ["METHODS", "PixelSums", "fit_linear", "left_out_errors", "pixel_sums"]
-
 METHODS = ("ridge", "lda")
 _PIXELS_AT_ONCE = 1 << 12  # their features in float64: 57 MB for the paper's 1728 channels
 _NEVER = -1e9  # log prior of a class without pixels: finite, for scores are added and averaged

@@ -20,8 +20,6 @@ from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
 from medmdm.heads.task import Reading
 
-__all__ = ["ENSEMBLES", "PaddedNetwork", "Prediction", "Predictor", "Segmenter", "cut"]
-
 ENSEMBLES = ("mean", "vote")
 
 

@@ -21,19 +21,6 @@ from medmdm.data.validity import check_known
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 
-__all__ = [
-    "VIEWS",
-    "Fitted",
-    "Fitter",
-    "Reading",
-    "Task",
-    "check_normalize",
-    "labelled",
-    "random_crop",
-    "view_sizes",
-    "views",
-]
-
 
 @dataclass(frozen=True)
 class Reading:

@@ -16,8 +16,7 @@ from medmdm.metrics.instances import (
     panoptic_quality,
 )
 from medmdm.metrics.overlap import Overlaps, overlaps
-from medmdm.metrics.pixels import dice, iou, mean_scores, pixel_scores, pool
-from medmdm.metrics.surface import surface_scores
+from medmdm.metrics.pixels import dice, iou, mean_scores, pixel_scores, pool, surface_scores
 
 __all__ = [
     "Overlaps",

@@ -17,8 +17,6 @@ from skimage.util import map_array
 
 from medmdm.metrics.overlap import Integers, Overlaps, check_pair
 
-__all__ = ["hausdorff_of_objects"]
-
 SMALL_BOX = 16384  # pixels of a box of two instances up to which a distance transform is the faster way
 
 

@@ -17,16 +17,6 @@ from scipy.sparse.csgraph import connected_components
 from medmdm.metrics.hausdorff import hausdorff_of_objects
 from medmdm.metrics.overlap import Integers, Overlaps, overlaps
 
-__all__ = [
-    "aji",
-    "aji_plus",
-    "instance_scores",
-    "object_dice",
-    "object_f1",
-    "object_hausdorff",
-    "panoptic_quality",
-]
-
 
 def aji(pred: ArrayLike, true: ArrayLike) -> float:
     """Aggregated Jaccard index (Kumar et al. 2017, the MoNuSeg challenge).

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Overlaps", "check_pair", "overlaps"]
-
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 

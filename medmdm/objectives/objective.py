@@ -12,8 +12,6 @@ from medmdm.corruption import Corruption, Generators
 from medmdm.errors import UserError, nearest
 from medmdm.objectives.losses import with_visible
 
-__all__ = ["Objective"]
-
 
 @dataclass(frozen=True)
 class Objective:

@@ -15,8 +15,6 @@ from medmdm.prepare.preparation import Label, Preparation, picture_case, read_la
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
-__all__ = ["prepare"]
-
 _TRAINING_IMAGES = 670
 _TEST = re.compile(r"stage\d_test", re.IGNORECASE)
 _INFORMATION = {

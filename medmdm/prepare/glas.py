@@ -18,8 +18,6 @@ from medmdm.prepare.preparation import Label, Preparation, picture_case, read_la
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
-__all__ = ["prepare"]
-
 _NAME = re.compile(r"(train|testA|testB)_\d+")
 _ROWS = {"train": "training", "testA": "test A", "testB": "test B"}
 

@@ -11,11 +11,8 @@ from typing import Any
 
 from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
-from medmdm.hashing import file_hash, text_hash
+from medmdm.files import atomic_write, file_hash, text_hash
 from medmdm.prepare.preparation import Made, SourceCase
-
-__all__ = ["Journal", "write_if_changed"]
 
 NAME = "prepared.jsonl"
 # To be raised when the same sources are to give other outputs, so that sets prepared before are made anew.

@@ -18,8 +18,6 @@ from medmdm.prepare.preparation import Label, Preparation, SourceCase, picture_c
 from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
 from medmdm.prepare.writing import carry_out
 
-__all__ = ["LATER_LIST", "prepare"]
-
 # The data list that also trains on the images which the later release added to the 30 of the paper.
 LATER_LIST = "dataset_with_later_images.json"
 _LATER = "later images"

@@ -21,8 +21,6 @@ from medmdm.prepare.preparation import Label, Preparation, picture_case, read_la
 from medmdm.prepare.release import Release, SourceFile, open_release
 from medmdm.prepare.writing import carry_out
 
-__all__ = ["prepare"]
-
 # What tells masks from images in names, beyond which `train_masks/x_mask.png` and `train_images/x.png` are the same.
 _WORDS = re.compile(
     r"(?:^|[_\-. ])(?:anno|annos|annotations?|masks?|labels?|gts?|ground[_\- ]?truths?|instances?|inst|segs?"

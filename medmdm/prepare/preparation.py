@@ -17,8 +17,6 @@ from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.prepare.release import SourceFile
 
-__all__ = ["Label", "Made", "Preparation", "SourceCase", "picture_case", "read_label"]
-
 
 @dataclass(frozen=True)
 class Made:

@@ -12,8 +12,6 @@ from medmdm.data.lists import SECTIONS
 from medmdm.errors import UserError
 from medmdm.prepare.release import Release
 
-__all__ = ["PublisherList", "read_published"]
-
 _TEXTS = {"description": "description", "licence": "licence", "license": "licence", "reference": "citation"}
 
 

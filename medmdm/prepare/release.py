@@ -17,9 +17,7 @@ from typing import IO
 from medmdm.data.files.formats import IMAGE_SUFFIXES
 from medmdm.data.folders import is_hidden, walk_files
 from medmdm.errors import UserError
-from medmdm.hashing import stream_hash
-
-__all__ = ["Release", "SourceFile", "by_stem", "open_release"]
+from medmdm.files import stream_hash
 
 # Pictures of one colour shrink a thousandfold, so a ratio means nothing for small files. No data set of images shrinks
 # this much as a whole; an archive that does is built to fill the disk.

@@ -32,8 +32,6 @@ from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile, open_release
 from medmdm.prepare.writing import carry_out
 
-__all__ = ["prepare"]
-
 _LABEL_ENDING = re.compile(r"[_\-. ](?:labels?|seg|segmentations?|masks?|gt|anno(?:tation)?)$", re.IGNORECASE)
 _LABEL_BEGINNING = re.compile(r"^(?:labels?|seg|segmentations?|masks?)[_\-. ]", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net: case_0000, case_0001 are sequences of one patient

@@ -18,8 +18,6 @@ from medmdm.files import sweep_temporaries
 from medmdm.prepare.journal import Journal, fingerprint_of, write_if_changed
 from medmdm.prepare.preparation import Preparation, SectionOf, SourceCase
 
-__all__ = ["LIST_NAME", "carry_out", "summary"]
-
 LIST_NAME = "dataset.json"
 _MAX_NOTES = 40
 

@@ -11,8 +11,6 @@ from medmdm.data.holdout import HeldOut
 from medmdm.data.selection import Selection
 from medmdm.runs.processes import is_main_process
 
-__all__ = ["announce", "data_record"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -16,8 +16,6 @@ from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries
 from medmdm.runs.processes import is_main_process
 
-__all__ = ["Checkpoints", "get_random_state", "mix", "set_random_state"]
-
 logger = logging.getLogger(__name__)
 
 

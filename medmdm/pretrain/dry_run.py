@@ -11,8 +11,6 @@ import torch
 from medmdm.pretrain.log import duration
 from medmdm.runs.processes import unwrap, world_size
 
-__all__ = ["dry_run"]
-
 
 def dry_run(trainer: Any) -> str:
     """Run one batch of a trainer (twice: the first time is slower) and describe the run; nothing is written.

@@ -21,8 +21,6 @@ from tqdm import tqdm
 from medmdm.files import atomic_write
 from medmdm.runs.processes import average, is_main_process, world_size
 
-__all__ = ["Periodic", "StepLog", "duration"]
-
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")

@@ -13,8 +13,6 @@ from torch.optim.swa_utils import AveragedModel
 from medmdm.errors import UserError
 from medmdm.runs.processes import unwrap
 
-__all__ = ["EMA", "Optimization"]
-
 AMP_DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -20,8 +20,6 @@ from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
 from medmdm.runs.processes import is_main_process
 
-__all__ = ["Preview", "fill_with_mean", "preview_grid"]
-
 
 @dataclass(eq=False)
 class Preview(Periodic):

@@ -24,8 +24,6 @@ from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.log import Periodic
 from medmdm.runs.processes import is_main_process
 
-__all__ = ["Probe"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -29,8 +29,6 @@ from medmdm.pretrain.optimization import Optimization
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.processes import is_main_process, rank, unwrap
 
-__all__ = ["MDMTrainer"]
-
 logger = logging.getLogger(__name__)
 
 

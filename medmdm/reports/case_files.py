@@ -15,8 +15,6 @@ from medmdm.data.validity import check_finite, check_known, check_same_grid, lab
 from medmdm.errors import UserError
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
-__all__ = ["CaseArrays", "read_case"]
-
 
 @dataclass(frozen=True)
 class CaseArrays:

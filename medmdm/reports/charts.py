@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.reports.wording import counted
-
-__all__ = ["Axis", "Band", "Chart", "Curve", "Strip", "curves", "differences", "intervals", "strips", "ticks"]
+from medmdm.reports.rendering import counted
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,12 @@ from typing import Any
 
 import medmdm
 from medmdm.errors import UserError, nearest
-from medmdm.reports.definitions import METRICS
-from medmdm.reports.per_case import PER_CASE_FILE, read_per_case
-from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.rendering import flat
+from medmdm.reports.rendering import METRICS, counted, flat
 from medmdm.reports.report import write_report
 from medmdm.reports.scoring import ScoredCase, Scores
-from medmdm.reports.wording import counted
+from medmdm.reports.summary import PER_CASE_FILE, Pseudonyms, read_per_case
 from medmdm.runs.record import Evaluation
 from medmdm.stats import json_ready, paired, summarise, with_holm
-
-__all__ = ["LEVEL", "Run", "compare", "load_runs"]
 
 LEVEL = 0.05
 _TESTED = ("dice", "hausdorff95", "object_dice", "object_f1", "aji", "pq")

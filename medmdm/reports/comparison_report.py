@@ -13,14 +13,10 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.charts import Band, Chart, differences, intervals
 from medmdm.reports.comparison import LEVEL, compare, load_runs
-from medmdm.reports.definitions import METRICS
-from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.rendering import render
+from medmdm.reports.rendering import METRICS, metric_title, render
 from medmdm.reports.report import PAGE_FILE
-from medmdm.reports.wording import metric_title
+from medmdm.reports.summary import Pseudonyms
 from medmdm.runs.record import EVALUATION_FILE
-
-__all__ = ["write_comparison"]
 
 _MOST_BARS = 3  # pairs whose cases are drawn one by one
 

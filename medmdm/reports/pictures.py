@@ -12,10 +12,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.measure import approximate_polygon, find_contours
 
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing
 from medmdm.reports.case_files import CaseArrays
-
-__all__ = ["UNITS", "CasePicture", "draw_case", "encode_map", "picture_side"]
 
 UNITS = 10  # of the drawing in a pixel of the picture: outlines are whole numbers of them
 _TOLERANCE = 0.35  # pixels of the picture by which outlines are simplified

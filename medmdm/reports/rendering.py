@@ -10,17 +10,90 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from medmdm.reports.definitions import METRICS, asset
-from medmdm.reports.wording import counted, interval_text, metric_title, number_text, p_text
 
-__all__ = ["environment", "flat", "render"]
+@dataclass(frozen=True)
+class Metric:
+    """A score of a case, by its column in ``per_case.csv``.
+
+    Args:
+        title: its name in tables.
+        group: ``"pixels"``, ``"surfaces"`` or ``"objects"``.
+        explanation: one sentence.
+        distance: whether it is a distance, of which less is better, rather than a share of 1.
+    """
+
+    title: str
+    group: str
+    explanation: str
+    distance: bool = False
+
+
+def asset(name: str) -> str:
+    """Return the text of a file that comes with the reports: style, script, schema, metrics."""
+    return resources.files("medmdm.reports").joinpath(f"assets/{name}").read_text(encoding="utf-8")
+
+
+_TEXTS: dict[str, dict[str, Any]] = json.loads(asset("metrics.json"))
+METRICS = {key: Metric(**texts) for key, texts in _TEXTS.items()}
+PER_CLASS = tuple(key for key, metric in METRICS.items() if metric.group != "objects")
+COUNTS = ("tp", "fp", "fn", "tn", "n_true", "n_pred")  # pixels of a class
+# What the metrics of objects count in a case, and its column: objects, not pixels.
+OBJECT_COUNTS = {
+    "n_true": "objects_true",
+    "n_pred": "objects_pred",
+    **{key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")},
+}
+
+
+def counted(number: int, thing: str, one: str = "", many: str = "") -> str:
+    """Return ``"1 case"``, ``"2 cases"``, followed by ``one`` or by ``many``: ``"1 case is"``, ``"2 cases are"``."""
+    words = (str(number), thing if number == 1 else f"{thing}s", one if number == 1 else many)
+    return " ".join(word for word in words if word)
+
+
+def number_text(value: float | None, distance: bool = False, signed: bool = False) -> str:
+    """Return a score with four digits, a distance with two, a dash where there is none."""
+    if value is None:
+        return "\N{EN DASH}"
+    digits = 2 if distance else 4
+    value = round(value, digits) or 0.0  # no sign of a zero
+    text = f"{value:{'+' if signed and value else ''}.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval_text(interval: Sequence[float | None], distance: bool = False, signed: bool = False) -> str:
+    """Return ``"0.8012 to 0.8345"``; of a score what is between 0 and 1, of a distance what is above 0."""
+    low, high = interval
+    if low is None or high is None:
+        return "\N{EN DASH}"
+    if not signed:
+        low, high = max(low, 0.0), high if distance else min(high, 1.0)
+    return " to ".join(number_text(bound, distance, signed) for bound in (low, high))
+
+
+def p_text(value: float | None) -> str:
+    """Return a p-value with three digits."""
+    if value is None:
+        return "\N{EN DASH}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def metric_title(key: str, unit: str) -> str:
+    """Return the name of a metric, with the unit where it is a distance."""
+    metric = METRICS[key]
+    if not metric.distance:
+        return metric.title
+    return f"{metric.title} ({'pixels' if key == 'object_hausdorff' else unit})"
+
 
 _COLOURS = 5  # of classes, in the style sheet
 

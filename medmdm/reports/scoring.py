@@ -18,11 +18,9 @@ from medmdm.errors import UserError
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
 from medmdm.reports.case_files import CaseArrays, read_case
-from medmdm.reports.definitions import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
 from medmdm.reports.pictures import CasePicture, draw_case, picture_side
+from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
 from medmdm.runs.record import EvaluatedCase, Evaluation
-
-__all__ = ["Excluded", "Ruler", "ScoredCase", "Scores", "choose_ruler", "score_cases"]
 
 _MICROSCOPY_MM = 0.02  # pixels smaller than this are given in micrometres
 _TOLERANCE_MM = 1.0

@@ -13,8 +13,6 @@ from medmdm.reports.rendering import render
 from medmdm.runs.record import Provenance
 from medmdm.stats import json_ready, paired, spread, summarise, with_holm
 
-__all__ = ["read_study", "study_table", "summarise_study"]
-
 _COLUMNS = ("backbone", "head", "shots", "draw", "seed", "case", "dice", "iou")
 
 

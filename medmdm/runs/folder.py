@@ -18,11 +18,8 @@ from torch import Tensor
 import medmdm
 from medmdm.errors import UserError
 from medmdm.files import save_json, save_torch, sweep_temporaries
-from medmdm.runs.config import differing_keys
+from medmdm.runs.config import differing_keys, may_change
 from medmdm.runs.processes import is_main_process, world_size
-from medmdm.runs.schema import may_change
-
-__all__ = ["RunFolder"]
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 
@@ -34,7 +31,7 @@ class RunFolder:
     Args:
         path: the folder.
         config: the merged config of the run (JSON-able).
-        plan: what a later step needs to know of the weights, see :func:`medmdm.artifacts.plan.make_plan`.
+        plan: what a later step needs to know of the weights, see :func:`medmdm.artifacts.pretrained.make_plan`.
         data: what is known of the training images: at least ``{"hash": ..., "images": ...}``; no patient ids.
         seed: the run's seed.
     """

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["average", "device", "is_main_process", "place", "rank", "start", "stop", "unwrap", "world_size"]
-
 
 def device() -> torch.device:
     """Return this process' GPU (by torchrun's ``LOCAL_RANK``), or the CPU where there is none."""

@@ -24,11 +24,9 @@ from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.provenance import find_provenance
+from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
 from medmdm.segment.postprocessing import boxes
-
-__all__ = ["Evaluation", "Inference", "OpenSegmenter", "open_segmenter"]
 
 logger = logging.getLogger(__name__)
 

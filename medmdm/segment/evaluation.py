@@ -22,8 +22,6 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.reconstruction_error import ReconstructionError
 
-__all__ = ["LabelledData", "Outputs", "Postprocessing", "Predicted", "evaluate", "in_place"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -206,7 +204,7 @@ def evaluate(
         postprocess: probabilities → masks, see :class:`medmdm.segment.PostProcess`.
         outputs: what to write.
         report: scores them.
-        provenance: see :func:`medmdm.runs.provenance.find_provenance`.
+        provenance: see :func:`medmdm.runs.record.find_provenance`.
         protocol: JSON-able: how the model came about.
 
     Returns:

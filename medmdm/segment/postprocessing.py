@@ -16,8 +16,6 @@ from torch import Tensor
 from medmdm.components import buildable
 from medmdm.errors import UserError, nearest
 
-__all__ = ["PostProcess", "boxes"]
-
 METHODS: dict[str, dict[str, float]] = {
     "components": {},
     "watershed": {"min_distance": 5.0, "smooth": 1.0, "depth": 0.75},

@@ -17,8 +17,6 @@ from medmdm.corruption import Corruption, FixedTimesteps, PatchMasking
 from medmdm.errors import UserError
 from medmdm.objectives.losses import SSIMLoss
 
-__all__ = ["ReconstructionError"]
-
 # Share of the patches that a mask hides. Less finds odd places a little better and takes more reads of the image: on
 # GlaS at a quarter of its resolution, with two small networks and patches put in, the mean area under the ROC curve was
 # 0.65 and 0.66 at 0.25 (4 reads), 0.67 and 0.71 at 0.1 (10 reads), 0.70 and 0.72 at 0.05 (20 reads).

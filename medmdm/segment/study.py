@@ -26,10 +26,8 @@ from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
 from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.provenance import find_provenance, support_ledger
+from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.evaluation import LabelledData, Postprocessing
-
-__all__ = ["Grid", "Study"]
 
 logger = logging.getLogger(__name__)
 

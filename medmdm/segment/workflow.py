@@ -12,7 +12,7 @@ import torch
 from monai.inferers import Inferer
 
 from medmdm.artifacts.backbone import OpenBackbone
-from medmdm.artifacts.plan import make_ledger
+from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase
@@ -22,10 +22,8 @@ from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
 from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.provenance import find_provenance, support_ledger
+from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
-
-__all__ = ["Segmentation"]
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from medmdm.stats.comparison import Comparison, holm, paired, sign_flip_test, with_holm
-from medmdm.stats.intervals import bca_interval, json_ready, t_interval
-from medmdm.stats.selective import RiskCoverage, risk_coverage
+from medmdm.stats.intervals import RiskCoverage, bca_interval, json_ready, risk_coverage, t_interval
 from medmdm.stats.spread import Spread, spread
 from medmdm.stats.statistics import PAPER_LABELS, Summary, count_empty, paper_block, subgroups, summarise
 

@@ -15,8 +15,6 @@ from medmdm.errors import UserError
 from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals
 from medmdm.stats.statistics import independent_units
 
-__all__ = ["Comparison", "SignFlips", "holm", "paired", "sign_flip_test", "with_holm"]
-
 EXACT_UP_TO = 16  # pairs whose 65 536 combinations of signs are all tried
 RESAMPLES = 9999
 

@@ -11,8 +11,6 @@ import pandas as pd
 from medmdm.errors import UserError
 from medmdm.stats.intervals import Result
 
-__all__ = ["Spread", "spread"]
-
 
 @dataclass(frozen=True)
 class Spread(Result):

@@ -15,19 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from medmdm.errors import UserError, nearest
 from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals, json_ready
 
-__all__ = [
-    "ENOUGH_PATIENTS",
-    "PAPER_LABELS",
-    "SMALL",
-    "Summary",
-    "Units",
-    "count_empty",
-    "independent_units",
-    "paper_block",
-    "subgroups",
-    "summarise",
-]
-
 ENOUGH_PATIENTS = 8  # fewer patients than this say too little about others: then images are counted, with a warning
 SMALL = 20  # below this number of units a summary warns; docs/statistics.md has the coverage
 

@@ -17,8 +17,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import FixedTimesteps, GaussianNoise, PatchMasking, UniformTimesteps
 from medmdm.errors import UserError
-from medmdm.files import save_torch
-from medmdm.hashing import weights_hash
+from medmdm.files import save_torch, weights_hash
 
 Make = Callable[..., ADMUNet]
 

@@ -12,7 +12,7 @@ import torch
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.cli import main
 from medmdm.errors import UserError, nearest
-from medmdm.resources import resource_folder
+from medmdm.files import resource_folder
 
 
 def test_init_lays_out_every_config_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

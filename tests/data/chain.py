@@ -7,8 +7,8 @@ from typing import Any
 from monai.transforms import Compose
 
 from medmdm.data.cases import Cases
+from medmdm.data.reading import LabelToClassesd, LoadCased
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
-from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
 from medmdm.data.transforms.spatial import ResampleToSpacingd
 
 

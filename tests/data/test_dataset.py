@@ -17,7 +17,7 @@ from medmdm.data.files.pictures import RasterReader, read_image
 from medmdm.data.holdout import hold_out
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from medmdm.data.holdout import hold_out
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 
 
 def inside(crop: dict, region: dict) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from medmdm.data.lists import load_data_list, regions_overlap, shipped_data_lists
 from medmdm.errors import UserError
-from medmdm.resources import resource_folder
+from medmdm.files import resource_folder
 
 
 def test_loads_every_key(tmp_path):
@@ -132,11 +132,11 @@ def test_shipped_lists_name_licence_and_citation():
 
 
 def test_lists_in_an_installed_package_come_first(tmp_path, monkeypatch):
-    import medmdm.resources
+    import medmdm.files
 
     package = tmp_path / "site-packages" / "medmdm"
     (package / "_resources" / "data_lists").mkdir(parents=True)
-    monkeypatch.setattr(medmdm.resources, "__file__", str(package / "shipped.py"))
+    monkeypatch.setattr(medmdm.files, "__file__", str(package / "shipped.py"))
     assert resource_folder("data_lists") == package / "_resources" / "data_lists"
     with pytest.raises(UserError, match="'bundles' that comes with medmdm is missing"):
         resource_folder("bundles")

@@ -14,7 +14,7 @@ from monai.transforms import Compose
 
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
-from medmdm.resources import resource_folder
+from medmdm.files import resource_folder
 from tests.data.chain import chain
 
 

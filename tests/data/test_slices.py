@@ -17,11 +17,10 @@ from PIL import Image
 
 import medmdm.data.slices as store_module
 from medmdm.data.dataset import CropDataset, StepSampler
-from medmdm.data.files.volumes import read_volume, volume_hash
+from medmdm.data.files.volumes import SLICE_AXES, Slicing, read_volume, volume_hash
 from medmdm.data.holdout import hold_out
 from medmdm.data.selection import select_training_images, slice_volumes
 from medmdm.data.slices import LoadSliced, VolumeStore, open_slices, slice_entries
-from medmdm.data.slicing import SLICE_AXES, Slicing
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, ResampleToSpacingd
 from medmdm.errors import UserError

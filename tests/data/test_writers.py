@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from medmdm.data.files.pictures import read_image
-from medmdm.data.files.volumes import read_volume, volume_geometry
-from medmdm.data.slicing import Slicing
+from medmdm.data.files.volumes import Slicing, read_volume, volume_geometry
 from medmdm.data.writers import SliceAssembler, encode_nifti, write_map, write_mask
 from medmdm.errors import UserError
 from tests.data.dicom_files import write_series

@@ -16,8 +16,8 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import stack
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
-from medmdm.heads import task as views
 from medmdm.heads.closed_form import ClosedFormHead
+from medmdm.heads.task import views
 from medmdm.labels import IGNORE
 from tests.made import WINDOW, dice, made_example, made_extractor, task
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.errors import UserError
-from medmdm.hashing import weights_hash
+from medmdm.files import weights_hash
 from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.task import Task

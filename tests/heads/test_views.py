@@ -11,8 +11,7 @@ from torch import Tensor
 
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
-from medmdm.heads import task as views
-from medmdm.heads.task import random_crop
+from medmdm.heads.task import random_crop, views
 from medmdm.labels import IGNORE
 
 

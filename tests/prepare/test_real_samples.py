@@ -13,7 +13,7 @@ import pytest
 from medmdm.data.files.aperio import Region, draw_regions, read_aperio
 from medmdm.data.files.pictures import read_image
 from medmdm.data.lists import load_data_list
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 from medmdm.prepare import prepare
 
 

@@ -21,7 +21,7 @@ from medmdm.data.folders import find_data_list, is_mask
 from medmdm.data.lists import load_data_list
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 from medmdm.prepare import KINDS, journal, prepare
 from tests.prepare.layouts import LATER, MAKERS, contents, dsb2018, folder, glas, mask, monuseg, picture, stamps, zipped
 

@@ -13,12 +13,10 @@ import pytest
 from PIL import Image
 
 from medmdm.reports import write_comparison, write_report
-from medmdm.reports.album import Album, chosen
-from medmdm.reports.page import make_page
-from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import environment
+from medmdm.reports.report import Album, chosen, make_page
 from medmdm.reports.scoring import ScoredCase, score_cases
-from medmdm.reports.summary import make_summary
+from medmdm.reports.summary import Pseudonyms, make_summary
 from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from medmdm.errors import UserError
-from medmdm.reports.per_case import read_per_case, write_per_case
 from medmdm.reports.scoring import Excluded, score_cases
+from medmdm.reports.summary import read_per_case, write_per_case
 from medmdm.runs.record import Evaluation
 from tests.reports.runs import change_case, columns, picture_run, volume_run
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.reports.summary import Pseudonyms
 
 
 def test_numbers_in_the_order_of_the_cases() -> None:

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from medmdm.errors import UserError
-from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.rendering import render
+from medmdm.reports.rendering import counted, interval_text, number_text, render
 from medmdm.reports.scoring import Scores, score_cases
-from medmdm.reports.summary import headline_keys, make_summary, summary_schema
-from medmdm.reports.wording import counted, interval_text, number_text
+from medmdm.reports.summary import Pseudonyms, headline_keys, make_summary, summary_schema
 from medmdm.runs.record import Evaluation
 from tests.reports.runs import change, change_case, picture_run, study, volume_run
 

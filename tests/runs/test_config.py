@@ -11,8 +11,19 @@ from monai.bundle import ConfigParser
 
 from medmdm.components import MOVED
 from medmdm.errors import UserError, find_user_error
-from medmdm.runs.config import check, check_device, current_parser, described, differing_keys, normalise, resolved
-from medmdm.runs.schema import bundle_schema, faults, may_change, settings
+from medmdm.runs.config import (
+    bundle_schema,
+    check,
+    check_device,
+    current_parser,
+    described,
+    differing_keys,
+    faults,
+    may_change,
+    normalise,
+    resolved,
+    settings,
+)
 from tests.bundle_runs import BUNDLE, BUNDLES, OVERLAYS, Workflow
 
 SCHEMAS = sorted((BUNDLES / "schemas").glob("mdm_*.json"))

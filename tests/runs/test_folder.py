@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from medmdm.artifacts.plan import make_plan, patient_hashes
-from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.pretrained import load_pretrained, make_plan, patient_hashes
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking, UniformTimesteps
 from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 from medmdm.objectives import L1Loss, Objective
 from medmdm.runs.folder import RunFolder
 from tests.bundle_runs import Workflow

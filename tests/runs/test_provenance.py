@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from medmdm.artifacts.plan import patient_hashes
+from medmdm.artifacts.pretrained import patient_hashes
 from medmdm.data.reading import LoadedCase
-from medmdm.runs.provenance import find_provenance, support_ledger
+from medmdm.runs.record import find_provenance, support_ledger
 
 
 def case(name: str, pixels: str, whole: str | None = None, **entry: Any) -> LoadedCase:

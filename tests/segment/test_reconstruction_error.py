@@ -20,8 +20,8 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import FixedTimesteps, GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import Slicing
 from medmdm.data.reading import Example, LoadedCase
-from medmdm.data.slicing import Slicing
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.errors import UserError
 from medmdm.heads.segmenter import Predictor

@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from medmdm.artifacts.backbone import open_backbone
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.data.files.pictures import read_image
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 from medmdm.reports import write_report
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, Run, write_backbone

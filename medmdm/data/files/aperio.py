@@ -15,8 +15,6 @@ from skimage.segmentation import relabel_sequential
 
 from medmdm.errors import UserError
 
-__all__ = ["AperioAnnotation", "Drawing", "Region", "draw_regions", "read_aperio"]
-
 MAX_BYTES = 256 << 20  # an annotated whole slide has tens of megabytes
 MAX_INSTANCES = 65535  # what 16 bits can number
 

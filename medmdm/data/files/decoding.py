@@ -14,9 +14,7 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
 from medmdm.data.validity import Grid, size_text
 from medmdm.errors import UserError
-from medmdm.hashing import pixel_hash
-
-__all__ = ["Decoded", "decode", "decode_label"]
+from medmdm.files import pixel_hash
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ import numpy as np
 from medmdm.data.files.formats import is_dicom
 from medmdm.errors import UserError, counted
 
-__all__ = ["DicomSlice", "Series", "choose_series", "order_slices", "read_header", "read_series", "read_tag"]
-
 _NAMED = 5  # series listed in a message
 
 

@@ -12,11 +12,6 @@ from pathlib import Path, PurePath
 
 from medmdm.errors import UserError
 
-__all__ = [
-    "DICOM_SUFFIXES", "IMAGE_SUFFIXES", "ITK_SUFFIXES", "NIFTI_SUFFIXES", "VOLUME_SUFFIXES", "begins_as_dicom",
-    "errors_as_sentences", "is_dicom", "is_volume", "may_be_dicom", "volume_stem",
-]  # fmt: skip
-
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")

@@ -15,8 +15,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
 from medmdm.errors import UserError, warn_once
 
-__all__ = ["RasterReader", "image_size", "read_image"]
-
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 274, 258, 262, 284, 339

@@ -13,12 +13,6 @@ from monai.transforms import MapTransform, Transform
 from medmdm.data.transforms.spatial import EachKey, file_name, plain_tensor
 from medmdm.errors import UserError, nearest
 
-__all__ = [
-    "CT_WINDOWS", "PercentileRanged", "ScaleByPercentiles", "ScaleByPercentilesd", "ScaleByWindow",
-    "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped", "check_percentiles", "file_dtype_tensor",
-    "percentiles_record", "scale_to_range", "scaled_range", "window_range",
-]  # fmt: skip
-
 # Values that stand for black and white in each type that has only one sensible answer.
 _FULL_RANGE = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 # (centre, width) in Hounsfield units, as radiology consoles have them.

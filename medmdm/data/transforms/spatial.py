@@ -15,11 +15,6 @@ from torch.nn.functional import interpolate
 
 from medmdm.errors import UserError
 
-__all__ = [
-    "CutRegion", "CutRegiond", "EachKey", "PadToSize", "PadToSized", "ResampleToSpacing", "ResampleToSpacingd",
-    "as_spacing", "cut_region", "file_name", "plain_tensor", "resample_to_shape", "target_shape", "with_spacing",
-]  # fmt: skip
-
 # An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
 _MM_TIMES_MAGNIFICATION = 0.01
 

@@ -15,8 +15,6 @@ from skimage.color import hed2rgb, rgb2hed
 from medmdm.data.transforms.spatial import plain_tensor
 from medmdm.errors import UserError
 
-__all__ = ["RandStainJitter", "RandStainJitterd"]
-
 # scikit-image divides optical densities by this, so that black has the concentration 1.
 _DENSITY_OF_BLACK = -math.log(1e-6)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from medmdm.data.files import pictures as images_module
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
 from medmdm.errors import UserError, find_user_error
-from medmdm.hashing import pixel_hash
+from medmdm.files import pixel_hash
 
 ROWS, COLUMNS = 5, 7
 

@@ -16,10 +16,9 @@ from PIL import Image
 
 from medmdm.data.cases import select_cases
 from medmdm.data.files.pictures import read_image
-from medmdm.data.files.volumes import read_volume
+from medmdm.data.files.volumes import Slicing, read_volume
+from medmdm.data.reading import LabelToClassesd, LoadCased
 from medmdm.data.slices import VolumeStore, slice_entries
-from medmdm.data.slicing import Slicing
-from medmdm.data.transforms.labelled import LabelToClassesd, LoadCased
 from medmdm.errors import UserError, find_user_error
 from tests.data.chain import chain
 from tests.data.volume_files import oblique
