@@ -61,7 +61,11 @@ class Walk:
 
     def files(self) -> list[str]:
         """Return the files, relative to the package."""
-        return sorted({str(Path(name).relative_to(PACKAGE)) for name, _ in self.entered})
+        return sorted({str(Path(name).relative_to(PACKAGE)) for name, _ in self.entered if name.endswith(".py")})
+
+    def templates(self) -> int:
+        """Return how many templates were filled in."""
+        return len({name for name, _ in self.entered if not name.endswith(".py")})
 
 
 def pictures(folder: Path, volumes: bool) -> Path:
@@ -147,7 +151,8 @@ def main() -> None:
         segment("seg3")
         stop()
     for title, walk in results.items():
-        print(f"{title}: {len(walk.files())} files, {len(walk.entered)} functions")
+        functions = len([name for name, _ in walk.entered if name.endswith(".py")])
+        print(f"{title}: {len(walk.files())} files, {functions} functions, {walk.templates()} templates")
         if given.list:
             print("  " + "\n  ".join(walk.files()))
     print("opened in one mdm_segment:", ", ".join(f"{k} {v}x" for k, v in sorted(counts.items())))

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medmdm.files import rank as rank  # overlays ask for both here
+from medmdm.files import world_size as world_size
+
 
 def device() -> torch.device:
     """Return this process' GPU (by torchrun's ``LOCAL_RANK``), or the CPU where there is none."""

@@ -53,7 +53,7 @@ class Outputs:
         folder: the run folder.
         probabilities: a map for each class.
         uncertainty: maps of entropy and of disagreement between the members of an ensemble.
-        surprise: writes maps of the reconstruction error; None for none. Images are read in the segmenter's windows.
+        reconstruction_error: writes its maps; None for none. Images are read in the segmenter's windows.
         boxes: a table of the boxes of instances, where instances are found.
         report: the tables and pages of the report.
         study: the ``study.csv`` of a study, whose learning curve the report shows.
@@ -65,7 +65,7 @@ class Outputs:
     folder: str | os.PathLike[str]
     probabilities: bool = False
     uncertainty: bool = True
-    surprise: ReconstructionError | None = None
+    reconstruction_error: ReconstructionError | None = None
     boxes: bool = False
     report: bool = True
     study: str | os.PathLike[str] | None = None
@@ -83,8 +83,8 @@ class Outputs:
         maps = {}
         if prediction.uncertainty is not None:
             maps = {"uncertainty": prediction.uncertainty[0], "disagreement": prediction.uncertainty[1]}
-        if self.surprise is not None:
-            model, device = self.surprise.to(predictor.device), predictor.device
+        if self.reconstruction_error is not None:
+            model, device = self.reconstruction_error.to(predictor.device), predictor.device
             reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
             maps["surprise"] = reader.values(case)[0]
         return Predicted(mask, instances, maps, self._write(case, prediction, mask, instances, maps))
