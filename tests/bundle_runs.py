@@ -1,7 +1,5 @@
 """Runs of the bundles so small that they take a second, and ways to start them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

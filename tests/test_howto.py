@@ -1,7 +1,5 @@
 """The how-to pages keep their promises: every ``bash`` block is run, on tiny data sets made here."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

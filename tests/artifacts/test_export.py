@@ -1,7 +1,5 @@
 """Segmenters in other formats agree with the original on new images."""
 
-from __future__ import annotations
-
 import json
 import logging
 import zipfile
@@ -172,9 +170,7 @@ def test_a_network_that_fixes_the_batch_is_exported_for_one_image(caplog: pytest
     assert program.module()(images(1, 1)).shape == (1, 1, *SIZE)
 
 
-def test_onnx_without_its_packages_says_what_to_install(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_without_its_packages_says_what_to_install(saved, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export, "optional_import", lambda name: (None, name != "onnxscript"))
     with pytest.raises(UserError, match="needs the package onnxscript: install it with pip install onnx"):
         export.export_segmenter(saved, tmp_path / "out.onnx", SIZE)

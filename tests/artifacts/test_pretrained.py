@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -16,6 +14,7 @@ from medmdm.artifacts.pretrained import convert, load_network, load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.errors import UserError
 from medmdm.files import save_torch
+from tests.made import refused
 
 TARGET = "medmdm.backbones.ADMUNet"
 
@@ -88,8 +87,7 @@ def test_monai_network_rebuilds_itself(randomise, tmp_path: Path) -> None:
     assert type(loaded) is DiffusionModelUNet
     assert_same_network(loaded, network)
     assert plan["network"]["channels"] == [32, 64]
-    with pytest.raises(UserError, match=r"parameters .*instead of"):
-        load_pretrained(path, channels=[32, 96])
+    refused(r"parameters .*instead of", load_pretrained, path, channels=[32, 96])
 
 
 def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
@@ -99,36 +97,31 @@ def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
     assert_same_network(parser.get_parsed_content("network_def"), network)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system",
-        "torch.nn.Identity",
-        "medmdm.artifacts.pretrained.importlib.import_module",
-        "medmdm.artifacts.load_network",  # ours, but no network class
-        "medmdm.backbones.layers.nn",
-        "medmdm.backbones.CachedExtractor",  # a network class, but none that a file describes
-        "medmdm.heads.FromScratch",
-        "medmdm.segment.PostProcess",  # may be built, but is no network
-        "monai.networks.nets.unet.export",
-        "medmdm.backbones.adm_unet.Sequence",
-        "medmdm.networks_of_mine.Net",
-        None,
-        7,
-    ],
-)
+@pytest.mark.parametrize("target", [
+    "os.system",
+    "torch.nn.Identity",
+    "medmdm.artifacts.pretrained.importlib.import_module",
+    "medmdm.artifacts.load_network",  # ours, but no network class
+    "medmdm.backbones.layers.nn",
+    "medmdm.backbones.CachedExtractor",  # a network class, but none that a file describes
+    "medmdm.heads.FromScratch",
+    "medmdm.segment.PostProcess",  # may be built, but is no network
+    "monai.networks.nets.unet.export",
+    "medmdm.backbones.adm_unet.Sequence",
+    "medmdm.networks_of_mine.Net",
+    None,
+    7,
+])  # fmt: skip
 def test_other_targets_are_refused(make, tmp_path: Path, target: Any) -> None:
     path = save_ours(make(), tmp_path / "model.pt", target)
-    with pytest.raises(UserError, match=r"model\.pt: .* (is neither .*trust=True|is no Module)"):
-        load_pretrained(path)
+    refused(r"model\.pt: .* (is neither .*trust=True|is no Module)", load_pretrained, path)
 
 
 def test_expressions_in_a_plan_stay_strings(make, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     arguments = {**make().config, "dropout": f"$__import__('pathlib').Path({str(marker)!r}).touch()"}
     path = save_ours(make(), tmp_path / "model.pt", **arguments)
-    with pytest.raises(UserError, match="cannot be built"):
-        load_pretrained(path)
+    refused("cannot be built", load_pretrained, path)
     assert not marker.exists()
 
 
@@ -137,16 +130,14 @@ def test_arguments_are_no_way_around(tmp_path: Path) -> None:
     harm = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "args": str(marker)}}
     arguments = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
     path = save_ours(torch.nn.Linear(1, 1), tmp_path / "model.pt", "monai.networks.nets.UNet", **arguments, act=[harm])
-    with pytest.raises(UserError, match=r"model\.pt: 'pathlib\.Path\.touch' is neither"):
-        load_pretrained(path)
+    refused(r"model\.pt: 'pathlib\.Path\.touch' is neither", load_pretrained, path)
     assert not marker.exists()
 
 
 def test_trust_builds_a_network_of_ones_own(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 3)
     path = save_ours(network, tmp_path / "model.pt", "torch.nn.Linear", in_features=2, out_features=3)
-    with pytest.raises(UserError, match=r"'torch\.nn\.Linear'.*trust=True"):
-        load_pretrained(path)
+    refused(r"'torch\.nn\.Linear'.*trust=True", load_pretrained, path)
     loaded = load_network(path, trust=True)
     assert torch.equal(loaded.weight, network.weight)
 
@@ -184,11 +175,7 @@ def test_what_weights_do_not_show_is_as_in_the_paper(make, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_heads": 4, "num_head_channels": -1},
-        {"num_head_channels": 32, "use_new_attention_order": True},
-    ],
+    "arguments", [{"num_heads": 4, "num_head_channels": -1}, {"num_head_channels": 32, "use_new_attention_order": True}]
 )
 def test_heads_and_order_by_override(make, tmp_path: Path, arguments: dict[str, Any]) -> None:
     network = make(**arguments)
@@ -230,8 +217,7 @@ def test_convert_settles_the_configuration(published, tmp_path: Path) -> None:
     assert_same_network(loaded, network)
     assert loaded_plan == plan
     assert sorted(torch.load(ours, weights_only=True)) == ["model", "plan"]
-    with pytest.raises(UserError, match="exists already"):
-        convert(path, ours, num_head_channels=32)
+    refused("exists already", convert, path, ours, num_head_channels=32)
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -272,14 +258,11 @@ def test_plan_that_contradicts_its_weights(make, tmp_path: Path) -> None:
     assert message.endswith("the weights look like num_res_blocks=1.")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ({"num_head_chanels": 32}, "has no argument 'num_head_chanels' (did you mean 'num_head_channels'?)"),
-        ({"num_head_channels": 48}, "num_head_channels 48 does not divide the 64 channels"),
-        ({"attention_resolutions": [16]}, "holds 16"),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({"num_head_chanels": 32}, "has no argument 'num_head_chanels' (did you mean 'num_head_channels'?)"),
+    ({"num_head_channels": 48}, "num_head_channels 48 does not divide the 64 channels"),
+    ({"attention_resolutions": [16]}, "holds 16"),
+])  # fmt: skip
 def test_overrides_that_cannot_be(published, overrides: dict[str, Any], words: str) -> None:
     assert words in error_of(published[1], **overrides)
 
@@ -296,16 +279,13 @@ def test_state_dict_of_something_else(tmp_path: Path) -> None:
     assert "not an ADM U-Net" in error_of(tmp_path / "linear.pt")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"epoch": 3, "lr": 0.1}, "no state dict in this file; its keys are epoch, lr"),
-        ({}, "no state dict"),
-        ([torch.zeros(2)], "expected a state dict, found a list"),
-        ({"model": {}, "plan": {"network": {}}}, "plan but no weights"),
-        ({"model": {"a": torch.zeros(1)}, "plan": "x"}, "plan but no weights or no network description"),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    ({"epoch": 3, "lr": 0.1}, "no state dict in this file; its keys are epoch, lr"),
+    ({}, "no state dict"),
+    ([torch.zeros(2)], "expected a state dict, found a list"),
+    ({"model": {}, "plan": {"network": {}}}, "plan but no weights"),
+    ({"model": {"a": torch.zeros(1)}, "plan": "x"}, "plan but no weights or no network description"),
+])  # fmt: skip
 def test_other_content(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "other.pt")
     assert words in error_of(tmp_path / "other.pt")

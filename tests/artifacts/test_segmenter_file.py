@@ -1,7 +1,5 @@
 """Segmenters written to a file and rebuilt from it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from medmdm.files import save_torch
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import varied
+from tests.made import refused
 
 Make = Callable[..., ADMUNet]
 UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
@@ -118,8 +117,7 @@ def test_another_backbone_is_refused(fit: Any, make: Make, include: bool) -> Non
     state = {name: value.clone() for name, value in fit.network.state_dict().items()}
     state["out.2.bias"] += 1
     save_torch({"model": state, "plan": fit.plan["backbone"]}, fit.folder / "other.pt")
-    with pytest.raises(UserError, match="another backbone"):
-        load_segmenter(path, fit.folder / "other.pt")
+    refused("another backbone", load_segmenter, path, fit.folder / "other.pt")
 
 
 @torch.no_grad()
@@ -143,8 +141,7 @@ def test_a_fine_tuned_backbone_goes_with_its_head(fit: Any, image: Tensor) -> No
     assert torch.equal(loaded(image), segmenter(image))
     # Loaded again it is cut, and it is still known that its weights are not the file's.
     assert save_segmenter(fit.folder / "again.pt", loaded, plan)["fine_tuned"] is True
-    with pytest.raises(UserError, match="fine-tuned"):
-        save_segmenter(fit.folder / "head.pt", loaded, plan, include_backbone=False)
+    refused("fine-tuned", save_segmenter, fit.folder / "head.pt", loaded, plan, include_backbone=False)
 
 
 def test_the_same_content_gives_the_same_bytes(fit: Any) -> None:
@@ -202,24 +199,20 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda c: c["plan"]["head"].update({"_target_": "os.system"}), "'os.system' is neither medmdm's nor"),
-        (lambda c: c["plan"]["backbone"]["network"].update({"_target_": "torch.nn.Linear"}), "'torch.nn.Linear'"),
-        (lambda c: c["plan"]["corruption"].update({"_target_": "os.system"}), "file.pt: 'os.system' is neither"),
-        (lambda c: c["plan"]["extractor"].update({"blocks": [0]}), "unexpected"),
-        (lambda c: c["plan"]["head"].update({"hidden": [16, 9]}), r"of another shape \(weights.1"),
-        (lambda c: c["plan"].pop("extractor"), "the file lacks 'extractor'"),
-        (lambda c: c["state"].pop("head"), "the file lacks 'head'"),
-        (lambda c: c.update(kind="other"), "no segmenter of medmdm's"),
-        (lambda c: c.update(format=2), "the file has the format 2"),
-    ],
-)
+@pytest.mark.parametrize(("change", "sentence"), [
+    (lambda c: c["plan"]["head"].update({"_target_": "os.system"}), "'os.system' is neither medmdm's nor"),
+    (lambda c: c["plan"]["backbone"]["network"].update({"_target_": "torch.nn.Linear"}), "'torch.nn.Linear'"),
+    (lambda c: c["plan"]["corruption"].update({"_target_": "os.system"}), "file.pt: 'os.system' is neither"),
+    (lambda c: c["plan"]["extractor"].update({"blocks": [0]}), "unexpected"),
+    (lambda c: c["plan"]["head"].update({"hidden": [16, 9]}), r"of another shape \(weights.1"),
+    (lambda c: c["plan"].pop("extractor"), "the file lacks 'extractor'"),
+    (lambda c: c["state"].pop("head"), "the file lacks 'head'"),
+    (lambda c: c.update(kind="other"), "no segmenter of medmdm's"),
+    (lambda c: c.update(format=2), "the file has the format 2"),
+])  # fmt: skip
 def test_files_that_do_not_fit_get_a_sentence(fit: Any, change: Callable[..., Any], sentence: str) -> None:
     save_segmenter(fit.folder / "file.pt", Segmenter(fit.extractor, fit.head), fit.plan)
-    with pytest.raises(UserError, match=sentence):
-        load_segmenter(edited(fit.folder / "file.pt", change))
+    refused(sentence, load_segmenter, edited(fit.folder / "file.pt", change))
 
 
 class OwnMasking(PatchMasking):
@@ -235,8 +228,7 @@ def test_own_parts_need_trust(fit: Any, image: Tensor) -> None:
     extractor = FeatureExtractor(fit.network, (1,), (300,), OwnMasking(patch_size=2))
     segmenter = Segmenter(extractor, frozen(OwnHead(extractor.num_features, 2, (4,), 1)))
     save_segmenter(fit.folder / "own.pt", segmenter, fit.plan)
-    with pytest.raises(UserError, match="trust=True"):
-        load_segmenter(fit.folder / "own.pt")
+    refused("trust=True", load_segmenter, fit.folder / "own.pt")
     loaded, _ = load_segmenter(fit.folder / "own.pt", trust=True)
     assert type(loaded.head) is OwnHead
     assert torch.equal(loaded(image), segmenter(image))
@@ -247,21 +239,15 @@ def test_what_cannot_be_saved_gets_a_sentence(fit: Any) -> None:
     segmenter = Segmenter(fit.extractor, fit.head)
     with pytest.raises(UserError, match="'task' in the plan cannot be written as JSON"):
         save_segmenter(path, segmenter, {**fit.plan, "task": {"path": Path("x")}})
-    with pytest.raises(UserError, match="its _target_ and arguments under 'network'"):
-        save_segmenter(path, PaddedNetwork(UNet(**UNET)), fit.plan)
-    with pytest.raises(UserError, match="not a UNet"):
-        save_segmenter(path, UNet(**UNET), fit.plan)
+    refused("its _target_ and arguments under 'network'", save_segmenter, path, PaddedNetwork(UNet(**UNET)), fit.plan)
+    refused("not a UNet", save_segmenter, path, UNet(**UNET), fit.plan)
     cut = Segmenter(FeatureExtractor(fit.network.truncated(2), (2,), (300,), PatchMasking()), fit.head)
-    with pytest.raises(UserError, match="the plan must say the backbone_sha256 of the whole"):
-        save_segmenter(path, cut, {"task": {}})
+    refused("the plan must say the backbone_sha256 of the whole", save_segmenter, path, cut, {"task": {}})
     assert not path.exists()
 
 
 def test_backbones_and_segmenters_are_told_apart(fit: Any) -> None:
     save_segmenter(fit.folder / "s.pt", Segmenter(fit.extractor, fit.head), fit.plan)
-    with pytest.raises(UserError, match="this is a segmenter, not a backbone"):
-        load_pretrained(fit.folder / "s.pt")
-    with pytest.raises(UserError, match="the weights of a backbone: fit a head to it first"):
-        load_segmenter(fit.model)
-    with pytest.raises(UserError, match="there is no such file"):
-        load_segmenter(fit.folder / "none.pt")
+    refused("this is a segmenter, not a backbone", load_pretrained, fit.folder / "s.pt")
+    refused("the weights of a backbone: fit a head to it first", load_segmenter, fit.model)
+    refused("there is no such file", load_segmenter, fit.folder / "none.pt")

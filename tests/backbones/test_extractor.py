@@ -1,7 +1,5 @@
 """Features of a backbone: stopped early, corrupted by fixed masks, padded, normalised."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
 from medmdm.corruption import GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError
+from tests.made import refused
 
 Make = Callable[..., ADMUNet]
 
@@ -61,12 +60,9 @@ def test_a_truncated_network_shares_and_rebuilds(make: Make) -> None:
     x, time = images(1, 3, 8, 12), torch.tensor([9])
     assert torch.equal(again.features(x, time, [2])[0], network.features(x, time, [2])[0])
     assert len(again.truncated(0).output_blocks) == 1
-    with pytest.raises(UserError, match="truncated after decoder block 2"):
-        part(x, time)
-    with pytest.raises(UserError, match="no block 3; this network has the decoder blocks 0 to 2"):
-        part.features(x, time, [3])
-    with pytest.raises(UserError, match="no block 3"):
-        part.truncated(3)
+    refused("truncated after decoder block 2", part, x, time)
+    refused("no block 3; this network has the decoder blocks 0 to 2", part.features, x, time, [3])
+    refused("no block 3", part.truncated, 3)
 
 
 # --- corruption ------------------------------------------------------------------------------------------------------
@@ -253,25 +249,21 @@ def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
         torch.export.export(extractor, (images(1, 3, 16, 24),))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"blocks": (2, 6)}, r"of which the backbone has 0 to 5, got \(2, 6\)"),
-        ({"blocks": 3}, "blocks must be a list of decoder blocks"),
-        ({"timesteps": "50"}, "timesteps must be a list of numbers from 0 to 999, got '50'"),
-        ({"blocks": ()}, r"got \(\)"),
-        ({"timesteps": (1000,)}, "from 0 to 999"),
-        ({"timesteps": (-1,)}, "from 0 to 999"),
-        ({"timesteps": ()}, "timesteps must be a list"),
-        ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
-        ({"partitions": 1}, "partitions must be at least 2"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"masking": "random"}, "seeded, none, partition, got 'random'"),
-        ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
-        ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),
-        ({"masking": "partition"}, "trained with PatchMasking"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"blocks": (2, 6)}, r"of which the backbone has 0 to 5, got \(2, 6\)"),
+    ({"blocks": 3}, "blocks must be a list of decoder blocks"),
+    ({"timesteps": "50"}, "timesteps must be a list of numbers from 0 to 999, got '50'"),
+    ({"blocks": ()}, r"got \(\)"),
+    ({"timesteps": (1000,)}, "from 0 to 999"),
+    ({"timesteps": (-1,)}, "from 0 to 999"),
+    ({"timesteps": ()}, "timesteps must be a list"),
+    ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
+    ({"partitions": 1}, "partitions must be at least 2"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"masking": "random"}, "seeded, none, partition, got 'random'"),
+    ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
+    ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),
+    ({"masking": "partition"}, "trained with PatchMasking"),
+])  # fmt: skip
 def test_what_does_not_go_together_is_refused(make: Make, arguments: dict, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        FeatureExtractor(make(), **{"blocks": (1,), **arguments})
+    refused(sentence, FeatureExtractor, make(), **{"blocks": (1,), **arguments})

@@ -1,7 +1,5 @@
 """Arithmetic on low-resolution maps against the up-sampled, concatenated stack."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from medmdm.backbones import feature_maps
-from medmdm.errors import UserError
+from tests.made import refused
 
 # (output size, [(channels, map size), ...]): square, non-square, no multiples, one pixel, one channel, 3-D, larger maps
 CASES = [
@@ -82,8 +80,7 @@ def test_no_normalisation_leaves_the_maps() -> None:
 
 
 def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(UserError, match="'l2'"):
-        feature_maps.normalize(draw(CASES[0][1]), (32, 32), "l2")
+    refused("'l2'", feature_maps.normalize, draw(CASES[0][1]), (32, 32), "l2")
 
 
 def test_a_blank_image_has_no_infinite_features() -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import logging
 import os
 import random
@@ -9,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from medmdm.errors import UserError
 from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, set_random_state
+from tests.made import refused
 
 
 def test_newest_are_kept_and_loaded(tmp_path: Path) -> None:
@@ -56,5 +54,4 @@ def test_random_states_go_round_a_file(tmp_path: Path) -> None:
 
 
 def test_bad_settings(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 1"):
-        Checkpoints(tmp_path, every=0)
+    refused("at least 1", Checkpoints, tmp_path, every=0)

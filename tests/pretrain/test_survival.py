@@ -1,7 +1,5 @@
 """Runs that are killed, damaged, repeated: the weights must come out the same to the last bit."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -66,18 +64,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize(
-    ("moment", "left"),
-    [
-        ("step:4", {"step_00000002.pt"}),  # in the middle of an interval
-        ("rename:step_00000004:1", {"step_00000002.pt"}),  # a checkpoint is written but not renamed
-        ("rename:model.pt:3", {"step_00000004.pt", "step_00000006.pt"}),  # the last step is done, model.pt is not
-        ("rename:run.json:1", set()),  # the run folder has just been made
-    ],
-)
-def test_killed_run_goes_on_to_the_same_bits(
-    moment: str, left: set[str], tmp_path: Path, images: Path, reference: Path
-) -> None:
+@pytest.mark.parametrize(("moment", "left"), [
+    ("step:4", {"step_00000002.pt"}),  # in the middle of an interval
+    ("rename:step_00000004:1", {"step_00000002.pt"}),  # a checkpoint is written but not renamed
+    ("rename:model.pt:3", {"step_00000004.pt", "step_00000006.pt"}),  # the last step is done, model.pt is not
+    ("rename:run.json:1", set()),  # the run folder has just been made
+])  # fmt: skip
+def test_killed_run_goes_on_to_the_same_bits(moment, left, tmp_path, images, reference) -> None:
     run = tmp_path / "run"
     command = bundle_command(run, images)
     killed = run_python(KILLED_RUN, moment, *command, cwd=tmp_path)
@@ -91,9 +84,7 @@ def test_killed_run_goes_on_to_the_same_bits(
     assert "finished" in again.stderr
 
 
-def test_truncated_checkpoint_is_skipped_and_workers_change_nothing(
-    tmp_path: Path, images: Path, reference: Path
-) -> None:
+def test_truncated_checkpoint_is_skipped_and_workers_change_nothing(tmp_path, images, reference) -> None:
     run = tmp_path / "run"
     command = bundle_command(run, images, num_workers=2)
     killed = run_python(KILLED_RUN, "step:6", *command, cwd=tmp_path)

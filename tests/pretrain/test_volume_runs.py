@@ -1,7 +1,5 @@
 """Pre-training on slices of volumes through the bundle, and what its plan then says."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

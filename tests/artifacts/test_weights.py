@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 
 from medmdm.artifacts.weights import INVISIBLE, infer_config
 from medmdm.backbones.adm_unet import ADMUNet
-from medmdm.errors import UserError
+from tests.made import refused
 
 NOT_IN_SHAPES = {*INVISIBLE, "num_heads", "dropout", "use_checkpoint"}
 
@@ -76,11 +74,9 @@ def test_the_papers_configuration_is_inferred() -> None:
 def test_what_every_such_network_has(make, name: str) -> None:
     state = make().state_dict()
     del state[name]
-    with pytest.raises(UserError, match=f"the parameter '{name}' is missing"):
-        infer_config(state)
+    refused(f"the parameter '{name}' is missing", infer_config, state)
 
 
 def test_blocks_that_do_not_add_up(make) -> None:
     state = {name: value for name, value in make().state_dict().items() if not name.startswith("output_blocks.5")}
-    with pytest.raises(UserError, match="5 output blocks do not make 3 levels"):
-        infer_config(state)
+    refused("5 output blocks do not make 3 levels", infer_config, state)

@@ -1,7 +1,5 @@
 """The hash that tells backbones apart."""
 
-from __future__ import annotations
-
 import torch
 
 from medmdm.files import weights_hash
