@@ -15,13 +15,11 @@ from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads.task import Reading, Task
 
+Make = Callable[..., ADMUNet]  # the fixture ``make``
 SMALL: dict[str, Any] = {
-    "model_channels": 32,
-    "channel_mult": (1, 2, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (2, 4),
+    "model_channels": 32, "channel_mult": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (2, 4),
     "num_head_channels": 16,
-}
+}  # fmt: skip
 
 
 def with_random_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -37,12 +35,9 @@ def with_random_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Mod
 
 
 SIZES: dict[str, Any] = {
-    "model_channels": 32,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (2,),
+    "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,),
     "num_head_channels": 32,
-}
+}  # fmt: skip
 
 
 def made_extractor(seed: int = 0, network: dict[str, Any] | None = None, **arguments: Any) -> FeatureExtractor:

@@ -35,7 +35,6 @@ MOST_LINES = 360
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:
-    """Every module of the package, parsed."""
     for path in sorted(PACKAGE.rglob("*.py")):
         yield path, ast.parse(path.read_text())
 
@@ -47,7 +46,6 @@ def room(path: Path) -> str:
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """The modules of medmdm that a module imports, wherever in it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "medmdm":
             names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "medmdm" else [node.module]

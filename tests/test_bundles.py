@@ -1,5 +1,3 @@
-"""The files that state the version agree."""
-
 import json
 import re
 

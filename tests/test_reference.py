@@ -1,5 +1,3 @@
-"""The reference pages of the settings say what the schemas say."""
-
 import runpy
 from pathlib import Path
 

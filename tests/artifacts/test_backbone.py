@@ -1,6 +1,3 @@
-"""The extractor that a weights file's own plan describes."""
-
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +12,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import FixedTimesteps, GaussianNoise, PatchMasking, UniformTimesteps
 from medmdm.files import save_torch, weights_hash
-from tests.made import refused
-
-Make = Callable[..., ADMUNet]
+from tests.made import Make, refused
 
 
 def plan_of(network: ADMUNet, **more: Any) -> dict[str, Any]:

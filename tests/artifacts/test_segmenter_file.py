@@ -1,5 +1,3 @@
-"""Segmenters written to a file and rebuilt from it."""
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from medmdm.artifacts.backbone import make_extractor
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.backbones.adapters import RawPixels
-from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.components import to_config
@@ -25,9 +22,9 @@ from medmdm.files import save_torch
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import varied
-from tests.made import refused
+from tests.made import Make, refused
 
-Make = Callable[..., ADMUNet]
+pytestmark = pytest.mark.usefixtures("no_grad")
 UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
 
@@ -46,15 +43,10 @@ def fit(make: Make, tmp_path: Path) -> Any:
     """A backbone's file, and a segmenter with a plan as a run makes them."""
     network = make(channel_mult=(1, 2), attention_resolutions=(2,))
     plan = {
-        "format": 1,
-        "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": to_config(PatchMasking(1000, 4)),
-        "num_timesteps": 1000,
-        "channels": 3,
-        "crop_size": [16, 16],
-        "spacing": [0.5, 0.5],
-        "ledger": {"images": ["ab"], "patients": [], "salt": "s"},
-    }
+        "format": 1, "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
+        "corruption": to_config(PatchMasking(1000, 4)), "num_timesteps": 1000, "channels": 3, "crop_size": [16, 16],
+        "spacing": [0.5, 0.5], "ledger": {"images": ["ab"], "patients": [], "salt": "s"},
+    }  # fmt: skip
     save_torch({"model": network.state_dict(), "plan": plan}, tmp_path / "model.pt")
     extractor, plan, identity = make_extractor(tmp_path / "model.pt", blocks=[0, 2], timesteps=[300])
     head = frozen(PixelClassifier(extractor.num_features, 2, (16, 8), members=3))
@@ -64,7 +56,6 @@ def fit(make: Make, tmp_path: Path) -> Any:
     )
 
 
-@torch.no_grad()
 def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:
     segmenter = Segmenter(fit.extractor, fit.head, "vote")
     path = fit.folder / "new" / "segmenter.pt"
@@ -92,7 +83,6 @@ def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:
     assert all(name.startswith(("out.", "output_blocks.3")) for name in dropped)
 
 
-@torch.no_grad()
 def test_a_head_alone_with_its_backbone(fit: Any, image: Tensor) -> None:
     segmenter = Segmenter(fit.extractor, fit.head)
     save_segmenter(fit.folder / "head.pt", segmenter, fit.plan, include_backbone=False)
@@ -120,7 +110,6 @@ def test_another_backbone_is_refused(fit: Any, make: Make, include: bool) -> Non
     refused("another backbone", load_segmenter, path, fit.folder / "other.pt")
 
 
-@torch.no_grad()
 def test_a_cache_is_taken_off(fit: Any, image: Tensor) -> None:
     cached = CachedExtractor(fit.extractor, fit.folder / "cache")
     save_segmenter(fit.folder / "a.pt", Segmenter(cached, fit.head), fit.plan)  # type: ignore[arg-type]
@@ -129,7 +118,6 @@ def test_a_cache_is_taken_off(fit: Any, image: Tensor) -> None:
     assert isinstance(load_segmenter(fit.folder / "a.pt")[0].extractor, FeatureExtractor)
 
 
-@torch.no_grad()
 def test_a_fine_tuned_backbone_goes_with_its_head(fit: Any, image: Tensor) -> None:
     fit.extractor.backbone.input_blocks[0][0].weight.mul_(1.5)
     segmenter = Segmenter(fit.extractor, fit.head)
@@ -152,7 +140,6 @@ def test_the_same_content_gives_the_same_bytes(fit: Any) -> None:
     assert not list(fit.folder.glob(".*"))
 
 
-@torch.no_grad()
 def test_a_linear_head_that_is_a_view_of_something_larger(fit: Any, image: Tensor) -> None:
     large = torch.randn(1000, fit.extractor.num_features, generator=torch.Generator().manual_seed(0))
     segmenter = Segmenter(fit.extractor, LinearClassifier(large[:2], torch.tensor([0.5, 0.0])))
@@ -161,7 +148,6 @@ def test_a_linear_head_that_is_a_view_of_something_larger(fit: Any, image: Tenso
     assert torch.equal(load_segmenter(fit.folder / "head.pt", fit.model)[0](image), segmenter(image))
 
 
-@torch.no_grad()
 def test_noise_and_a_backbone_without_weights(fit: Any, image: Tensor, tmp_path: Path) -> None:
     noisy = FeatureExtractor(fit.network, (1,), (50,), GaussianNoise(schedule="cosine"))
     raw = FeatureExtractor(RawPixels(sigmas=[1.5]), (0,), masking="none", normalize="none")
@@ -171,7 +157,6 @@ def test_noise_and_a_backbone_without_weights(fit: Any, image: Tensor, tmp_path:
         assert torch.equal(load_segmenter(tmp_path / "s.pt")[0](image), segmenter(image))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("kind", [UNet, BasicUNetPlusPlus])
 def test_a_network_from_scratch(kind: type[nn.Module], image: Tensor, tmp_path: Path) -> None:
     arguments = UNET if kind is UNet else {"in_channels": 3, "out_channels": 2, "features": [4, 4, 4, 8, 8, 4]}
@@ -223,7 +208,6 @@ class OwnHead(PixelClassifier):
     """A head that a user wrote."""
 
 
-@torch.no_grad()
 def test_own_parts_need_trust(fit: Any, image: Tensor) -> None:
     extractor = FeatureExtractor(fit.network, (1,), (300,), OwnMasking(patch_size=2))
     segmenter = Segmenter(extractor, frozen(OwnHead(extractor.num_features, 2, (4,), 1)))

@@ -20,19 +20,13 @@ def configurations(draw: Any) -> dict[str, Any]:
     channel_mult = draw(st.lists(st.sampled_from([0.5, 1, 1.5, 2, 4]), min_size=1, max_size=4))
     rates = [2**level for level in range(len(channel_mult))]
     return {
-        "spatial_dims": draw(st.sampled_from([2, 3])),
-        "in_channels": draw(st.integers(1, 6)),
-        "out_channels": draw(st.integers(1, 6)),
-        "model_channels": 64,
-        "channel_mult": channel_mult,
+        "spatial_dims": draw(st.sampled_from([2, 3])), "in_channels": draw(st.integers(1, 6)),
+        "out_channels": draw(st.integers(1, 6)), "model_channels": 64, "channel_mult": channel_mult,
         "num_res_blocks": draw(st.integers(1, 3)),
-        "attention_resolutions": sorted(draw(st.sets(st.sampled_from(rates)))),
-        "num_head_channels": 32,
-        "use_scale_shift_norm": draw(st.booleans()),
-        "resblock_updown": draw(st.booleans()),
-        "conv_resample": draw(st.booleans()),
-        "num_classes": draw(st.sampled_from([None, 1, 7])),
-    }
+        "attention_resolutions": sorted(draw(st.sets(st.sampled_from(rates)))), "num_head_channels": 32,
+        "use_scale_shift_norm": draw(st.booleans()), "resblock_updown": draw(st.booleans()),
+        "conv_resample": draw(st.booleans()), "num_classes": draw(st.sampled_from([None, 1, 7])),
+    }  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -1,5 +1,3 @@
-"""MONAI's diffusion U-Net behind our interface, raw pixels, and weights drawn anew."""
-
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,8 @@ from tests.bundle_runs import Workflow
 from tests.made import SMALL, refused
 
 MONAI_SMALL: dict[str, Any] = {
-    "num_res_blocks": 1,
-    "channels": (32, 32, 64),
-    "attention_levels": (False, True, True),
-    "num_head_channels": 16,
-}
+    "num_res_blocks": 1, "channels": (32, 32, 64), "attention_levels": (False, True, True), "num_head_channels": 16,
+}  # fmt: skip
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"resblock_updown": False, "use_flash_attention": False, "include_fc": False},
@@ -37,8 +32,6 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def make(randomise):
-    """Build a small backbone whose every weight reaches the output."""
-
     def build(**arguments: Any) -> MONAIDiffusionBackbone:
         return randomise(MONAIDiffusionBackbone(**{**MONAI_SMALL, **arguments}))
 
@@ -181,9 +174,6 @@ def test_pre_trains_by_the_bundle(workflow: Workflow, tmp_path: Path):
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
 
 
-# --- raw pixels ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(3, 17, 26), (1, 1, 1), (2, 3, 40), (1, 6, 7, 8)])
 def test_raw_pixels_are_the_image_and_what_scipy_smooths(shape):
     x = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -227,9 +217,6 @@ def test_extractor_reads_the_adapters(make):
     assert torch.equal(features[:, :3], x)
     monai = FeatureExtractor(make(), blocks=[0, 3], timesteps=[50], masking="none")
     assert [f.shape[1:] for f in monai(x)] == [(64, 3, 4), (32, 12, 16)]
-
-
-# --- weights drawn anew ----------------------------------------------------------------------------------------------
 
 
 def backbones() -> list[nn.Module]:

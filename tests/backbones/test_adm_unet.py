@@ -33,9 +33,6 @@ def assert_same_to_rounding(a: torch.Tensor, b: torch.Tensor) -> None:
     assert (a - b).abs().max() <= 1e-4 * b.std()
 
 
-# --- what was published ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(params=["film", "plain"])
 def golden_case(request, golden: Path) -> tuple[ADMUNet, Any, dict[str, Any]]:
     values = np.load(golden / f"golden_unet_{request.param}.npz")
@@ -110,9 +107,6 @@ def test_defaults_are_the_papers_network() -> None:
 ])  # fmt: skip
 def test_sizes_of_published_networks(published: int, arguments: dict[str, Any]) -> None:
     assert millions(on_meta(out_channels=6, **arguments)) == pytest.approx(published, abs=1)
-
-
-# --- forward ---------------------------------------------------------------------------------------------------------
 
 
 def test_new_network_predicts_zero_and_trains() -> None:
@@ -202,9 +196,6 @@ def test_inputs_that_do_not_fit(make, shape: tuple[int, ...], steps: int, words:
     refused(words, make(), torch.zeros(shape), torch.zeros(steps))
 
 
-# --- features --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("arguments", [{}, {"resblock_updown": False, "num_res_blocks": 2}])
 def test_features_equal_what_the_full_forward_computes(make, arguments: dict[str, Any]) -> None:
     network = make(**arguments)
@@ -238,9 +229,6 @@ def test_features_equal_what_the_full_forward_computes(make, arguments: dict[str
 @pytest.mark.parametrize("blocks", [[6], [-1], [0, 17], []])
 def test_blocks_that_do_not_exist(make, blocks: list[int]) -> None:
     refused("decoder blocks 0 to 5", make().features, *inputs(1, 3, 8, 8), blocks)
-
-
-# --- memory, layout, precision, export -------------------------------------------------------------------------------
 
 
 def test_gradient_checkpointing_gives_equal_gradients_for_more_work(make) -> None:
@@ -304,9 +292,6 @@ def test_trace_export_and_dynamo(make) -> None:
             torch.testing.assert_close(program(other_x, other_t), other)
         compiled = torch.compile(network, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x, t), expected)
-
-
-# --- arguments -------------------------------------------------------------------------------------------------------
 
 
 def test_config_rebuilds_the_network_through_json() -> None:

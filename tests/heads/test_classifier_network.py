@@ -1,5 +1,3 @@
-"""The pixel classifier on low-resolution maps against up-sampling, concatenating and a plain MLP."""
-
 from itertools import pairwise
 
 import pytest

@@ -1,5 +1,3 @@
-"""Closed-form heads: what they learn, what they choose, and on what."""
-
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,3 @@
-"""Whole networks on the labelled images: fine-tuning and baselines from scratch."""
-
 import functools
 import json
 from typing import Any
@@ -46,7 +44,6 @@ def bits(network: nn.Module) -> dict[str, Tensor]:
 
 
 def changed(before: dict[str, Tensor], after: nn.Module) -> set[str]:
-    """Names of the modules, two levels deep, of which a weight has changed."""
     state = after.state_dict()
     return {".".join(name.split(".")[:2]) for name, value in before.items() if not torch.equal(value, state[name])}
 
@@ -135,8 +132,6 @@ def test_volumes_and_scribbles() -> None:
 
 
 class Probe(nn.Module):
-    """A pixel-wise network that remembers its batches."""
-
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(3, 2, 1)

@@ -1,5 +1,3 @@
-"""Training of the paper's pixel classifier on cached features."""
-
 from collections import Counter
 from typing import Any
 
@@ -213,8 +211,6 @@ def test_scribbles_are_enough() -> None:
 
 
 class Recorder(CachedExtractor):
-    """Remembers what it was asked for."""
-
     asked: list[Tensor]
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -1,7 +1,3 @@
-"""The segmenter against its formulas on up-sampled, concatenated features."""
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,7 +7,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import stack
@@ -20,9 +15,9 @@ from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import published, varied
-from tests.made import refused
+from tests.made import Make, refused
 
-Make = Callable[..., ADMUNet]
+pytestmark = pytest.mark.usefixtures("no_grad")
 SIZE = (13, 22)
 
 
@@ -53,7 +48,6 @@ def probabilities(extractor: FeatureExtractor, head: PixelClassifier, image: Ten
     return torch.stack(out).unflatten(1, (2, *SIZE)).movedim(-1, 2).double().numpy()
 
 
-@torch.no_grad()
 def test_mean_of_the_members_probabilities(extractor: FeatureExtractor, image: Tensor) -> None:
     head = head_of(extractor, 3)
     segmenter = Segmenter(extractor, head)
@@ -69,7 +63,6 @@ def test_mean_of_the_members_probabilities(extractor: FeatureExtractor, image: T
     assert (segmenter.members, segmenter.num_classes) == (3, 3)
 
 
-@torch.no_grad()
 def test_vote_of_the_members(extractor: FeatureExtractor, image: Tensor) -> None:
     head = head_of(extractor, 5)
     each = probabilities(extractor, head, image)
@@ -81,7 +74,6 @@ def test_vote_of_the_members(extractor: FeatureExtractor, image: Tensor) -> None
     assert bool(segmenter(image).isfinite().all())
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("ensemble", ["mean", "vote"])
 def test_uncertainties_are_entropy_and_jensen_shannon(extractor, image, ensemble) -> None:
     head = head_of(extractor, 4)
@@ -97,7 +89,6 @@ def test_uncertainties_are_entropy_and_jensen_shannon(extractor, image, ensemble
     assert torch.equal(out[:, :3], segmenter(image))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
     ("members", "timesteps", "cached"), [(3, (250,), False), (1, (250, 500), False), (2, (250,), True)]
 )
@@ -137,7 +128,6 @@ def test_disagreement_of_a_partition_is_between_members_and_masks(make, image, m
     np.testing.assert_allclose(out[:, 3].numpy(), scipy.stats.entropy(mean, axis=1), atol=2e-5)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("masking", ["seeded", "none"])
 def test_without_a_partition_the_members_alone_disagree(make: Make, image: Tensor, masking: str) -> None:
     network = make(channel_mult=(1, 2), attention_resolutions=(2,))
@@ -149,7 +139,6 @@ def test_without_a_partition_the_members_alone_disagree(make: Make, image: Tenso
         np.testing.assert_allclose(segmenter.with_uncertainty(image)[:, 4].numpy(), expected, atol=2e-6)
 
 
-@torch.no_grad()
 def test_one_member_gives_its_own_logits(extractor: FeatureExtractor, image: Tensor) -> None:
     head = head_of(extractor, 1)
     segmenter = Segmenter(extractor, head)
@@ -162,7 +151,6 @@ def test_one_member_gives_its_own_logits(extractor: FeatureExtractor, image: Ten
     np.testing.assert_allclose(out[:, 3].numpy(), entropy, atol=2e-5)
 
 
-@torch.no_grad()
 def test_linear_head(extractor: FeatureExtractor, image: Tensor) -> None:
     generator = torch.Generator().manual_seed(2)
     weight, bias = torch.randn(2, extractor.num_features, generator=generator), torch.tensor([0.5, -0.5])
@@ -172,7 +160,6 @@ def test_linear_head(extractor: FeatureExtractor, image: Tensor) -> None:
     torch.testing.assert_close(segmenter(image), expected, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
 def test_deterministic_and_always_in_evaluation_mode(extractor: FeatureExtractor, image: Tensor) -> None:
     segmenter = Segmenter(extractor, head_of(extractor, 2))
     first = segmenter(image)
@@ -190,8 +177,6 @@ def test_an_unknown_ensemble_is_refused(extractor: FeatureExtractor) -> None:
 
 
 class Strict(nn.Module):
-    """Halves and doubles; refuses what it cannot halve."""
-
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []

@@ -1,5 +1,3 @@
-"""How heads are described, and how images are read."""
-
 import functools
 import json
 from typing import Any
@@ -23,15 +21,12 @@ from tests.made import made_example, made_extractor, refused, task
 NETWORK = functools.partial(UNet, spatial_dims=2, in_channels=3, out_channels=2, channels=(4, 8), strides=(2,))
 ROTATION = functools.partial(RandRotate90d, keys=["image", "label"], prob=0.5)
 HEADS: list[Any] = [
-    ClosedFormHead(),
-    ClosedFormHead("ridge", [1e-2], [{"blocks": [1], "timesteps": [50]}, {"blocks": [0]}], False, 3),
-    PixelClassifierHead(),
-    PixelClassifierHead(3, (16, 8), 1e-2, 9, 8, 7, 6, 50, 4, [1, 2], 0.5, "vote"),
-    FineTuning(),
+    ClosedFormHead(), ClosedFormHead("ridge", [1e-2], [{"blocks": [1], "timesteps": [50]}, {"blocks": [0]}], False, 3),
+    PixelClassifierHead(), PixelClassifierHead(3, (16, 8), 1e-2, 9, 8, 7, 6, 50, 4, [1, 2], 0.5, "vote"), FineTuning(),
     FineTuning(PixelClassifierHead(members=1), "decoder", 1e-5, learning_rate=1e-2, steps=3, flips=(0, 1)),
     FromScratch(NETWORK),
     FromScratch(NETWORK, 2, loss_function=TverskyLoss(alpha=0.3), transform=ROTATION, weight_decay=0.0),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: type(head).__name__)

@@ -1,5 +1,3 @@
-"""What a network is to predict, and the image that follows from a prediction."""
-
 import pytest
 import torch
 

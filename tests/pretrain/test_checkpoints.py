@@ -1,4 +1,3 @@
-import logging
 import os
 import random
 from pathlib import Path
@@ -27,8 +26,7 @@ def test_damaged_newest_is_skipped_with_a_warning(tmp_path: Path, damage, caplog
         checkpoints.save(step, {"step": step})
     newest = checkpoints.paths()[-1]
     newest.write_bytes(damage(newest.read_bytes()))
-    with caplog.at_level(logging.WARNING):
-        assert checkpoints.load_newest()["step"] == 1
+    assert checkpoints.load_newest()["step"] == 1
     assert "step_00000002.pt is damaged and is skipped" in caplog.text
 
 

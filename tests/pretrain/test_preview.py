@@ -13,8 +13,6 @@ from medmdm.pretrain.preview import Preview, fill_with_mean, preview_grid
 
 
 class Engine:
-    """What a preview needs of a trainer: it 'restores' by a given function."""
-
     def __init__(self, restore: Any) -> None:
         self.state = SimpleNamespace(iteration=10, epoch_length=20, device=torch.device("cpu"))
         self.restore = restore

@@ -62,7 +62,6 @@ def write_list(folder: Path, training: str, validation: str = "", patients: str 
 
 
 def pretrain(run: Path, folder: Path, **overrides: Any) -> list[dict[str, str]]:
-    """Run a tiny pre-training and return the rows of its metrics."""
     settings = {**TINY, "dataset_dir": str(folder), "data_list": "none", "run_dir": str(run), **overrides}
     made = ConfigWorkflow(config_file=[str(BUNDLE)], logging_file=False, **settings)
     try:
@@ -167,15 +166,9 @@ def test_a_label_of_another_size_is_named_before_the_first_step(labelled: Path, 
 def test_a_network_without_features_is_refused_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
     data_list = str(write_list(labelled, "012"))
     network = {
-        "_target_": "monai.networks.nets.DiffusionModelUNet",
-        "spatial_dims": 2,
-        "in_channels": 3,
-        "out_channels": 3,
-        "channels": [8, 8],
-        "attention_levels": [False, False],
-        "num_res_blocks": 1,
-        "norm_num_groups": 4,
-    }
+        "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
+        "channels": [8, 8], "attention_levels": [False, False], "num_res_blocks": 1, "norm_num_groups": 4,
+    }  # fmt: skip
     refused("has no features", pretrain, tmp_path / "run", labelled, probe_data_list=data_list, network_def=network)
 
 

@@ -22,7 +22,6 @@ KILLED_RUN = str(Path(__file__).with_name("killed_run.py"))
 
 
 def tensors(content: Any, path: str = "") -> dict[str, torch.Tensor]:
-    """Return all tensors in nested dictionaries and lists by their path."""
     if isinstance(content, torch.Tensor):
         return {path: content}
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -30,7 +29,6 @@ def tensors(content: Any, path: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Compare the weights bit by bit and the log row by row."""
     ours = torch.load(run / "model.pt", weights_only=True)
     theirs = torch.load(reference / "model.pt", weights_only=True)
     assert ours["plan"] == theirs["plan"]
@@ -57,7 +55,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """An uninterrupted run."""
     run = tmp_path_factory.mktemp("reference") / "run"
     result = run_python("-m", "monai.bundle", *bundle_command(run, images), cwd=run.parent)
     assert result.returncode == 0, result.stderr

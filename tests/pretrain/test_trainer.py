@@ -19,7 +19,6 @@ SGD = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 
 
 
 def train(made: ConfigWorkflow) -> dict[str, torch.Tensor]:
-    """Run a workflow and return the weights it saved."""
     made.initialize()
     made.run()
     path = Path(made.parser["run_dir"]) / "model.pt"
@@ -174,16 +173,10 @@ def test_any_network_goes_in_and_its_plan_rebuilds_it(workflow: Workflow, tmp_pa
     from medmdm.artifacts.pretrained import load_pretrained
 
     network = {
-        "_target_": "monai.networks.nets.DiffusionModelUNet",
-        "spatial_dims": 2,
-        "in_channels": "@channels",
-        "out_channels": "@channels",
-        "channels": [8, 16],
-        "attention_levels": [False, True],
-        "num_res_blocks": 1,
-        "num_head_channels": 8,
-        "norm_num_groups": 4,
-    }
+        "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": "@channels",
+        "out_channels": "@channels", "channels": [8, 16], "attention_levels": [False, True], "num_res_blocks": 1,
+        "num_head_channels": 8, "norm_num_groups": 4,
+    }  # fmt: skip
     trained = train(workflow(max_steps=2, network_def=network))
     rebuilt, plan = load_pretrained(tmp_path / "run" / "model.pt")
     assert same(trained, rebuilt.state_dict())

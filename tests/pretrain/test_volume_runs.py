@@ -1,5 +1,3 @@
-"""Pre-training on slices of volumes through the bundle, and what its plan then says."""
-
 import json
 from pathlib import Path
 

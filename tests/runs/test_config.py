@@ -38,7 +38,6 @@ def merged(overlay: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def keys(schema: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
-    """Return path -> schema of every key that a schema knows."""
     found = {}
     for key, part in schema.get("properties", {}).items():
         found |= {f"{path}{key}": part, **keys(part, f"{path}{key}#")}
@@ -179,14 +178,10 @@ def test_a_wrong_override_ends_a_bundle(workflow: Workflow, override: dict[str, 
 
 def test_words_of_json_in_overrides_mean_what_they_mean_in_json() -> None:
     config = {
-        "report": "false",
-        "shots": ["null", 8],
-        "head": {"_target_": "builtins.dict", "fresh": "true"},
-        "name": "none",
-        "text": "True",
-        "data_list": {"labels": {"1": "null"}},
+        "report": "false", "shots": ["null", 8], "head": {"_target_": "builtins.dict", "fresh": "true"},
+        "name": "none", "text": "True", "data_list": {"labels": {"1": "null"}},
         "outcome": "$(@report, @shots, @head['fresh'])",
-    }
+    }  # fmt: skip
     parser = ConfigParser(config)
     assert parser.get_parsed_content("outcome") == ("false", ["null", 8], "true")  # MONAI by itself
     normalise(parser)
