@@ -30,13 +30,9 @@ def test_the_file_says_it_all(make: Make, tmp_path: Path) -> None:
     save_torch({"model": network.state_dict(), "plan": plan_of(network)}, tmp_path / "model.pt")
     extractor, plan, identity = make_extractor(tmp_path / "model.pt")
     assert extractor.config == {
-        "blocks": [3, 4],  # of 6
-        "timesteps": [25],  # 50 of 1000
-        "masking": "seeded",
-        "partitions": None,
-        "normalize": "rms",
-        "seed": 0,
-    }
+        "blocks": [3, 4], "timesteps": [25],  # of 6, and 50 of 1000
+        "masking": "seeded", "partitions": None, "normalize": "rms", "seed": 0,
+    }  # fmt: skip
     assert isinstance(extractor.corruption, PatchMasking)
     assert (extractor.corruption.num_timesteps, extractor.corruption.patch_size) == (500, 4)
     assert plan == plan_of(network)

@@ -93,19 +93,12 @@ def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [
-    "os.system",
-    "torch.nn.Identity",
-    "medmdm.artifacts.pretrained.importlib.import_module",
+    None, 7, "os.system", "torch.nn.Identity", "medmdm.artifacts.pretrained.importlib.import_module",
     "medmdm.artifacts.load_network",  # ours, but no network class
-    "medmdm.backbones.layers.nn",
     "medmdm.backbones.CachedExtractor",  # a network class, but none that a file describes
-    "medmdm.heads.FromScratch",
     "medmdm.segment.PostProcess",  # may be built, but is no network
-    "monai.networks.nets.unet.export",
-    "medmdm.backbones.adm_unet.Sequence",
-    "medmdm.networks_of_mine.Net",
-    None,
-    7,
+    "medmdm.backbones.layers.nn", "medmdm.heads.FromScratch", "monai.networks.nets.unet.export",
+    "medmdm.backbones.adm_unet.Sequence", "medmdm.networks_of_mine.Net",
 ])  # fmt: skip
 def test_other_targets_are_refused(make, tmp_path: Path, target: Any) -> None:
     path = save_ours(make(), tmp_path / "model.pt", target)
@@ -141,17 +134,14 @@ def test_bare_state_dict(published, caplog: pytest.LogCaptureFixture) -> None:
     network, path = published
     loaded, plan = load_pretrained(path, num_head_channels=32)
     assert_same_network(loaded, network)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert plan == {
         "format": 1,
         "network": {"_target_": TARGET, **network.config},
         "num_timesteps": 1000,
         "intensity_range": None,
         "ledger": None,
-        "source": {
-            "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "assumed": {"use_new_attention_order": False},
-        },
+        "source": {"file": path.name, "sha256": sha256, "assumed": {"use_new_attention_order": False}},
     }
     assert "use_new_attention_order=False" in caplog.text
     assert "num_head_channels" not in caplog.text

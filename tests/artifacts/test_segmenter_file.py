@@ -51,9 +51,8 @@ def fit(make: Make, tmp_path: Path) -> Any:
     extractor, plan, identity = make_extractor(tmp_path / "model.pt", blocks=[0, 2], timesteps=[300])
     head = frozen(PixelClassifier(extractor.num_features, 2, (16, 8), members=3))
     given = {"backbone": plan, "backbone_sha256": identity, "task": {"class_names": ["tissue", "gland"]}}
-    return SimpleNamespace(
-        network=network, extractor=extractor, head=head, plan=given, model=tmp_path / "model.pt", folder=tmp_path
-    )
+    paths = {"model": tmp_path / "model.pt", "folder": tmp_path}
+    return SimpleNamespace(network=network, extractor=extractor, head=head, plan=given, **paths)
 
 
 def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:

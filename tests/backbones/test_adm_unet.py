@@ -81,15 +81,10 @@ def test_defaults_are_the_papers_network() -> None:
     assert millions(network) == pytest.approx(311.0, abs=0.05)
     sizes_at_256 = {info["block"]: (info["channels"], 256 // info["reduction"]) for info in network.feature_info}
     assert sizes_at_256 == {
-        **dict.fromkeys([0, 1], (768, 8)),
-        **dict.fromkeys([2, 3, 4], (768, 16)),
-        5: (768, 32),
-        **dict.fromkeys([6, 7], (384, 32)),
-        **dict.fromkeys([8, 9, 10], (384, 64)),
-        11: (384, 128),
-        **dict.fromkeys([12, 13], (192, 128)),
-        **dict.fromkeys([14, 15, 16, 17], (192, 256)),
-    }
+        **dict.fromkeys([0, 1], (768, 8)), **dict.fromkeys([2, 3, 4], (768, 16)), 5: (768, 32),
+        **dict.fromkeys([6, 7], (384, 32)), **dict.fromkeys([8, 9, 10], (384, 64)), 11: (384, 128),
+        **dict.fromkeys([12, 13], (192, 128)), **dict.fromkeys([14, 15, 16, 17], (192, 256)),
+    }  # fmt: skip
     assert sum(sizes_at_256[block][0] for block in range(8, 13)) == 1728
     assert sum(sizes_at_256[block][0] for block in range(5, 13)) == 3264
 

@@ -72,18 +72,11 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
 def test_other_weights_and_settings_have_other_files() -> None:
     variants: list[dict[str, Any]] = [
-        {},
-        {"seed": 1},
-        {"blocks": [0, 1]},
-        {"blocks": [0, 2, 1]},
-        {"timesteps": [51]},
-        {"masking": "none"},
-        {"masking": "partition"},
-        {"masking": "partition", "partitions": 3},
-        {"corruption": PatchMasking(patch_size=8)},
-        {"corruption": GaussianNoise()},
+        {}, {"seed": 1}, {"blocks": [0, 1]}, {"blocks": [0, 2, 1]}, {"timesteps": [51]}, {"masking": "none"},
+        {"masking": "partition"}, {"masking": "partition", "partitions": 3},
+        {"corruption": PatchMasking(patch_size=8)}, {"corruption": GaussianNoise()},
         {"network": {"num_head_channels": 16}},  # not seen in the names and shapes of the weights
-    ]
+    ]  # fmt: skip
     cached = [CachedExtractor(made_extractor(**variant)) for variant in variants]
     masks = FeatureExtractor(made_extractor().backbone, [0, 1, 2], [50], PatchMasking(patch_size=4), seed=3)
     keys = [c.key for c in [*cached, CachedExtractor(masks)]]

@@ -58,9 +58,8 @@ def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == "error: the file x is empty.\n"
-    result = subprocess.run(
-        [sys.executable, "-c", program.replace("UserError('", "KeyError('")], capture_output=True, text=True
-    )
+    program = program.replace("UserError('", "KeyError('")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "Traceback" in result.stderr
 
 

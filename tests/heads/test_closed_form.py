@@ -175,13 +175,9 @@ def test_sums_of_other_labels_and_readings_are_others() -> None:
     half = a.label.clone()
     half[:16] = IGNORE
     variants = [
-        task([a]),
-        task([Example(a.image, half, a.case)]),  # the same case, other labels
-        task([a], classes=3),
-        task([a], whole=True),
-        task([a], overlap=0.5),
-        task([a], window=(16, 16)),
-    ]
+        task([a]), task([Example(a.image, half, a.case)]),  # the same case, other labels
+        task([a], classes=3), task([a], whole=True), task([a], overlap=0.5), task([a], window=(16, 16)),
+    ]  # fmt: skip
     weights = [head.fit(variant, cached).model.head.weight[:2] for variant in variants]
     fresh = [head.fit(variant, CachedExtractor(made_extractor())).model.head.weight[:2] for variant in variants]
     assert all(map(torch.equal, weights, fresh))

@@ -20,13 +20,12 @@ from medmdm.heads.task import Task
 from medmdm.labels import IGNORE
 from tests.made import WINDOW, dice, made_example, made_extractor, refused, task
 
+SWIN: dict[str, Any] = {"depths": (1,) * 4, "num_heads": (1,) * 4}
 NETWORKS: dict[str, Any] = {
     "UNet": functools.partial(UNet, 2, 3, 2, channels=(8, 16), strides=(2,)),
     "AttentionUnet": functools.partial(AttentionUnet, 2, 3, 2, channels=(8, 16), strides=(2,)),
     "BasicUNetPlusPlus": functools.partial(BasicUNetPlusPlus, 2, 3, 2, features=(8, 8, 8, 8, 8, 8)),
-    "SwinUNETR": functools.partial(
-        SwinUNETR, 3, 2, feature_size=12, spatial_dims=2, depths=(1,) * 4, num_heads=(1,) * 4
-    ),
+    "SwinUNETR": functools.partial(SwinUNETR, 3, 2, spatial_dims=2, feature_size=12, **SWIN),
 }
 
 
@@ -178,6 +177,7 @@ def test_the_learning_rate_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_from_json() -> None:
     network = {"_target_": "UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3, "out_channels": 2}
+    head = {"members": 1, "hidden": [4], "max_epochs": 1, "pixels": 10}
     config = {
         "scratch": {
             "_target_": "medmdm.heads.FromScratch",
@@ -188,13 +188,7 @@ def test_from_json() -> None:
         },
         "tuned": {
             "_target_": "medmdm.heads.FineTuning",
-            "head": {
-                "_target_": "medmdm.heads.PixelClassifierHead",
-                "members": 1,
-                "hidden": [4],
-                "max_epochs": 1,
-                "pixels": 10,
-            },
+            "head": {"_target_": "medmdm.heads.PixelClassifierHead", **head},
             "parts": "decoder",
             "steps": 1,
         },

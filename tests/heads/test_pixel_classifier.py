@@ -109,13 +109,10 @@ def test_members_at_once_are_members_one_by_one(arguments: dict[str, Any], monke
     image = made_example(9, WINDOW).image[None]
     for m in range(4):
         # The member's weights, but the order of images and the pixels of the whole ensemble.
-        monkeypatch.setattr(
-            pixel_classifier,
-            "PixelClassifier",
-            lambda channels, classes, hidden, members, seed, m=m: PixelClassifier(
-                channels, classes, hidden, members, seed + m
-            ),
-        )
+        def one(channels, classes, hidden, members, seed, m=m) -> PixelClassifier:
+            return PixelClassifier(channels, classes, hidden, members, seed + m)
+
+        monkeypatch.setattr(pixel_classifier, "PixelClassifier", one)
         alone = head(members=1, **settings_).fit(support, extractor)
         expected = alone.model.member_logits(image)[0]
         difference = (together.model.member_logits(image)[m] - expected).abs().max()
@@ -264,14 +261,11 @@ def test_fresh_crops_and_masks_at_every_step(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_same_seed_gives_the_same_bits() -> None:
     support = [made_example(seed, (32, 48)) for seed in range(2)]
     for arguments in ({}, {"pixels": 50}):
-        fits = [
-            head(max_epochs=3, views="crops", **arguments)
-            .fit(task(support, seed=seed), CachedExtractor(made_extractor()))
-            .model.head
-            for seed in (1, 1, 2)
-        ]
-        assert same_weights(fits[0], fits[1])
-        assert not same_weights(fits[0], fits[2])
+        own = head(max_epochs=3, views="crops", **arguments)
+        tasks = [task(support, seed=seed) for seed in (1, 1, 2)]
+        a, again, other = (own.fit(part, CachedExtractor(made_extractor())).model.head for part in tasks)
+        assert same_weights(a, again)
+        assert not same_weights(a, other)
 
 
 @pytest.mark.parametrize("count", [1, 85])

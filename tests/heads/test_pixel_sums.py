@@ -164,11 +164,8 @@ def test_selecting_channels_is_fitting_on_them(method: str) -> None:
     x, y = image.pixels()
     channels = torch.tensor([5, 0, 2])
     few = x[:, channels.numpy()]
-    alone = PixelSums(
-        torch.from_numpy(few.T @ few),
-        torch.from_numpy(few.T @ one_hot(y)),
-        torch.bincount(torch.from_numpy(y)).double(),
-    )
+    sums = few.T @ few, few.T @ one_hot(y), np.bincount(y).astype(np.float64)
+    alone = PixelSums(*map(torch.from_numpy, sums))
     expected = fit_linear(alone, 1e-3, method)
     head = fit_linear(image.sums().select(channels), 1e-3, method)
     assert_close(head.weight, expected.weight, rtol=1e-5, atol=1e-7)

@@ -101,13 +101,8 @@ def test_termination_signal_saves_and_the_run_goes_on(tmp_path: Path, images: Pa
     run = tmp_path / "run"
     command = bundle_command(run, images)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", *command],
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    program = [sys.executable, "-m", "monai.bundle", *command]
+    process = subprocess.Popen(program, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "previews" / "step_00000000.png").exists():
         assert time.monotonic() < deadline

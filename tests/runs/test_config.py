@@ -91,12 +91,8 @@ def test_unknown_keys_are_named_with_the_nearest(change: dict[str, Any], sentenc
 
 
 def test_all_faults_are_named_at_once() -> None:
-    change = {
-        "max_step": 2,
-        "batch_size": "two",
-        "corruption": {"_target_": "medmdm.corruption.PatchMasking", "patch": 1},
-    }
-    found = said(change).splitlines()
+    corruption = {"_target_": "medmdm.corruption.PatchMasking", "patch": 1}
+    found = said({"max_step": 2, "batch_size": "two", "corruption": corruption}).splitlines()
     assert [line.split(" in the config")[0] for line in found] == [
         "Unknown key 'max_step'",
         "batch_size must be a whole number of 1 or more, got 'two'.",
@@ -123,20 +119,10 @@ def test_known_keys_pass() -> None:
     ("mdm_pretrain", "crop_size", ["a", 64], "crop_size#0 must be a whole number of 1 or more, got 'a'."),
     ("mdm_pretrain", "percentiles", [1], "percentiles must be a list of two numbers, or null, got [1]."),
     ("mdm_pretrain", "seed", 2**32, "seed must be a whole number from 0 to below 4294967296, got 4294967296."),
-    (
-        "mdm_pretrain",
-        "target",
-        "imag",
-        "target must be \"image\" or \"noise\", got 'imag' (did you mean 'image'?).",
-    ),
+    ("mdm_pretrain", "target", "imag", "target must be \"image\" or \"noise\", got 'imag' (did you mean 'image'?)."),
     ("mdm_pretrain", "optimizer", 3, "optimizer must be a part such as"),
     ("mdm_segment", "shots", "two", "shots must be a whole number of 1 or more, or null, got 'two'."),
-    (
-        "mdm_segment",
-        "window",
-        "big",
-        "window must be a list of whole numbers such as [64, 64], or null, got 'big'.",
-    ),
+    ("mdm_segment", "window", "big", "window must be a list of whole numbers such as [64, 64], or null, got 'big'."),
     ("mdm_segment", "preprocessing", {"channels": "x"}, "preprocessing#channels must be a whole number"),
     ("mdm_study", "shots", 2, "such as [2, null], got 2."),
     ("mdm_study", "only", {"ridge": "MDM"}, "only#ridge must be a list of backbones, got 'MDM'."),
@@ -237,13 +223,8 @@ def test_resolved_evaluates_references_but_makes_nothing() -> None:
     part = {"_target_": "torch.nn.Conv2d", "in_channels": "@channels", "out_channels": "$2 * @channels"}
     mask = {"_target_": "medmdm.backbones.RawPixels", "in_channels": "@channels"}
     config = {"import": "$import medmdm.runs.config as config", "channels": 3, "net": {**part, "kernel_size": [1]}}
-    parser = ConfigParser(
-        {
-            **config,
-            "raw": mask,
-            "outcome": "$[config.resolved('net'), config.described('net'), config.described('raw')]",
-        }
-    )
+    outcome = "$[config.resolved('net'), config.described('net'), config.described('raw')]"
+    parser = ConfigParser({**config, "raw": mask, "outcome": outcome})
     expected = {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 6, "kernel_size": [1]}
     plain, stranger, own = parser.get_parsed_content("outcome")
     assert plain == stranger == expected

@@ -19,13 +19,8 @@ from tests.made import refused
 
 
 def folder(path: Path, data_hash: str = "h", **config: Any) -> RunFolder:
-    return RunFolder(
-        path,
-        config={"bundle": "mdm_pretrain", "a": 1, **config},
-        plan={"format": 1},
-        data={"hash": data_hash, "images": 2},
-        seed=7,
-    )
+    config = {"bundle": "mdm_pretrain", "a": 1, **config}
+    return RunFolder(path, config=config, plan={"format": 1}, data={"hash": data_hash, "images": 2}, seed=7)
 
 
 def test_record_and_sessions(tmp_path: Path) -> None:
@@ -90,10 +85,7 @@ def test_plan_rebuilds_the_network_and_hides_patients(tmp_path: Path) -> None:
 def test_no_patient_id_and_every_image_in_what_a_run_writes(workflow, image_folder, tmp_path, inline) -> None:
     data_list = {
         "name": "mine",
-        "training": [
-            {"image": "a.png", "patient_id": "PATIENT-0815"},
-            {"image": "b.png", "patient_id": "PATIENT-4711"},
-        ],
+        "training": [{"image": f"{n}.png", "patient_id": f"PATIENT-{p}"} for n, p in (("a", "0815"), ("b", "4711"))],
         "test": [{"image": "c_x.png", "patient_id": "PATIENT-0042"}],
     }
     if inline:
