@@ -95,6 +95,7 @@ def test_no_circles_between_modules() -> None:
         visit(name, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["objectives", "metrics", "corruption", "stats"])
 def test_low_floors_load_no_data(package: str) -> None:
     code = f"import sys, medmdm.{package}; print([m for m in sys.modules if m.startswith('medmdm.')])"

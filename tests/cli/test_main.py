@@ -49,6 +49,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
     program = (
         "from medmdm.errors import *; show_user_errors_as_sentences(); show_user_errors_as_sentences()\n"
@@ -63,6 +64,7 @@ def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.slow
 def test_user_error_in_a_loader_worker_ends_with_its_sentence() -> None:
     program = (
         "import torch\nfrom medmdm.errors import *\nshow_user_errors_as_sentences()\n"
