@@ -25,6 +25,7 @@ from tests.made import Make
 SIZE = (13, 22)  # padded inside
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("no_grad"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"),
 ]

@@ -132,6 +132,7 @@ class Cut(nn.Module):
         return tuple(self.backbone.features(x, t, self.blocks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["trace", "export"])
 @pytest.mark.parametrize("kind", ["monai", "raw"])
 @torch.no_grad()

@@ -169,9 +169,8 @@ def test_the_size_said_beforehand_is_that_of_the_files(tmp_path: Path) -> None:
     assert size < os.path.getsize(path) < 1.01 * size
     assert f"{2 * size / 1e6:.0f} MB" in cached.announce([(250, 140)] * 2)
     assert "not kept" not in cached.announce([(250, 140)] * 2)
-    assert "more than 0.001 GiB is not kept" in CachedExtractor(made_extractor(), memory_gib=1e-3).announce(
-        [(250, 140)]
-    )
+    small = CachedExtractor(made_extractor(), memory_gib=1e-3)
+    assert "more than 0.001 GiB is not kept" in small.announce([(250, 140)])
 
 
 def test_a_crop_takes_28_megabytes_with_the_papers_network() -> None:

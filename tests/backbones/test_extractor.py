@@ -23,9 +23,8 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 def full_pass(network: ADMUNet, x: Tensor, t: int) -> list[Tensor]:
     outputs: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in network.output_blocks
-    ]
+    blocks = network.output_blocks
+    hooks = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in blocks]
     network(x, torch.full((len(x),), t))
     for hook in hooks:
         hook.remove()

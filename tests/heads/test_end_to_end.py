@@ -72,6 +72,7 @@ def test_fine_tuning_of_the_decoder_leaves_the_encoders_bits() -> None:
     assert changed(before, fitted.model.extractor.backbone) == {f"output_blocks.{n}" for n in range(3)}
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_the_trained_head(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = made_extractor()
     fine = tuning(learning_rate=0.0, backbone_learning_rate=0.0, weight_decay=0.0)
@@ -82,6 +83,7 @@ def test_fine_tuning_goes_on_from_the_trained_head(monkeypatch: pytest.MonkeyPat
     assert weights_hash(fitted.model.extractor.backbone.state_dict()) == weights_hash(extractor.backbone.state_dict())
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns() -> None:
     fitted = tuning(steps=12, backbone_learning_rate=1e-3, learning_rate=1e-2).fit(support(), made_extractor())
     test = made_example(9, (41, 30))
@@ -120,6 +122,7 @@ def test_a_network_from_scratch_learns(classes: int) -> None:
     assert len(fitted.evidence["losses"]) == 20  # means of stretches of 50 steps
 
 
+@pytest.mark.slow
 def test_volumes_and_scribbles() -> None:
     examples = [made_example(seed, (8, 16, 12)) for seed in range(2)]
     examples[0].label[2:] = IGNORE  # many crops hold nothing that is known

@@ -43,6 +43,7 @@ def test_learns_to_segment(arguments: dict[str, Any]) -> None:
     assert fitted.evidence["views"] == {3: 9, "fresh": 3}.get(arguments.get("views"), 6)
 
 
+@pytest.mark.slow
 def test_many_classes_one_channel_and_volumes() -> None:
     # (classes, image, network, window, head, least Dice of a class: masked patches look like the classes in the middle)
     cases: list[tuple[int, dict[str, Any], dict[str, Any], tuple[int, ...], dict[str, Any], float]] = [
@@ -192,6 +193,7 @@ def test_sampled_pixels_are_labelled_ones_with_their_features() -> None:
     assert len(set(nearest.indices.tolist())) == len(rows) == 35  # all of them are drawn
 
 
+@pytest.mark.slow
 def test_scribbles_are_enough() -> None:
     support = [made_example(seed, (32, 48)) for seed in range(3)]
     for seed, example in enumerate(support):
@@ -200,9 +202,8 @@ def test_scribbles_are_enough() -> None:
     support.append(Example(made_example(3).image, torch.full((32, 48), IGNORE)))  # one without any
     test = made_example(9)
     for arguments in ({"pixels": 100}, {}, {"views": "fresh"}):
-        fitted = head(max_epochs=20, learning_rate=5e-3, **arguments).fit(
-            task(support), CachedExtractor(made_extractor())
-        )
+        own = head(max_epochs=20, learning_rate=5e-3, **arguments)
+        fitted = own.fit(task(support), CachedExtractor(made_extractor()))
         assert dice(fitted.model(test.image[None]), test.label) > 0.9
         assert fitted.evidence["views"] == (3 if "views" in arguments else 6)
 

@@ -257,9 +257,8 @@ def test_images_without_labels_are_passed_over_when_leaving_out() -> None:
     nothing = Image(seed=3)
     nothing.label[:] = IGNORE
     errors = left_out_errors([image.sums() for image in images], [1e-2])
-    assert torch.equal(
-        left_out_errors([images[0].sums(), nothing.sums(), *[i.sums() for i in images[1:]]], [1e-2]), errors
-    )
+    more = [images[0].sums(), nothing.sums(), *[i.sums() for i in images[1:]]]
+    assert torch.equal(left_out_errors(more, [1e-2]), errors)
     refused("two or more labelled images", left_out_errors, [images[0].sums(), nothing.sums()], [1e-2])
 
 

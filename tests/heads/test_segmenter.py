@@ -100,9 +100,8 @@ def test_disagreement_of_a_partition_is_between_members_and_masks(make, image, m
     # The plain way: repeat the last rows and columns, hide patches by hand, stack, normalise, classify.
     size = extractor.padded_size(SIZE)
     assert size != SIZE
-    padded = np.pad(
-        image.numpy(), [(0, 0), (0, 0), *((0, new - old) for new, old in zip(size, SIZE, strict=True))], "edge"
-    )
+    more = [(0, new - old) for new, old in zip(size, SIZE, strict=True)]
+    padded = np.pad(image.numpy(), [(0, 0), (0, 0), *more], "edge")
     pairs = []
     for k in range(4):
         maps = []

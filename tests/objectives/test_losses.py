@@ -143,9 +143,8 @@ def test_other_losses_do_not_get_visible() -> None:
 def test_weighted_sum() -> None:
     pred, target = pair(2, 1, 16, 16)
     total = WeightedSumLoss([PaperSSIMLoss(), L1Loss()], [0.25, 2.0])(pred, target)
-    assert float(total) == pytest.approx(
-        0.25 * float(PaperSSIMLoss()(pred, target)) + 2 * float(L1Loss()(pred, target))
-    )
+    expected = 0.25 * float(PaperSSIMLoss()(pred, target)) + 2 * float(L1Loss()(pred, target))
+    assert float(total) == pytest.approx(expected)
     refused("1 losses and 2 weights", WeightedSumLoss, [L1Loss()], [1.0, 2.0])
 
 

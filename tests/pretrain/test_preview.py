@@ -30,9 +30,8 @@ def test_scores_and_picture(shape: tuple[int, ...], corruption: Corruption, tmp_
     engine = Engine(lambda x_t, t: torch.zeros_like(x_t))
     preview(engine)
     scores = engine.state.heldout
-    assert (
-        list(scores) == preview.names == [f"{n}_t{t}" for t in (100, 900) for n in ("ssim", "psnr", "ssim_mean_fill")]
-    )
+    names = [f"{n}_t{t}" for t in (100, 900) for n in ("ssim", "psnr", "ssim_mean_fill")]
+    assert list(scores) == preview.names == names
     assert scores["ssim_t100"] > scores["ssim_t900"] or corruption.has_noise
     damaged = preview.damaged[1]
     guess = torch.zeros_like(clean)

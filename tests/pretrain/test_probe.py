@@ -73,6 +73,7 @@ def pretrain(run: Path, folder: Path, **overrides: Any) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_probe_changes_no_bit_and_is_in_log_and_tensorboard(labelled: Path, tmp_path: Path) -> None:
     data_list = write_list(labelled, "012", "34")
     without = pretrain(tmp_path / "without", labelled)
@@ -106,6 +107,7 @@ def held_out_dice(folder: Path, data_list: Path, backbone: Any) -> float:
     return float(np.mean([mean_scores(mask, case.truth, 2, 255)["dice"] for mask, case in masks]))
 
 
+@pytest.mark.slow
 def test_without_validation_patients_are_left_out_together(labelled: Path, tmp_path: Path) -> None:
     data_list = write_list(labelled, "01234", patients="abaca")
     probe = Probe(PLAN, labelled, data_list)
