@@ -1,7 +1,5 @@
 """Runs of the bundles so small that they take a second, and ways to start them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -48,13 +46,9 @@ Workflow = Callable[..., ConfigWorkflow]
 Run = Callable[..., Any]
 
 HEAD = {
-    "_target_": "medmdm.heads.PixelClassifierHead",
-    "members": 2,
-    "max_epochs": 12,
-    "min_epochs": 12,
-    "batch_size": 4,
+    "_target_": "medmdm.heads.PixelClassifierHead", "members": 2, "max_epochs": 12, "min_epochs": 12, "batch_size": 4,
     "pixels": 128,
-}
+}  # fmt: skip
 UNET = {
     "_target_": "medmdm.heads.FromScratch",
     "network": {
@@ -66,7 +60,6 @@ UNET = {
 
 
 def bundle_command(run_dir: Path, dataset_dir: Path, *overlays: str, **overrides: Any) -> list[str]:
-    """Return the arguments of ``monai.bundle run`` for the tiny pre-training."""
     files = [str(BUNDLE), *(str(OVERLAYS / f"{name}.json") for name in overlays)]
     settings = {**TINY, "dataset_dir": str(dataset_dir), "run_dir": str(run_dir), **overrides}
     arguments = ["run", "--config_file", str(files)]
@@ -89,15 +82,9 @@ def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:
         channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(2,), num_head_channels=16,
     )  # fmt: skip
     content = {
-        "format": 1,
-        "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": to_config(PatchMasking(1000, 4)),
-        "num_timesteps": 1000,
-        "channels": 3,
-        "crop_size": [16, 16],
-        "intensity_range": None,
-        "ledger": {"images": [], "patients": [], "salt": ""},
-        **plan,
-    }
+        "format": 1, "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
+        "corruption": to_config(PatchMasking(1000, 4)), "num_timesteps": 1000, "channels": 3, "crop_size": [16, 16],
+        "intensity_range": None, "ledger": {"images": [], "patients": [], "salt": ""}, **plan,
+    }  # fmt: skip
     save_torch({"model": network.state_dict(), "plan": content}, path)
     return path

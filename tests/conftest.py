@@ -1,9 +1,7 @@
 """What all tests share."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,6 @@ def real_data() -> Path:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Random numbers, the same in every run."""
     return np.random.default_rng(0)
 
 
@@ -63,8 +60,14 @@ def make() -> Callable[..., ADMUNet]:
 
 @pytest.fixture(scope="session")
 def randomise() -> Callable[..., torch.nn.Module]:
-    """Replace all weights of a network by random ones."""
     return with_random_weights
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """For a module of tests that compute and never train."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Small frozen backbones with random weights, and made images that their features can segment."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,15 +12,14 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.corruption import PatchMasking
 from medmdm.data.reading import Example
+from medmdm.errors import UserError
 from medmdm.heads.task import Reading, Task
 
+Make = Callable[..., ADMUNet]  # the fixture ``make``
 SMALL: dict[str, Any] = {
-    "model_channels": 32,
-    "channel_mult": (1, 2, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (2, 4),
+    "model_channels": 32, "channel_mult": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (2, 4),
     "num_head_channels": 16,
-}
+}  # fmt: skip
 
 
 def with_random_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -37,12 +35,9 @@ def with_random_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Mod
 
 
 SIZES: dict[str, Any] = {
-    "model_channels": 32,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (2,),
+    "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (2,),
     "num_head_channels": 32,
-}
+}  # fmt: skip
 
 
 def made_extractor(seed: int = 0, network: dict[str, Any] | None = None, **arguments: Any) -> FeatureExtractor:
@@ -83,3 +78,9 @@ WINDOW = (32, 32)
 def task(examples: list[Example], classes: int = 2, seed: int = 0, **reading: Any) -> Task:
     """What is to be learnt from some examples, in windows of 32 x 32 unless said otherwise."""
     return Task(examples, classes, Reading(**{"window": WINDOW, **reading}), seed)
+
+
+def refused(sentence: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    """A call ends in a UserError whose sentence matches a regular expression."""
+    with pytest.raises(UserError, match=sentence):
+        call(*args, **kwargs)

@@ -1,7 +1,3 @@
-"""The files that state the version agree."""
-
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """A user's damaged file ends in one sentence or a listed warning, and nothing half-written stays behind."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,3 @@
-"""The reference pages of the settings say what the schemas say."""
-
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

@@ -1,9 +1,4 @@
-"""Segmenters in other formats agree with the original on new images."""
-
-from __future__ import annotations
-
 import json
-import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +13,6 @@ from torch import Tensor, nn
 
 from medmdm.artifacts import export
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
-from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.cli import main
 from medmdm.corruption import Corruption, GaussianNoise, MaskedNoise, PatchMasking
@@ -26,11 +20,15 @@ from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import varied
+from tests.made import Make
 
-Make = Callable[..., ADMUNet]
 SIZE = (13, 22)  # padded inside
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("no_grad"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"),
+]
 
 
 def images(count: int, seed: int) -> Tensor:
@@ -62,7 +60,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_torch_export_and_trace_agree_on_new_images(make: Make, case: dict[str, Any]) -> None:
     segmenter = segmenter_of(make, **case)
@@ -103,7 +100,6 @@ READ: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("ending", export.FORMATS)
 def test_exported_files_agree_for_any_batch_and_carry_the_plan(saved: Path, tmp_path: Path, ending: str) -> None:
     segmenter, plan = load_segmenter(saved)
@@ -118,7 +114,6 @@ def test_exported_files_agree_for_any_batch_and_carry_the_plan(saved: Path, tmp_
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@torch.no_grad()
 def test_onnx_of_the_other_corruptions_and_heads(make: Make, tmp_path: Path) -> None:
     segmenter = segmenter_of(make, MaskedNoise(patch_size=4), members=0, normalize="rms")
     save_segmenter(tmp_path / "s.pt", segmenter, {"backbone": {"channels": 3}})
@@ -127,7 +122,6 @@ def test_onnx_of_the_other_corruptions_and_heads(make: Make, tmp_path: Path) -> 
     assert (run_onnx(tmp_path / "s.onnx")(new) - segmenter(new)).abs().max() < 1e-4
 
 
-@torch.no_grad()
 def test_command_line_on_a_network_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments: dict[str, Any] = {"in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
     arguments["spatial_dims"] = 2
@@ -166,15 +160,12 @@ class FixedBatch(nn.Module):
 
 
 def test_a_network_that_fixes_the_batch_is_exported_for_one_image(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        program = export._program(FixedBatch(), images(2, 0))
+    program = export._program(FixedBatch(), images(2, 0))
     assert "single images" in caplog.text
     assert program.module()(images(1, 1)).shape == (1, 1, *SIZE)
 
 
-def test_onnx_without_its_packages_says_what_to_install(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_without_its_packages_says_what_to_install(saved, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export, "optional_import", lambda name: (None, name != "onnxscript"))
     with pytest.raises(UserError, match="needs the package onnxscript: install it with pip install onnx"):
         export.export_segmenter(saved, tmp_path / "out.onnx", SIZE)

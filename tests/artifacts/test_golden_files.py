@@ -1,7 +1,5 @@
 """Files that medmdm 0.1 wrote (``tests/golden/v0_1``) load and predict what they predicted."""
 
-from __future__ import annotations
-
 import lzma
 from pathlib import Path
 

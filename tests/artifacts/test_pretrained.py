@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import hashlib
 import json
-import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,13 @@ from medmdm.artifacts.pretrained import convert, load_network, load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.errors import UserError
 from medmdm.files import save_torch
+from tests.made import refused
 
 TARGET = "medmdm.backbones.ADMUNet"
 
 
 @pytest.fixture
 def published(make, tmp_path: Path) -> tuple[ADMUNet, Path]:
-    """A network with 32-channel heads and its bare state dict in a file."""
     network = make(num_head_channels=32, out_channels=6)
     path = tmp_path / "ema_0.9999_100000.pt"
     torch.save(network.state_dict(), path)
@@ -43,9 +40,6 @@ def assert_same_network(loaded: torch.nn.Module, network: torch.nn.Module) -> No
         expected = network(x, t)
         assert expected.std() > 0.1
         assert torch.equal(loaded(x, t), expected)
-
-
-# --- our own files ---------------------------------------------------------------------------------------------------
 
 
 def test_our_own_file_rebuilds_its_network(make, tmp_path: Path) -> None:
@@ -88,8 +82,7 @@ def test_monai_network_rebuilds_itself(randomise, tmp_path: Path) -> None:
     assert type(loaded) is DiffusionModelUNet
     assert_same_network(loaded, network)
     assert plan["network"]["channels"] == [32, 64]
-    with pytest.raises(UserError, match=r"parameters .*instead of"):
-        load_pretrained(path, channels=[32, 96])
+    refused(r"parameters .*instead of", load_pretrained, path, channels=[32, 96])
 
 
 def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
@@ -99,36 +92,24 @@ def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
     assert_same_network(parser.get_parsed_content("network_def"), network)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system",
-        "torch.nn.Identity",
-        "medmdm.artifacts.pretrained.importlib.import_module",
-        "medmdm.artifacts.load_network",  # ours, but no network class
-        "medmdm.backbones.layers.nn",
-        "medmdm.backbones.CachedExtractor",  # a network class, but none that a file describes
-        "medmdm.heads.FromScratch",
-        "medmdm.segment.PostProcess",  # may be built, but is no network
-        "monai.networks.nets.unet.export",
-        "medmdm.backbones.adm_unet.Sequence",
-        "medmdm.networks_of_mine.Net",
-        None,
-        7,
-    ],
-)
+@pytest.mark.parametrize("target", [
+    None, 7, "os.system", "torch.nn.Identity", "medmdm.artifacts.pretrained.importlib.import_module",
+    "medmdm.artifacts.load_network",  # ours, but no network class
+    "medmdm.backbones.CachedExtractor",  # a network class, but none that a file describes
+    "medmdm.segment.PostProcess",  # may be built, but is no network
+    "medmdm.backbones.layers.nn", "medmdm.heads.FromScratch", "monai.networks.nets.unet.export",
+    "medmdm.backbones.adm_unet.Sequence", "medmdm.networks_of_mine.Net",
+])  # fmt: skip
 def test_other_targets_are_refused(make, tmp_path: Path, target: Any) -> None:
     path = save_ours(make(), tmp_path / "model.pt", target)
-    with pytest.raises(UserError, match=r"model\.pt: .* (is neither .*trust=True|is no Module)"):
-        load_pretrained(path)
+    refused(r"model\.pt: .* (is neither .*trust=True|is no Module)", load_pretrained, path)
 
 
 def test_expressions_in_a_plan_stay_strings(make, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     arguments = {**make().config, "dropout": f"$__import__('pathlib').Path({str(marker)!r}).touch()"}
     path = save_ours(make(), tmp_path / "model.pt", **arguments)
-    with pytest.raises(UserError, match="cannot be built"):
-        load_pretrained(path)
+    refused("cannot be built", load_pretrained, path)
     assert not marker.exists()
 
 
@@ -137,39 +118,30 @@ def test_arguments_are_no_way_around(tmp_path: Path) -> None:
     harm = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "args": str(marker)}}
     arguments = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
     path = save_ours(torch.nn.Linear(1, 1), tmp_path / "model.pt", "monai.networks.nets.UNet", **arguments, act=[harm])
-    with pytest.raises(UserError, match=r"model\.pt: 'pathlib\.Path\.touch' is neither"):
-        load_pretrained(path)
+    refused(r"model\.pt: 'pathlib\.Path\.touch' is neither", load_pretrained, path)
     assert not marker.exists()
 
 
 def test_trust_builds_a_network_of_ones_own(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 3)
     path = save_ours(network, tmp_path / "model.pt", "torch.nn.Linear", in_features=2, out_features=3)
-    with pytest.raises(UserError, match=r"'torch\.nn\.Linear'.*trust=True"):
-        load_pretrained(path)
+    refused(r"'torch\.nn\.Linear'.*trust=True", load_pretrained, path)
     loaded = load_network(path, trust=True)
     assert torch.equal(loaded.weight, network.weight)
 
 
-# --- published files -------------------------------------------------------------------------------------------------
-
-
 def test_bare_state_dict(published, caplog: pytest.LogCaptureFixture) -> None:
     network, path = published
-    with caplog.at_level(logging.WARNING, logger="medmdm"):
-        loaded, plan = load_pretrained(path, num_head_channels=32)
+    loaded, plan = load_pretrained(path, num_head_channels=32)
     assert_same_network(loaded, network)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert plan == {
         "format": 1,
         "network": {"_target_": TARGET, **network.config},
         "num_timesteps": 1000,
         "intensity_range": None,
         "ledger": None,
-        "source": {
-            "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "assumed": {"use_new_attention_order": False},
-        },
+        "source": {"file": path.name, "sha256": sha256, "assumed": {"use_new_attention_order": False}},
     }
     assert "use_new_attention_order=False" in caplog.text
     assert "num_head_channels" not in caplog.text
@@ -184,11 +156,7 @@ def test_what_weights_do_not_show_is_as_in_the_paper(make, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_heads": 4, "num_head_channels": -1},
-        {"num_head_channels": 32, "use_new_attention_order": True},
-    ],
+    "arguments", [{"num_heads": 4, "num_head_channels": -1}, {"num_head_channels": 32, "use_new_attention_order": True}]
 )
 def test_heads_and_order_by_override(make, tmp_path: Path, arguments: dict[str, Any]) -> None:
     network = make(**arguments)
@@ -230,11 +198,7 @@ def test_convert_settles_the_configuration(published, tmp_path: Path) -> None:
     assert_same_network(loaded, network)
     assert loaded_plan == plan
     assert sorted(torch.load(ours, weights_only=True)) == ["model", "plan"]
-    with pytest.raises(UserError, match="exists already"):
-        convert(path, ours, num_head_channels=32)
-
-
-# --- mistakes --------------------------------------------------------------------------------------------------------
+    refused("exists already", convert, path, ours, num_head_channels=32)
 
 
 def error_of(path: Path, **overrides: Any) -> str:
@@ -272,14 +236,11 @@ def test_plan_that_contradicts_its_weights(make, tmp_path: Path) -> None:
     assert message.endswith("the weights look like num_res_blocks=1.")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        ({"num_head_chanels": 32}, "has no argument 'num_head_chanels' (did you mean 'num_head_channels'?)"),
-        ({"num_head_channels": 48}, "num_head_channels 48 does not divide the 64 channels"),
-        ({"attention_resolutions": [16]}, "holds 16"),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "words"), [
+    ({"num_head_chanels": 32}, "has no argument 'num_head_chanels' (did you mean 'num_head_channels'?)"),
+    ({"num_head_channels": 48}, "num_head_channels 48 does not divide the 64 channels"),
+    ({"attention_resolutions": [16]}, "holds 16"),
+])  # fmt: skip
 def test_overrides_that_cannot_be(published, overrides: dict[str, Any], words: str) -> None:
     assert words in error_of(published[1], **overrides)
 
@@ -291,21 +252,14 @@ def test_assumed_heads_that_do_not_divide(make, tmp_path: Path) -> None:
     assert "pass num_head_channels or num_heads" in message
 
 
-def test_state_dict_of_something_else(tmp_path: Path) -> None:
-    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    assert "not an ADM U-Net" in error_of(tmp_path / "linear.pt")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"epoch": 3, "lr": 0.1}, "no state dict in this file; its keys are epoch, lr"),
-        ({}, "no state dict"),
-        ([torch.zeros(2)], "expected a state dict, found a list"),
-        ({"model": {}, "plan": {"network": {}}}, "plan but no weights"),
-        ({"model": {"a": torch.zeros(1)}, "plan": "x"}, "plan but no weights or no network description"),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    ({"epoch": 3, "lr": 0.1}, "no state dict in this file; its keys are epoch, lr"),
+    ({}, "no state dict"),
+    (torch.nn.Linear(2, 2).state_dict(), "not an ADM U-Net"),
+    ([torch.zeros(2)], "expected a state dict, found a list"),
+    ({"model": {}, "plan": {"network": {}}}, "plan but no weights"),
+    ({"model": {"a": torch.zeros(1)}, "plan": "x"}, "plan but no weights or no network description"),
+])  # fmt: skip
 def test_other_content(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "other.pt")
     assert words in error_of(tmp_path / "other.pt")
@@ -319,20 +273,16 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         assert "not a PyTorch checkpoint, or it is damaged" in error_of(tmp_path / "text.pt")
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.999])
-def test_truncated_file(published, fraction: float) -> None:
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda whole: whole[: int(0.01 * len(whole))], "cut off"),
+    (lambda whole: whole[: int(0.5 * len(whole))], "cut off"),
+    (lambda whole: whole[: int(0.999 * len(whole))], "cut off"),
+    (lambda whole: whole[:100] + bytes(40) + whole[140:], "damaged"),  # in the pickled names
+])  # fmt: skip
+def test_damaged_file(published, damage: Any, words: str) -> None:
     path = published[1]
-    content = path.read_bytes()
-    path.write_bytes(content[: int(fraction * len(content))])
-    assert "cut off" in error_of(path)
-
-
-def test_damaged_file(published) -> None:
-    path = published[1]
-    content = bytearray(path.read_bytes())
-    content[100:140] = bytes(40)  # in the pickled names
-    path.write_bytes(content)
-    assert "damaged" in error_of(path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert words in error_of(path)
 
 
 class Payload:

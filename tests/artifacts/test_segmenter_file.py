@@ -1,7 +1,3 @@
-"""Segmenters written to a file and rebuilt from it."""
-
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +13,6 @@ from medmdm.artifacts.backbone import make_extractor
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.backbones.adapters import RawPixels
-from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.components import to_config
@@ -27,8 +22,9 @@ from medmdm.files import save_torch
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import varied
+from tests.made import Make, refused
 
-Make = Callable[..., ADMUNet]
+pytestmark = pytest.mark.usefixtures("no_grad")
 UNET: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
 
@@ -47,25 +43,18 @@ def fit(make: Make, tmp_path: Path) -> Any:
     """A backbone's file, and a segmenter with a plan as a run makes them."""
     network = make(channel_mult=(1, 2), attention_resolutions=(2,))
     plan = {
-        "format": 1,
-        "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": to_config(PatchMasking(1000, 4)),
-        "num_timesteps": 1000,
-        "channels": 3,
-        "crop_size": [16, 16],
-        "spacing": [0.5, 0.5],
-        "ledger": {"images": ["ab"], "patients": [], "salt": "s"},
-    }
+        "format": 1, "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
+        "corruption": to_config(PatchMasking(1000, 4)), "num_timesteps": 1000, "channels": 3, "crop_size": [16, 16],
+        "spacing": [0.5, 0.5], "ledger": {"images": ["ab"], "patients": [], "salt": "s"},
+    }  # fmt: skip
     save_torch({"model": network.state_dict(), "plan": plan}, tmp_path / "model.pt")
     extractor, plan, identity = make_extractor(tmp_path / "model.pt", blocks=[0, 2], timesteps=[300])
     head = frozen(PixelClassifier(extractor.num_features, 2, (16, 8), members=3))
     given = {"backbone": plan, "backbone_sha256": identity, "task": {"class_names": ["tissue", "gland"]}}
-    return SimpleNamespace(
-        network=network, extractor=extractor, head=head, plan=given, model=tmp_path / "model.pt", folder=tmp_path
-    )
+    paths = {"model": tmp_path / "model.pt", "folder": tmp_path}
+    return SimpleNamespace(network=network, extractor=extractor, head=head, plan=given, **paths)
 
 
-@torch.no_grad()
 def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:
     segmenter = Segmenter(fit.extractor, fit.head, "vote")
     path = fit.folder / "new" / "segmenter.pt"
@@ -93,7 +82,6 @@ def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:
     assert all(name.startswith(("out.", "output_blocks.3")) for name in dropped)
 
 
-@torch.no_grad()
 def test_a_head_alone_with_its_backbone(fit: Any, image: Tensor) -> None:
     segmenter = Segmenter(fit.extractor, fit.head)
     save_segmenter(fit.folder / "head.pt", segmenter, fit.plan, include_backbone=False)
@@ -118,11 +106,9 @@ def test_another_backbone_is_refused(fit: Any, make: Make, include: bool) -> Non
     state = {name: value.clone() for name, value in fit.network.state_dict().items()}
     state["out.2.bias"] += 1
     save_torch({"model": state, "plan": fit.plan["backbone"]}, fit.folder / "other.pt")
-    with pytest.raises(UserError, match="another backbone"):
-        load_segmenter(path, fit.folder / "other.pt")
+    refused("another backbone", load_segmenter, path, fit.folder / "other.pt")
 
 
-@torch.no_grad()
 def test_a_cache_is_taken_off(fit: Any, image: Tensor) -> None:
     cached = CachedExtractor(fit.extractor, fit.folder / "cache")
     save_segmenter(fit.folder / "a.pt", Segmenter(cached, fit.head), fit.plan)  # type: ignore[arg-type]
@@ -131,7 +117,6 @@ def test_a_cache_is_taken_off(fit: Any, image: Tensor) -> None:
     assert isinstance(load_segmenter(fit.folder / "a.pt")[0].extractor, FeatureExtractor)
 
 
-@torch.no_grad()
 def test_a_fine_tuned_backbone_goes_with_its_head(fit: Any, image: Tensor) -> None:
     fit.extractor.backbone.input_blocks[0][0].weight.mul_(1.5)
     segmenter = Segmenter(fit.extractor, fit.head)
@@ -143,8 +128,7 @@ def test_a_fine_tuned_backbone_goes_with_its_head(fit: Any, image: Tensor) -> No
     assert torch.equal(loaded(image), segmenter(image))
     # Loaded again it is cut, and it is still known that its weights are not the file's.
     assert save_segmenter(fit.folder / "again.pt", loaded, plan)["fine_tuned"] is True
-    with pytest.raises(UserError, match="fine-tuned"):
-        save_segmenter(fit.folder / "head.pt", loaded, plan, include_backbone=False)
+    refused("fine-tuned", save_segmenter, fit.folder / "head.pt", loaded, plan, include_backbone=False)
 
 
 def test_the_same_content_gives_the_same_bytes(fit: Any) -> None:
@@ -155,7 +139,6 @@ def test_the_same_content_gives_the_same_bytes(fit: Any) -> None:
     assert not list(fit.folder.glob(".*"))
 
 
-@torch.no_grad()
 def test_a_linear_head_that_is_a_view_of_something_larger(fit: Any, image: Tensor) -> None:
     large = torch.randn(1000, fit.extractor.num_features, generator=torch.Generator().manual_seed(0))
     segmenter = Segmenter(fit.extractor, LinearClassifier(large[:2], torch.tensor([0.5, 0.0])))
@@ -164,7 +147,6 @@ def test_a_linear_head_that_is_a_view_of_something_larger(fit: Any, image: Tenso
     assert torch.equal(load_segmenter(fit.folder / "head.pt", fit.model)[0](image), segmenter(image))
 
 
-@torch.no_grad()
 def test_noise_and_a_backbone_without_weights(fit: Any, image: Tensor, tmp_path: Path) -> None:
     noisy = FeatureExtractor(fit.network, (1,), (50,), GaussianNoise(schedule="cosine"))
     raw = FeatureExtractor(RawPixels(sigmas=[1.5]), (0,), masking="none", normalize="none")
@@ -174,7 +156,6 @@ def test_noise_and_a_backbone_without_weights(fit: Any, image: Tensor, tmp_path:
         assert torch.equal(load_segmenter(tmp_path / "s.pt")[0](image), segmenter(image))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("kind", [UNet, BasicUNetPlusPlus])
 def test_a_network_from_scratch(kind: type[nn.Module], image: Tensor, tmp_path: Path) -> None:
     arguments = UNET if kind is UNet else {"in_channels": 3, "out_channels": 2, "features": [4, 4, 4, 8, 8, 4]}
@@ -202,24 +183,20 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda c: c["plan"]["head"].update({"_target_": "os.system"}), "'os.system' is neither medmdm's nor"),
-        (lambda c: c["plan"]["backbone"]["network"].update({"_target_": "torch.nn.Linear"}), "'torch.nn.Linear'"),
-        (lambda c: c["plan"]["corruption"].update({"_target_": "os.system"}), "file.pt: 'os.system' is neither"),
-        (lambda c: c["plan"]["extractor"].update({"blocks": [0]}), "unexpected"),
-        (lambda c: c["plan"]["head"].update({"hidden": [16, 9]}), r"of another shape \(weights.1"),
-        (lambda c: c["plan"].pop("extractor"), "the file lacks 'extractor'"),
-        (lambda c: c["state"].pop("head"), "the file lacks 'head'"),
-        (lambda c: c.update(kind="other"), "no segmenter of medmdm's"),
-        (lambda c: c.update(format=2), "the file has the format 2"),
-    ],
-)
+@pytest.mark.parametrize(("change", "sentence"), [
+    (lambda c: c["plan"]["head"].update({"_target_": "os.system"}), "'os.system' is neither medmdm's nor"),
+    (lambda c: c["plan"]["backbone"]["network"].update({"_target_": "torch.nn.Linear"}), "'torch.nn.Linear'"),
+    (lambda c: c["plan"]["corruption"].update({"_target_": "os.system"}), "file.pt: 'os.system' is neither"),
+    (lambda c: c["plan"]["extractor"].update({"blocks": [0]}), "unexpected"),
+    (lambda c: c["plan"]["head"].update({"hidden": [16, 9]}), r"of another shape \(weights.1"),
+    (lambda c: c["plan"].pop("extractor"), "the file lacks 'extractor'"),
+    (lambda c: c["state"].pop("head"), "the file lacks 'head'"),
+    (lambda c: c.update(kind="other"), "no segmenter of medmdm's"),
+    (lambda c: c.update(format=2), "the file has the format 2"),
+])  # fmt: skip
 def test_files_that_do_not_fit_get_a_sentence(fit: Any, change: Callable[..., Any], sentence: str) -> None:
     save_segmenter(fit.folder / "file.pt", Segmenter(fit.extractor, fit.head), fit.plan)
-    with pytest.raises(UserError, match=sentence):
-        load_segmenter(edited(fit.folder / "file.pt", change))
+    refused(sentence, load_segmenter, edited(fit.folder / "file.pt", change))
 
 
 class OwnMasking(PatchMasking):
@@ -230,13 +207,11 @@ class OwnHead(PixelClassifier):
     """A head that a user wrote."""
 
 
-@torch.no_grad()
 def test_own_parts_need_trust(fit: Any, image: Tensor) -> None:
     extractor = FeatureExtractor(fit.network, (1,), (300,), OwnMasking(patch_size=2))
     segmenter = Segmenter(extractor, frozen(OwnHead(extractor.num_features, 2, (4,), 1)))
     save_segmenter(fit.folder / "own.pt", segmenter, fit.plan)
-    with pytest.raises(UserError, match="trust=True"):
-        load_segmenter(fit.folder / "own.pt")
+    refused("trust=True", load_segmenter, fit.folder / "own.pt")
     loaded, _ = load_segmenter(fit.folder / "own.pt", trust=True)
     assert type(loaded.head) is OwnHead
     assert torch.equal(loaded(image), segmenter(image))
@@ -247,21 +222,15 @@ def test_what_cannot_be_saved_gets_a_sentence(fit: Any) -> None:
     segmenter = Segmenter(fit.extractor, fit.head)
     with pytest.raises(UserError, match="'task' in the plan cannot be written as JSON"):
         save_segmenter(path, segmenter, {**fit.plan, "task": {"path": Path("x")}})
-    with pytest.raises(UserError, match="its _target_ and arguments under 'network'"):
-        save_segmenter(path, PaddedNetwork(UNet(**UNET)), fit.plan)
-    with pytest.raises(UserError, match="not a UNet"):
-        save_segmenter(path, UNet(**UNET), fit.plan)
+    refused("its _target_ and arguments under 'network'", save_segmenter, path, PaddedNetwork(UNet(**UNET)), fit.plan)
+    refused("not a UNet", save_segmenter, path, UNet(**UNET), fit.plan)
     cut = Segmenter(FeatureExtractor(fit.network.truncated(2), (2,), (300,), PatchMasking()), fit.head)
-    with pytest.raises(UserError, match="the plan must say the backbone_sha256 of the whole"):
-        save_segmenter(path, cut, {"task": {}})
+    refused("the plan must say the backbone_sha256 of the whole", save_segmenter, path, cut, {"task": {}})
     assert not path.exists()
 
 
 def test_backbones_and_segmenters_are_told_apart(fit: Any) -> None:
     save_segmenter(fit.folder / "s.pt", Segmenter(fit.extractor, fit.head), fit.plan)
-    with pytest.raises(UserError, match="this is a segmenter, not a backbone"):
-        load_pretrained(fit.folder / "s.pt")
-    with pytest.raises(UserError, match="the weights of a backbone: fit a head to it first"):
-        load_segmenter(fit.model)
-    with pytest.raises(UserError, match="there is no such file"):
-        load_segmenter(fit.folder / "none.pt")
+    refused("this is a segmenter, not a backbone", load_pretrained, fit.folder / "s.pt")
+    refused("the weights of a backbone: fit a head to it first", load_segmenter, fit.model)
+    refused("there is no such file", load_segmenter, fit.folder / "none.pt")

@@ -1,9 +1,4 @@
-"""Features of a backbone: stopped early, corrupted by fixed masks, padded, normalised."""
-
-from __future__ import annotations
-
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +12,9 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
 from medmdm.corruption import GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError
+from tests.made import Make, refused
 
-Make = Callable[..., ADMUNet]
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -26,18 +22,13 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 
 def full_pass(network: ADMUNet, x: Tensor, t: int) -> list[Tensor]:
-    """Outputs of all decoder blocks in a pass through the whole network, collected by hooks."""
     outputs: list[Tensor] = []
-    hooks = [
-        block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in network.output_blocks
-    ]
+    blocks = network.output_blocks
+    hooks = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in blocks]
     network(x, torch.full((len(x),), t))
     for hook in hooks:
         hook.remove()
     return outputs
-
-
-# --- stopping after the last used block ------------------------------------------------------------------------------
 
 
 def test_a_truncated_network_shares_and_rebuilds(make: Make) -> None:
@@ -61,18 +52,11 @@ def test_a_truncated_network_shares_and_rebuilds(make: Make) -> None:
     x, time = images(1, 3, 8, 12), torch.tensor([9])
     assert torch.equal(again.features(x, time, [2])[0], network.features(x, time, [2])[0])
     assert len(again.truncated(0).output_blocks) == 1
-    with pytest.raises(UserError, match="truncated after decoder block 2"):
-        part(x, time)
-    with pytest.raises(UserError, match="no block 3; this network has the decoder blocks 0 to 2"):
-        part.features(x, time, [3])
-    with pytest.raises(UserError, match="no block 3"):
-        part.truncated(3)
+    refused("truncated after decoder block 2", part, x, time)
+    refused("no block 3; this network has the decoder blocks 0 to 2", part.features, x, time, [3])
+    refused("no block 3", part.truncated, 3)
 
 
-# --- corruption ------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
 def test_the_masked_image_is_what_the_backbone_sees(make: Make) -> None:
     network, x = make(), images(2, 3, 16, 24)
     extractor = FeatureExtractor(network, (1, 4), (300,), PatchMasking(patch_size=4), normalize="none")
@@ -136,7 +120,6 @@ def test_a_partition_hides_every_patch_exactly_once(make: Make) -> None:
             assert torch.equal(view.x_t != 0, view.visible.bool().expand_as(view.x_t))
 
 
-@torch.no_grad()
 def test_a_partition_is_the_mean_of_its_views(make: Make) -> None:
     network, x = make(), images(1, 3, 16, 24)
     extractor = FeatureExtractor(network, (1, 4), (250, 500), PatchMasking(patch_size=4), "partition", 3, "none")
@@ -150,7 +133,6 @@ def test_a_partition_is_the_mean_of_its_views(make: Make) -> None:
     assert torch.equal(views[0][3], full_pass(network, first.x_t, 500)[4])
 
 
-@torch.no_grad()
 def test_the_smaller_of_two_partitions_begins_anew(make: Make) -> None:
     network, x = make(), images(1, 3, 16, 24)
     extractor = FeatureExtractor(network, (1,), (250, 500), PatchMasking(patch_size=4), "partition", normalize="none")
@@ -163,7 +145,6 @@ def test_the_smaller_of_two_partitions_begins_anew(make: Make) -> None:
         assert_close(view[1], small[k % 2])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("corruption", [None, PatchMasking()])
 def test_without_masking_the_image_is_shown_as_it_is(make: Make, corruption: Any) -> None:
     network, x = make(), images(1, 3, 16, 24)
@@ -172,10 +153,6 @@ def test_without_masking_the_image_is_shown_as_it_is(make: Make, corruption: Any
     assert torch.equal(extractor(x)[0], full_pass(network, x, 50)[2])
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
 @pytest.mark.parametrize(("size", "padded"), [((16, 24), (20, 40)), ((1, 41), (20, 60)), ((21, 3), (40, 20))])
 def test_odd_sizes_are_padded_at_the_lower_right(make: Make, size: tuple, padded: tuple) -> None:
     extractor = FeatureExtractor(make(), (1, 4), (300,), PatchMasking(patch_size=5))
@@ -194,7 +171,6 @@ def test_multiple_of_oblong_patches_and_of_masked_noise(make: Make) -> None:
     assert FeatureExtractor(make(), (1,), (50,), GaussianNoise()).multiple == 4
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("channels", "dims", "size"), [(1, 2, (9, 14)), (1, 3, (5, 8, 9))])
 def test_one_channel_and_volumes(make: Make, channels: int, dims: int, size: tuple) -> None:
     network = make(spatial_dims=dims, in_channels=channels, channel_mult=(1, 2), attention_resolutions=(2,))
@@ -207,10 +183,6 @@ def test_one_channel_and_volumes(make: Make, channels: int, dims: int, size: tup
         assert f.shape[2:] == tuple(n // info["reduction"] for n in extractor.padded_size(size))
 
 
-# --- the rest --------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_maps_are_normalised_as_if_up_sampled(make: Make, kind: str) -> None:
     extractor = FeatureExtractor(make(), (0, 2, 4), (50,), PatchMasking(patch_size=4), normalize=kind)
@@ -219,7 +191,6 @@ def test_maps_are_normalised_as_if_up_sampled(make: Make, kind: str) -> None:
         assert torch.equal(mine, expected)
 
 
-@torch.no_grad()
 def test_the_same_image_always_gives_the_same_features(make: Make) -> None:
     network = make(dropout=0.5)
     extractor = FeatureExtractor(network, (1, 4), (300, 50), MaskedNoise(patch_size=4))
@@ -253,25 +224,21 @@ def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
         torch.export.export(extractor, (images(1, 3, 16, 24),))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"blocks": (2, 6)}, r"of which the backbone has 0 to 5, got \(2, 6\)"),
-        ({"blocks": 3}, "blocks must be a list of decoder blocks"),
-        ({"timesteps": "50"}, "timesteps must be a list of numbers from 0 to 999, got '50'"),
-        ({"blocks": ()}, r"got \(\)"),
-        ({"timesteps": (1000,)}, "from 0 to 999"),
-        ({"timesteps": (-1,)}, "from 0 to 999"),
-        ({"timesteps": ()}, "timesteps must be a list"),
-        ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
-        ({"partitions": 1}, "partitions must be at least 2"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"masking": "random"}, "seeded, none, partition, got 'random'"),
-        ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
-        ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),
-        ({"masking": "partition"}, "trained with PatchMasking"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"blocks": (2, 6)}, r"of which the backbone has 0 to 5, got \(2, 6\)"),
+    ({"blocks": 3}, "blocks must be a list of decoder blocks"),
+    ({"timesteps": "50"}, "timesteps must be a list of numbers from 0 to 999, got '50'"),
+    ({"blocks": ()}, r"got \(\)"),
+    ({"timesteps": (1000,)}, "from 0 to 999"),
+    ({"timesteps": (-1,)}, "from 0 to 999"),
+    ({"timesteps": ()}, "timesteps must be a list"),
+    ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
+    ({"partitions": 1}, "partitions must be at least 2"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"masking": "random"}, "seeded, none, partition, got 'random'"),
+    ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),
+    ({"masking": "partition", "corruption": GaussianNoise()}, "trained with PatchMasking; use 'seeded'"),
+    ({"masking": "partition"}, "trained with PatchMasking"),
+])  # fmt: skip
 def test_what_does_not_go_together_is_refused(make: Make, arguments: dict, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        FeatureExtractor(make(), **{"blocks": (1,), **arguments})
+    refused(sentence, FeatureExtractor, make(), **{"blocks": (1,), **arguments})

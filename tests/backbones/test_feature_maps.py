@@ -1,7 +1,3 @@
-"""Arithmetic on low-resolution maps against the up-sampled, concatenated stack."""
-
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -12,17 +8,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from medmdm.backbones import feature_maps
-from medmdm.errors import UserError
+from tests.made import refused
 
 # (output size, [(channels, map size), ...]): square, non-square, no multiples, one pixel, one channel, 3-D, larger maps
 CASES = [
-    ((32, 32), [(6, (4, 4)), (5, (8, 8)), (3, (32, 32))]),
-    ((40, 56), [(5, (5, 7)), (4, (10, 14)), (3, (20, 28))]),
-    ((37, 51), [(5, (5, 7)), (4, (10, 13)), (1, (19, 28))]),
-    ((9, 1), [(2, (3, 1)), (1, (1, 1))]),
-    ((8, 12, 10), [(3, (2, 3, 5)), (2, (4, 6, 10))]),
-    ((5, 6), [(2, (7, 9)), (2, (5, 6))]),
-]
+    ((32, 32), [(6, (4, 4)), (5, (8, 8)), (3, (32, 32))]), ((40, 56), [(5, (5, 7)), (4, (10, 14)), (3, (20, 28))]),
+    ((37, 51), [(5, (5, 7)), (4, (10, 13)), (1, (19, 28))]), ((9, 1), [(2, (3, 1)), (1, (1, 1))]),
+    ((8, 12, 10), [(3, (2, 3, 5)), (2, (4, 6, 10))]), ((5, 6), [(2, (7, 9)), (2, (5, 6))]),
+]  # fmt: skip
 IDS = ["square", "multiples", "odd", "thin", "volume", "larger"]
 
 
@@ -82,8 +75,7 @@ def test_no_normalisation_leaves_the_maps() -> None:
 
 
 def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(UserError, match="'l2'"):
-        feature_maps.normalize(draw(CASES[0][1]), (32, 32), "l2")
+    refused("'l2'", feature_maps.normalize, draw(CASES[0][1]), (32, 32), "l2")
 
 
 def test_a_blank_image_has_no_infinite_features() -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -51,6 +49,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
     program = (
         "from medmdm.errors import *; show_user_errors_as_sentences(); show_user_errors_as_sentences()\n"
@@ -60,12 +59,12 @@ def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == "error: the file x is empty.\n"
-    result = subprocess.run(
-        [sys.executable, "-c", program.replace("UserError('", "KeyError('")], capture_output=True, text=True
-    )
+    program = program.replace("UserError('", "KeyError('")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.slow
 def test_user_error_in_a_loader_worker_ends_with_its_sentence() -> None:
     program = (
         "import torch\nfrom medmdm.errors import *\nshow_user_errors_as_sentences()\n"

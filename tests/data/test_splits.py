@@ -251,6 +251,7 @@ def test_folds_without_test_keep_the_lists_own() -> None:
     assert all(one["split"] == "official" for one in lists)
 
 
+@pytest.mark.slow
 def test_command_line_starts_without_torch() -> None:
     code = "import sys; from medmdm.cli import _parser; _parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

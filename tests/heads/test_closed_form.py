@@ -1,7 +1,3 @@
-"""Closed-form heads: what they learn, what they choose, and on what."""
-
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +11,10 @@ from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import stack
 from medmdm.data.reading import Example
-from medmdm.errors import UserError
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.task import views
 from medmdm.labels import IGNORE
-from tests.made import WINDOW, dice, made_example, made_extractor, task
+from tests.made import WINDOW, dice, made_example, made_extractor, refused, task
 
 
 class Blocks(nn.Module):
@@ -157,8 +152,7 @@ def test_images_without_labels_change_nothing() -> None:
     fitted = ClosedFormHead().fit(task([nothing, *examples]), extractor)
     assert fitted.evidence == expected.evidence
     assert torch.equal(fitted.model.head.weight, expected.model.head.weight)
-    with pytest.raises(UserError, match="no labelled pixel"):
-        ClosedFormHead().fit(task([nothing]), extractor)
+    refused("no labelled pixel", ClosedFormHead().fit, task([nothing]), extractor)
 
 
 def test_a_second_fit_computes_neither_features_nor_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +175,9 @@ def test_sums_of_other_labels_and_readings_are_others() -> None:
     half = a.label.clone()
     half[:16] = IGNORE
     variants = [
-        task([a]),
-        task([Example(a.image, half, a.case)]),  # the same case, other labels
-        task([a], classes=3),
-        task([a], whole=True),
-        task([a], overlap=0.5),
-        task([a], window=(16, 16)),
-    ]
+        task([a]), task([Example(a.image, half, a.case)]),  # the same case, other labels
+        task([a], classes=3), task([a], whole=True), task([a], overlap=0.5), task([a], window=(16, 16)),
+    ]  # fmt: skip
     weights = [head.fit(variant, cached).model.head.weight[:2] for variant in variants]
     fresh = [head.fit(variant, CachedExtractor(made_extractor())).model.head.weight[:2] for variant in variants]
     assert all(map(torch.equal, weights, fresh))
@@ -199,24 +189,17 @@ def test_sums_of_other_labels_and_readings_are_others() -> None:
         assert not torch.equal(head.fit(variants[0], other).model.head.weight, weights[0])
 
 
-@pytest.mark.parametrize(
-    ("choice", "words"),
-    [
-        ({"blocks": [7]}, r"blocks \[7\], but features are extracted at \[0, 1, 2\]"),
-        ({"timesteps": [50, 60]}, r"timesteps \[50, 60\]"),
-        ({"blocks": []}, r"blocks \[\]"),
-        ({"block": [1]}, "'block'"),
-    ],
-)
+@pytest.mark.parametrize(("choice", "words"), [
+    ({"blocks": [7]}, r"blocks \[7\], but features are extracted at \[0, 1, 2\]"),
+    ({"timesteps": [50, 60]}, r"timesteps \[50, 60\]"),
+    ({"blocks": []}, r"blocks \[\]"),
+    ({"block": [1]}, "'block'"),
+])  # fmt: skip
 def test_choices_that_cannot_be_made_are_refused(choice: dict[str, list[int]], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        ClosedFormHead(choices=[choice]).fit(task([made_example()]), made_extractor())
+    refused(words, ClosedFormHead(choices=[choice]).fit, task([made_example()]), made_extractor())
 
 
 def test_bad_arguments_get_a_sentence() -> None:
-    with pytest.raises(UserError, match="'svm'"):
-        ClosedFormHead("svm")
-    with pytest.raises(UserError, match="at least 0"):
-        ClosedFormHead(ridges=[])
-    with pytest.raises(UserError, match="most_folds"):
-        ClosedFormHead(most_folds=1)
+    refused("'svm'", ClosedFormHead, "svm")
+    refused("at least 0", ClosedFormHead, ridges=[])
+    refused("most_folds", ClosedFormHead, most_folds=1)

@@ -1,7 +1,3 @@
-"""Whole networks on the labelled images: fine-tuning and baselines from scratch."""
-
-from __future__ import annotations
-
 import functools
 import json
 from typing import Any
@@ -22,15 +18,14 @@ from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.task import Task
 from medmdm.labels import IGNORE
-from tests.made import WINDOW, dice, made_example, made_extractor, task
+from tests.made import WINDOW, dice, made_example, made_extractor, refused, task
 
+SWIN: dict[str, Any] = {"depths": (1,) * 4, "num_heads": (1,) * 4}
 NETWORKS: dict[str, Any] = {
     "UNet": functools.partial(UNet, 2, 3, 2, channels=(8, 16), strides=(2,)),
     "AttentionUnet": functools.partial(AttentionUnet, 2, 3, 2, channels=(8, 16), strides=(2,)),
     "BasicUNetPlusPlus": functools.partial(BasicUNetPlusPlus, 2, 3, 2, features=(8, 8, 8, 8, 8, 8)),
-    "SwinUNETR": functools.partial(
-        SwinUNETR, 3, 2, feature_size=12, spatial_dims=2, depths=(1,) * 4, num_heads=(1,) * 4
-    ),
+    "SwinUNETR": functools.partial(SwinUNETR, 3, 2, spatial_dims=2, feature_size=12, **SWIN),
 }
 
 
@@ -48,7 +43,6 @@ def bits(network: nn.Module) -> dict[str, Tensor]:
 
 
 def changed(before: dict[str, Tensor], after: nn.Module) -> set[str]:
-    """Names of the modules, two levels deep, of which a weight has changed."""
     state = after.state_dict()
     return {".".join(name.split(".")[:2]) for name, value in before.items() if not torch.equal(value, state[name])}
 
@@ -78,6 +72,7 @@ def test_fine_tuning_of_the_decoder_leaves_the_encoders_bits() -> None:
     assert changed(before, fitted.model.extractor.backbone) == {f"output_blocks.{n}" for n in range(3)}
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_the_trained_head(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = made_extractor()
     fine = tuning(learning_rate=0.0, backbone_learning_rate=0.0, weight_decay=0.0)
@@ -88,6 +83,7 @@ def test_fine_tuning_goes_on_from_the_trained_head(monkeypatch: pytest.MonkeyPat
     assert weights_hash(fitted.model.extractor.backbone.state_dict()) == weights_hash(extractor.backbone.state_dict())
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns() -> None:
     fitted = tuning(steps=12, backbone_learning_rate=1e-3, learning_rate=1e-2).fit(support(), made_extractor())
     test = made_example(9, (41, 30))
@@ -126,6 +122,7 @@ def test_a_network_from_scratch_learns(classes: int) -> None:
     assert len(fitted.evidence["losses"]) == 20  # means of stretches of 50 steps
 
 
+@pytest.mark.slow
 def test_volumes_and_scribbles() -> None:
     examples = [made_example(seed, (8, 16, 12)) for seed in range(2)]
     examples[0].label[2:] = IGNORE  # many crops hold nothing that is known
@@ -137,8 +134,6 @@ def test_volumes_and_scribbles() -> None:
 
 
 class Probe(nn.Module):
-    """A pixel-wise network that remembers its batches."""
-
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(3, 2, 1)
@@ -185,6 +180,7 @@ def test_the_learning_rate_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_from_json() -> None:
     network = {"_target_": "UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3, "out_channels": 2}
+    head = {"members": 1, "hidden": [4], "max_epochs": 1, "pixels": 10}
     config = {
         "scratch": {
             "_target_": "medmdm.heads.FromScratch",
@@ -195,13 +191,7 @@ def test_from_json() -> None:
         },
         "tuned": {
             "_target_": "medmdm.heads.FineTuning",
-            "head": {
-                "_target_": "medmdm.heads.PixelClassifierHead",
-                "members": 1,
-                "hidden": [4],
-                "max_epochs": 1,
-                "pixels": 10,
-            },
+            "head": {"_target_": "medmdm.heads.PixelClassifierHead", **head},
             "parts": "decoder",
             "steps": 1,
         },
@@ -225,16 +215,12 @@ class Headless(nn.Module):
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(UserError, match="'encoder'"):
-        FineTuning(parts="encoder")
-    with pytest.raises(UserError, match="head#members is 10"):
-        FineTuning(PixelClassifierHead())
+    refused("'encoder'", FineTuning, parts="encoder")
+    refused("head#members is 10", FineTuning, PixelClassifierHead())
     for make in (FineTuning, functools.partial(FromScratch, NETWORKS["UNet"])):
         with pytest.raises(UserError, match="at least 1"):
             make(steps=0)  # type: ignore[operator]
     with pytest.raises(UserError, match="no decoder of a known name"):
         tuning(parts="decoder").fit(support(), FeatureExtractor(Headless(), [0], [0], masking="none"))
-    with pytest.raises(UserError, match="lower the learning rate"):
-        FromScratch(NETWORKS["UNet"], learning_rate=1e30, steps=9).fit(support())
-    with pytest.raises(UserError, match="gives 2 classes, but the data has 3"):
-        FromScratch(NETWORKS["UNet"], steps=1).fit(support(classes=3))
+    refused("lower the learning rate", FromScratch(NETWORKS["UNet"], learning_rate=1e30, steps=9).fit, support())
+    refused("gives 2 classes, but the data has 3", FromScratch(NETWORKS["UNet"], steps=1).fit, support(classes=3))

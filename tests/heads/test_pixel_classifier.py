@@ -1,7 +1,3 @@
-"""Training of the paper's pixel classifier on cached features."""
-
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 
@@ -20,10 +16,10 @@ from medmdm.data.reading import Example
 from medmdm.errors import UserError
 from medmdm.heads import pixel_classifier, views
 from medmdm.heads.classifier_network import PixelClassifier
-from medmdm.heads.pixel_classifier import PixelClassifierHead, StoppingRule
+from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead, StoppingRule
 from medmdm.labels import IGNORE
 from tests.heads.test_classifier_network import published
-from tests.made import WINDOW, dice, made_example, made_extractor, task
+from tests.made import WINDOW, dice, made_example, made_extractor, refused, task
 
 
 def head(**arguments: Any) -> PixelClassifierHead:
@@ -35,9 +31,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{}, {"pixels": 200}, {"batch_size": 4}, {"views": 3, "dice_weight": 1.0}, {"views": "fresh"}],
-    ids=str,
+    "arguments", [{}, {"pixels": 200}, {"batch_size": 4}, {"views": 3, "dice_weight": 1.0}, {"views": "fresh"}], ids=str
 )
 def test_learns_to_segment(arguments: dict[str, Any]) -> None:
     support = [made_example(seed, (32, 48)) for seed in range(3)]
@@ -49,6 +43,7 @@ def test_learns_to_segment(arguments: dict[str, Any]) -> None:
     assert fitted.evidence["views"] == {3: 9, "fresh": 3}.get(arguments.get("views"), 6)
 
 
+@pytest.mark.slow
 def test_many_classes_one_channel_and_volumes() -> None:
     # (classes, image, network, window, head, least Dice of a class: masked patches look like the classes in the middle)
     cases: list[tuple[int, dict[str, Any], dict[str, Any], tuple[int, ...], dict[str, Any], float]] = [
@@ -115,13 +110,10 @@ def test_members_at_once_are_members_one_by_one(arguments: dict[str, Any], monke
     image = made_example(9, WINDOW).image[None]
     for m in range(4):
         # The member's weights, but the order of images and the pixels of the whole ensemble.
-        monkeypatch.setattr(
-            pixel_classifier,
-            "PixelClassifier",
-            lambda channels, classes, hidden, members, seed, m=m: PixelClassifier(
-                channels, classes, hidden, members, seed + m
-            ),
-        )
+        def one(channels, classes, hidden, members, seed, m=m) -> PixelClassifier:
+            return PixelClassifier(channels, classes, hidden, members, seed + m)
+
+        monkeypatch.setattr(pixel_classifier, "PixelClassifier", one)
         alone = head(members=1, **settings_).fit(support, extractor)
         expected = alone.model.member_logits(image)[0]
         difference = (together.model.member_logits(image)[m] - expected).abs().max()
@@ -201,6 +193,7 @@ def test_sampled_pixels_are_labelled_ones_with_their_features() -> None:
     assert len(set(nearest.indices.tolist())) == len(rows) == 35  # all of them are drawn
 
 
+@pytest.mark.slow
 def test_scribbles_are_enough() -> None:
     support = [made_example(seed, (32, 48)) for seed in range(3)]
     for seed, example in enumerate(support):
@@ -209,16 +202,13 @@ def test_scribbles_are_enough() -> None:
     support.append(Example(made_example(3).image, torch.full((32, 48), IGNORE)))  # one without any
     test = made_example(9)
     for arguments in ({"pixels": 100}, {}, {"views": "fresh"}):
-        fitted = head(max_epochs=20, learning_rate=5e-3, **arguments).fit(
-            task(support), CachedExtractor(made_extractor())
-        )
+        own = head(max_epochs=20, learning_rate=5e-3, **arguments)
+        fitted = own.fit(task(support), CachedExtractor(made_extractor()))
         assert dice(fitted.model(test.image[None]), test.label) > 0.9
         assert fitted.evidence["views"] == (3 if "views" in arguments else 6)
 
 
 class Recorder(CachedExtractor):
-    """Remembers what it was asked for."""
-
     asked: list[Tensor]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -272,14 +262,11 @@ def test_fresh_crops_and_masks_at_every_step(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_same_seed_gives_the_same_bits() -> None:
     support = [made_example(seed, (32, 48)) for seed in range(2)]
     for arguments in ({}, {"pixels": 50}):
-        fits = [
-            head(max_epochs=3, views="crops", **arguments)
-            .fit(task(support, seed=seed), CachedExtractor(made_extractor()))
-            .model.head
-            for seed in (1, 1, 2)
-        ]
-        assert same_weights(fits[0], fits[1])
-        assert not same_weights(fits[0], fits[2])
+        own = head(max_epochs=3, views="crops", **arguments)
+        tasks = [task(support, seed=seed) for seed in (1, 1, 2)]
+        a, again, other = (own.fit(part, CachedExtractor(made_extractor())).model.head for part in tasks)
+        assert same_weights(a, again)
+        assert not same_weights(a, other)
 
 
 @pytest.mark.parametrize("count", [1, 85])
@@ -295,16 +282,14 @@ def test_whole_images_of_different_sizes() -> None:
     extractor = CachedExtractor(made_extractor())
     head(max_epochs=1).fit(support, extractor)
     head(max_epochs=1, batch_size=2, pixels=20).fit(support, extractor)
-    with pytest.raises(UserError, match="different sizes"):
-        head(max_epochs=1, batch_size=2).fit(support, extractor)
+    refused("different sizes", head(max_epochs=1, batch_size=2).fit, support, extractor)
 
 
 def test_the_papers_norm_is_for_whole_images_of_the_windows_size_only() -> None:
     extractor = made_extractor(normalize="global_l2")
     same = [made_example(seed, WINDOW) for seed in range(2)]
     head(max_epochs=1, views="whole").fit(task(same), extractor)
-    with pytest.raises(UserError, match="global_l2"):
-        head(max_epochs=1, views="whole").fit(task([*same, made_example(2, (32, 48))]), extractor)
+    refused("global_l2", head(max_epochs=1, views="whole").fit, task([*same, made_example(2, (32, 48))]), extractor)
 
 
 def test_old_names_are_taken_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
@@ -316,16 +301,72 @@ def test_old_names_are_taken_with_a_sentence(caplog: pytest.LogCaptureFixture) -
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(UserError, match="views must be one of whole, windows, crops, fresh or a number"):
-        PixelClassifierHead(views="tiles")
+    refused("views must be one of whole, windows, crops, fresh or a number", PixelClassifierHead, views="tiles")
     support = task([made_example()])
-    with pytest.raises(UserError, match="at least 1"):
-        PixelClassifierHead(members=0)
-    with pytest.raises(UserError, match="pixels must be at least 2"):
-        PixelClassifierHead(pixels=1)
-    with pytest.raises(UserError, match="3 numbers for 2 classes"):
-        head(class_weights=[1, 1, 1]).fit(support, made_extractor())
-    with pytest.raises(UserError, match=r"became \[nan.* lower its learning_rate"):
-        head(learning_rate=1e30).fit(support, made_extractor())
+    refused("at least 1", PixelClassifierHead, members=0)
+    refused("pixels must be at least 2", PixelClassifierHead, pixels=1)
+    refused("3 numbers for 2 classes", head(class_weights=[1, 1, 1]).fit, support, made_extractor())
+    refused(r"became \[nan.* lower its learning_rate", head(learning_rate=1e30).fit, support, made_extractor())
     with pytest.raises(UserError, match="no labelled pixel"):
         head().fit(task([Example(made_example().image, torch.full((32, 48), IGNORE))]), made_extractor())
+
+
+def logits_and_label(*shape: int, classes: int = 3, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(shape[0], classes, *shape[1:], generator=generator)
+    label = torch.randint(classes, shape, generator=generator)
+    label[torch.rand(shape, generator=generator) < ignored] = IGNORE
+    return logits, label
+
+
+@pytest.mark.parametrize("include_background", [False, True])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 30), (2, 3, 4, 5)], ids=str)
+def test_cross_entropy_and_dice_by_hand(shape: tuple, weights: list | None, include_background: bool) -> None:
+    logits, label = logits_and_label(*shape)
+    # Rows of labelled pixels, in NumPy.
+    known = (label != IGNORE).flatten().numpy()
+    rows = logits.movedim(1, -1).flatten(0, -2).double().numpy()[known]
+    y = label.flatten().numpy()[known]
+    p = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    w = np.ones(3) if weights is None else np.array(weights)
+    entropy = -(w[y] * np.log(p[np.arange(len(y)), y])).sum() / w[y].sum()
+    one_hot = np.eye(3)[y]
+    dice = 2 * (p * one_hot).sum(0) / (p.sum(0) + one_hot.sum(0))
+    first = 0 if include_background else 1
+    loss = CrossEntropyDiceLoss(0.7, weights, include_background)(logits, label)
+    assert float(loss) == pytest.approx(entropy + 0.7 * (1 - dice[first:]).mean(), rel=1e-5)
+    assert float(CrossEntropyDiceLoss(0.0, weights)(logits, label)) == pytest.approx(entropy, rel=1e-5)
+
+
+def test_ignored_pixels_have_neither_value_nor_gradient() -> None:
+    logits, label = logits_and_label(2, 6, 6)
+    other = torch.where((label == IGNORE)[:, None], torch.full_like(logits, 50.0), logits).requires_grad_()
+    loss = CrossEntropyDiceLoss()
+    assert torch.equal(loss(other, label), loss(logits, label))
+    loss(other, label).backward()
+    assert other.grad.movedim(1, -1)[label == IGNORE].abs().max() == 0
+    assert other.grad.movedim(1, -1)[label != IGNORE].abs().min() > 0
+    renamed = torch.where(label == IGNORE, 7, label)
+    assert torch.equal(CrossEntropyDiceLoss(ignore=7)(logits, renamed), loss(logits, label))
+
+
+def test_nothing_labelled_gives_no_gradient() -> None:
+    logits, label = logits_and_label(1, 4, 4, ignored=1.1)
+    logits.requires_grad_()
+    loss = CrossEntropyDiceLoss()(logits, label)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_perfect_logits_cost_nothing_and_a_class_may_be_absent() -> None:
+    label = torch.tensor([[[0, 1], [1, IGNORE]]])
+    perfect = 50.0 * torch.nn.functional.one_hot(label.clamp_max(1), 3).movedim(-1, 1).float()
+    assert float(CrossEntropyDiceLoss()(perfect, label)) == pytest.approx(0, abs=1e-4)
+
+
+def test_class_weights_are_checked() -> None:
+    logits, label = logits_and_label(1, 4, 4)
+    refused("2 numbers for 3 classes", CrossEntropyDiceLoss(class_weights=[1, 2]), logits, label)
+    refused("class_weights must be positive", CrossEntropyDiceLoss, class_weights=[1, 0, 2])

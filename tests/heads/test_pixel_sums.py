@@ -1,7 +1,5 @@
 """Closed-form heads from sums over pixels, against scikit-learn and NumPy on the pixels themselves."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.pixel_sums import PixelSums, fit_linear, left_out_errors, pixel_sums
 from medmdm.labels import IGNORE
+from tests.made import refused
 
 CLASSES = 3
 # (size to which the maps are up-sampled, size of the label, channels and size of each map)
@@ -166,11 +164,8 @@ def test_selecting_channels_is_fitting_on_them(method: str) -> None:
     x, y = image.pixels()
     channels = torch.tensor([5, 0, 2])
     few = x[:, channels.numpy()]
-    alone = PixelSums(
-        torch.from_numpy(few.T @ few),
-        torch.from_numpy(few.T @ one_hot(y)),
-        torch.bincount(torch.from_numpy(y)).double(),
-    )
+    sums = few.T @ few, few.T @ one_hot(y), np.bincount(y).astype(np.float64)
+    alone = PixelSums(*map(torch.from_numpy, sums))
     expected = fit_linear(alone, 1e-3, method)
     head = fit_linear(image.sums().select(channels), 1e-3, method)
     assert_close(head.weight, expected.weight, rtol=1e-5, atol=1e-7)
@@ -262,20 +257,14 @@ def test_images_without_labels_are_passed_over_when_leaving_out() -> None:
     nothing = Image(seed=3)
     nothing.label[:] = IGNORE
     errors = left_out_errors([image.sums() for image in images], [1e-2])
-    assert torch.equal(
-        left_out_errors([images[0].sums(), nothing.sums(), *[i.sums() for i in images[1:]]], [1e-2]), errors
-    )
-    with pytest.raises(UserError, match="two or more labelled images"):
-        left_out_errors([images[0].sums(), nothing.sums()], [1e-2])
+    more = [images[0].sums(), nothing.sums(), *[i.sums() for i in images[1:]]]
+    assert torch.equal(left_out_errors(more, [1e-2]), errors)
+    refused("two or more labelled images", left_out_errors, [images[0].sums(), nothing.sums()], [1e-2])
 
 
 def test_bad_arguments_get_a_sentence() -> None:
     sums = Image().sums()
-    with pytest.raises(UserError, match="'svm'"):
-        fit_linear(sums, method="svm")
-    with pytest.raises(UserError, match="at least 0"):
-        fit_linear(sums, ridge=-1)
-    with pytest.raises(UserError, match="at least 0"):
-        left_out_errors([sums, sums], [])
-    with pytest.raises(UserError, match="no labelled pixel"):
-        fit_linear(sums - sums)
+    refused("'svm'", fit_linear, sums, method="svm")
+    refused("at least 0", fit_linear, sums, ridge=-1)
+    refused("at least 0", left_out_errors, [sums, sums], [])
+    refused("no labelled pixel", fit_linear, sums - sums)

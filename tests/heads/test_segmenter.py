@@ -1,27 +1,23 @@
-"""The segmenter against its formulas on up-sampled, concatenated features."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from monai.networks.nets import BasicUNetPlusPlus, UNet
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import stack
 from medmdm.corruption import PatchMasking
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
-from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from tests.heads.test_classifier_network import published, varied
+from tests.made import Make, refused
 
-Make = Callable[..., ADMUNet]
+pytestmark = pytest.mark.usefixtures("no_grad")
 SIZE = (13, 22)
 
 
@@ -52,7 +48,6 @@ def probabilities(extractor: FeatureExtractor, head: PixelClassifier, image: Ten
     return torch.stack(out).unflatten(1, (2, *SIZE)).movedim(-1, 2).double().numpy()
 
 
-@torch.no_grad()
 def test_mean_of_the_members_probabilities(extractor: FeatureExtractor, image: Tensor) -> None:
     head = head_of(extractor, 3)
     segmenter = Segmenter(extractor, head)
@@ -68,7 +63,6 @@ def test_mean_of_the_members_probabilities(extractor: FeatureExtractor, image: T
     assert (segmenter.members, segmenter.num_classes) == (3, 3)
 
 
-@torch.no_grad()
 def test_vote_of_the_members(extractor: FeatureExtractor, image: Tensor) -> None:
     head = head_of(extractor, 5)
     each = probabilities(extractor, head, image)
@@ -80,11 +74,8 @@ def test_vote_of_the_members(extractor: FeatureExtractor, image: Tensor) -> None
     assert bool(segmenter(image).isfinite().all())
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("ensemble", ["mean", "vote"])
-def test_uncertainties_are_entropy_and_jensen_shannon(
-    extractor: FeatureExtractor, image: Tensor, ensemble: str
-) -> None:
+def test_uncertainties_are_entropy_and_jensen_shannon(extractor, image, ensemble) -> None:
     head = head_of(extractor, 4)
     segmenter = Segmenter(extractor, head, ensemble)
     each = probabilities(extractor, head, image)
@@ -98,13 +89,10 @@ def test_uncertainties_are_entropy_and_jensen_shannon(
     assert torch.equal(out[:, :3], segmenter(image))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
     ("members", "timesteps", "cached"), [(3, (250,), False), (1, (250, 500), False), (2, (250,), True)]
 )
-def test_disagreement_of_a_partition_is_between_members_and_masks(
-    make: Make, image: Tensor, members: int, timesteps: tuple[int, ...], cached: bool
-) -> None:
+def test_disagreement_of_a_partition_is_between_members_and_masks(make, image, members, timesteps, cached) -> None:
     network = make(channel_mult=(1, 2), attention_resolutions=(2,))
     extractor = FeatureExtractor(network, (0, 2), timesteps, PatchMasking(patch_size=4), "partition", normalize="rms")
     head = head_of(extractor, members)
@@ -112,9 +100,8 @@ def test_disagreement_of_a_partition_is_between_members_and_masks(
     # The plain way: repeat the last rows and columns, hide patches by hand, stack, normalise, classify.
     size = extractor.padded_size(SIZE)
     assert size != SIZE
-    padded = np.pad(
-        image.numpy(), [(0, 0), (0, 0), *((0, new - old) for new, old in zip(size, SIZE, strict=True))], "edge"
-    )
+    more = [(0, new - old) for new, old in zip(size, SIZE, strict=True)]
+    padded = np.pad(image.numpy(), [(0, 0), (0, 0), *more], "edge")
     pairs = []
     for k in range(4):
         maps = []
@@ -140,7 +127,6 @@ def test_disagreement_of_a_partition_is_between_members_and_masks(
     np.testing.assert_allclose(out[:, 3].numpy(), scipy.stats.entropy(mean, axis=1), atol=2e-5)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("masking", ["seeded", "none"])
 def test_without_a_partition_the_members_alone_disagree(make: Make, image: Tensor, masking: str) -> None:
     network = make(channel_mult=(1, 2), attention_resolutions=(2,))
@@ -152,7 +138,6 @@ def test_without_a_partition_the_members_alone_disagree(make: Make, image: Tenso
         np.testing.assert_allclose(segmenter.with_uncertainty(image)[:, 4].numpy(), expected, atol=2e-6)
 
 
-@torch.no_grad()
 def test_one_member_gives_its_own_logits(extractor: FeatureExtractor, image: Tensor) -> None:
     head = head_of(extractor, 1)
     segmenter = Segmenter(extractor, head)
@@ -165,7 +150,6 @@ def test_one_member_gives_its_own_logits(extractor: FeatureExtractor, image: Ten
     np.testing.assert_allclose(out[:, 3].numpy(), entropy, atol=2e-5)
 
 
-@torch.no_grad()
 def test_linear_head(extractor: FeatureExtractor, image: Tensor) -> None:
     generator = torch.Generator().manual_seed(2)
     weight, bias = torch.randn(2, extractor.num_features, generator=generator), torch.tensor([0.5, -0.5])
@@ -175,7 +159,6 @@ def test_linear_head(extractor: FeatureExtractor, image: Tensor) -> None:
     torch.testing.assert_close(segmenter(image), expected, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
 def test_deterministic_and_always_in_evaluation_mode(extractor: FeatureExtractor, image: Tensor) -> None:
     segmenter = Segmenter(extractor, head_of(extractor, 2))
     first = segmenter(image)
@@ -189,5 +172,56 @@ def test_deterministic_and_always_in_evaluation_mode(extractor: FeatureExtractor
 
 
 def test_an_unknown_ensemble_is_refused(extractor: FeatureExtractor) -> None:
-    with pytest.raises(UserError, match="mean, vote, got 'median'"):
-        Segmenter(extractor, head_of(extractor, 2), "median")
+    refused("mean, vote, got 'median'", Segmenter, extractor, head_of(extractor, 2), "median")
+
+
+class Strict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        assert all(n % 4 == 0 for n in x.shape[2:])
+        self.seen.append(x)
+        return [x * 0, x[:, :2] * 2]
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (7, 13), (1, 1), (4, 9, 6)], ids=str)
+def test_any_size_is_padded_by_its_edge_and_cut_back(shape: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    strict = Strict()
+    out = PaddedNetwork(strict, 4, 2)(x)
+    assert torch.equal(out, x[:, :2] * 2)
+    (seen,) = strict.seen
+    for axis, n in enumerate(shape, start=2):
+        assert seen.shape[axis] == -(-n // 4) * 4
+        for extra in range(n, seen.shape[axis]):
+            assert torch.equal(seen.select(axis, extra), seen.select(axis, n - 1))
+
+
+def test_sizes_that_fit_go_straight_through() -> None:
+    network = UNet(2, 1, 3, channels=(4, 8, 8), strides=(2, 2)).eval()
+    x = torch.randn(1, 1, 16, 24)
+    assert torch.equal(PaddedNetwork(network, 4, 3).eval()(x), network(x))
+    padded = network(F.pad(x[..., :14, :21], (0, 3, 0, 2), mode="replicate"))
+    assert torch.equal(PaddedNetwork(network, 4).eval()(x[..., :14, :21]), padded[..., :14, :21])
+
+
+def test_the_last_of_several_outputs_is_read() -> None:
+    network = BasicUNetPlusPlus(2, 3, 2, features=(8,) * 6, deep_supervision=True).eval()
+    x = torch.randn(1, 3, 16, 32)
+    outputs = network(x)
+    assert len(outputs) > 1
+    assert torch.equal(PaddedNetwork(network, 16, 2).eval()(x), outputs[-1])
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(UserError, match="gives 2 classes, but the data has 5: set its out_channels"):
+        PaddedNetwork(Strict(), 4, 5)(torch.zeros(1, 3, 8, 8))
+
+
+def test_tracing() -> None:
+    network = PaddedNetwork(UNet(2, 3, 2, channels=(4, 8), strides=(2,)), 2, 2).eval()
+    x = torch.randn(1, 3, 15, 10)
+    traced = torch.jit.trace(network, torch.zeros(1, 3, 15, 10))
+    assert torch.allclose(traced(x), network(x), atol=1e-6)

@@ -1,13 +1,9 @@
-"""What a network is to predict, and the image that follows from a prediction."""
-
-from __future__ import annotations
-
 import pytest
 import torch
 
 from medmdm.corruption import Corruption, FixedTimesteps, GaussianNoise, MaskedNoise, PatchMasking
-from medmdm.errors import UserError
 from medmdm.objectives import L1Loss, Objective
+from tests.made import refused
 
 X0 = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -38,5 +34,4 @@ def test_the_image_is_its_own_prediction_and_losses_see_what_they_take() -> None
     ("target", "sentence"), [("noise", "PatchMasking adds none"), ("imag", "did you mean 'image'")]
 )
 def test_a_target_that_there_is_not(target: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        Objective(PatchMasking(), FixedTimesteps(1), L1Loss(), target=target)
+    refused(sentence, Objective, PatchMasking(), FixedTimesteps(1), L1Loss(), target=target)

@@ -143,6 +143,7 @@ def test_a_run_that_fails_anywhere_is_continued_to_the_same_bytes(
     pytest.fail("the last write was never reached")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     source, dest = glas(tmp_path / "glas"), tmp_path / "out"
     program = (

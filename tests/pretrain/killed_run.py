@@ -4,8 +4,6 @@ MOMENT is ``step:N`` (in the middle of step N) or ``rename:TEXT:N`` (the N-th ti
 renamed to a path that contains TEXT).
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,11 +1,9 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
 
-from medmdm.errors import UserError
 from medmdm.pretrain.optimization import EMA
+from tests.made import refused
 
 
 @pytest.mark.parametrize(("decay", "warmup"), [(0.9, False), (0.9999, True), (0.5, True)])
@@ -38,5 +36,4 @@ def test_state_goes_round() -> None:
 
 
 def test_bad_decay() -> None:
-    with pytest.raises(UserError, match=r"\[0, 1\)"):
-        EMA(nn.Linear(1, 1), decay=1.0)
+    refused(r"\[0, 1\)", EMA, nn.Linear(1, 1), decay=1.0)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +13,6 @@ from medmdm.pretrain.preview import Preview, fill_with_mean, preview_grid
 
 
 class Engine:
-    """What a preview needs of a trainer: it 'restores' by a given function."""
-
     def __init__(self, restore: Any) -> None:
         self.state = SimpleNamespace(iteration=10, epoch_length=20, device=torch.device("cpu"))
         self.restore = restore
@@ -34,9 +30,8 @@ def test_scores_and_picture(shape: tuple[int, ...], corruption: Corruption, tmp_
     engine = Engine(lambda x_t, t: torch.zeros_like(x_t))
     preview(engine)
     scores = engine.state.heldout
-    assert (
-        list(scores) == preview.names == [f"{n}_t{t}" for t in (100, 900) for n in ("ssim", "psnr", "ssim_mean_fill")]
-    )
+    names = [f"{n}_t{t}" for t in (100, 900) for n in ("ssim", "psnr", "ssim_mean_fill")]
+    assert list(scores) == preview.names == names
     assert scores["ssim_t100"] > scores["ssim_t900"] or corruption.has_noise
     damaged = preview.damaged[1]
     guess = torch.zeros_like(clean)

@@ -1,7 +1,5 @@
 """The probe while pre-training: held out for sure, changes nothing, and is what the segmentation workflow would say."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -19,7 +17,7 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
-from medmdm.errors import UserError, find_user_error
+from medmdm.errors import find_user_error
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task, views
@@ -27,6 +25,7 @@ from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.optimization import Optimization
 from medmdm.pretrain.probe import Probe, _folds
 from tests.bundle_runs import BUNDLE, TINY
+from tests.made import refused
 
 PLAN = {"crop_size": [16, 16], "channels": 3, "intensity_range": [0, 255]}
 
@@ -63,7 +62,6 @@ def write_list(folder: Path, training: str, validation: str = "", patients: str 
 
 
 def pretrain(run: Path, folder: Path, **overrides: Any) -> list[dict[str, str]]:
-    """Run a tiny pre-training and return the rows of its metrics."""
     settings = {**TINY, "dataset_dir": str(folder), "data_list": "none", "run_dir": str(run), **overrides}
     made = ConfigWorkflow(config_file=[str(BUNDLE)], logging_file=False, **settings)
     try:
@@ -75,6 +73,7 @@ def pretrain(run: Path, folder: Path, **overrides: Any) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_probe_changes_no_bit_and_is_in_log_and_tensorboard(labelled: Path, tmp_path: Path) -> None:
     data_list = write_list(labelled, "012", "34")
     without = pretrain(tmp_path / "without", labelled)
@@ -108,6 +107,7 @@ def held_out_dice(folder: Path, data_list: Path, backbone: Any) -> float:
     return float(np.mean([mean_scores(mask, case.truth, 2, 255)["dice"] for mask, case in masks]))
 
 
+@pytest.mark.slow
 def test_without_validation_patients_are_left_out_together(labelled: Path, tmp_path: Path) -> None:
     data_list = write_list(labelled, "01234", patients="abaca")
     probe = Probe(PLAN, labelled, data_list)
@@ -149,41 +149,29 @@ def _windowed_object_pixels(case: Any) -> float:
     return float(sum((view.label == 1).sum() for view in views(case.examples[0], "windows", (16, 16), 0.2)))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        ({"training": "0"}, "two or more"),
-        ({"training": "012", "patients": "aaa"}, "two or more"),
-        ({"training": "012", "every": 0}, "at least 1 step"),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    ({"training": "0"}, "two or more"),
+    ({"training": "012", "patients": "aaa"}, "two or more"),
+    ({"training": "012", "every": 0}, "at least 1 step"),
+])  # fmt: skip
 def test_bad_input_is_refused_before_training(labelled: Path, overrides: dict[str, Any], sentence: str) -> None:
     every = overrides.pop("every", 5)
-    with pytest.raises(UserError, match=sentence):
-        Probe(PLAN, labelled, write_list(labelled, **overrides), every=every)
+    refused(sentence, Probe, PLAN, labelled, write_list(labelled, **overrides), every=every)
 
 
 def test_a_label_of_another_size_is_named_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "1_label.png")
-    with pytest.raises(UserError, match=r"1(_label)?\.png"):
-        pretrain(tmp_path / "run", labelled, probe_data_list=str(write_list(labelled, "012")))
+    refused(r"1(_label)?\.png", pretrain, tmp_path / "run", labelled, probe_data_list=str(write_list(labelled, "012")))
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_a_network_without_features_is_refused_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
     data_list = str(write_list(labelled, "012"))
     network = {
-        "_target_": "monai.networks.nets.DiffusionModelUNet",
-        "spatial_dims": 2,
-        "in_channels": 3,
-        "out_channels": 3,
-        "channels": [8, 8],
-        "attention_levels": [False, False],
-        "num_res_blocks": 1,
-        "norm_num_groups": 4,
-    }
-    with pytest.raises(UserError, match="has no features"):
-        pretrain(tmp_path / "run", labelled, probe_data_list=data_list, network_def=network)
+        "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
+        "channels": [8, 8], "attention_levels": [False, False], "num_res_blocks": 1, "norm_num_groups": 4,
+    }  # fmt: skip
+    refused("has no features", pretrain, tmp_path / "run", labelled, probe_data_list=data_list, network_def=network)
 
 
 def test_no_list_no_probe(tmp_path: Path) -> None:

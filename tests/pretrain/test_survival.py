@@ -1,7 +1,5 @@
 """Runs that are killed, damaged, repeated: the weights must come out the same to the last bit."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -24,7 +22,6 @@ KILLED_RUN = str(Path(__file__).with_name("killed_run.py"))
 
 
 def tensors(content: Any, path: str = "") -> dict[str, torch.Tensor]:
-    """Return all tensors in nested dictionaries and lists by their path."""
     if isinstance(content, torch.Tensor):
         return {path: content}
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -32,7 +29,6 @@ def tensors(content: Any, path: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Compare the weights bit by bit and the log row by row."""
     ours = torch.load(run / "model.pt", weights_only=True)
     theirs = torch.load(reference / "model.pt", weights_only=True)
     assert ours["plan"] == theirs["plan"]
@@ -59,25 +55,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """An uninterrupted run."""
     run = tmp_path_factory.mktemp("reference") / "run"
     result = run_python("-m", "monai.bundle", *bundle_command(run, images), cwd=run.parent)
     assert result.returncode == 0, result.stderr
     return run
 
 
-@pytest.mark.parametrize(
-    ("moment", "left"),
-    [
-        ("step:4", {"step_00000002.pt"}),  # in the middle of an interval
-        ("rename:step_00000004:1", {"step_00000002.pt"}),  # a checkpoint is written but not renamed
-        ("rename:model.pt:3", {"step_00000004.pt", "step_00000006.pt"}),  # the last step is done, model.pt is not
-        ("rename:run.json:1", set()),  # the run folder has just been made
-    ],
-)
-def test_killed_run_goes_on_to_the_same_bits(
-    moment: str, left: set[str], tmp_path: Path, images: Path, reference: Path
-) -> None:
+@pytest.mark.parametrize(("moment", "left"), [
+    ("step:4", {"step_00000002.pt"}),  # in the middle of an interval
+    ("rename:step_00000004:1", {"step_00000002.pt"}),  # a checkpoint is written but not renamed
+    ("rename:model.pt:3", {"step_00000004.pt", "step_00000006.pt"}),  # the last step is done, model.pt is not
+    ("rename:run.json:1", set()),  # the run folder has just been made
+])  # fmt: skip
+def test_killed_run_goes_on_to_the_same_bits(moment, left, tmp_path, images, reference) -> None:
     run = tmp_path / "run"
     command = bundle_command(run, images)
     killed = run_python(KILLED_RUN, moment, *command, cwd=tmp_path)
@@ -91,9 +81,7 @@ def test_killed_run_goes_on_to_the_same_bits(
     assert "finished" in again.stderr
 
 
-def test_truncated_checkpoint_is_skipped_and_workers_change_nothing(
-    tmp_path: Path, images: Path, reference: Path
-) -> None:
+def test_truncated_checkpoint_is_skipped_and_workers_change_nothing(tmp_path, images, reference) -> None:
     run = tmp_path / "run"
     command = bundle_command(run, images, num_workers=2)
     killed = run_python(KILLED_RUN, "step:6", *command, cwd=tmp_path)
@@ -113,13 +101,8 @@ def test_termination_signal_saves_and_the_run_goes_on(tmp_path: Path, images: Pa
     run = tmp_path / "run"
     command = bundle_command(run, images)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", *command],
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    program = [sys.executable, "-m", "monai.bundle", *command]
+    process = subprocess.Popen(program, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "previews" / "step_00000000.png").exists():
         assert time.monotonic() < deadline

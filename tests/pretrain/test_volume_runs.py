@@ -1,7 +1,3 @@
-"""Pre-training on slices of volumes through the bundle, and what its plan then says."""
-
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -61,12 +57,8 @@ def test_ct_overlay_on_dicom_at_another_spacing(workflow: Workflow, tmp_path: Pa
 
 def test_sequences_and_neighbours_are_channels(workflow: Workflow, volumes: Path, tmp_path: Path) -> None:
     entries = [
-        {
-            "image": [f"t1/case{i}.nii.gz", f"t2/case{i}.nii.gz"],
-            "label": f"labels/case{i}.nii.gz",
-            "patient_id": f"p{i}",
-        }
-        for i in range(6)
+        {"image": [f"t1/{i}.nii.gz", f"t2/{i}.nii.gz"], "label": f"labels/{i}.nii.gz", "patient_id": f"p{i[-1]}"}
+        for i in (f"case{n}" for n in range(6))
     ]
     (volumes / "dataset.json").write_text(
         json.dumps({"name": "two", "training": entries[:4], "validation": entries[4:5], "test": entries[5:]})

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -14,21 +12,15 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking, UniformTimesteps
 from medmdm.data.files.pictures import read_image
-from medmdm.errors import UserError
 from medmdm.files import pixel_hash
 from medmdm.objectives import L1Loss, Objective
 from medmdm.runs.folder import RunFolder
-from tests.bundle_runs import Workflow
+from tests.made import refused
 
 
 def folder(path: Path, data_hash: str = "h", **config: Any) -> RunFolder:
-    return RunFolder(
-        path,
-        config={"bundle": "mdm_pretrain", "a": 1, **config},
-        plan={"format": 1},
-        data={"hash": data_hash, "images": 2},
-        seed=7,
-    )
+    config = {"bundle": "mdm_pretrain", "a": 1, **config}
+    return RunFolder(path, config=config, plan={"format": 1}, data={"hash": data_hash, "images": 2}, seed=7)
 
 
 def test_record_and_sessions(tmp_path: Path) -> None:
@@ -47,16 +39,12 @@ def test_record_and_sessions(tmp_path: Path) -> None:
 def test_what_may_change_and_what_not(tmp_path: Path) -> None:
     folder(tmp_path / "run", num_workers=0, dataset_dir="x").open()
     folder(tmp_path / "run", num_workers=4, dataset_dir="y").open()
-    with pytest.raises(UserError, match=r"differs in b\)"):
-        folder(tmp_path / "run", num_workers=0, dataset_dir="x", b=2).open()
-    with pytest.raises(UserError, match="the images or their split"):
-        folder(tmp_path / "run", "other", num_workers=0, dataset_dir="x").open()
+    refused(r"differs in b\)", folder(tmp_path / "run", num_workers=0, dataset_dir="x", b=2).open)
+    refused("the images or their split", folder(tmp_path / "run", "other", num_workers=0, dataset_dir="x").open)
     (tmp_path / "stranger" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"no run\.json"):
-        folder(tmp_path / "stranger").open()
+    refused(r"no run\.json", folder(tmp_path / "stranger").open)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
-        folder(tmp_path / "file" / "run").open()
+    refused("cannot be made", folder(tmp_path / "file" / "run").open)
 
 
 def test_weights_file_has_the_same_bytes_whatever_the_layout(tmp_path: Path) -> None:
@@ -94,15 +82,10 @@ def test_plan_rebuilds_the_network_and_hides_patients(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_no_patient_id_and_every_image_in_what_a_run_writes(
-    workflow: Workflow, image_folder: Path, tmp_path: Path, inline: bool
-) -> None:
+def test_no_patient_id_and_every_image_in_what_a_run_writes(workflow, image_folder, tmp_path, inline) -> None:
     data_list = {
         "name": "mine",
-        "training": [
-            {"image": "a.png", "patient_id": "PATIENT-0815"},
-            {"image": "b.png", "patient_id": "PATIENT-4711"},
-        ],
+        "training": [{"image": f"{n}.png", "patient_id": f"PATIENT-{p}"} for n, p in (("a", "0815"), ("b", "4711"))],
         "test": [{"image": "c_x.png", "patient_id": "PATIENT-0042"}],
     }
     if inline:
@@ -124,9 +107,7 @@ def test_no_patient_id_and_every_image_in_what_a_run_writes(
 
 
 @pytest.mark.parametrize(("name", "folder_name", "count"), [("glas", "glas", 85), ("monuseg", "monuseg", 30)])
-def test_real_sets_train_on_their_training_images_only(
-    workflow: Workflow, real_data: Path, tmp_path: Path, name: str, folder_name: str, count: int
-) -> None:
+def test_real_sets_train_on_their_training_images_only(workflow, real_data, tmp_path, name, folder_name, count) -> None:
     made = workflow(name, max_steps=1, dataset_dir=str(real_data / folder_name), batch_size=2, crop_size=[64, 64])
     made.initialize()
     made.run()

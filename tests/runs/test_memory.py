@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys
@@ -21,6 +19,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_freed_memory_is_not_asked_for_again() -> None:
     faults = {}

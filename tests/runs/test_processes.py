@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,7 +7,7 @@ import torch
 from monai.engines.utils import IterationEvents
 
 from medmdm.runs import processes as distributed
-from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, Workflow, bundle_command, run_python
+from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, bundle_command, run_python
 
 pytestmark = pytest.mark.slow  # starts programs
 
@@ -19,9 +16,7 @@ SCRIPT = str(Path(__file__).with_name("two_processes.py"))
 
 @pytest.mark.parametrize("settings", [{}, {"accumulation_steps": 2, "loss_function": {
     "_target_": "medmdm.objectives.L1Loss", "visible_weight": 0.0}}])  # fmt: skip
-def test_two_processes_have_the_gradients_of_one(
-    settings: dict[str, Any], tmp_path: Path, image_folder: Path, workflow: Workflow
-) -> None:
+def test_two_processes_have_the_gradients_of_one(settings, tmp_path, image_folder, workflow) -> None:
     one_step = {**TINY, "network_def": {**TINY["network_def"], "dropout": 0.0}, "max_steps": 1, **settings}
     one_step |= {"dataset_dir": str(image_folder), "run_dir": str(tmp_path / "two")}
     files = json.dumps([str(BUNDLE), str(OVERLAYS / "multi_gpu.json")])

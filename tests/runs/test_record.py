@@ -1,13 +1,14 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medmdm.artifacts.pretrained import patient_hashes
+from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
-from medmdm.runs.record import Evaluation
+from medmdm.runs.record import Evaluation, find_provenance, support_ledger
+from tests.made import refused
 from tests.reports.runs import change, change_case, picture_run
 
 
@@ -60,19 +61,16 @@ def test_relative_data_folder_counts_from_the_run(run: Path, monkeypatch: pytest
     assert Evaluation.load(run).cases[0].image.exists()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ({"format": 2}, "format 2"),
-        ({"num_classes": 1}, "num_classes"),
-        ({"num_classes": "2"}, "num_classes"),
-        ({"class_names": ["a"]}, "1 names for 2 classes"),
-        ({"cases": []}, "'cases' is empty"),
-        ({"cases": [3]}, "cases[0] is a int"),
-        ({"data_list": {"label_type": "instance"}}, "'instance'"),
-        ({"stamp": {"kind": "inductiv"}}, "did you mean 'inductive'"),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), [
+    ({"format": 2}, "format 2"),
+    ({"num_classes": 1}, "num_classes"),
+    ({"num_classes": "2"}, "num_classes"),
+    ({"class_names": ["a"]}, "1 names for 2 classes"),
+    ({"cases": []}, "'cases' is empty"),
+    ({"cases": [3]}, "cases[0] is a int"),
+    ({"data_list": {"label_type": "instance"}}, "'instance'"),
+    ({"stamp": {"kind": "inductiv"}}, "did you mean 'inductive'"),
+])  # fmt: skip
 def test_wrong_content_is_named(run: Path, content: dict[str, Any], said: str) -> None:
     change(run, **content)
     with pytest.raises(UserError) as caught:
@@ -83,11 +81,9 @@ def test_wrong_content_is_named(run: Path, content: dict[str, Any], said: str) -
 
 def test_cases_need_names_of_their_own(run: Path) -> None:
     change_case(run, 1, case="case_0")
-    with pytest.raises(UserError, match="'case_0' twice"):
-        Evaluation.load(run)
+    refused("'case_0' twice", Evaluation.load, run)
     change_case(run, 1, case="case_1", image="")
-    with pytest.raises(UserError, match=r"cases\[1\] has no 'image'"):
-        Evaluation.load(run)
+    refused(r"cases\[1\] has no 'image'", Evaluation.load, run)
 
 
 @pytest.mark.parametrize(("content", "said"), [("", "not JSON"), ("[]", "holds a list"), (None, "does not exist")])
@@ -96,5 +92,59 @@ def test_a_file_that_is_none(run: Path, content: str | None, said: str) -> None:
     path.unlink()
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=said):
-        Evaluation.load(run)
+    refused(said, Evaluation.load, run)
+
+
+def case(name: str, pixels: str, whole: str | None = None, **entry: Any) -> LoadedCase:
+    return LoadedCase({"case": name, **entry}, [], (), None, None, (4, 5), (pixels, whole or pixels))
+
+
+def ledger(*images: str, patients: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"images": list(images), "patients": patient_hashes(patients, "salt"), "salt": "salt"}
+
+
+TESTED = [case("a", "1", patient_id="x"), case("b", "2", patient_id="y")]
+
+
+@pytest.mark.parametrize(("seen", "support", "kind", "overlapping"), [
+    (None, [], "unknown", []),
+    (ledger("9"), [], "inductive", []),
+    (ledger("9", patients=("z",)), [], "inductive", []),
+    (ledger("2"), [], "transductive", ["b"]),
+    (ledger("9", patients=("x", "z")), [], "patients shared", ["a"]),
+    (ledger("2", patients=("x",)), [], "transductive", ["b"]),  # the worse of the two
+    (ledger(), [case("c", "3", patient_id="y")], "patients shared", ["b"]),
+    (ledger(), [case("c", "1")], "transductive", ["a"]),
+    # What is certain is said even where the backbone's images are not known.
+    (None, [case("c", "1")], "transductive", ["a"]),
+    (None, [case("c", "3", patient_id="y")], "patients shared", ["b"]),
+])  # fmt: skip
+def test_kinds(seen: Any, support: list[LoadedCase], kind: str, overlapping: list[str]) -> None:
+    found = find_provenance(TESTED, seen, support_ledger(support))
+    assert (found.kind, list(found.overlapping)) == (kind, overlapping)
+    assert found.sentence.endswith(".")
+
+
+def test_another_part_of_a_seen_image_counts_as_its_patient() -> None:
+    parts = [case("left", "1", "whole"), case("other", "2", "elsewhere")]
+    found = find_provenance(parts, ledger("9", "whole"))
+    assert (found.kind, list(found.overlapping)) == ("patients shared", ["left"])
+
+
+def test_a_ledger_holds_no_patient_in_clear() -> None:
+    made = support_ledger([case("c", "3", "whole", patient_id="patient y")])
+    assert made["images"] == ["3", "whole"]
+    assert "patient y" not in str(made)
+
+
+@pytest.mark.parametrize(("cases", "ledgers", "named"), [
+    (TESTED, [ledger("9", patients=("z",))], True),
+    (TESTED, [ledger()], True),  # trained on nothing
+    (TESTED, [ledger("9")], False),  # its list named no patients
+    (TESTED, [ledger("9"), support_ledger([case("c", "3", patient_id="z")])], False),  # nor a labelled one
+    ([case("a", "1")], [ledger("9", patients=("z",))], False),
+])  # fmt: skip
+def test_patients_are_called_new_only_where_they_are_named(cases: list, ledgers: list, named: bool) -> None:
+    found = find_provenance(cases, *ledgers)
+    assert found.kind == "inductive"
+    assert ("none of the patients" in found.sentence) == named

@@ -3,8 +3,6 @@
 ``torchrun --nproc_per_node=2 two_processes.py OUT FILES SETTINGS`` (JSON)
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,3 @@
-"""The hash that tells backbones apart."""
-
-from __future__ import annotations
-
 import torch
 
 from medmdm.files import weights_hash
@@ -13,16 +9,11 @@ def test_names_types_shapes_and_values_count_but_not_their_order() -> None:
     assert len(expected) == 64
     assert weights_hash(dict(reversed(state.items()))) == expected
     changes = [
-        {"a": torch.arange(6.0) + torch.eye(6)[5] * 1e-6},
-        {"a": torch.arange(6.0).reshape(2, 3)},
-        {"a": torch.arange(6.0, dtype=torch.float64)},
-        {"b": torch.zeros(2, 3, dtype=torch.bfloat16)},
-        {"b": torch.zeros(3, 2)},
-        {"b": -torch.zeros(2, 3)},
-        {"n": torch.tensor(4)},
-        {"nothing": torch.zeros(0, 1)},
+        {"a": torch.arange(6.0) + torch.eye(6)[5] * 1e-6}, {"a": torch.arange(6.0).reshape(2, 3)},
+        {"a": torch.arange(6.0, dtype=torch.float64)}, {"b": torch.zeros(2, 3, dtype=torch.bfloat16)},
+        {"b": torch.zeros(3, 2)}, {"b": -torch.zeros(2, 3)}, {"n": torch.tensor(4)}, {"nothing": torch.zeros(0, 1)},
         {"more": torch.zeros(1)},
-    ]
+    ]  # fmt: skip
     hashes = [weights_hash({**state, **change}) for change in changes]
     hashes.append(weights_hash({"c" if k == "a" else k: v for k, v in state.items()}))
     assert len({expected, *hashes}) == 1 + len(hashes)

@@ -1,8 +1,3 @@
-"""The extractor that a weights file's own plan describes."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +11,8 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import FixedTimesteps, GaussianNoise, PatchMasking, UniformTimesteps
-from medmdm.errors import UserError
 from medmdm.files import save_torch, weights_hash
-
-Make = Callable[..., ADMUNet]
+from tests.made import Make, refused
 
 
 def plan_of(network: ADMUNet, **more: Any) -> dict[str, Any]:
@@ -37,13 +30,9 @@ def test_the_file_says_it_all(make: Make, tmp_path: Path) -> None:
     save_torch({"model": network.state_dict(), "plan": plan_of(network)}, tmp_path / "model.pt")
     extractor, plan, identity = make_extractor(tmp_path / "model.pt")
     assert extractor.config == {
-        "blocks": [3, 4],  # of 6
-        "timesteps": [25],  # 50 of 1000
-        "masking": "seeded",
-        "partitions": None,
-        "normalize": "rms",
-        "seed": 0,
-    }
+        "blocks": [3, 4], "timesteps": [25],  # of 6, and 50 of 1000
+        "masking": "seeded", "partitions": None, "normalize": "rms", "seed": 0,
+    }  # fmt: skip
     assert isinstance(extractor.corruption, PatchMasking)
     assert (extractor.corruption.num_timesteps, extractor.corruption.patch_size) == (500, 4)
     assert plan == plan_of(network)
@@ -76,8 +65,7 @@ def test_blocks_at_the_papers_relative_position(count: int, expected: list[int])
 def test_a_published_file_needs_its_corruption(make: Make, tmp_path: Path) -> None:
     torch.save(make(num_head_channels=16).state_dict(), tmp_path / "ema.pt")
     published = load_pretrained(tmp_path / "ema.pt", num_head_channels=16)
-    with pytest.raises(UserError, match="the plan does not say what the backbone was trained on"):
-        make_extractor(published)
+    refused("the plan does not say what the backbone was trained on", make_extractor, published)
     assert make_extractor(published, masking="none")[0].corruption is None
     for given in (GaussianNoise(), to_config(GaussianNoise())):
         extractor = make_extractor(published, corruption=given)[0]
@@ -85,23 +73,18 @@ def test_a_published_file_needs_its_corruption(make: Make, tmp_path: Path) -> No
         assert extractor.config["timesteps"] == [50]
 
 
-@pytest.mark.parametrize(
-    ("change", "arguments", "sentence"),
-    [
-        ({"corruption": {"_target_": "os.system", "command": "true"}}, {}, "'os.system' is neither"),
-        ({"corruption": {"_target_": "medmdm.corruption.PatchMasking", "path_size": 4}}, {}, "path_size"),
-        ({"timesteps": {"_target_": "builtins.exit"}}, {}, "'builtins.exit' is neither"),
-        ({}, {"blocks": "best"}, "a list of numbers of decoder blocks, got 'best'"),
-        ({}, {"blocks": [9]}, "the backbone has 0 to 5"),
-        ({}, {"timesteps": [500]}, "from 0 to 499"),
-    ],
-)
+@pytest.mark.parametrize(("change", "arguments", "sentence"), [
+    ({"corruption": {"_target_": "os.system", "command": "true"}}, {}, "'os.system' is neither"),
+    ({"corruption": {"_target_": "medmdm.corruption.PatchMasking", "path_size": 4}}, {}, "path_size"),
+    ({"timesteps": {"_target_": "builtins.exit"}}, {}, "'builtins.exit' is neither"),
+    ({}, {"blocks": "best"}, "a list of numbers of decoder blocks, got 'best'"),
+    ({}, {"blocks": [9]}, "the backbone has 0 to 5"),
+    ({}, {"timesteps": [500]}, "from 0 to 499"),
+])  # fmt: skip
 def test_what_does_not_fit_gets_a_sentence(make: Make, change: dict, arguments: dict, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        make_extractor((make(), plan_of(make(), **change)), **arguments)
+    refused(sentence, make_extractor, (make(), plan_of(make(), **change)), **arguments)
 
 
 def test_a_network_without_features_is_refused() -> None:
     network = UNet(2, 3, 3, (4, 8), (2,))
-    with pytest.raises(UserError, match="UNet has no features"):
-        make_extractor((network, {"corruption": to_config(PatchMasking())}))
+    refused("UNet has no features", make_extractor, (network, {"corruption": to_config(PatchMasking())}))
