@@ -139,10 +139,7 @@ _Box = tuple[int, int, int, int]  # first row, end row, first column, end column
 
 
 def _take_strips(
-    training: list[dict[str, Any]],
-    order: np.ndarray,
-    size: Callable[[dict[str, Any]], tuple[int, int]],
-    most: int,
+    training: list[dict[str, Any]], order: np.ndarray, size: Callable[[dict[str, Any]], tuple[int, int]], most: int
 ) -> list[tuple[dict[str, Any], _Box]]:
     """Take strips from the first entries in ``order`` that can spare one; ``training`` keeps the rest of them."""
     strips: list[tuple[dict[str, Any], _Box]] = []
