@@ -17,7 +17,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from medmdm.errors import UserError, nearest
 
@@ -113,6 +114,13 @@ def to_config(value: Any, strict: bool = True) -> Any:
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):
         return {"_target_": public_name(type(value)), **to_config(config, strict)}
+    return _read_back(value, strict)
+
+
+def _read_back(value: Any, strict: bool) -> Any:
+    """Return the config of an object that does not keep one, from its attributes."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.tolist()
     arguments = _arguments(type(value))
     is_held = arguments is not None and all(hasattr(value, name) for name in arguments)
     held: Mapping[str, Any] = (
@@ -123,6 +131,8 @@ def to_config(value: Any, strict: bool = True) -> Any:
             f"{public_name(type(value))} does not say what it was made of, so that it could be made again: write its "
             'part of the config with "_mode_": "callable".'
         )
+    if isinstance(value, nn.Module) and not strict:  # the weights of a loss are kept as buffers
+        held = {**held, **dict(value.named_buffers())}
     return {"_target_": public_name(type(value)), **{k: to_config(v, strict) for k, v in held.items() if k[:1] != "_"}}
 
 

@@ -258,6 +258,8 @@ class Study:
             "classes": self.data.cases.num_classes,
             "head": to_config(self.heads[cell.head], strict=False),
             "postprocess": to_config(self.postprocess, strict=False),
+            "inferer": to_config(self.inferer, strict=False),
+            "metrics": to_config(self.metrics, strict=False),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
             "reading": [to_config(self.reading), _preprocessing(self._first.plan)],
         }
