@@ -81,6 +81,7 @@ def test_it_pickles_for_spawned_workers(entries, pipeline):
     assert copy.ledger == dataset.ledger
 
 
+@pytest.mark.slow
 def test_images_and_crops_are_uniform_and_reach_the_last_pixel(tmp_path, pipeline):
     """The pixel of the crop's corner tells which image it is and where the crop lies."""
     rows, columns, crop = 6, 7, 4

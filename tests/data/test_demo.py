@@ -91,6 +91,7 @@ def test_a_stained_disc_is_found_with_its_nuclei():
     assert 2 * (found & disc).sum() / (found.sum() + disc.sum()) > 0.95
 
 
+@pytest.mark.slow
 def test_labels_are_made_once_and_always_the_same(monkeypatch, tmp_path):
     path = demo_labels() / "ihc_epithelium.png"
     content = path.read_bytes()
@@ -104,6 +105,7 @@ def test_labels_are_made_once_and_always_the_same(monkeypatch, tmp_path):
     assert set(np.unique(read_image(again))) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

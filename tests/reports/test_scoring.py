@@ -85,6 +85,7 @@ def test_without_surfaces_no_distance_is_measured(tmp_path: Path) -> None:
     assert {"dice", "aji"} <= set(case.scores)
 
 
+@pytest.mark.slow
 def test_arrays_in_memory_give_the_report_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for make in (picture_run, volume_run):
         evaluation = Evaluation.load(make(tmp_path / make.__name__))

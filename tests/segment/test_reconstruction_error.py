@@ -134,6 +134,7 @@ def waves(count: int, seed: int) -> Tensor:
     return 0.8 * torch.sin(torch.arange(32.0) * 0.6 + phase).expand(count, 1, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_trained_network_errs_where_the_picture_was_changed() -> None:
     torch.manual_seed(0)
     masking = PatchMasking(patch_size=4)
@@ -214,6 +215,7 @@ def loaded(examples: list[Tensor], shape: tuple[int, ...], slicing: Slicing | No
     return LoadedCase({"case": "a"}, made, tuple(range(1, len(made) + 1)), slicing, None, shape, ("", ""))
 
 
+@pytest.mark.slow
 def test_pictures_in_windows_and_volumes_slice_by_slice_lie_on_their_files() -> None:
     error = ReconstructionError((network(1), PLAN))
     x = noise(1, 30, 21)
