@@ -1,4 +1,4 @@
-"""Writing files so that a killed program never leaves half of one."""
+"""Files: written whole or not at all and by one process, hashes of contents, and what comes with the package."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from medmdm.errors import UserError
+
+if TYPE_CHECKING:  # the command line starts without torch, which takes seconds
+    from torch import Tensor
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -50,6 +51,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to ``path``, atomically; equal contents under two names are equal bytes."""
+    import torch
+
     with atomic_file(path) as file:
         torch.save(content, file)  # torch.save(path) puts the file's name into the archive
 
@@ -117,6 +120,8 @@ def tensor_hash(*tensors: Tensor) -> str:
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """Return the hash of a state dict: names, types, shapes and values, in the order of the names."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()

@@ -71,7 +71,7 @@ def test_vanished_images_and_absent_test_images(data: DataSet) -> None:
 
 
 def test_training_says_it_at_the_start(data: DataSet, caplog: pytest.LogCaptureFixture) -> None:
-    from medmdm.pretrain import log as announce
+    from medmdm.pretrain.log import announce
 
     class Told:
         sentence = "told"

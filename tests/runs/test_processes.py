@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.engines.utils import IterationEvents
 
+from medmdm.files import is_main_process
 from medmdm.runs import processes as distributed
 from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, bundle_command, run_python
 
@@ -56,6 +57,6 @@ def test_torchrun_of_the_bundle_runs_and_one_process_writes(tmp_path: Path, imag
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
+    assert (distributed.rank(), distributed.world_size(), is_main_process()) == (0, 1, True)
     assert torch.equal(distributed.average(torch.ones(2)), torch.ones(2))
     distributed.stop()
