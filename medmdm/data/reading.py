@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,7 +219,7 @@ class CaseReader:
     def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
         self.cases = cases
         self.plan = plan
-        self.store = VolumeStore(store)
+        self.slice_cache = store
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
         self.nonzero = bool(found and found["nonzero"])
@@ -238,6 +239,11 @@ class CaseReader:
                 ScaleIntensityByDtyped("image", plan.get("intensity_range")),
             ]
         )
+
+    @functools.cached_property
+    def store(self) -> VolumeStore:
+        """Where decoded volumes are kept; pictures need none."""
+        return VolumeStore(self.slice_cache)
 
     def read_all(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
         """Read one case after the other."""

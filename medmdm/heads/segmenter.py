@@ -20,7 +20,6 @@ from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
 from medmdm.heads.task import Reading
-from medmdm.objectives.losses import centre
 
 ENSEMBLES = ("mean", "vote")
 
@@ -219,7 +218,9 @@ class Predictor:
         assert self.inferer is not None
         out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
-        return centre(out[0], image.shape[1:]).float().cpu()
+        starts = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
+        inside = (slice(None), *(slice(a, a + n) for a, n in zip(starts, image.shape[1:], strict=True)))
+        return out[0][inside].float().cpu()
 
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model says of a picture or a volume, resampled to the grid of its file."""
