@@ -77,7 +77,8 @@ class Segmentation:
             raise UserError(
                 f"{name} changes the backbone, so the head alone would be of no use: set include_backbone to true."
             )
-        to_config(self.postprocess)  # must be able to say it when the fit is done
+        for part in (self.postprocess, getattr(self.head, "network", None)):
+            to_config(part)  # must be able to say what it was made of when the fit is done
 
     @property
     def model_path(self) -> Path:
@@ -125,7 +126,7 @@ class Segmentation:
         known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
-            whole["network"] = protocol["head"]["network"]
+            whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
         else:
             whole["backbone_sha256"] = self.backbone.identity
         save_segmenter(self.model_path, fitted.model, whole, self.include_backbone)
