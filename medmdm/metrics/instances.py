@@ -123,9 +123,9 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
         "object_precision": _ratio(tp, n_pred),
         "object_recall": _ratio(tp, n_true),
         **_panoptic(table),
-        **{"n_true": n_true, "n_pred": n_pred, "object_tp": tp},
-        **{"aji_intersection": intersection, "aji_union": union},
     }
+    scores |= {"n_true": n_true, "n_pred": n_pred, "object_tp": tp}
+    scores |= {"aji_intersection": intersection, "aji_union": union}
     if hausdorff:
         scores["object_hausdorff"] = hausdorff_of_objects(pred, true, table)
     return scores

@@ -191,13 +191,13 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
     means = {k: {name: _mean(_values(cases, key)) for name, key in row.items()} for k, row in nnunet.items()}
     dice, provenance, study = summaries["dice"], evaluation.provenance, evaluation.study
     patient_of = {case.name: case.patient for case in evaluation.cases}
+    counts = {"listed": len(evaluation.cases), "scored": len(cases), "excluded": len(scores.excluded)}
     summary: dict[str, Any] = {
         "format": 1,
         "medmdm": medmdm.__version__,
         "dataset": evaluation.dataset,
         "section": evaluation.section,
-        "cases": {"listed": len(evaluation.cases), "scored": len(cases)}
-        | {"excluded": len(scores.excluded), "patients": dice.n_patients},
+        "cases": counts | {"patients": dice.n_patients},
         "excluded": [{"case": one.name, "reason": one.reason} for one in scores.excluded],
         "source": scores.source,
         "stamp": {key: getattr(provenance, key) for key in ("kind", "sentence", "overlapping")},
