@@ -172,6 +172,11 @@ def headline_keys(scores: dict[str, Any]) -> list[str]:
 def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms) -> dict[str, Any]:
     """Return the summary of an evaluation as JSON-able content described by :func:`summary_schema`.
 
+    Args:
+        evaluation: the record.
+        scores: of its cases; at least one case must have been scored.
+        pseudonyms: what stands for patients; applied to everything returned.
+
     Raises:
         UserError: no case was scored, or the study cannot be read.
     """

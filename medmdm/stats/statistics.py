@@ -29,7 +29,15 @@ class Units:
 
 
 def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None = None) -> Units:
-    """Average the finite values of each patient's images, where there are enough patients (``groups``)."""
+    """Average the images of each patient, where there are enough patients.
+
+    Args:
+        values: one for each image (or volume); those that are not finite are left out.
+        groups: the patient of each; ``None`` or NaN where not known.
+
+    Raises:
+        ValueError: ``groups`` has another length.
+    """
     patients = pd.Series(list(groups) if groups is not None else [None] * len(values), dtype=object)
     if len(patients) != len(values):
         raise ValueError(f"there are {len(values)} values and patients for {len(patients)} of them")
