@@ -22,16 +22,7 @@ SMALL_BOX = 16384  # pixels of a box of two instances up to which a distance tra
 
 
 def hausdorff_of_objects(pred: ArrayLike, true: ArrayLike, table: Overlaps) -> float:
-    """Compute the object Hausdorff distance, see :func:`medmdm.metrics.object_hausdorff`.
-
-    Args:
-        pred: predicted instances.
-        true: true instances, of the same shape.
-        table: their overlaps.
-
-    Returns:
-        A distance in pixels; infinite where one map is empty, NaN where both are.
-    """
+    """Compute the distance of :func:`medmdm.metrics.object_hausdorff` from two maps and the table of their overlaps."""
     empty = (not len(table.pred_areas)) + (not len(table.true_areas))
     if empty:
         return math.nan if empty == 2 else math.inf
@@ -55,12 +46,7 @@ def hausdorff_of_objects(pred: ArrayLike, true: ArrayLike, table: Overlaps) -> f
 
 
 class _Objects:
-    """The instances of one label map with their bounding boxes, and what has been computed of them.
-
-    Args:
-        labels: label map.
-        names: label of instance 0, 1, ...
-    """
+    """The instances of one label map, ``names`` in their order, with bounding boxes and what has been computed."""
 
     def __init__(self, labels: NDArray[np.integer], names: Integers) -> None:
         self.numbers = map_array(labels, names.astype(labels.dtype), np.arange(1, len(names) + 1, dtype=np.int32))

@@ -123,12 +123,9 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
         "object_precision": _ratio(tp, n_pred),
         "object_recall": _ratio(tp, n_true),
         **_panoptic(table),
-        "n_true": n_true,
-        "n_pred": n_pred,
-        "object_tp": tp,
-        "aji_intersection": intersection,
-        "aji_union": union,
     }
+    scores |= {"n_true": n_true, "n_pred": n_pred, "object_tp": tp}
+    scores |= {"aji_intersection": intersection, "aji_union": union}
     if hausdorff:
         scores["object_hausdorff"] = hausdorff_of_objects(pred, true, table)
     return scores
@@ -144,12 +141,9 @@ def _f1(tp: int, n_pred: int, n_true: int) -> float:
 
 def _aggregate(table: Overlaps, pairs: Integers) -> tuple[int, int]:
     """Sum intersections and unions of pairs, and add the areas of instances in none of them to the unions."""
-    alone_true = np.ones(len(table.true_areas), bool)
-    alone_pred = np.ones(len(table.pred_areas), bool)
-    alone_true[table.true_index[pairs]] = False
-    alone_pred[table.pred_index[pairs]] = False
-    union = table.unions[pairs].sum() + table.true_areas[alone_true].sum() + table.pred_areas[alone_pred].sum()
-    return int(table.pixels[pairs].sum()), int(union)
+    alone_true = np.delete(table.true_areas, table.true_index[pairs])
+    alone_pred = np.delete(table.pred_areas, table.pred_index[pairs])
+    return int(table.pixels[pairs].sum()), int(table.unions[pairs].sum() + alone_true.sum() + alone_pred.sum())
 
 
 def _one_to_one(table: Overlaps) -> Integers:
@@ -184,10 +178,9 @@ def _object_dice(table: Overlaps) -> float:
         return math.nan
     total = 0.0
     for side in (table, table.swapped()):
-        if len(side.true_areas):
-            pairs = side.best_pairs(side.pixels, side.dice)
-            weights = side.true_areas[side.true_index[pairs]]
-            total += float((weights * side.dice[pairs]).sum() / side.true_areas.sum())
+        pairs = side.best_pairs(side.pixels, side.dice)
+        weights = side.true_areas[side.true_index[pairs]]
+        total += float((weights * side.dice[pairs]).sum() / max(side.true_areas.sum(), 1))
     return total / 2
 
 
@@ -204,10 +197,5 @@ def _panoptic(table: Overlaps) -> dict[str, float]:
     matched = table.iou[2 * table.pixels > table.unions]
     tp, total = len(matched), float(matched.sum())
     instances = len(table.true_areas) + len(table.pred_areas)
-    return {
-        "pq": _ratio(2 * total, instances),
-        "dq": _ratio(2 * tp, instances),
-        "sq": _ratio(total, tp),
-        "pq_tp": tp,
-        "pq_iou": total,
-    }
+    quality = {"pq": _ratio(2 * total, instances), "dq": _ratio(2 * tp, instances), "sq": _ratio(total, tp)}
+    return {**quality, "pq_tp": tp, "pq_iou": total}

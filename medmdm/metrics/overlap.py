@@ -25,12 +25,12 @@ class Overlaps:
     breaks a tie by this number does not depend on the labels.
 
     Args:
-        true_labels: label of each true instance, ``[T]``; areas in pixels in ``true_areas``.
-        true_areas: see above.
-        pred_labels: label of each predicted instance, ``[P]``; areas in pixels in ``pred_areas``.
-        pred_areas: see above.
+        true_labels: label of each true instance, ``[T]``.
+        true_areas: its pixels.
+        pred_labels: label of each predicted instance, ``[P]``.
+        pred_areas: its pixels.
         true_index: number of the true instance of each pair with common pixels, ``[pairs]``.
-        pred_index: number of the predicted instance of each pair, ``[pairs]``.
+        pred_index: number of the predicted one.
         pixels: how many pixels the pair shares, at least 1, ``[pairs]``.
     """
 
@@ -59,29 +59,16 @@ class Overlaps:
 
     def swapped(self) -> Overlaps:
         """Return the table with prediction and truth in each other's place."""
-        return Overlaps(
-            true_labels=self.pred_labels,
-            true_areas=self.pred_areas,
-            pred_labels=self.true_labels,
-            pred_areas=self.true_areas,
-            true_index=self.pred_index,
-            pred_index=self.true_index,
-            pixels=self.pixels,
-        )
+        mine, other = (self.true_labels, self.true_areas), (self.pred_labels, self.pred_areas)
+        return Overlaps(*other, *mine, self.pred_index, self.true_index, self.pixels)
 
     def best_pairs(self, *keys: NDArray[np.number]) -> Integers:
-        """Return, for each true instance with an overlap, the pair where the first key is largest.
+        """Return the position of the pair where the first key is largest, for each true instance with an overlap.
 
-        Args:
-            keys: ``[pairs]`` each; a tie in one is decided by the next, in the end by the predicted instance whose
-                first pixel comes first.
-
-        Returns:
-            Positions in the list of pairs, ordered by true instance.
+        A tie in one key, ``[pairs]``, is decided by the next, in the end by the predicted instance that comes first.
         """
         order = np.lexsort((self.pred_index, *(-key for key in reversed(keys)), self.true_index))
-        _, first = np.unique(self.true_index[order], return_index=True)
-        return order[first]
+        return order[np.unique(self.true_index[order], return_index=True)[1]]
 
 
 def overlaps(pred: ArrayLike, true: ArrayLike) -> Overlaps:
@@ -97,30 +84,22 @@ def overlaps(pred: ArrayLike, true: ArrayLike) -> Overlaps:
     pred, true = check_pair(pred, true)
     pred, true = pred.ravel(), true.ravel()
     if not pred.size:
-        nothing = np.zeros(0, np.int64)
-        return Overlaps(*[nothing] * 7)
-    starts = np.flatnonzero((pred[1:] != pred[:-1]) | (true[1:] != true[:-1])) + 1
-    starts = np.concatenate([[0], starts])
+        return Overlaps(*[np.zeros(0, np.int64)] * 7)
+    starts = np.append(0, np.flatnonzero((pred[1:] != pred[:-1]) | (true[1:] != true[:-1])) + 1)
     lengths = np.diff(starts, append=pred.size)
     true_labels, true_areas, true_index = _instances(true[starts], lengths)
     pred_labels, pred_areas, pred_index = _instances(pred[starts], lengths)
     both = (true_index >= 0) & (pred_index >= 0)
-    code = true_index[both] * max(len(pred_labels), 1) + pred_index[both]
-    pairs, which = np.unique(code, return_inverse=True)
+    many = max(len(pred_labels), 1)
+    pairs, which = np.unique(true_index[both] * many + pred_index[both], return_inverse=True)
     pixels = np.bincount(which, lengths[both], len(pairs)).astype(np.int64)
-    index = np.divmod(pairs, max(len(pred_labels), 1))
-    return Overlaps(true_labels, true_areas, pred_labels, pred_areas, index[0], index[1], pixels)
+    return Overlaps(true_labels, true_areas, pred_labels, pred_areas, *np.divmod(pairs, many), pixels)
 
 
 def _instances(labels: NDArray[np.integer], lengths: Integers) -> tuple[Integers, Integers, Integers]:
-    """Number the instances of a list of runs.
+    """Return labels and areas of the instances of a list of runs by first appearance, and each run's instance.
 
-    Args:
-        labels: label of each run, 0 is background.
-        lengths: pixels of each run.
-
-    Returns:
-        Labels and areas of the instances by first appearance, and each run's instance (-1 for background).
+    Background is label 0 and instance -1; ``lengths`` are pixels of each run.
     """
     values, first, which = np.unique(labels, return_index=True, return_inverse=True)
     order = np.argsort(np.where(values == 0, len(labels), first))

@@ -67,9 +67,8 @@ def surface_scores(
 def _spacing(spacing: Sequence[float] | float | None, axes: int) -> list[float]:
     if axes not in (2, 3):
         raise UserError(f"surfaces are measured in images and volumes, got an array of {axes} axes.")
-    sizes = [1.0] * axes if spacing is None else np.atleast_1d(np.asarray(spacing, float)).tolist()
-    if len(sizes) == 1:
-        sizes = sizes * axes
+    sizes = np.atleast_1d(np.asarray(1.0 if spacing is None else spacing, float)).tolist()
+    sizes = sizes * axes if len(sizes) == 1 else sizes
     if len(sizes) != axes or not all(math.isfinite(size) and size > 0 for size in sizes):
         raise UserError(f"spacing must be a positive size for each of {axes} axes, got {spacing}.")
     return sizes
@@ -140,12 +139,15 @@ def pixel_scores(
     if ignore is not None and 0 <= ignore < num_classes:
         raise UserError(f"ignore {ignore} is one of the {num_classes} classes: use None or a larger number.")
     confusion = _confusion(pred, true, num_classes, ignore)
-    scores = _from_confusion(confusion)
+    scores = {}
+    for number in range(1, num_classes):
+        tp = confusion[number, number]
+        fp, fn = confusion[:, number].sum() - tp, confusion[number].sum() - tp
+        scores[number] = _formulas(np.array([tp, fp, confusion.sum() - tp - fp - fn, fn]))
     if surface:
-        valid = None if ignore is None else true != ignore
+        valid = np.True_ if ignore is None else true != ignore
         for number, row in scores.items():
-            here = [labels == number if valid is None else (labels == number) & valid for labels in (pred, true)]
-            row.update(surface_scores(here[0], here[1], spacing, tolerance))
+            row |= surface_scores((pred == number) & valid, (true == number) & valid, spacing, tolerance)
     return scores
 
 
@@ -161,8 +163,7 @@ def pool(cases: Iterable[Mapping[int, Mapping[str, float]]]) -> dict[int, dict[s
     sums: dict[int, NDArray[np.int64]] = {}
     for case in cases:
         for number, row in case.items():
-            counts = np.array([int(row[name]) for name in COUNTS], np.int64)
-            sums[number] = sums.get(number, 0) + counts
+            sums[number] = sums.get(number, 0) + np.array([int(row[name]) for name in COUNTS], np.int64)
     return {number: _formulas(counts) for number, counts in sorted(sums.items())}
 
 
@@ -184,15 +185,6 @@ def _confusion(
     return total.reshape(num_classes, num_classes)
 
 
-def _from_confusion(confusion: NDArray[np.int64]) -> dict[int, dict[str, float]]:
-    scores = {}
-    for number in range(1, len(confusion)):
-        tp = confusion[number, number]
-        fp, fn = confusion[:, number].sum() - tp, confusion[number].sum() - tp
-        scores[number] = _formulas(np.array([tp, fp, confusion.sum() - tp - fp - fn, fn]))
-    return scores
-
-
 def _formulas(counts: NDArray[np.int64]) -> dict[str, float]:
     # In double precision: single has too few digits for the voxels of a volume.
     matrix = torch.from_numpy(counts.astype(np.float64))[None, None]
@@ -211,13 +203,9 @@ def class_means(scores: Mapping[int, Mapping[str, float]], keys: Iterable[str]) 
     Returns:
         For each key the mean over those classes that have a value, NaN where none has.
     """
-    means = {}
-    for key in keys:
-        values = [row[key] for row in scores.values() if key in row]
-        if values:
-            defined = [value for value in values if not math.isnan(value)]
-            means[key] = statistics.fmean(defined) if defined else math.nan
-    return means
+    values = {key: [row[key] for row in scores.values() if key in row] for key in keys}
+    defined = {key: [value for value in column if not math.isnan(value)] for key, column in values.items() if column}
+    return {key: statistics.fmean(column) if column else math.nan for key, column in defined.items()}
 
 
 def mean_scores(mask: np.ndarray, truth: np.ndarray, num_classes: int, ignore: int | None) -> dict[str, float]:
@@ -226,7 +214,7 @@ def mean_scores(mask: np.ndarray, truth: np.ndarray, num_classes: int, ignore: i
     Args:
         mask: predicted class numbers, ``[*spatial]``.
         truth: of the same shape.
-        num_classes: K.
+        num_classes: how many classes there are, the background included.
         ignore: truth that is left out.
     """
     scores = pixel_scores(mask.astype(np.int64), truth.astype(np.int64), num_classes, ignore=ignore, surface=False)

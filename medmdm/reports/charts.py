@@ -14,21 +14,13 @@ from medmdm.reports.rendering import counted
 
 @dataclass(frozen=True)
 class Axis:
-    """Values along one side of a chart; called with a value it says where that lies in the picture.
+    """Values along one side of a chart; called with a value it says where that lies in the picture."""
 
-    Args:
-        marks: values with a line or a number, rising.
-        start: where the first one lies.
-        end: where the last one lies.
-        title: what the values are.
-        steps: marks stand at equal distances, whatever their values; no other values are drawn.
-    """
-
-    marks: Sequence[float]
-    start: float
-    end: float
+    marks: Sequence[float]  # values with a line or a number, rising
+    start: float  # where the first one lies
+    end: float  # where the last one lies
     title: str = ""
-    steps: bool = False
+    steps: bool = False  # marks stand at equal distances, whatever their values; no other values are drawn
 
     def __call__(self, value: float) -> float:
         """Return where a value lies."""
@@ -40,45 +32,26 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart to be drawn by the macro that has the name of the function that returned it.
+    """A chart to be drawn by the macro that has the name of the function that returned it."""
 
-    Args:
-        title: for those who cannot see it.
-        description: the same, what it shows.
-        width: of the picture, in its own units.
-        height: the same.
-        x: from left to right; where items stand beside each other, their numbers.
-        y: from bottom to top of values, from top to bottom of items below each other.
-        items: what is drawn.
-    """
-
-    title: str
+    title: str  # for those who cannot see it, as the description of what it shows
     description: str
-    width: float
+    width: float  # of the picture, in its own units
     height: float
-    x: Axis
-    y: Axis
+    x: Axis  # from left to right; where items stand beside each other, their numbers
+    y: Axis  # from bottom to top of values, from top to bottom of items below each other
     items: Sequence[Any]
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The values of one quantity over cases, drawn as points above a box.
+    """The values of one quantity over cases, drawn as points above a box."""
 
-    Args:
-        name: at its left.
-        values: one per case.
-        cases: the number of the case each belongs to, by which it is opened.
-        labels: what a point says when pointed at.
-        mean: drawn as a diamond, with its interval.
-        interval: low and high, ``None`` without one.
-    """
-
-    name: str
-    values: Sequence[float]
-    cases: Sequence[int]
-    labels: Sequence[str]
-    mean: float
+    name: str  # at its left
+    values: Sequence[float]  # one per case
+    cases: Sequence[int]  # the number of the case each belongs to, by which it is opened
+    labels: Sequence[str]  # what a point says when pointed at
+    mean: float  # drawn as a diamond, with its interval
     interval: tuple[float, float] | None = None
 
     @property
@@ -109,21 +82,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart.
-
-    Args:
-        name: in the legend.
-        x: rising.
-        y: of the same length.
-        low: lower ends of whiskers, ``None`` without.
-        high: upper ends.
-    """
+    """One line of a chart, with its name in the legend."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    x: Sequence[float]  # rising
+    y: Sequence[float]  # of the same length
+    low: Sequence[float] | None = None  # lower ends of whiskers
+    high: Sequence[float] | None = None  # upper ends
 
     def points(self, chart: Chart, number: int) -> list[tuple[float, float]]:
         """Return where its points lie; those of several curves at one step stand a little beside each other."""
@@ -133,31 +98,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """A row of a chart of intervals.
+    """A row of a chart of intervals."""
 
-    Args:
-        name: at its left.
-        value: the dot.
-        low: left end of the interval; ``None`` if there is none.
-        high: right end.
-        note: at its right.
-    """
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    note: str = ""
+    name: str  # at its left
+    value: float  # the dot
+    low: float | None  # left end of the interval; None if there is none
+    high: float | None  # right end
+    note: str = ""  # at its right
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round numbers from the first at or below ``low`` to the first at or above ``high``.
-
-    Args:
-        low: smallest value to show.
-        high: largest one.
-        count: about as many steps.
-    """
+    """Return round numbers, about ``count`` steps, from one at or below ``low`` to one at or above ``high``."""
     if not high - low > 1e-9 * max(1.0, abs(low), abs(high)):  # one value, up to rounding
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / max(count, 1)
@@ -182,14 +133,9 @@ def strips(rows: Sequence[Strip], axis: str) -> Chart:
 def curves(
     lines: Sequence[Curve], x_axis: str, y_axis: str, title: str, x_marks: Sequence[float] | None = None
 ) -> Chart:
-    """Lay out lines with a legend below.
+    """Lay out lines with a legend below; up to eight can be told apart without colour.
 
-    Args:
-        lines: up to eight can be told apart without colour.
-        x_axis: what x is.
-        y_axis: what y is.
-        title: for those who cannot see the picture.
-        x_marks: numbers that x takes, drawn at equal distances; ``None`` for a continuous axis.
+    ``x_marks`` are the numbers that x takes, drawn at equal distances; ``None`` for a continuous axis.
     """
     values = [value for line in lines for group in (line.y, line.low or (), line.high or ()) for value in group]
     y = Axis(ticks(min(values), max(values)), 292.0, 12.0, y_axis)

@@ -28,19 +28,12 @@ _NAMED = 5  # cases that a sentence names
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is compared.
+    """A run that is compared."""
 
-    Args:
-        letter: by which tables refer to it: ``"A"``, ``"B"``, ...
-        name: its folder, with as much of the path as tells the runs apart.
-        evaluation: its record.
-        scores: of its cases, names and patients as in the record.
-    """
-
-    letter: str
-    name: str
+    letter: str  # by which tables refer to it: "A", "B", ...
+    name: str  # its folder, with as much of the path as tells the runs apart
     evaluation: Evaluation
-    scores: Scores
+    scores: Scores  # names and patients as in the evaluation
 
     @cached_property
     def cases(self) -> dict[str, ScoredCase]:

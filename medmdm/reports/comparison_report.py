@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.charts import Band, Chart, differences, intervals
 from medmdm.reports.comparison import LEVEL, compare, load_runs
-from medmdm.reports.rendering import METRICS, metric_title, render
+from medmdm.reports.rendering import METRICS, csv_text, metric_title, render
 from medmdm.reports.report import PAGE_FILE
 from medmdm.reports.summary import Pseudonyms
 from medmdm.runs.record import EVALUATION_FILE
@@ -68,9 +66,7 @@ def _csv(content: Mapping[str, Any]) -> str:
     for row in content["rows"]:
         values = [row[key][letter] for key, letter in columns]
         lines.append([row["case"], row["patient_number"] or "", *("" if v is None else repr(v) for v in values)])
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
+    return csv_text(lines)
 
 
 def _mean_differences(content: Mapping[str, Any]) -> Chart | None:

@@ -25,25 +25,15 @@ _HEAT = ((0, 0, 4), (59, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 10
 
 @dataclass
 class CasePicture:
-    """What a page shows of a case.
+    """What a page shows of a case."""
 
-    Args:
-        width: of the picture in its own pixels.
-        height: the same.
-        image: JPEG or PNG; ``None`` where the image is gone.
-        truth: class → outlines as an SVG path, in units of a tenth of a pixel.
-        prediction: the same.
-        maps: name → values ``[rows, columns]``, those that were written.
-        caption: which slice of a volume it is, empty for pictures.
-    """
-
-    width: int
+    width: int  # of the picture in its own pixels
     height: int
-    image: bytes | None
-    truth: dict[int, str]
+    image: bytes | None  # JPEG or PNG; None where the image is gone
+    truth: dict[int, str]  # class → outlines as an SVG path, in units of a tenth of a pixel
     prediction: dict[int, str]
-    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    caption: str = ""
+    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # name → [rows, columns], those written
+    caption: str = ""  # which slice of a volume it is, empty for pictures
 
     @property
     def units(self) -> tuple[int, int]:
@@ -65,10 +55,7 @@ def picture_side(cases: int) -> int:
 def draw_case(arrays: CaseArrays, classes: int, side: int) -> CasePicture:
     """Draw a picture, or of a volume the axial slice that holds most of the truth (else of the prediction).
 
-    Args:
-        arrays: the decoded case.
-        classes: how many there are, the background included.
-        side: pixels that the longer side may have.
+    ``classes`` include the background; ``side`` is in pixels, of the longer side at most.
     """
     planes, spacing, caption = _planes(arrays)
     rows, columns = planes["truth"].shape
@@ -164,13 +151,7 @@ def _objects(numbers: NDArray[np.integer]) -> Iterator[tuple[NDArray[np.bool_], 
 
 
 def _path(masks: Iterable[tuple[NDArray[np.bool_], int, int]], shape: tuple[int, int], size: tuple[int, int]) -> str:
-    """Return the outlines of masks as one SVG path.
-
-    Args:
-        masks: each with its first row and column in the plane.
-        shape: of the plane.
-        size: of the picture.
-    """
+    """Return the outlines of masks, each with its first row and column in a plane of ``shape``, as one SVG path."""
     scale = np.array(size, np.float64) / np.array(shape)
     parts = []
     for mask, row, column in masks:

@@ -6,11 +6,13 @@ Templates ``*.html.j2`` escape every text; what comes from a user's file is neve
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -22,19 +24,12 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of a case, by its column in ``per_case.csv``.
+    """A score of a case, by its column in ``per_case.csv``."""
 
-    Args:
-        title: its name in tables.
-        group: ``"pixels"``, ``"surfaces"`` or ``"objects"``.
-        explanation: one sentence.
-        distance: whether it is a distance, of which less is better, rather than a share of 1.
-    """
-
-    title: str
-    group: str
-    explanation: str
-    distance: bool = False
+    title: str  # its name in tables
+    group: str  # "pixels", "surfaces" or "objects"
+    explanation: str  # one sentence
+    distance: bool = False  # whether it is a distance, of which less is better, rather than a share of 1
 
 
 def asset(name: str) -> str:
@@ -52,6 +47,13 @@ OBJECT_COUNTS = {
     "n_pred": "objects_pred",
     **{key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")},
 }
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as a CSV file's text."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def counted(number: int, thing: str, one: str = "", many: str = "") -> str:
@@ -89,25 +91,15 @@ def p_text(value: float | None) -> str:
 
 def metric_title(key: str, unit: str) -> str:
     """Return the name of a metric, with the unit where it is a distance."""
-    metric = METRICS[key]
-    if not metric.distance:
-        return metric.title
-    return f"{metric.title} ({'pixels' if key == 'object_hausdorff' else unit})"
+    title = METRICS[key].title
+    return f"{title} ({'pixels' if key == 'object_hausdorff' else unit})" if METRICS[key].distance else title
 
 
 _COLOURS = 5  # of classes, in the style sheet
 
 
 def render(template: str, **content: Any) -> str:
-    """Fill in a template.
-
-    Args:
-        template: its file's name, such as ``"page.html.j2"``.
-        content: what it speaks of.
-
-    Returns:
-        The whole document; in Markdown never more than one empty line in a row.
-    """
+    """Return a filled-in template, such as ``"page.html.j2"``; Markdown never has two empty lines in a row."""
     text = environment().get_template(template).render(**content)
     return text if template.endswith(".html.j2") else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import ndimage
@@ -29,42 +29,31 @@ _TOLERANCE_PIXELS = 2
 
 @dataclass(frozen=True)
 class Ruler:
-    """The unit of all distances of a report.
+    """The unit of all distances of a report."""
 
-    Args:
-        unit: ``"mm"``, ``"µm"`` or ``"pixels"``.
-        factor: of this unit in a millimetre; 0 where distances are in pixels.
-        tolerance: by which outlines may differ and still agree, in this unit.
-    """
-
-    unit: str
-    factor: float
-    tolerance: float
+    unit: str  # "mm", "µm" or "pixels"
+    factor: float  # of this unit in a millimetre; 0 where distances are in pixels
+    tolerance: float  # by which outlines may differ and still agree, in this unit
 
 
 @dataclass
 class ScoredCase:
-    """A case with its scores.
-
-    Args:
-        name: of the case.
-        number: its place in the evaluation, from 0.
-        patient: as it is shown: a pseudonym.
-        columns: of the data list.
-        seen: whether the encoder saw the image or the patient, as far as the stamp says.
-        scores: ``per_case.csv``'s numbers by column.
-        picture: for the page; ``None`` where the files are gone.
-        files: names of the predicted mask and of the label.
-    """
+    """A case with its scores."""
 
     name: str
-    number: int
-    patient: str | None
-    columns: Mapping[str, str]
-    seen: bool
-    scores: dict[str, float]
-    picture: CasePicture | None = None
-    files: tuple[str, str] = ("", "")
+    number: int  # its place in the evaluation, from 0
+    patient: str | None  # where it is shown: a pseudonym
+    columns: Mapping[str, str]  # of the data list
+    seen: bool  # whether the encoder saw the image or the patient, as far as the provenance says
+    scores: dict[str, float]  # per_case.csv's numbers by column
+    picture: CasePicture | None = None  # for the page; None where the files are gone
+    files: tuple[str, str] = ("", "")  # names of the predicted mask and of the label
+
+    @classmethod
+    def of(cls, case: EvaluatedCase, number: int, evaluation: Evaluation, scores: dict[str, float]) -> ScoredCase:
+        """Return a case of an evaluation with its scores, names and patient as in the evaluation."""
+        seen = case.name in evaluation.provenance.overlapping
+        return cls(case.name, number, case.patient, case.columns, seen, scores)
 
 
 @dataclass(frozen=True)
@@ -140,18 +129,9 @@ def score_cases(
         except UserError as error:
             found.excluded.append(Excluded(case.name, number, str(error)))
             continue
-        found.cases.append(
-            ScoredCase(
-                name=case.name,
-                number=number,
-                patient=case.patient,
-                columns=case.columns,
-                seen=case.name in evaluation.provenance.overlapping,
-                scores=scores,
-                picture=draw_case(content, evaluation.num_classes, side),
-                files=(case.prediction.name if case.prediction else "", case.label.name if case.label else ""),
-            )
-        )
+        files = (case.prediction.name if case.prediction else "", case.label.name if case.label else "")
+        picture = draw_case(content, evaluation.num_classes, side)
+        found.cases.append(replace(ScoredCase.of(case, number, evaluation, scores), picture=picture, files=files))
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
         found.notes.append(

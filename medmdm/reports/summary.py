@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
@@ -16,7 +15,7 @@ import medmdm
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.metrics.pixels import pool
-from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset
+from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
 from medmdm.runs.record import MAPS, Evaluation
@@ -103,19 +102,11 @@ def write_per_case(scores: Scores, path: Path) -> None:
         rows[case.number] = [*fixed, *(case.columns.get(name, "") for name in columns), *values]
     for one in scores.excluded:
         rows[one.number] = [one.name, "", "", one.reason, *ruler, *[""] * (2 + len(columns) + len(keys))]
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(
-        [[*_FIXED, *titles, *keys], *(row for _, row in sorted(rows.items()))]
-    )
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, csv_text([[*_FIXED, *titles, *keys], *(row for _, row in sorted(rows.items()))]))
 
 
 def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
     """Read the scores back; names, patients and columns of the data list come from the evaluation.
-
-    Args:
-        path: a ``per_case.csv``.
-        evaluation: of the same cases.
 
     Raises:
         UserError: it cannot be read, or is of other cases.
@@ -136,17 +127,9 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
             found.excluded.append(Excluded(case.name, number, row["excluded"]))
             continue
         keys = [key for key in row if key in _SCORES or _NUMBERED.fullmatch(key or "")]
-        found.cases.append(
-            ScoredCase(
-                name=case.name,
-                number=number,
-                patient=case.patient,
-                columns=case.columns,
-                seen=case.name in evaluation.provenance.overlapping,
-                scores={key: _number(row[key], key, path) for key in keys},
-                files=(row.get("prediction_file") or "", row.get("reference_file") or ""),
-            )
-        )
+        scored = ScoredCase.of(case, number, evaluation, {key: _number(row[key], key, path) for key in keys})
+        files = (row.get("prediction_file") or "", row.get("reference_file") or "")
+        found.cases.append(replace(scored, files=files))
     unit = rows[0].get("distance_unit") or "pixels"
     tolerance = _number(rows[0].get("tolerance"), "tolerance", path)
     return replace(found, ruler=Ruler(unit, {"mm": 1.0, "µm": 1000.0}.get(unit, 0.0), tolerance))
@@ -187,15 +170,12 @@ def headline_keys(scores: dict[str, Any]) -> list[str]:
 
 
 def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms) -> dict[str, Any]:
-    """Summarise the scores of an evaluation.
+    """Return the summary of an evaluation as JSON-able content described by :func:`summary_schema`.
 
     Args:
         evaluation: the record.
         scores: of its cases; at least one case must have been scored.
         pseudonyms: what stands for patients; applied to everything returned.
-
-    Returns:
-        JSON-able content; keys are described by :func:`summary_schema`.
 
     Raises:
         UserError: no case was scored, or the study cannot be read.
@@ -216,17 +196,13 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
     means = {k: {name: _mean(_values(cases, key)) for name, key in row.items()} for k, row in nnunet.items()}
     dice, provenance, study = summaries["dice"], evaluation.provenance, evaluation.study
     patient_of = {case.name: case.patient for case in evaluation.cases}
+    counts = {"listed": len(evaluation.cases), "scored": len(cases), "excluded": len(scores.excluded)}
     summary: dict[str, Any] = {
         "format": 1,
         "medmdm": medmdm.__version__,
         "dataset": evaluation.dataset,
         "section": evaluation.section,
-        "cases": {
-            "listed": len(evaluation.cases),
-            "scored": len(cases),
-            "excluded": len(scores.excluded),
-            "patients": dice.n_patients,
-        },
+        "cases": counts | {"patients": dice.n_patients},
         "excluded": [{"case": one.name, "reason": one.reason} for one in scores.excluded],
         "source": scores.source,
         "stamp": {key: getattr(provenance, key) for key in ("kind", "sentence", "overlapping")},

@@ -21,17 +21,11 @@ RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class SignFlips(Result):
-    """The outcome of a two-sided sign-flip permutation test.
+    """The outcome of a two-sided sign-flip permutation test."""
 
-    Args:
-        p_value: NaN without units.
-        exact: whether all combinations of signs were tried.
-        smallest_p: the smallest p-value that so many units can give.
-    """
-
-    p_value: float
-    exact: bool
-    smallest_p: float
+    p_value: float  # NaN without units
+    exact: bool  # whether all combinations of signs were tried
+    smallest_p: float  # that so many units can give
 
 
 @dataclass(frozen=True)
@@ -94,33 +88,30 @@ def paired(
     differences = np.full(len(first), np.nan)
     differences[defined] = first[defined] - second[defined]
     units = independent_units(differences, groups)
-    values = units.values
-    n, undefined = len(values), int((~defined).sum())
+    values, n, undefined = units.values, len(units.values), int((~defined).sum())
     p_value, exact = sign_flip_test(values, seed=seed)
     smallest_p = 2.0 ** (1 - n) if exact else 2 / (RESAMPLES + 1)
     warnings = list(units.warnings)
     if undefined:
-        only_a, only_b = (
-            int((~np.isfinite(run) & np.isfinite(other)).sum()) for run, other in ((first, second), (second, first))
-        )
+        only_a, only_b = (int((~defined & np.isfinite(other)).sum()) for other in (second, first))
         warnings.append(
             f"{undefined} of {len(first)} cases are left out: {only_a} have no finite value in A only, {only_b} in B "
             f"only, {undefined - only_a - only_b} in both."
         )
     if n and smallest_p > 1 - confidence:
         warnings.append(f"With {n} {units.name} no difference, however large, could give p below {smallest_p:.2g}.")
-    better = values if higher_is_better else -values
     # Equal up to rounding: means of a patient's images can differ in their last digit.
-    tie = abs(better) <= 1e-12
+    better, tie = values if higher_is_better else -values, abs(values) <= 1e-12
+    wins, losses = (int((~tie & side).sum()) for side in (better > 0, better < 0))
     return Comparison(
         unit=units.name,
         n=n,
         difference=float(values.mean()) if n else math.nan,
         intervals=intervals(values, confidence, seed),
         test=SignFlips(float(p_value), exact, min(smallest_p, 1.0)),
-        wins=int((~tie & (better > 0)).sum()),
+        wins=wins,
         ties=int(tie.sum()),
-        losses=int((~tie & (better < 0)).sum()),
+        losses=losses,
         undefined=undefined,
         n_patients=units.n_patients,
         warnings=tuple(warnings),
@@ -145,8 +136,7 @@ def sign_flip_test(
         The p-values, ``[...]`` (NaN without differences), and whether all lists were tried.
     """
     values = np.asarray(differences, np.float64)
-    n = values.shape[-1]
-    exact = n <= EXACT_UP_TO
+    exact = (n := values.shape[-1]) <= EXACT_UP_TO
     if n < 2:  # of two lists of signs each is as far out as the other
         return np.full(values.shape[:-1], 1.0 if n else np.nan)[()], exact
     sizes = abs(values).mean(-1, keepdims=True)

@@ -60,9 +60,8 @@ class Intervals(Result):
 
 def intervals(values: NDArray[np.float64], confidence: float = CONFIDENCE, seed: int = 0) -> Intervals:
     """Return both intervals of the mean of ``values``, ``[n]``; see :func:`t_interval` and :func:`bca_interval`."""
-    low, high = t_interval(values, confidence)
-    bca_low, bca_high = bca_interval(values, confidence, seed=seed)
-    return Intervals((float(low), float(high)), (float(bca_low), float(bca_high)), confidence)
+    (low, high), bca = t_interval(values, confidence), bca_interval(values, confidence, seed=seed)
+    return Intervals((float(low), float(high)), (float(bca[0]), float(bca[1])), confidence)
 
 
 def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Bounds:
@@ -76,8 +75,7 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Bounds:
         Lower and upper bounds, ``[...]`` each; NaN where n is below 2.
     """
     samples = _samples(values, confidence)
-    n = samples.shape[-1]
-    if n < 2:
+    if (n := samples.shape[-1]) < 2:
         return _undefined(samples)
     middle = samples.mean(-1)
     half = stats.t.ppf((1 + confidence) / 2, n - 1) * samples.std(-1, ddof=1) / np.sqrt(n)
@@ -177,15 +175,8 @@ def risk_coverage(errors: ArrayLike, uncertainty: ArrayLike) -> RiskCoverage:
         nothing = np.zeros(0)
         return RiskCoverage(nothing, nothing, math.nan, math.nan, math.nan, undefined)
     count = np.arange(1, len(losses) + 1)
-    _, group = np.unique(doubts, return_inverse=True)
+    group = np.unique(doubts, return_inverse=True)[1]
     level = (np.bincount(group, losses) / np.bincount(group))[np.sort(group)]
-    risk = np.cumsum(level) / count
-    best = np.cumsum(np.sort(losses)) / count
-    return RiskCoverage(
-        coverage=count / len(losses),
-        risk=risk,
-        aurc=float(risk.mean()),
-        best=float(best.mean()),
-        chance=float(losses.mean()),
-        undefined=undefined,
-    )
+    risk, best = np.cumsum(level) / count, np.cumsum(np.sort(losses)) / count
+    aurc, least, chance = (float(curve.mean()) for curve in (risk, best, losses))
+    return RiskCoverage(count / len(losses), risk, aurc, least, chance, undefined)

@@ -77,7 +77,7 @@ def spread(
     seed_variance = float((by_draw.var(ddof=1).fillna(0) * (sizes - 1)).sum() / freedom) if freedom else math.nan
     draw_variance = float(means.var(ddof=1)) if len(means) > 1 else math.nan
     if freedom:
-        draw_variance = draw_variance - seed_variance * float((1 / sizes).mean())
+        draw_variance -= seed_variance * float((1 / sizes).mean())
     per_case = complete.T.groupby(level="draw").mean().mean()
     some = len(complete) > 0
     return Spread(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,19 +20,12 @@ SMALL = 20  # below this number of units a summary warns; docs/statistics.md has
 
 @dataclass(frozen=True)
 class Units:
-    """Values of independent observations.
+    """Values of independent observations."""
 
-    Args:
-        name: ``"patients"`` or ``"images"``.
-        values: finite, one for each of them.
-        n_patients: how many patients have a value; ``None`` where they are not known.
-        warnings: sentences that belong next to every number made from the values.
-    """
-
-    name: str
-    values: NDArray[np.float64]
-    n_patients: int | None
-    warnings: tuple[str, ...]
+    name: str  # "patients" or "images"
+    values: NDArray[np.float64]  # finite, one for each of them
+    n_patients: int | None  # that have a value; None where they are not known
+    warnings: tuple[str, ...]  # sentences that belong next to every number made from the values
 
 
 def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None = None) -> Units:
@@ -51,8 +43,7 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
         raise ValueError(f"there are {len(values)} values and patients for {len(patients)} of them")
     defined = np.isfinite(values)
     values, patients = values[defined], patients[defined]
-    name, n_patients = "images", None
-    warnings = []
+    name, n_patients, warnings = "images", None, []
     missing = int(patients.isna().sum())
     if missing < len(patients):
         names = patients.astype(str)
@@ -107,14 +98,10 @@ def paper_block(dices: ArrayLike) -> dict[str, Any]:
     mean_dice = values.mean(1) if defined.any() else np.full(len(values), np.nan)
     binary_aji = (values / (2 - values)).mean(1) if defined.any() else mean_dice
     columns = {"dice": mean_dice, "iou": mean_dice / (2 - mean_dice), "aji": binary_aji}
-    block: dict[str, Any] = {
-        name: {
-            "label": PAPER_LABELS[name],
-            "mean": column.mean(),
-            "sd": column.std(ddof=1) if len(column) > 1 else None,
-        }
-        for name, column in columns.items()
-    }
+    block: dict[str, Any] = {}
+    for name, column in columns.items():
+        sd = column.std(ddof=1) if len(column) > 1 else None
+        block[name] = {"label": PAPER_LABELS[name], "mean": column.mean(), "sd": sd}
     block |= {"classifiers": len(values), "images": int(defined.sum()), "undefined": int((~defined).sum())}
     return json_ready(block)
 
@@ -122,7 +109,7 @@ def paper_block(dices: ArrayLike) -> dict[str, Any]:
 BCA_FROM = 40  # units from which the bootstrap's interval is the better one; docs/statistics.md has the coverage
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Summary(Result):
     """A metric over the cases of a data set.
 
@@ -241,10 +228,8 @@ def subgroups(
     numbers = pd.to_numeric(cases[column], errors="coerce")
     ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
     parts = {key: cases[keys == key] for key in ordered}
-    return {
-        key: summarise(part[value], None if patient is None else part[patient], confidence)
-        for key, part in parts.items()
-    }
+    groups = {key: None if patient is None else part[patient] for key, part in parts.items()}
+    return {key: summarise(part[value], groups[key], confidence) for key, part in parts.items()}
 
 
 def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
@@ -254,8 +239,5 @@ def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
         ``both``, ``pred`` (only the prediction is empty: missed) and ``true`` (only the truth is: a false alarm).
     """
     no_pred, no_true = np.asarray(n_pred) == 0, np.asarray(n_true) == 0
-    return {
-        "both": int((no_pred & no_true).sum()),
-        "pred": int((no_pred & ~no_true).sum()),
-        "true": int((no_true & ~no_pred).sum()),
-    }
+    empty = {"both": no_pred & no_true, "pred": no_pred & ~no_true, "true": no_true & ~no_pred}
+    return {name: int(cases.sum()) for name, cases in empty.items()}
