@@ -9,20 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medmdm.data import folders
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
 from medmdm.data.files.formats import is_volume, volume_stem
-from medmdm.data.folders import (
-    DEMO,
-    DEMO_LABELLED,
-    FolderImages,
-    choose_data_list,
-    find_images,
-    image_files,
-    label_files,
-)
+from medmdm.data.folders import DEMO, DEMO_LABELLED, FolderImages
 from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, label_classes, label_names, label_type
 from medmdm.data.splits import subset
 from medmdm.data.transforms.spatial import as_spacing, with_spacing
@@ -151,11 +145,10 @@ def select_cases(
     spacing = as_spacing(image_spacing, name="image_spacing")
     for section in sections:
         if section not in SECTIONS:
-            raise UserError(
-                f"the section {section!r} is unknown{nearest(section, SECTIONS)}: use {', '.join(SECTIONS)}."
-            )
-    folder, chosen, warnings = choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
-    images = find_images(folder, may_be_empty=chosen is not None)
+            close = nearest(section, SECTIONS)
+            raise UserError(f"the section {section!r} is unknown{close}: use {', '.join(SECTIONS)}.")
+    folder, chosen, warnings = folders.choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
+    images = folders.find_images(folder, may_be_empty=chosen is not None)
     if chosen is None:
         return _folder_cases(images, labelled, warnings, {"spacing": spacing})
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
@@ -164,18 +157,17 @@ def select_cases(
     names = iter(case_names([e for section in SECTIONS for e in getattr(chosen, section)], folder))
     kept: dict[str, tuple[dict[str, Any], ...]] = {}
     for section in SECTIONS:
-        named = [(entry, next(names)) for entry in getattr(chosen, section)]
+        entries = getattr(chosen, section)
+        own_names = [next(names) for _ in entries]
         kept[section] = ()
-        if named and section in sections:
-            labels = label_files(chosen, section, images, demo_labels() if is_demo else None)
-            files = list(zip(named, image_files(chosen, section, images), labels, strict=True))
+        if entries and section in sections:
+            labels = folders.label_files(chosen, section, images, demo_labels() if is_demo else None)
+            files = list(zip(entries, own_names, folders.image_files(chosen, section, images), labels, strict=True))
             kept[section] = _section(chosen, section, files, folder, labelled, warnings)
     counts = [f"{len(kept[section])} {section}" for section in SECTIONS if kept[section]]
     if not counts:
-        raise UserError(
-            f"{chosen.title}: no case is left in {', '.join(sections)}"
-            + (f"; {'; '.join(warnings)}." if warnings else ".")
-        )
+        nothing = f"{chosen.title}: no case is left in {', '.join(sections)}"
+        raise UserError(f"{'; '.join([nothing, *warnings])}.")
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
     cases = Cases(folder, chosen, kept["training"], kept["validation"], kept["test"], (), tuple(warnings))
     if labelled:
@@ -204,48 +196,43 @@ def _folder_cases(
 def _section(
     data_list: DataList,
     section: str,
-    files: Sequence[tuple[tuple[dict[str, Any], str], Any, Path | None]],
+    files: Sequence[tuple[dict[str, Any], str, Any, Path | None]],
     folder: Path,
     labelled: bool,
     warnings: list[str],
 ) -> tuple[dict[str, Any], ...]:
     """Return the cases of a section whose images are there; add to ``warnings`` what is left out."""
-    found = [(entry, case, image, label) for (entry, case), image, label in files if image]
-    missing = [image_name(entry) for (entry, _), image, _ in files if not image]
+    found = [one for one in files if one[2]]
+    missing = [image_name(entry) for entry, _, image, _ in files if not image]
+    title, correct = data_list.title, "correct dataset_dir or the list."
     if missing:
-        sentence = f"{data_list.title}: {len(missing)} of {len(files)} {section} images are not in {folder}"
-        sentence += f" (first: {missing[0]})"
-        all_of_test = section == "test" and not found
-        if not all_of_test and not (data_list.shipped and found):
-            raise UserError(f"{sentence}: correct dataset_dir or the list.")
+        sentence = f"{title}: {len(missing)} of {len(files)} {section} images are not in {folder} (first: {missing[0]})"
+        if not (data_list.shipped if found else section == "test"):
+            raise UserError(f"{sentence}: {correct}")
         warnings.append(f"{sentence}; {'the others are used' if found else 'there is no test'}")
     if labelled and found:
         without = [image_name(entry) for entry, *_ in found if "label" not in entry]
         if len(without) == len(found) and section != "training":
-            warnings.append(f"{data_list.title}: no {section} case has a 'label', so {section} is left out")
+            warnings.append(f"{title}: no {section} case has a 'label', so {section} is left out")
             return ()
         if without:
-            raise UserError(
-                f"{data_list.title}: {len(without)} of {len(found)} {section} cases have no 'label' (first: "
-                f"{without[0]}): add it, or take them out of the list."
-            )
+            sentence = f"{title}: {len(without)} of {len(found)} {section} cases have no 'label' (first: {without[0]})"
+            raise UserError(f"{sentence}: add it, or take them out of the list.")
         lost = [entry["label"] for entry, _, _, label in found if label is None]
         if lost:
-            raise UserError(
-                f"{data_list.title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: "
-                f"{lost[0]}): correct dataset_dir or the list."
-            )
+            sentence = f"{title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: {lost[0]})"
+            raise UserError(f"{sentence}: {correct}")
     return tuple(_entry(entry, case, image, label, data_list.information) for entry, case, image, label in found)
 
 
 def _entry(
     entry: Mapping[str, Any], case: str, image: Path | list[Path], label: Path | None, information: Mapping[str, Any]
 ) -> dict[str, Any]:
-    paths = [one.absolute() for one in image] if isinstance(image, list) else [image.absolute()]
+    paths = [str(one.absolute()) for one in (image if isinstance(image, list) else [image])]
     result: dict[str, Any] = {
         "case": case,
         "name": image_name(entry),
-        "image": [str(path) for path in paths] if isinstance(image, list) else str(paths[0]),
+        "image": paths if isinstance(image, list) else paths[0],
         **({} if label is None else {"label": str(label.absolute())}),
         **{key: entry[key] for key in _ENTRY_KEYS if key in entry},
         "columns": {key: value for key, value in entry.items() if key not in _KNOWN_KEYS},
@@ -266,7 +253,7 @@ def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
             '(or "label_type": "instances" if labels number objects).'
         )
     names = label_names(information)
-    numbers = sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore"))
+    numbers = tuple(sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore")))
     for number in numbers:
         if names[number] == "ignore":
             raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
@@ -275,7 +262,7 @@ def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
                 f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
                 f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)."
             )
-    return tuple(numbers)
+    return numbers
 
 
 @contextmanager
@@ -314,12 +301,9 @@ def case_names(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
             region = entry.get("region") or {}
             bounds = [(key[0], region[key]) for key in ("rows", "columns") if key in region]
             name += "".join(f"_{axis}{first}-{end}" for axis, (first, end) in bounds)
-        number, candidate = 1, name
-        while candidate.casefold() in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate.casefold())
-        names.append(candidate)
+        numbered = chain([name], (f"{name}_{number}" for number in count(2)))
+        names.append(next(candidate for candidate in numbered if candidate.casefold() not in taken))
+        taken.add(names[-1].casefold())
     return names
 
 

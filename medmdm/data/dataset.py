@@ -196,17 +196,11 @@ class CropDataset(Dataset):
         wanted = max(set(counts), key=counts.count) if channels is None else channels
         wrong = [which for which, count in enumerate(counts) if count != wanted]
         if wrong:
-            count = counts[wrong[0]]
-            same = len(wrong) == len(counts) and len(set(counts)) == 1
-            advice = (
-                f"pass --channels {count}"
-                if same
-                else f"{len(wrong)} of {len(counts)} images differ from {wanted}, so convert them or leave them out"
-            )
-            raise UserError(
-                f"{self.data[wrong[0]]['image']} has {counted(count, 'channel')}, but the network takes {wanted}: "
-                f"{advice}."
-            )
+            name, count = self.data[wrong[0]]["image"], counts[wrong[0]]
+            advice = f"{len(wrong)} of {len(counts)} images differ from {wanted}, so convert them or leave them out"
+            if set(counts) == {count}:
+                advice = f"pass --channels {count}"
+            raise UserError(f"{name} has {counted(count, 'channel')}, but the network takes {wanted}: {advice}.")
         for which, shape in enumerate(shapes):
             if shape != shapes[0]:
                 raise UserError(
@@ -235,24 +229,17 @@ class StepSampler(Sampler[list[int]]):
     def __init__(
         self, num_steps: int, batch_size: int, start_step: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        if num_steps < 0:
-            raise UserError(f"num_steps is {num_steps}: give 0 or more.")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: give 1 or more.")
-        if start_step < 0:
-            raise UserError(f"start_step is {start_step}: give 0 or more.")
+        limits = (("num_steps", num_steps, 0), ("batch_size", batch_size, 1), ("start_step", start_step, 0))
+        for name, value, least in limits:
+            if value < least:
+                raise UserError(f"{name} is {value}: give {least} or more.")
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}: with world_size {world_size} it must be 0 … {world_size - 1}.")
         if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be shared equally by {world_size} processes: give a multiple of "
-                f"{world_size}."
-            )
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
+            problem = f"batch_size {batch_size} cannot be shared equally by {world_size} processes"
+            raise UserError(f"{problem}: give a multiple of {world_size}.")
+        self.num_steps, self.batch_size, self.start_step = num_steps, batch_size, start_step
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         share = self.batch_size // self.world_size
@@ -279,18 +266,18 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]:
+    # `case_region` is the part the data list names, before a strip was taken from it for previews.
+    region = entry.get("case_region", entry.get("region"))
     if "volume_hash" in entry:  # a slice: its volume was hashed when it was decoded
-        case = [entry["volume_hash"], entry["axis"], entry["slice"], entry.get("case_region", entry.get("region"))]
+        case = [entry["volume_hash"], entry["axis"], entry["slice"], region]
         return text_hash(json.dumps(case)), entry["volume_hash"]
     whole = file_dtype_tensor(image).numpy()
     digest = pixel_hash(whole)
-    # `case_region` is the part the data list names, before a strip was taken from it for previews.
-    region = entry["case_region"] if "case_region" in entry else entry.get("region")
     return (digest if region is None else pixel_hash(cut_region(whole, region, entry["image"]))), digest
 
 
 def _file_meta(image: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
     meta: dict[str, Any] = {"filename_or_obj": str(entry["image"])}
     if isinstance(image, MetaTensor):
-        meta.update({key: image.meta[key] for key in ("original_dtype", "spacing") if key in image.meta})
+        meta |= {key: image.meta[key] for key in ("original_dtype", "spacing") if key in image.meta}
     return meta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -22,13 +22,9 @@ DEMO_LABELLED = "demo_labelled"
 _MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
 # `x_label.png`, `x_gt.png`, `x-seg2.png`: words that may begin an image's name too, so they must end it.
 _MASK_AT_END = re.compile(
-    r"(?:^|[_\-. ])(?:labels?|gt|ground[_\- ]?truth|instances?|inst|seg|segmentations?)[_\- ]?\d*$"
+    r"(?:^|[_\-. ])(?:labels?|gt|ground[_\- ]?truth|inst(?:ances?)?|seg(?:mentations?)?)[_\- ]?\d*$"
 )
-_LABEL_WORDS = {
-    "anno", "annos", "annotation", "annotations", "gt", "gts", "groundtruth", "groundtruths", "instance", "instances",
-    "label", "labels", "labelstr", "labelsts", "labelsval", "mask", "masks", "seg", "segs", "segmentation",
-    "segmentations",
-}  # fmt: skip
+_LABEL_WORD = re.compile("(anno|annotation|gt|groundtruth|instance|label|mask|seg|segmentation)s?|labels(tr|ts|val)")
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,8 @@ def _is_label_folder(name: str) -> bool:
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
     # `Ground_Truth`, `masks`, `train_masks`, `masks_train`; a first word in the singular (`seg_study`) says too little.
     return bool(words) and (
-        "".join(words) in _LABEL_WORDS
-        or words[-1] in _LABEL_WORDS
+        _LABEL_WORD.fullmatch("".join(words)) is not None
+        or _LABEL_WORD.fullmatch(words[-1]) is not None
         or words[0] in ("annotations", "labels", "masks")
         or words[-2:] == ["ground", "truth"]
     )
@@ -75,9 +71,8 @@ def _is_label_folder(name: str) -> bool:
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
     """Search ``folder`` and everything below it for pictures and volumes, leaving masks out.
 
-    A folder that directly holds DICOM files counts as one volume.
-
-    Hidden files and folders and ``__MACOSX`` are skipped; links are followed, each folder being visited once.
+    A folder that directly holds DICOM files counts as one volume. Hidden files and folders and ``__MACOSX`` are
+    skipped; links are followed, each folder being visited once.
 
     Args:
         folder: where to search.
@@ -91,29 +86,21 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
         raise UserError(f"the folder {root} does not exist: check the path.")
     if not root.is_dir():
         raise UserError(f"{root} is a file: give the folder that holds the images.")
-    images, masks, others = [], [], Counter[str]()
-    series: set[Path] = set()
+    found: set[Path] = set()
+    others = Counter[str]()
     for path in walk_files(root):
         if is_dicom(path):
-            if path.parent in series:
-                continue
-            path = path.parent
-            series.add(path)
-        elif not path.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)):
-            others[path.suffix.lower() or "no suffix"] += 1
-            continue
-        relative = path.relative_to(root)
-        if is_mask(relative):
-            masks.append(path)
+            found.add(path.parent)
+        elif path.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)):
+            found.add(path)
         else:
-            images.append(path)
+            others[path.suffix.lower() or "no suffix"] += 1
+    ordered = sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    masks = tuple(path for path in ordered if is_mask(path.relative_to(root)))
+    images = tuple(path for path in ordered if not is_mask(path.relative_to(root)))
     if not images and not may_be_empty:
         raise UserError(f"{root} holds no image: {_instead(len(masks), others)}.")
-
-    def order(path: Path) -> str:
-        return path.relative_to(root).as_posix()
-
-    return FolderImages(root, tuple(sorted(images, key=order)), tuple(sorted(masks, key=order)), dict(others))
+    return FolderImages(root, images, masks, dict(others))
 
 
 def is_hidden(name: str) -> bool:
@@ -273,17 +260,16 @@ def label_files(
         wanted = others - {*VOLUME_SUFFIXES}
         candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in wanted)
     by_stem = _by_stem(candidates)
-    found: list[Path | None] = []
-    for entry in entries:
+
+    def label(entry: Mapping[str, Any]) -> Path | None:
         if "label" not in entry:
-            found.append(None)
-            continue
+            return None
         exact = [parent / entry["label"] for parent in (folder, images.folder) if parent is not None]
         same_name = by_stem.get(exact[0].stem, [])
         same_suffix = [path for path in same_name if path.suffix.lower() == exact[0].suffix.lower()]
-        existing = [path for path in exact if path.exists()]
-        found.append(existing[0] if existing else _only(same_suffix or same_name))
-    return found
+        return next((path for path in exact if path.exists()), _only(same_suffix or same_name))
+
+    return [label(entry) for entry in entries]
 
 
 def demo_folder() -> Path:
@@ -305,9 +291,9 @@ def _only(paths: Sequence[Path]) -> Path | None:
 
 
 def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    found = defaultdict(list)
     for path in paths:
-        found.setdefault(path.stem, []).append(path)
+        found[path.stem].append(path)
     return found
 
 

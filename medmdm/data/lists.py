@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -84,9 +85,8 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         names = sorted(file.stem for file in resource_folder("data_lists").glob("*.json"))
-        raise UserError(
-            f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}."
-        ) from error
+        problem = f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}."
+        raise UserError(problem) from error
     except OSError as error:
         raise UserError(f"the data list {path} cannot be read ({error.strerror}): check what it is.") from error
     except ValueError as error:
@@ -133,12 +133,12 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
         close = nearest("image", entry)
         raise UserError(f"{where} has no 'image'{close}: add the path relative to the data set's folder.")
     entry = dict(entry)
-    if isinstance(entry["image"], list) and entry["image"]:  # several sequences of one patient, as channels
-        entry["image"] = [_relative_path(one, f"{where}: 'image'") for one in entry["image"]]
-    else:
-        entry["image"] = _relative_path(entry["image"], f"{where}: 'image'")
-    if "label" in entry:
-        entry["label"] = _relative_path(entry["label"], f"{where}: 'label'")
+    for key in ("image", "label"):
+        value, place = entry.get(key), f"{where}: {key!r}"
+        if key == "image" and isinstance(value, list) and value:  # several sequences of one patient, as channels
+            entry[key] = [_relative_path(one, place) for one in value]
+        elif key in entry:
+            entry[key] = _relative_path(value, place)
     if "patient_id" in entry:
         patient = entry["patient_id"]
         if not isinstance(patient, (str, int)) or isinstance(patient, bool) or patient == "":
@@ -173,20 +173,18 @@ def _check_region(region: Any, where: str) -> None:
 
 
 def _refuse_overlaps(sections: Mapping[str, tuple[dict[str, Any], ...]], title: str) -> None:
-    by_image: dict[str, list[tuple[str, Any]]] = {}
-    for section, entries in sections.items():
-        for entry in entries:
-            region = entry.get("region")
-            name = image_name(entry)
-            for other_section, other in by_image.setdefault(name, []):
-                if section == other_section and region == other:
-                    raise UserError(f"{title}: {section!r} lists {name!r} twice: remove one.")
-                if section != other_section and regions_overlap(region, other):
-                    raise UserError(
-                        f"{title}: {name!r} is in {other_section!r} and in {section!r}: an image, or the "
-                        "same part of one, may be in one section only."
-                    )
-            by_image[name].append((section, region))
+    by_image: dict[str, list[tuple[str, Any]]] = defaultdict(list)
+    for section, entry in ((section, entry) for section, entries in sections.items() for entry in entries):
+        region, name = entry.get("region"), image_name(entry)
+        for other_section, other in by_image[name]:
+            if section == other_section and region == other:
+                raise UserError(f"{title}: {section!r} lists {name!r} twice: remove one.")
+            if section != other_section and regions_overlap(region, other):
+                raise UserError(
+                    f"{title}: {name!r} is in {other_section!r} and in {section!r}: an image, or the same part of one, "
+                    "may be in one section only."
+                )
+        by_image[name].append((section, region))
 
 
 def image_name(entry: Mapping[str, Any]) -> str:
@@ -201,11 +199,8 @@ def image_names(entry: Mapping[str, Any]) -> list[str]:
 
 def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:
     """Whether two regions of one image share a pixel; ``None``, or a missing key, means all of it."""
-    for key in ("rows", "columns"):
-        first, second = (a or {}).get(key), (b or {}).get(key)
-        if first and second and (first[1] <= second[0] or second[1] <= first[0]):
-            return False
-    return True
+    pairs = [((a or {}).get(key), (b or {}).get(key)) for key in ("rows", "columns")]
+    return all(not (p and q) or (p[0] < q[1] and q[0] < p[1]) for p, q in pairs)
 
 
 def label_type(information: Mapping[str, Any]) -> str:

@@ -1,7 +1,4 @@
-"""Choosing the images to pre-train on: a folder, a data list, or the images that come with scikit-image.
-
-Volumes among them are replaced by their slices.
-"""
+"""Choosing the images to pre-train on: of a folder, a data list or scikit-image; volumes become their slices."""
 
 from __future__ import annotations
 
@@ -131,12 +128,11 @@ def slice_volumes(
     if min_foreground is not None and not 0 <= min_foreground < 1:
         raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
     information = selection.data_list.information if selection.data_list is not None else {}
-    entries = [*selection.training, *selection.validation]
+    entries, count = [*selection.training, *selection.validation], len(selection.training)
     which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
     if not which:
-        spaced = [with_spacing(entry, information) for entry in entries]
-        count = len(selection.training)
-        return dataclasses.replace(selection, training=tuple(spaced[:count]), validation=tuple(spaced[count:]))
+        spaced = tuple(with_spacing(entry, information) for entry in entries)
+        return dataclasses.replace(selection, training=spaced[:count], validation=spaced[count:])
     if percentiles is None and intensity_range is None:
         raise UserError(
             f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
@@ -151,32 +147,27 @@ def slice_volumes(
     with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
         shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
         sliced = dict(zip(which, tqdm(pool.imap(expand, which), total=len(which), **shown), strict=True))
-    least = min_foreground if min_foreground is not None else -1.0
-    kept = {
-        i: [e for e in group if least < 0 or (not e["constant"] and e["foreground"] >= least)]
-        for i, group in sliced.items()
-    }
+    kept = {i: _not_empty(group, min_foreground) for i, group in sliced.items()}
     all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
     if not all_kept:
-        raise UserError(
-            f"{selection.dataset_dir}: each of the {all_slices} slices is empty by min_foreground {min_foreground}: "
-            "lower it."
-        )
+        problem = f"each of the {all_slices} slices is empty by min_foreground {min_foreground}: lower it."
+        raise UserError(f"{selection.dataset_dir}: {problem}")
     sentences = [
+        *selection.sentences,
         f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
-        f"left out as empty; decoded volumes are kept in {volumes.folder}"
+        f"left out as empty; decoded volumes are kept in {volumes.folder}",
     ]
     expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
-    training, validation = expanded[: len(selection.training)], expanded[len(selection.training) :]
+    training, validation = expanded[:count], expanded[count:]
     if not selection.validation and len(which) == len(entries):
         training, validation, sentence = _hold_out_volumes(training, context_slices, seed)
         sentences.append(sentence)
-    return dataclasses.replace(
-        selection,
-        training=tuple(chain(*training)),
-        validation=tuple(chain(*validation)),
-        sentences=(*selection.sentences, *sentences),
-    )
+    train, held = tuple(chain(*training)), tuple(chain(*validation))
+    return dataclasses.replace(selection, training=train, validation=held, sentences=tuple(sentences))
+
+
+def _not_empty(slices: list[dict[str, Any]], least: float | None) -> list[dict[str, Any]]:
+    return [e for e in slices if least is None or (not e["constant"] and e["foreground"] >= least)]
 
 
 def _everything(folder: Path, transductive: bool, warnings: Sequence[str]) -> Selection:
@@ -193,8 +184,7 @@ def _everything(folder: Path, transductive: bool, warnings: Sequence[str]) -> Se
 
 def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Sequence[str]) -> Selection:
     images = find_images(folder, may_be_empty=True)  # the list may name images whose names look like masks
-    warnings = list(warnings)
-    kept: dict[str, list[dict[str, Any]]] = {}
+    warnings, kept = list(warnings), {}
     for section in SECTIONS:
         entries = getattr(data_list, section)
         paths = image_files(data_list, section, images)
@@ -205,27 +195,20 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
                 raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
             warnings.append(f"{sentence} (first: {missing[0]}); the others are used")
         kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
-    sentences = [f"{folder}: data list {data_list.title}, {counted(len(kept['training']), 'training image')}"]
-    training, validation = kept["training"], kept["validation"]
-    extra = [*kept["validation"], *kept["test"]]
-    if transductive:
-        training, validation = [*training, *extra], []
-        sentences.append(
-            f"transductive: {counted(len(kept['validation']), 'validation image')} and "
-            f"{counted(len(kept['test']), 'test image')} of the list train too"
-        )
-    else:
-        sentences.append(
-            f"{counted(len(kept['validation']), 'validation image')} held out, "
-            f"{counted(len(kept['test']), 'test image')} left out"
-        )
-    listed = {name for section in SECTIONS for entry in kept[section] for name in image_names(entry)}
-    unlisted = sum(str(path) not in listed for path in images.images)
-    sentences.append(
-        f"{counted(len(images.masks), 'mask')} and {counted(unlisted, 'image')} that the list does not name left out"
+    training, validation, test = (tuple(kept[section]) for section in SECTIONS)
+    counts = [counted(len(kept[section]), f"{section} image") for section in SECTIONS]
+    listed = {name for entry in (*training, *validation, *test) for name in image_names(entry)}
+    unlisted = counted(sum(str(path) not in listed for path in images.images), "image")
+    sentences = (
+        f"{folder}: data list {data_list.title}, {counts[0]}",
+        f"transductive: {counts[1]} and {counts[2]} of the list train too"
+        if transductive
+        else f"{counts[1]} held out, {counts[2]} left out",
+        f"{counted(len(images.masks), 'mask')} and {unlisted} that the list does not name left out",
     )
-    parts = tuple(training), tuple(validation)
-    return Selection(folder, *parts, data_list, transductive, tuple(sentences), tuple(warnings), tuple(kept["test"]))
+    if transductive:
+        training, validation = (*training, *validation, *test), ()
+    return Selection(folder, training, validation, data_list, transductive, sentences, tuple(warnings), test)
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
@@ -237,7 +220,7 @@ def _hold_out_volumes(
     groups: Sequence[list[dict[str, Any]]], context: int, seed: int
 ) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], str]:
     """Take some volumes, or where there are few a slab of one, out of training."""
-    groups = [group for group in groups if group]
+    groups = list(filter(None, groups))
     rng = np.random.default_rng([seed, 4])
     patients = [group[0].get("patient_id", group[0]["image"]) for group in groups]
     distinct = sorted(set(patients))
@@ -256,10 +239,8 @@ def _hold_out_volumes(
     rest = [e for e in group if not bounds[0] - 2 * context <= e["slice"] <= bounds[1] + 2 * context]
     if not rest:
         return list(groups), [], "no slices are held out: there are too few"
-    held_out = group[first : first + slab]
-    training = [rest if i == which else other for i, other in enumerate(groups)]
     sentence = (
         f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
         "previews flatter: name validation volumes in a data list for fair ones"
     )
-    return training, [held_out], sentence
+    return [*groups[:which], rest, *groups[which + 1 :]], [group[first : first + slab]], sentence

@@ -160,14 +160,8 @@ def slice_entries(
         label = store.get(entry["label"], axis)
         check_same_grid(label.grid, volume.grid, str(entry["label"]), f"its image {first}")
         stored["label"] = str(label.path)
-    common: dict[str, Any] = {
-        **entry,
-        "image": str(first),
-        "axis": axis,
-        "stored": stored,
-        "volume_hash": volume.digest,
-        "spacing": list(volume.slicing.spacing),
-    }
+    common: dict[str, Any] = {**entry, "image": str(first), "axis": axis, "stored": stored}
+    common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}
     if percentiles is not None:
         common["intensity_range"] = volume.percentile_range(*check_percentiles(percentiles), nonzero)
     return [
@@ -244,14 +238,13 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
     for channel in range(len(array)):
         # Sorting once gives all quantiles exactly. In the order of memory, for NIfTI lies column after column.
         ordered = np.sort(array[channel].ravel(order="K"))
-        first, end = np.searchsorted(ordered, 0, "left"), np.searchsorted(ordered, 0, "right")
-        others = np.concatenate([ordered[:first], ordered[end:]])
+        others = ordered[ordered != 0]
         quantiles.append(_quantiles(ordered))
         nonzero.append(_quantiles(others if len(others) else ordered))
         threshold = _threshold(array[channel], quantiles[-1])
         if threshold is not None:
             foreground |= slices[:, channel] > threshold
-    low, high = slices.min(axis=(2, 3)), slices.max(axis=(2, 3))
+    constant = slices.min(axis=(2, 3)) == slices.max(axis=(2, 3))
     return {
         "format": _FORMAT,
         "shape": list(slicing.shape),
@@ -259,7 +252,7 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
         "channels": len(array),
         "digest": volume_hash(volume),
         "foreground": foreground.mean(axis=(1, 2)).tolist(),
-        "constant": (low == high).all(axis=1).tolist(),
+        "constant": constant.all(axis=1).tolist(),
         "quantiles": quantiles,
         "quantiles_nonzero": nonzero,
     }

@@ -1,7 +1,4 @@
-"""Dividing cases: patients stay whole, the seed decides, and the order of the input never matters.
-
-New data lists from one: divided by patient, in folds, or with a few training cases only.
-"""
+"""Dividing cases and data lists: patients stay whole, the seed decides, the order of the input never matters."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -43,8 +41,7 @@ def split_by_patient(
     """
     if not 0 < test < 1:
         raise UserError(f"test is {test}: give a share between 0 and 1, such as 0.2.")
-    training, held_out = _divide(entries, (1 - test, test), stratify, seed)
-    return training, held_out
+    return tuple(_divide(entries, (1 - test, test), stratify, seed))  # type: ignore[return-value]
 
 
 def k_folds(
@@ -103,15 +100,8 @@ def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
     """Group cases that must stay together.
 
     Cases of one patient do. So do the cases without ``patient_id`` of one image (its regions), together with the
-    patients who are known to be on that image.
-
-    Returns:
-        Groups, and the cases of each, in string order of the images.
+    patients who are known to be on that image. Groups, and the cases of each, are in string order of the images.
     """
-    patients_on: dict[str, set[str]] = defaultdict(set)
-    for entry in entries:
-        if "patient_id" in entry:
-            patients_on[image_name(entry)].add(entry["patient_id"])
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(key: tuple[str, str]) -> tuple[str, str]:
@@ -123,10 +113,10 @@ def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
     def own(entry: Mapping[str, Any]) -> tuple[str, str]:
         return ("patient", entry["patient_id"]) if "patient_id" in entry else ("image", image_name(entry))
 
+    without = {image_name(entry) for entry in entries if "patient_id" not in entry}
     for entry in entries:
-        if "patient_id" not in entry:
-            for patient in patients_on[image_name(entry)]:
-                parent[root(("patient", patient))] = root(own(entry))
+        if "patient_id" in entry and image_name(entry) in without:
+            parent[root(own(entry))] = root(("image", image_name(entry)))
     groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in sorted((dict(entry) for entry in entries), key=_identity):
         groups[root(own(entry))].append(entry)
@@ -138,8 +128,7 @@ def _identity(entry: Mapping[str, Any]) -> str:
 
 
 def _shuffled(identity: str, seed: int) -> bytes:
-    # A hash rather than a generator: the order of two cases never depends on which others there are, nor on the
-    # version of NumPy.
+    # No generator: the order of two cases never depends on which others there are, nor on NumPy's version.
     return hashlib.sha256(f"{seed}\n{identity}".encode()).digest()
 
 
@@ -152,7 +141,10 @@ def _divide(
     entries: Sequence[Mapping[str, Any]], shares: Sequence[float], stratify: str | None, seed: int
 ) -> list[list[Entry]]:
     _check_seed(seed)
-    strata = _strata(entries, stratify)
+    for entry in entries:
+        if stratify is not None and stratify not in entry:
+            close = nearest(stratify, entry)
+            raise UserError(f"{image_name(entry)} has no {stratify!r} to stratify by{close}: add it to every entry.")
     groups = patient_groups(entries)
     if len(groups) < len(shares):
         raise UserError(
@@ -160,43 +152,21 @@ def _divide(
             "them: ask for fewer parts or add patients."
         )
     groups.sort(key=lambda group: _shuffled(_identity(group[0]), seed))
-    counts = np.array([_count(group, strata, stratify) for group in groups])
-    parts = _assign(counts, np.asarray(shares))
+    values = [Counter(json.dumps(entry[stratify]) for entry in group if stratify is not None) for group in groups]
+    strata = sorted(set().union(*values))
+    # The last column is all cases.
+    counts = [[*(own[v] for v in strata), len(group)] for own, group in zip(values, groups, strict=True)]
+    parts = _assign(np.array(counts), np.asarray(shares))
     divided: list[list[Entry]] = [[] for _ in shares]
     for group, part in zip(groups, parts, strict=True):
         divided[part].extend(group)
     return [sorted(part, key=_identity) for part in divided]
 
 
-def _strata(entries: Sequence[Mapping[str, Any]], column: str | None) -> dict[str, int]:
-    if column is None:
-        return {}
-    for entry in entries:
-        if column not in entry:
-            raise UserError(
-                f"{image_name(entry)} has no {column!r} to stratify by{nearest(column, entry)}: add it to every entry."
-            )
-    return {value: number for number, value in enumerate(sorted({json.dumps(entry[column]) for entry in entries}))}
-
-
-def _count(group: Sequence[Mapping[str, Any]], strata: Mapping[str, int], column: str | None) -> list[int]:
-    """Return how many cases a group has in each stratum, and in all."""
-    numbers = [0] * len(strata) + [len(group)]
-    if column is not None:
-        for entry in group:
-            numbers[strata[json.dumps(entry[column])]] += 1
-    return numbers
-
-
 def _assign(counts: np.ndarray, shares: np.ndarray) -> list[int]:
-    """Return the part of each group: greedily, then improved by moves and swaps.
+    """Return the part of each group, ``counts`` being ``[groups, strata + 1]``: greedily, then by moves and swaps.
 
-    What is kept small is the sum, over parts and strata and "all", of the squared distance to the number of cases that
-    the part should have.
-
-    Args:
-        counts: ``[groups, strata + 1]`` cases.
-        shares: ``[parts]``, with sum 1.
+    What is kept small is the sum, over parts and strata and "all", of the squared distance to the cases it should have.
     """
     missing = np.outer(shares, counts.sum(axis=0))  # [parts, strata + 1]
     parts: list[int] = []
@@ -287,8 +257,7 @@ def split_data_list(
     sections: Sections = {section: list(getattr(data_list, section)) for section in SECTIONS}
     how = f"seed {seed}" + (f", stratified by {stratify}" if stratify else "")
     if test is not None:
-        pooled = [entry for section in SECTIONS for entry in sections[section]]
-        training, held_out = split_by_patient(pooled, test, stratify, seed)
+        training, held_out = split_by_patient([*chain(*sections.values())], test, stratify, seed)
         sections = {"training": training, "validation": [], "test": held_out}
         information["split"] = f"{test:g} of the cases held out by patient, {how}"
     if folds is None:
@@ -296,10 +265,10 @@ def split_data_list(
     parts = k_folds([*sections["training"], *sections["validation"]], folds, stratify, seed)
     lists = []
     for k, part in enumerate(parts):
-        others = [entry for other in parts if other is not part for entry in other]
+        others = chain(*(other for other in parts if other is not part))
         own = {**sections, "training": sorted(others, key=image_name), "validation": part}
-        fold = {"fold": f"{k + 1} of {folds} by patient, {how}"}
-        lists.append(_content(data_list.name, {**information, **fold}, own, n, rule, seed))
+        information["fold"] = f"{k + 1} of {folds} by patient, {how}"
+        lists.append(_content(data_list.name, information, own, n, rule, seed))
     return lists
 
 
