@@ -13,7 +13,7 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medmdm.data import folders
+import medmdm.data.folders as folders
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
 from medmdm.data.files.formats import is_volume, volume_stem
 from medmdm.data.folders import DEMO, DEMO_LABELLED, FolderImages
