@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -61,59 +60,45 @@ def aggregate(pairs: list[tuple[int, int]], preds: list, trues: list) -> tuple[i
 
 def aji(pred: Labels, true: Labels) -> float:
     preds, trues = objects(pred), objects(true)
-    pairs = []
-    for t, mask in enumerate(trues):
-        best, first = max(((iou(mask, other), -p) for p, other in enumerate(preds)), default=(Fraction(0), 0))
-        if best:
-            pairs.append((t, -first))
+    best = [max(((iou(mask, other), -p) for p, other in enumerate(preds)), default=(0, 0)) for mask in trues]
+    pairs = [(t, -first) for t, (overlap, first) in enumerate(best) if overlap]
     intersection, union = aggregate(pairs, preds, trues)
     return intersection / union if union else math.nan
-
-
-def assignments(count_true: int, count_pred: int) -> Iterator[list[tuple[int, int]]]:
-    """Go through all ways to pair each true instance with one prediction or none, none used twice."""
-    for choice in itertools.product([None, *range(count_pred)], repeat=count_true):
-        used = [p for p in choice if p is not None]
-        if len(used) == len(set(used)):
-            yield [(t, p) for t, p in enumerate(choice) if p is not None]
 
 
 def aji_plus_values(pred: Labels, true: Labels) -> set[float]:
     """Return the AJI+ of every one-to-one assignment with the largest sum of IoU."""
     preds, trues = objects(pred), objects(true)
     table = [[iou(mask, other) for other in preds] for mask in trues]
-    best: tuple[Fraction, set[float]] = (Fraction(-1), set())
-    for pairs in assignments(len(trues), len(preds)):
-        pairs = [pair for pair in pairs if table[pair[0]][pair[1]]]
+    values: dict[Fraction, set[float]] = {}
+    # All ways to pair each true instance with one prediction or none, none used twice.
+    for choice in itertools.product([None, *range(len(preds))], repeat=len(trues)):
+        pairs = [(t, p) for t, p in enumerate(choice) if p is not None]
+        if len({p for _, p in pairs}) < len(pairs):
+            continue
+        pairs = [(t, p) for t, p in pairs if table[t][p]]
         total = sum((table[t][p] for t, p in pairs), Fraction(0))
         intersection, union = aggregate(pairs, preds, trues)
-        value = intersection / union if union else math.nan
-        if total > best[0]:
-            best = (total, {value})
-        elif total == best[0]:
-            best[1].add(value)
-    return best[1]
+        values.setdefault(total, set()).add(intersection / union if union else math.nan)
+    return values[max(values)]
 
 
 def object_dice(pred: Labels, true: Labels) -> float:
-    total, empty = 0.0, True
-    for ours, theirs in ((objects(pred), objects(true)), (objects(true), objects(pred))):
+    preds, trues = objects(pred), objects(true)
+    total = 0.0
+    for ours, theirs in ((preds, trues), (trues, preds)):
         area = sum(int(mask.sum()) for mask in ours)
         for mask in ours:
-            empty = False
             partner = most_covering(mask, theirs)
             if partner is not None:
                 total += int(mask.sum()) / area * float(dice(mask, theirs[partner]))
-    return math.nan if empty else total / 2
+    return total / 2 if preds or trues else math.nan
 
 
 def object_f1(pred: Labels, true: Labels) -> float:
     preds, trues = objects(pred), objects(true)
-    hits = 0
-    for mask in preds:
-        partner = most_covering(mask, trues)
-        if partner is not None:
-            hits += 2 * int((mask & trues[partner]).sum()) > int(trues[partner].sum())
+    partners = [(mask, most_covering(mask, trues)) for mask in preds]
+    hits = sum(2 * int((mask & trues[t]).sum()) > int(trues[t].sum()) for mask, t in partners if t is not None)
     return 2 * hits / (len(preds) + len(trues)) if preds or trues else math.nan
 
 

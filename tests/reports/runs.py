@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medmdm.data.writers import encode_picture
 from medmdm.files import atomic_write
 
 SHAPE = (40, 56)
+VOLUME = (20, 16, 12)
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3.0, -20], [0, -1.5, 0, 10], [0, 0, 0, 1]])  # axes swapped and flipped
 
 
@@ -43,26 +44,16 @@ def picture_run(root: Path, cases: int = 9, name: str = "run", seed: int = 0, sh
     for k in range(cases):
         label = discs(rng)
         image = rng.integers(0, 255, (3, *SHAPE)).astype(np.uint8)
+        moved = np.roll(label, max(cases - 1 - k, 0) * shift // 2 + seed, axis=1)
+        own = {"patient_id": f"SECRET-{k // 2}", "spacing": [0.0005, 0.0005]}
+        grade = "benign" if k % 2 else "malignant"
+        files = {"instances": f"instances/case_{k}.png", "uncertainty": f"uncertainty/case_{k}.tif"}
+        entries.append(entry(f"case_{k}", ".png", columns={"grade": grade, "slide": f"s{k}"}, **own, **files))
         picture(data / f"case_{k}.png", image)
         picture(data / f"case_{k}_label.png", label)
-        moved = np.roll(label, max(cases - 1 - k, 0) * shift // 2 + seed, axis=1)
         picture(run / "masks" / f"case_{k}.png", (moved > 0).astype(np.uint8))
-        picture(run / "instances" / f"case_{k}.png", moved)
-        picture(run / "uncertainty" / f"case_{k}.tif", np.full(SHAPE, (cases - k) / cases, np.float32))
-        entries.append(
-            {
-                "case": f"case_{k}",
-                "image": f"case_{k}.png",
-                "label": f"case_{k}_label.png",
-                "patient_id": f"SECRET-{k // 2}",
-                "spacing": [0.0005, 0.0005],
-                "columns": {"grade": "benign" if k % 2 else "malignant", "slide": f"s{k}"},
-                "prediction": f"masks/case_{k}.png",
-                "instances": f"instances/case_{k}.png",
-                "uncertainty": f"uncertainty/case_{k}.tif",
-                "surprise": None,
-            }
-        )
+        picture(run / files["instances"], moved)
+        picture(run / files["uncertainty"], np.full(SHAPE, (cases - k) / cases, np.float32))
     (run / "run.json").write_text(json.dumps({"medmdm": "0.1.0", "seed": 7, "data": {"hash": "ab12"}, "sessions": []}))
     write_evaluation(
         run,
@@ -81,52 +72,34 @@ def volume_run(root: Path, cases: int = 3, name: str = "run") -> Path:
     """An evaluation of volumes with three classes and an oblique order of axes; some pixels are ignored."""
     data, run = root / "data", root / name
     rng = np.random.default_rng(2)
-    shape = (20, 16, 12)
     entries = []
     for k in range(cases):
-        label = np.zeros(shape, np.uint8)
+        label = np.zeros(VOLUME, np.uint8)
         label[4:12, 3:12, 3:9] = 1
         label[8:12, 3:12, 3:9] = 2
         label[0, 0] = 255
         predicted = np.where(label == 255, 0, np.roll(label, k, axis=0) % 255).astype(np.uint8)
-        nifti(data / f"vol_{k}.nii.gz", rng.normal(100, 20, shape).astype(np.float32))
+        nifti(data / f"vol_{k}.nii.gz", rng.normal(100, 20, VOLUME).astype(np.float32))
         nifti(data / f"vol_{k}_label.nii.gz", label.astype(np.float32))
         nifti(run / "masks" / f"vol_{k}.nii.gz", predicted)
-        nifti(run / "surprise" / f"vol_{k}.nii.gz", rng.random(shape).astype(np.float32))
-        entries.append(
-            {
-                "case": f"vol_{k}",
-                "image": f"vol_{k}.nii.gz",
-                "label": f"vol_{k}_label.nii.gz",
-                "spacing": None,
-                "columns": {},
-                "prediction": f"masks/vol_{k}.nii.gz",
-                "instances": None,
-                "uncertainty": None,
-                "surprise": f"surprise/vol_{k}.nii.gz",
-            }
-        )
+        nifti(run / "surprise" / f"vol_{k}.nii.gz", rng.random(VOLUME).astype(np.float32))
+        entries.append(entry(f"vol_{k}", ".nii.gz", surprise=f"surprise/vol_{k}.nii.gz"))
     write_evaluation(run, entries, data, num_classes=3, class_names=["background", "head", "body"])
     return run
 
 
+def entry(name: str, suffix: str, **content: Any) -> dict[str, Any]:
+    """What evaluation.json says of a case."""
+    files = {"image": name + suffix, "label": f"{name}_label{suffix}", "prediction": f"masks/{name}{suffix}"}
+    unknown = {"spacing": None, "columns": {}, "instances": None, "uncertainty": None, "surprise": None}
+    return {"case": name, **files, **unknown, **content}
+
+
 def write_evaluation(run: Path, cases: list[dict[str, Any]], data: Path, **content: Any) -> None:
     """Write evaluation.json with what every evaluation has."""
-    record = {
-        "format": 1,
-        "dataset": "made",
-        "dataset_dir": str(data),
-        "data_list": {"name": "made"},
-        "section": "test",
-        "ignore": 255,
-        "stamp": None,
-        "protocol": {},
-        "record": "run.json",
-        "cases": cases,
-        "study": None,
-        **content,
-    }
-    atomic_write(run / "evaluation.json", json.dumps(record))
+    record = {"format": 1, "dataset": "made", "dataset_dir": str(data), "section": "test", "record": "run.json"}
+    record |= {"data_list": {"name": "made"}, "ignore": 255, "stamp": None, "protocol": {}, "study": None}
+    atomic_write(run / "evaluation.json", json.dumps(record | {"cases": cases} | content))
 
 
 def change(run: Path, **content: Any) -> None:
@@ -137,9 +110,13 @@ def change(run: Path, **content: Any) -> None:
 
 def change_case(run: Path, number: int, **content: Any) -> None:
     """Change keys of one case of evaluation.json; ``None`` stays as null."""
-    cases = json.loads((run / "evaluation.json").read_text())["cases"]
-    cases[number] = {**cases[number], **content}
+    cases = cases_of(run)
+    cases[number] |= content
     change(run, cases=cases)
+
+
+def cases_of(run: Path) -> list[dict[str, Any]]:
+    return list(json.loads((run / "evaluation.json").read_text())["cases"])
 
 
 def picture(path: Path, array: np.ndarray) -> None:
@@ -154,16 +131,13 @@ def nifti(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 def study(path: Path, cases: list[str]) -> Path:
     """A study of two backbones: 1, 4 and 16 labelled images, three draws, two seeds."""
     rng = np.random.default_rng(3)
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["backbone", "head", "shots", "draw", "seed", "case", "dice", "iou"])
-        for backbone, base in (("mdm", 0.7), ("random", 0.5)):
-            for shots in (1, 4, 16):
-                for draw in range(3):
-                    for seed in range(2):
-                        for case in cases:
-                            dice = base + 0.01 * shots + 0.02 * draw + 0.005 * seed + rng.normal(0, 0.02)
-                            writer.writerow([backbone, "ridge", shots, draw, seed, case, dice, dice / (2 - dice)])
+    rows = []
+    backbones = (("mdm", 0.7), ("random", 0.5))
+    for (backbone, base), shots, draw, seed, case in product(backbones, (1, 4, 16), range(3), range(2), cases):
+        dice = base + 0.01 * shots + 0.02 * draw + 0.005 * seed + rng.normal(0, 0.02)
+        rows.append([backbone, "ridge", shots, draw, seed, case, dice, dice / (2 - dice)])
+    titles = ["backbone", "head", "shots", "draw", "seed", "case", "dice", "iou"]
+    pd.DataFrame(rows, columns=titles).to_csv(path, index=False)
     return path
 
 
@@ -172,12 +146,6 @@ def plain_dice(pred: np.ndarray, true: np.ndarray) -> float:
     return 2 * float((pred & true).sum()) / float(pred.sum() + true.sum())
 
 
-def objects(mask: np.ndarray) -> int:
-    """The number of connected parts, corners included."""
-    return int(ndimage.label(mask, np.ones((3,) * mask.ndim))[1])
-
-
 def columns(path: Path) -> list[Mapping[str, str]]:
     """The rows of a CSV."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")

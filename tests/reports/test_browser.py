@@ -39,10 +39,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     study(run / "study.csv", ["case_0", "case_1", "case_2"])
     change(run, study="study.csv")
     change_case(run, 3, case=BAD)
-    blank = np.zeros((40, 56), np.uint8)  # a case without a score: neither truth nor prediction
-    for path in (root / "pictures" / "data" / "case_4_label.png", run / "masks" / "case_4.png"):
-        picture(path, blank)
-    picture(run / "instances" / "case_4.png", blank)
+    # A case without a score: neither truth nor prediction.
+    for file in ("data/case_4_label.png", "run/masks/case_4.png", "run/instances/case_4.png"):
+        picture(root / "pictures" / file, np.zeros((40, 56), np.uint8))
     return {
         "pictures": write_report(run),
         "volumes": write_report(volume_run(root / "volumes")),
@@ -103,18 +102,20 @@ def title(browser: webdriver.Chrome) -> str:
     return str(find(browser, "#case-title").text)
 
 
+def pixels(frame: Any) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(frame.screenshot_as_png)).convert("RGB")).astype(int)
+
+
 def test_sorting_by_click_and_by_keyboard(report: webdriver.Chrome) -> None:
     button, number = column(report, "Dice")
     original = cells(report, number)
-    button.click()
-    values = [float(cell) for cell in cells(report, number)[:-1]]
-    assert values == sorted(values)
-    assert len(set(values)) > 5
-    assert cells(report, number)[-1] == "\N{EN DASH}"  # the case without a score stays last
-    button.send_keys(Keys.ENTER)
-    values = [float(cell) for cell in cells(report, number)[:-1]]
-    assert values == sorted(values, reverse=True)
-    assert cells(report, number)[-1] == "\N{EN DASH}"
+    for press, falling in ((button.click, False), (lambda: button.send_keys(Keys.ENTER), True)):
+        press()
+        *scores, last = cells(report, number)
+        values = [float(cell) for cell in scores]
+        assert values == sorted(values, reverse=falling)
+        assert len(set(values)) > 5
+        assert last == "\N{EN DASH}"  # the case without a score stays last
     assert button.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
     names, first = column(report, "Case")
     names.click()
@@ -129,13 +130,14 @@ def test_a_case_opens_by_click_and_shows_its_picture(report: webdriver.Chrome) -
     assert title(report) == "case_5"
     frames = report.find_elements("css selector", "#case-content svg.frame")
     assert len(frames) == 2  # with its uncertainty
-    picture_ = np.asarray(Image.open(io.BytesIO(frames[0].screenshot_as_png)).convert("RGB")).astype(int)
-    assert picture_.shape[0] > 150
-    assert picture_.std() > 30  # not an empty box
+    assert pixels(frames[0]).shape[0] > 150
+    assert pixels(frames[0]).std() > 30  # not an empty box
     assert "SECRET" not in report.page_source
     assert "Object Dice" in find(report, "#case-content").text
     find(report, "#close").click()
     assert not is_open(report)
+    find(report, "#cases tr[data-case='3'] .open").click()
+    assert title(report) == BAD  # names from files are text
 
 
 def test_a_case_opens_by_keyboard_and_the_arrows_follow_the_table(report: webdriver.Chrome) -> None:
@@ -144,12 +146,9 @@ def test_a_case_opens_by_keyboard_and_the_arrows_follow_the_table(report: webdri
     opener = report.find_elements("css selector", "#cases .open")[2]
     opener.send_keys(Keys.ENTER)
     assert title(report) == rows[2]
-    active = report.switch_to.active_element
-    active.send_keys(Keys.ARROW_RIGHT)
-    assert title(report) == rows[3]
-    report.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
-    report.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
-    assert title(report) == rows[1]
+    for key, place in ((Keys.ARROW_RIGHT, 3), (Keys.ARROW_LEFT, 2), (Keys.ARROW_LEFT, 1)):
+        report.switch_to.active_element.send_keys(key)
+        assert title(report) == rows[place]
     report.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not is_open(report)
     assert report.switch_to.active_element == opener  # where the reader was
@@ -166,43 +165,35 @@ def test_cases_open_from_galleries_and_charts(report: webdriver.Chrome) -> None:
     assert title(report) == report.execute_script(f"return document.getElementById('case-{number}').dataset.title")
 
 
-def test_names_from_files_are_text(report: webdriver.Chrome) -> None:
-    find(report, "#cases tr[data-case='3'] .open").click()
-    assert title(report) == BAD
-
-
 def test_layers_are_switched_off_and_on(report: webdriver.Chrome) -> None:
     find(report, "#cases tr[data-case='5'] .open").click()
 
     def shown() -> np.ndarray:
-        frame = find(report, "#case-content svg.frame").screenshot_as_png
-        return np.asarray(Image.open(io.BytesIO(frame)).convert("RGB")).astype(float)
+        return pixels(find(report, "#case-content svg.frame"))
 
-    def differ(one: np.ndarray, other: np.ndarray) -> bool:
-        return int((abs(one - other).max(axis=-1) > 100).sum()) > 200  # smoothing alone changes pixels a little
+    def changed(before: np.ndarray) -> bool:
+        return int((abs(shown() - before).max(axis=-1) > 100).sum()) > 200  # smoothing alone changes pixels a little
 
     whole = shown()
     for layer in ("image", "truth", "pred"):
         box = find(report, f"[data-layer={layer}]")
         box.click()
-        assert differ(shown(), whole), layer
+        assert changed(whole), layer
         box.click()
-        assert not differ(shown(), whole), layer
+        assert not changed(whole), layer
     find(report, "[data-layer=truth]").click()
     without = shown()
-    find(report, "#next").click()
-    find(report, "#previous").click()
-    assert not differ(shown(), without)  # stays off for the next case
+    for button in ("#next", "#previous"):
+        find(report, button).click()
+    assert not changed(without)  # stays off for the next case
 
 
 def test_filter(report: webdriver.Chrome) -> None:
-    find(report, "#filter").send_keys("malignant")
-    rows = [row for row in report.find_elements("css selector", "#cases tbody tr") if row.is_displayed()]
-    assert len(rows) == 8
-    assert find(report, "#shown").text == "8 of 16 shown"
-    find(report, "#filter").clear()
-    find(report, "#filter").send_keys("no such case")
-    assert find(report, "#shown").text == "0 of 16 shown"
+    for words, number in (("malignant", 8), ("no such case", 0)):
+        find(report, "#filter").clear()
+        find(report, "#filter").send_keys(words)
+        assert sum(row.is_displayed() for row in report.find_elements("css selector", "#cases tbody tr")) == number
+        assert find(report, "#shown").text == f"{number} of 16 shown"
 
 
 def test_everything_is_reached_with_the_tab_key(report: webdriver.Chrome) -> None:
@@ -221,9 +212,8 @@ def test_everything_is_reached_with_the_tab_key(report: webdriver.Chrome) -> Non
 def test_pages_fit_the_window_and_load_nothing(
     browser: webdriver.Chrome, pages: dict[str, Path], name: str, width: int
 ) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    )
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(pages[name].as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     fetched = "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"

@@ -11,7 +11,7 @@ from medmdm.cli import main
 from medmdm.errors import UserError
 from medmdm.reports import write_comparison, write_report
 from medmdm.reports.comparison import compare, load_runs
-from tests.reports.runs import change, change_case, columns, picture_run, volume_run
+from tests.reports.runs import cases_of, change, change_case, columns, picture_run, volume_run
 
 
 def dices(run: Path) -> dict[str, float]:
@@ -26,48 +26,41 @@ def test_two_runs_on_the_same_cases(tmp_path: Path) -> None:
         "index.html", "comparison.csv", "comparison.json", "comparison.md"
     }  # fmt: skip
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    one = next(c for c in content["comparisons"] if c["metric"] == "dice")
+    found = {one["metric"]: one for one in content["comparisons"]}
+    one, hausdorff = found["dice"], found["hausdorff95"]
     difference = np.array(list(dices(good).values())) - np.array(list(dices(bad).values()))
     assert one["difference"] == pytest.approx(difference.mean())
-    expected = stats.ttest_1samp(difference, 0).confidence_interval()
-    assert one["t_interval"] == pytest.approx([expected.low, expected.high])
-    assert (one["wins"], one["ties"], one["losses"]) == (
-        (difference > 1e-12).sum(), (abs(difference) <= 1e-12).sum(), (difference < -1e-12).sum()
-    )  # fmt: skip
-    assert one["verdict"] == "A better"
-    hausdorff = next(c for c in content["comparisons"] if c["metric"] == "hausdorff95")
+    assert one["t_interval"] == pytest.approx([*stats.ttest_1samp(difference, 0).confidence_interval()])
+    signs = np.sign(difference.round(12)).tolist()
+    assert [one[key] for key in ("wins", "ties", "losses")] == [signs.count(sign) for sign in (1, 0, -1)]
     assert hausdorff["difference"] < 0
-    assert hausdorff["verdict"] == "A better"  # less distance is better
+    assert one["verdict"] == hausdorff["verdict"] == "A better"  # less distance is better
     assert content["protocols"][0] == {"what": "head", "A": "ridge", "B": "other"}
     rows = columns(tmp_path / "out" / "comparison.csv")
     assert [float(row["dice_A"]) for row in rows] == list(dices(good).values())
     assert [row["patient"] for row in rows][:3] == ["P1", "P1", "P2"]
     text = page.read_text()
     assert "12 cases scored in both runs, none left out" in text
-    assert "SECRET" not in text
-    assert "SECRET" not in json.dumps(content)
+    assert "SECRET" not in text + json.dumps(content)
 
 
 def test_holm_over_all_tests(tmp_path: Path) -> None:
     runs = load_runs([picture_run(tmp_path, cases=10, name=f"r{i}", shift=i + 1) for i in range(3)])
     content = compare(runs, ["dice", "precision", "aji"])
-    p = [one["p_value"] for one in content["comparisons"]]
+    found = content["comparisons"]
+    p = [one["p_value"] for one in found]
     assert len(p) == content["tests"] == 9
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate([p[i] * (len(p) - k) for k, i in enumerate(order)])
-    assert [content["comparisons"][i]["p_holm"] for i in order] == pytest.approx(np.minimum(stepped, 1))
-    alone = compare(runs, ["dice"])
-    assert [one["p_holm"] for one in alone["comparisons"]] <= [
-        one["p_holm"] for one in content["comparisons"] if one["metric"] == "dice"
-    ]
-    for one in content["comparisons"]:
-        assert (one["verdict"] == "no difference shown") == (one["p_holm"] >= 0.05)
+    assert [found[i]["p_holm"] for i in order] == pytest.approx(np.minimum(stepped, 1))
+    alone = compare(runs, ["dice"])["comparisons"]
+    assert [one["p_holm"] for one in alone] <= [one["p_holm"] for one in found if one["metric"] == "dice"]
+    assert all((one["verdict"] == "no difference shown") == (one["p_holm"] >= 0.05) for one in found)
 
 
 def test_cases_are_paired_by_name_in_whatever_order(tmp_path: Path) -> None:
     a, b = (picture_run(tmp_path, cases=6, name=name) for name in "ab")
-    cases = json.loads((b / "evaluation.json").read_text())["cases"]
-    change(b, cases=[*cases[::-1][:-1]])  # turned round, and one fewer
+    change(b, cases=cases_of(b)[:0:-1])  # turned round, and one fewer
     (a / "masks" / "case_4.png").unlink()
     content = compare(load_runs([a, b]))
     assert content["cases"] == 4
@@ -82,8 +75,7 @@ def test_names_with_patient_ids_are_paired_too(tmp_path: Path) -> None:
     for run in (a, b):
         for k in range(4):
             change_case(run, k, case=f"SECRET-{k // 2}_{k}")
-    cases = json.loads((b / "evaluation.json").read_text())["cases"]
-    change(b, cases=cases[::-1])  # so that its P1 is the other's P2
+    change(b, cases=cases_of(b)[::-1])  # so that its P1 is the other's P2
     for run in (a, b):
         write_report(run)
     content = compare(load_runs([a, b]))
@@ -92,37 +84,31 @@ def test_names_with_patient_ids_are_paired_too(tmp_path: Path) -> None:
     assert [row["case"] for row in content["rows"]] == ["P1_0", "P1_1", "P2_2", "P2_3"]
 
 
-def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path) -> None:
+def test_what_makes_a_comparison_unfair_is_said_and_other_units_are_not_compared(tmp_path: Path) -> None:
     a, b = (picture_run(tmp_path, cases=3, name=name) for name in "ab")
-    change(b, stamp={"kind": "inductive"}, dataset="else")
-    notes = compare(load_runs([a, b]))["notes"]
-    assert any("not seen the same of the test cases: A patients shared, B inductive" in note for note in notes)
-    assert any("data sets of different names: A on made, test, B on else, test" in note for note in notes)
-
-
-def test_distances_in_other_units_are_not_compared(tmp_path: Path) -> None:
-    a, b = (picture_run(tmp_path, cases=3, name=name) for name in "ab")
-    for k in range(3):
-        change_case(b, k, spacing=None)
+    change(b, stamp={"kind": "inductive"}, dataset="else", cases=[case | {"spacing": None} for case in cases_of(b)])
     runs = load_runs([a, b])
-    assert "hausdorff95" not in compare(runs)["metrics"]
+    content = compare(runs)
+    notes = "\n".join(content["notes"])
+    assert "not seen the same of the test cases: A patients shared, B inductive" in notes
+    assert "data sets of different names: A on made, test, B on else, test" in notes
+    assert "hausdorff95" not in content["metrics"]
     with pytest.raises(UserError, match="hausdorff95 cannot be compared, for the runs measure distances in different"):
         compare(runs, ["hausdorff95"])
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    a, b = picture_run(tmp_path / "a", cases=2), volume_run(tmp_path / "b")
-    with pytest.raises(UserError, match="1 run given"):
-        load_runs([a])
-    with pytest.raises(UserError, match="given twice"):
-        load_runs([a, a.parent / "run"])
-    with pytest.raises(UserError, match="no scored case in common"):
-        compare(load_runs([a, b]))
-    c = picture_run(tmp_path / "c", cases=2)
-    with pytest.raises(UserError, match=r"'dic' is no metric \(did you mean 'dice'"):
-        compare(load_runs([a, c]), ["dic"])
-    with pytest.raises(UserError, match="is a run folder"):
-        write_comparison([a, c], a)
+    a, c = (picture_run(tmp_path / name, cases=2) for name in "ac")
+    b = volume_run(tmp_path / "b")
+    for call, said in (
+        (lambda: load_runs([a]), "1 run given"),
+        (lambda: load_runs([a, a.parent / "run"]), "given twice"),
+        (lambda: compare(load_runs([a, b])), "no scored case in common"),
+        (lambda: compare(load_runs([a, c]), ["dic"]), r"'dic' is no metric \(did you mean 'dice'"),
+        (lambda: write_comparison([a, c], a), "is a run folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
     assert [run.name for run in load_runs([a, c])] == ["a/run", "c/run"]
 
 

@@ -61,8 +61,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {run.parent.name: write_report(run).read_text(encoding="utf-8") for run in (pictures, volumes)}
 
 
-@pytest.mark.parametrize("name", ["pictures", "volumes"])
-def test_the_page_is_whole_and_needs_nothing_else(pages: dict[str, str], name: str) -> None:
+@pytest.mark.parametrize(("name", "cases"), [("pictures", 16), ("volumes", 3)])
+def test_the_page_is_whole_and_needs_nothing_else(pages: dict[str, str], name: str, cases: int) -> None:
     page = Reader(pages[name])
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -71,20 +71,13 @@ def test_the_page_is_whole_and_needs_nothing_else(pages: dict[str, str], name: s
         assert "src" not in attributes
         assert not [key for key in attributes if key.startswith("on")]  # no script outside the one
         target = attributes.get("href", "#")
-        if target.startswith("#"):
-            assert target == "#" or target[1:] in ids, target
-        else:
-            assert target.startswith("data:image/")
+        assert target in ("#", *(f"#{name}" for name in ids)) or target.startswith("data:image/"), target
     assert not re.findall(r"url\((?!#)|@import", pages[name])
     policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
     (script,) = re.findall(r"<script>(.*?)</script>", pages[name], re.DOTALL)
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert policy.startswith("default-src 'none'")
-
-
-@pytest.mark.parametrize(("name", "cases"), [("pictures", 16), ("volumes", 3)])
-def test_every_case_can_be_opened_from_the_table(pages: dict[str, str], name: str, cases: int) -> None:
-    page = Reader(pages[name])
+    # Every case can be opened from the table.
     openers = [b["data-case"] for b in page.all("button") if b.get("class") == "open"]
     assert openers == [str(i) for i in range(cases)]
     assert {t["id"] for t in page.all("template")} == {f"case-{i}" for i in range(cases)}
@@ -92,15 +85,11 @@ def test_every_case_can_be_opened_from_the_table(pages: dict[str, str], name: st
 
 
 def test_sections_are_there_where_there_is_something_to_show(pages: dict[str, str]) -> None:
-    headings = {
-        name: re.findall(r"<h2 id=\"[a-z-]+\">([^<]*)</h2>", page.partition("<dialog")[0])
-        for name, page in pages.items()
-    }
-    assert headings["pictures"] == [
-        "Scores", "Distribution", "Pictures", "All cases", "Subgroups", "Uncertainty", "Learning curve", "Record",
-        "Definitions",
-    ]  # fmt: skip
-    assert headings["volumes"] == ["Scores", "Distribution", "Pictures", "All cases", "Record", "Definitions"]
+    heading = re.compile(r'<h2 id="[a-z-]+">([^<]*)</h2>')
+    headings = {name: heading.findall(page.partition("<dialog")[0]) for name, page in pages.items()}
+    always, only = ["Scores", "Distribution", "Pictures", "All cases"], ["Subgroups", "Uncertainty", "Learning curve"]
+    assert headings["pictures"] == [*always, *only, "Record", "Definitions"]
+    assert headings["volumes"] == [*always, "Record", "Definitions"]
 
 
 def test_pictures_are_in_the_page_once_and_as_they_are(pages: dict[str, str], tmp_path: Path) -> None:
@@ -137,9 +126,8 @@ def scored(dices: list[float]) -> list[ScoredCase]:
 
 def test_worst_median_and_best_do_not_overlap() -> None:
     rows = chosen(scored([i / 20 for i in range(20)]))
-    assert [[case.number for case in row] for _, row in rows] == [
-        [0, 1, 2, 3, 4], [7, 8, 9, 10, 11], [19, 18, 17, 16, 15]
-    ]  # fmt: skip
+    expected = [[0, 1, 2, 3, 4], [7, 8, 9, 10, 11], [19, 18, 17, 16, 15]]
+    assert [[case.number for case in row] for _, row in rows] == expected
     for number in (6, 8, 13):
         names = [case.number for _, row in chosen(scored([0.1 * i for i in range(number)])) for case in row]
         assert len(names) == len(set(names))

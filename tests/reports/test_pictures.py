@@ -12,21 +12,26 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from medmdm.reports.case_files import CaseArrays
-from medmdm.reports.pictures import UNITS, draw_case, encode_map, picture_side, top_value
+from medmdm.reports.pictures import UNITS, CasePicture, draw_case, encode_map, picture_side, top_value
 from tests.reports.runs import AFFINE, discs
+
+
+def draw(truth: np.ndarray, found: np.ndarray | None = None, classes: int = 2, side: int = 640, **more) -> CasePicture:
+    prediction = np.zeros_like(truth) if found is None else found
+    return draw_case(CaseArrays(truth=truth, prediction=prediction, **more), classes, side)
+
+
+def seen(picture: bytes | None) -> np.ndarray:
+    assert picture is not None
+    return np.asarray(Image.open(io.BytesIO(picture))).astype(int)
 
 
 def filled(path: str, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Fill the outlines of a path, the even-odd way: what is inside of them."""
     inside = np.zeros(size, bool)
     for part in path.split("z")[:-1]:
-        start, _, steps = part.removeprefix("M").partition("l")
-        points = [np.array(start.split(), float)]
-        numbers = np.array(steps.split(), float).reshape(-1, 2)
-        for step in numbers:
-            points.append(points[-1] + step)
-        corners = np.stack(points)[:, ::-1] / UNITS - 0.5  # a pixel's centre is at a half
-        inside ^= polygon2mask(size, corners)
+        points = np.cumsum(np.array(re.findall(r"-?\d+", part), float).reshape(-1, 2), axis=0)
+        inside ^= polygon2mask(size, points[:, ::-1] / UNITS - 0.5)  # a pixel's centre is at a half
     return inside
 
 
@@ -38,35 +43,28 @@ def disagreement(path: str, mask: NDArray[np.bool_]) -> float:
 @given(st.integers(0, 1000))
 def test_outlines_enclose_the_mask(seed: int) -> None:
     label = discs(np.random.default_rng(seed), (50, 70), 4)
-    drawn = draw_case(CaseArrays(truth=(label > 0).astype(np.uint8), prediction=np.zeros_like(label)), 2, 640)
+    drawn = draw((label > 0).astype(np.uint8))
     assert disagreement(drawn.truth[1], label > 0) < 0.06  # outlines go through the middles of border pixels
     assert drawn.prediction == {}
     assert (drawn.height, drawn.width) == (50, 70)
 
 
-def test_objects_that_touch_and_holes_have_outlines_of_their_own() -> None:
+def test_objects_have_outlines_of_their_own() -> None:
     objects = np.zeros((30, 30), np.uint16)
     objects[5:15, 5:15], objects[5:15, 15:25], objects[8:12, 8:12] = 300, 7, 0
-    arrays = CaseArrays(truth=(objects > 0).astype(np.uint8), prediction=objects * 0, truth_instances=objects)
-    drawn = draw_case(arrays, 2, 640)
-    assert drawn.truth[1].count("M") == 3  # two objects and a hole
-    plain = draw_case(CaseArrays(truth=(objects > 0).astype(np.uint8), prediction=objects * 0), 2, 640)
-    assert plain.truth[1].count("M") == 2
-
-
-def test_objects_without_background_and_of_one_pixel() -> None:
-    full = np.full((6, 9), 4, np.uint8)
+    truth = (objects > 0).astype(np.uint8)
+    assert draw(truth, truth_instances=objects).truth[1].count("M") == 3  # two objects that touch and a hole
+    assert draw(truth).truth[1].count("M") == 2
+    full = np.full((6, 9), 4, np.uint8)  # without background
     full[2, 3] = 9
-    arrays = CaseArrays(truth=np.ones_like(full), prediction=np.zeros_like(full), truth_instances=full)
-    assert draw_case(arrays, 2, 640).truth[1].count("M") == 3
-    tiny = CaseArrays(truth=np.ones((1, 1), np.uint8), prediction=np.zeros((1, 1), np.uint8))
-    assert draw_case(tiny, 2, 640).truth[1].count("M") == 1
+    assert draw(np.ones_like(full), truth_instances=full).truth[1].count("M") == 3
+    assert draw(np.ones((1, 1), np.uint8)).truth[1].count("M") == 1
 
 
 def test_classes_are_outlined_apart_and_ignored_pixels_not_at_all() -> None:
     truth = np.zeros((20, 20), np.uint8)
     truth[:10, :10], truth[10:, 10:], truth[:5, 15:] = 1, 2, 255
-    drawn = draw_case(CaseArrays(truth=truth, prediction=truth * 0), 3, 640)
+    drawn = draw(truth, classes=3)
     assert set(drawn.truth) == {1, 2}
     assert disagreement(drawn.truth[2], truth == 2) < 0.06
 
@@ -76,13 +74,10 @@ def test_large_pictures_are_made_smaller_with_their_outlines() -> None:
     truth[100:400, 300:900] = 1
     image = np.zeros((3, 600, 1200), np.uint8)
     image[0] = 255 * truth
-    drawn = draw_case(CaseArrays(truth=truth, prediction=truth, image=image), 2, 300)
+    drawn = draw(truth, truth, side=300, image=image)
     assert (drawn.height, drawn.width) == (150, 300)
-    assert drawn.image is not None
-    shown = np.asarray(Image.open(io.BytesIO(drawn.image)))
-    assert shown.shape == (150, 300, 3)
-    half = shown[..., 0] > 128
-    assert disagreement(drawn.truth[1], half) < 0.03
+    assert seen(drawn.image).shape == (150, 300, 3)
+    assert disagreement(drawn.truth[1], seen(drawn.image)[..., 0] > 128) < 0.03
     assert drawn.size < 20_000
 
 
@@ -90,13 +85,10 @@ def test_large_pictures_are_made_smaller_with_their_outlines() -> None:
 def test_intensities_of_any_type_become_visible(dtype: type) -> None:
     ramp = np.tile(np.linspace(0, 1 if dtype == np.bool_ else 1000, 40), (40, 1)).astype(dtype)[None]
     blank = np.zeros((40, 40), np.uint8)
-    drawn = draw_case(CaseArrays(truth=blank, prediction=blank, image=ramp), 2, 640)
-    assert drawn.image is not None
-    shown = np.asarray(Image.open(io.BytesIO(drawn.image))).astype(int)
+    shown = seen(draw(blank, image=ramp).image)
     assert shown.shape == (40, 40)
     assert shown.max() - shown.min() > 250
-    constant = draw_case(CaseArrays(truth=blank, prediction=blank, image=ramp * 0 + ramp[0, 0, 0]), 2, 640)
-    assert constant.image is not None
+    assert draw(blank, image=ramp * 0 + ramp[0, 0, 0]).image is not None  # all the same
 
 
 def test_of_a_volume_the_slice_with_most_truth_is_drawn_upright_and_in_proportion() -> None:
@@ -105,25 +97,21 @@ def test_of_a_volume_the_slice_with_most_truth_is_drawn_upright_and_in_proportio
     truth[3:4, 9, 2:4] = 1
     image = np.zeros((1, 20, 16, 12), np.float32)
     image[0, 15:, 5] = 1  # at the patient's left
-    drawn = draw_case(CaseArrays(truth=truth, prediction=truth * 0, image=image, affine=AFFINE), 2, 640)
+    drawn = draw(truth, image=image, affine=AFFINE)
     assert drawn.caption == "axial slice 11 of 16"  # counted from the feet: index 5 of 16 from the head
     # 20 pixels of 2 mm from right to left, 12 of 3 mm from front to back.
     assert (drawn.width, drawn.height) == (20, 18)
-    assert drawn.image is not None
-    shown = np.asarray(Image.open(io.BytesIO(drawn.image))).astype(int)
-    assert shown[:, 16:].min() > 200
-    assert shown[:, :13].max() < 60
+    assert seen(drawn.image)[:, 16:].min() > 200
+    assert seen(drawn.image)[:, :13].max() < 60
     columns = np.nonzero(filled(drawn.truth[1], (18, 20)).any(0))[0]
     assert (columns.min(), columns.max()) == (3, 7)
 
 
 def test_an_empty_volume_shows_its_middle() -> None:
-    empty = np.zeros((4, 6, 5), np.uint8)
-    assert draw_case(CaseArrays(truth=empty, prediction=empty, affine=AFFINE), 2, 640).caption == "axial slice 4 of 6"
-    found = empty.copy()
+    empty, found = np.zeros((2, 4, 6, 5), np.uint8)
+    assert draw(empty, affine=AFFINE).caption == "axial slice 4 of 6"
     found[1, 5, 2] = 1
-    drawn = draw_case(CaseArrays(truth=empty, prediction=found, affine=AFFINE), 2, 640)
-    assert drawn.caption == "axial slice 1 of 6"
+    assert draw(empty, found, affine=AFFINE).caption == "axial slice 1 of 6"
 
 
 def test_maps_are_dark_at_zero_light_at_the_top_and_rising_in_grey() -> None:
@@ -132,10 +120,8 @@ def test_maps_are_dark_at_zero_light_at_the_top_and_rising_in_grey() -> None:
     assert grey[0] < 15
     assert grey[-1] > 220
     assert (np.diff(grey) >= -1).all()
-    assert np.asarray(Image.open(io.BytesIO(encode_map(values * 0, 0.0)))).max() < 10
-
-
-def test_maps_share_one_scale() -> None:
+    assert seen(encode_map(values * 0, 0.0)).max() < 10
+    # They share one scale.
     maps = [{"uncertainty": np.full((4, 4), v, np.float32)} for v in (0.1, 0.7)]
     assert top_value(maps, "uncertainty") == pytest.approx(0.7)
     assert top_value(maps, "surprise") == 0
@@ -150,6 +136,5 @@ def test_the_more_cases_the_smaller_their_pictures() -> None:
 
 def test_paths_hold_whole_numbers_only() -> None:
     label = discs(np.random.default_rng(0), (300, 200), 5)
-    drawn = draw_case(CaseArrays(truth=label, prediction=label), 12, 77)
-    for path in drawn.truth.values():
+    for path in draw(label, label, classes=12, side=77).truth.values():
         assert re.fullmatch(r"(M\d+ \d+(l(-?\d+ -?\d+ ?)+)?z)+", path)

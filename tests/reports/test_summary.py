@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,17 @@ import pytest
 
 from medmdm.errors import UserError
 from medmdm.reports.rendering import counted, interval_text, number_text, render
-from medmdm.reports.scoring import Scores, score_cases
-from medmdm.reports.summary import Pseudonyms, headline_keys, make_summary, summary_schema
+from medmdm.reports.scoring import Excluded, Scores, score_cases
+from medmdm.reports.summary import (
+    Pseudonyms,
+    headline_keys,
+    make_summary,
+    read_per_case,
+    summary_schema,
+    write_per_case,
+)
 from medmdm.runs.record import Evaluation
-from tests.reports.runs import change, change_case, picture_run, study, volume_run
+from tests.reports.runs import change, change_case, columns, picture_run, study, volume_run
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -53,16 +62,18 @@ def test_the_schema_is_one_and_holds(pictures: Any, volumes: Any) -> None:
     assert not validator.is_valid({**pictures[0], "more": 1})
 
 
-def test_means_are_over_cases(pictures: Any) -> None:
+def test_means_are_over_cases_and_no_patient_id_is_left(pictures: Any) -> None:
     summary, scores = pictures
-    dices = [case.scores["dice"] for case in scores.cases]
+    dices = np.array([case.scores["dice"] for case in scores.cases])
     entry = summary["scores"]["dice"]
-    assert entry["mean"] == pytest.approx(np.mean(dices))
-    assert entry["median"] == pytest.approx(np.median(dices))
-    assert entry["sd"] == pytest.approx(np.std(dices, ddof=1))
+    expected = (dices.mean(), np.median(dices), dices.std(ddof=1))
+    assert (entry["mean"], entry["median"], entry["sd"]) == pytest.approx(expected)
     assert (entry["n"], entry["unit"], entry["n_patients"]) == (8, "images", 4)
     assert summary["cases"] == {"listed": 9, "scored": 8, "excluded": 1, "patients": 4}
     assert any("Only 4 patients" in note for note in summary["notes"])
+    assert "SECRET" not in json.dumps(summary)
+    assert summary["stamp"]["sentence"] == "One patient of P1 was seen."
+    assert summary["protocol"]["training_patients"] == ["(hidden)", "P2"]
 
 
 def test_nnunet_keys(volumes: Any) -> None:
@@ -81,23 +92,21 @@ def test_pooled_scores_are_those_of_all_pixels_and_objects_together(pictures: An
     summary, scores = pictures
     total = {key: sum(case.scores[key] for case in scores.cases) for key in scores.cases[0].scores}
     dice = 2 * total["tp_1"] / (2 * total["tp_1"] + total["fp_1"] + total["fn_1"])
-    assert summary["scores"]["dice"]["pooled"] == pytest.approx(dice)
-    assert summary["scores"]["aji"]["pooled"] == pytest.approx(total["aji_intersection"] / total["aji_union"])
+    pooled = {key: score["pooled"] for key, score in summary["scores"].items()}
+    assert pooled["dice"] == pytest.approx(dice)
+    assert pooled["aji"] == pytest.approx(total["aji_intersection"] / total["aji_union"])
     objects = total["objects_true"] + total["objects_pred"]
-    assert summary["scores"]["object_f1"]["pooled"] == pytest.approx(2 * total["object_tp"] / objects)
-    pooled = {key: summary["scores"][key]["pooled"] for key in ("pq", "dq", "sq")}
+    assert pooled["object_f1"] == pytest.approx(2 * total["object_tp"] / objects)
     assert pooled["pq"] == pytest.approx(pooled["dq"] * pooled["sq"])
-    assert summary["scores"]["object_dice"]["pooled"] is None
+    assert pooled["object_dice"] is None
     by_class = [volumes[0]["class_scores"][k]["scores"]["dice"]["pooled"] for k in ("1", "2")]
     assert volumes[0]["scores"]["dice"]["pooled"] == pytest.approx(np.mean(by_class))
 
 
 def test_the_papers_conventions_are_apart_and_binary_only(pictures: Any, volumes: Any) -> None:
     block = pictures[0]["paper_conventions"]
-    d = pictures[0]["scores"]["dice"]["case_mean"]
-    assert block["dice"]["mean"] == pytest.approx(d)
-    assert block["iou"]["mean"] == pytest.approx(d / (2 - d))
-    assert block["aji"]["mean"] == pytest.approx(pictures[0]["scores"]["iou"]["case_mean"])
+    d, iou = (pictures[0]["scores"][key]["case_mean"] for key in ("dice", "iou"))
+    assert [block[key]["mean"] for key in ("dice", "iou", "aji")] == pytest.approx([d, d / (2 - d), iou])
     assert volumes[0]["paper_conventions"] is None
 
 
@@ -143,15 +152,7 @@ def test_empty_cases_are_counted_not_averaged(tmp_path: Path) -> None:
     assert "| Dice | " in markdown(summary)
 
 
-def test_no_patient_id_is_left(pictures: Any) -> None:
-    summary, _ = pictures
-    text = json.dumps(summary)
-    assert "SECRET" not in text
-    assert summary["stamp"]["sentence"] == "One patient of P1 was seen."
-    assert summary["protocol"]["training_patients"] == ["(hidden)", "P2"]
-
-
-def test_text_begins_with_the_counts_and_keeps_its_tables_whole(tmp_path: Path) -> None:
+def test_text_begins_with_the_counts_keeps_its_tables_whole_and_needs_a_scored_case(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=3)
     (run / "masks" / "case_0.png").unlink()
     change(run, dataset="a|b <i>")
@@ -161,32 +162,104 @@ def test_text_begins_with_the_counts_and_keeps_its_tables_whole(tmp_path: Path) 
     text = markdown(summary)
     assert text.splitlines()[0] == "# a\\|b &lt;i>, test: 2 cases of 2 patients scored, 1 excluded"
     assert "<script>" not in text
-    for line in text.splitlines():
-        if line.startswith("| x\\|y"):
-            assert line.replace("\\|", "").count("|") == 2 + 1 + 2 * 4
-            break
-    else:
-        pytest.fail("the subgroup is missing")
+    row, *_ = [line for line in text.splitlines() if line.startswith("| x\\|y")]
+    assert row.replace("\\|", "").count("|") == 2 + 1 + 2 * 4
     assert "- case_0 has a truth, but its predicted mask case_0.png is missing" in text
-
-
-def test_nothing_scored_is_an_error(tmp_path: Path) -> None:
-    run = picture_run(tmp_path, cases=2)
-    for k in range(2):
-        (run / "masks" / f"case_{k}.png").unlink()
+    shutil.rmtree(run / "masks")
     with pytest.raises(UserError, match=r"no case can be scored \(first: case_0 has a truth"):
         summarise(run)
 
 
 def test_wording() -> None:
-    assert number_text(0.5) == "0.5000"
-    assert number_text(-0.12348, signed=True) == "\N{MINUS SIGN}0.1235"
-    assert number_text(0.1, signed=True) == "+0.1000"
-    assert number_text(-1e-9, signed=True) == "0.0000"
+    assert [number_text(value) for value in (0.5, None)] == ["0.5000", "\N{EN DASH}"]
+    signed = [number_text(value, signed=True) for value in (-0.12348, 0.1, -1e-9)]
+    assert signed == ["\N{MINUS SIGN}0.1235", "+0.1000", "0.0000"]
     assert number_text(12.3456, distance=True) == "12.35"
-    assert number_text(None) == "\N{EN DASH}"
-    assert interval_text((-0.1, 1.2)) == "0.0000 to 1.0000"
+    assert [interval_text(ends) for ends in ((-0.1, 1.2), (None, 1.0))] == ["0.0000 to 1.0000", "\N{EN DASH}"]
     assert interval_text((-3.0, 7.0), distance=True) == "0.00 to 7.00"
-    assert interval_text((None, 1.0)) == "\N{EN DASH}"
     assert [counted(n, "case", "is", "are") for n in (0, 1, 2)] == ["0 cases are", "1 case is", "2 cases are"]
     assert counted(1, "case") == "1 case"
+
+
+@pytest.mark.parametrize("make", [picture_run, volume_run])
+def test_scores_come_back_with_all_their_digits(tmp_path: Path, make) -> None:
+    evaluation = Evaluation.load(make(tmp_path, cases=3))
+    scores = score_cases(evaluation)
+    scores.cases[0].scores |= {"dice": math.nan, "hausdorff95": math.inf}
+    scores.cases[1].scores["dice"] = 1 / 3
+    write_per_case(scores, tmp_path / "per_case.csv")
+    back = read_per_case(tmp_path / "per_case.csv", evaluation)
+    assert back.ruler == scores.ruler
+    for one, other in zip(back.cases, scores.cases, strict=True):
+        assert replace(one, scores={}) == replace(other, scores={}, picture=None)
+        assert repr(sorted(one.scores.items())) == repr(sorted(other.scores.items()))
+
+
+def test_excluded_cases_keep_their_place_and_their_reason(tmp_path: Path) -> None:
+    evaluation = Evaluation.load(picture_run(tmp_path, cases=3))
+    scores = score_cases(evaluation)
+    reason = 'case_1, "odd",\nis wrong'
+    scores = replace(scores, cases=[scores.cases[0], scores.cases[2]], excluded=[Excluded("case_1", 1, reason)])
+    path = tmp_path / "per_case.csv"
+    write_per_case(scores, path)
+    assert [row["case"] for row in columns(path)] == ["case_0", "case_1", "case_2"]
+    back = read_per_case(path, evaluation)
+    assert back.excluded == scores.excluded
+    assert [case.name for case in back.cases] == ["case_0", "case_2"]
+
+
+def test_columns_of_the_data_list_do_not_take_the_name_of_a_score(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=1)
+    change_case(run, 0, columns={"dice": "six-sided", "case": "wood", "dice_2": "x", "grade": "g"})
+    scores = score_cases(Evaluation.load(run))
+    write_per_case(scores, tmp_path / "per_case.csv")
+    (row,) = columns(tmp_path / "per_case.csv")
+    assert (row["list_dice"], row["list_case"], row["list_dice_2"], row["grade"]) == ("six-sided", "wood", "x", "g")
+    assert float(row["dice"]) == scores.cases[0].scores["dice"]
+
+
+def test_other_cases_and_words_for_numbers_are_refused(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=2)
+    evaluation = Evaluation.load(run)
+    path = tmp_path / "per_case.csv"
+    write_per_case(score_cases(evaluation), path)
+    text = path.read_text()
+    path.write_text(text.replace("case_1,", "case_9,"))
+    with pytest.raises(UserError, match=r"per_case\.csv has no row for case_1"):
+        read_per_case(path, evaluation)
+    lines = text.splitlines()
+    lines[1] = lines[1].replace("malignant,s0,", "malignant,s0,high")
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="dice is 'high"):
+        read_per_case(path, evaluation)
+
+
+def test_pseudonyms_are_numbers_in_the_order_of_the_cases() -> None:
+    names = Pseudonyms(["b", "a", None, "b"])
+    assert [names.name(p) for p in ("b", "a", None)] == ["P1", "P2", None]
+    assert Pseudonyms([f"patient{i}" for i in range(10)]).name("patient0") == "P01"
+
+
+def test_ids_are_taken_out_of_text_as_words_only() -> None:
+    names = Pseudonyms(["TCGA-18-5592", "1234", "7", "TCGA-18"])
+    assert names.clean("TCGA-18-5592-01Z of TCGA-18") == "P1-01Z of P4"
+    assert names.clean("image_1234.png, image_12345.png, x1234") == "image_P2.png, image_12345.png, x1234"
+    assert names.clean("train_7") == "train_7"  # too short to be told from any other 7
+
+
+def test_content_is_cleaned_in_keys_and_values_and_under_keys_of_patients() -> None:
+    names = Pseudonyms(["7", "ANNA-1"])
+    content = {"ANNA-1": ["x ANNA-1", 3, None], "training_patients": ["7", "8"], "patient_id": "9", "patients": 12}
+    assert names.clean_all(content) == {
+        "P2": ["x P2", 3, None],
+        "training_patients": ["P1", "(hidden)"],
+        "patient_id": "(hidden)",
+        "patients": 12,
+    }
+    assert names.clean_all(names.clean_all(content)) == names.clean_all(content)
+
+
+def test_ids_are_kept_on_request() -> None:
+    names = Pseudonyms(["ANNA-1"], keep=True)
+    assert names.name("ANNA-1") == "ANNA-1"
+    assert names.clean_all({"patient_id": "ANNA-1 x"}) == {"patient_id": "ANNA-1 x"}

@@ -21,6 +21,9 @@ def study(cases: np.ndarray, draws: np.ndarray, seeds: np.ndarray) -> pd.DataFra
     )
 
 
+PLAIN = study(np.array([0.5, 0.7]), np.zeros(1), np.zeros((1, 1)))
+
+
 def test_each_spread_is_that_of_its_own_cause(rng: np.random.Generator) -> None:
     cases, draws, seeds = rng.normal(0.8, 0.1, 12), rng.normal(0, 0.05, 6), rng.normal(0, 0.01, (6, 5))
     seeds -= seeds.mean(1, keepdims=True)
@@ -44,12 +47,10 @@ def test_seeds_are_not_mistaken_for_draws(rng: np.random.Generator) -> None:
 
 
 def test_what_was_not_repeated_has_no_spread() -> None:
-    table = study(np.array([0.5, 0.7]), np.zeros(1), np.zeros((1, 1)))
-    found = stats.spread(table)
-    assert (found.mean, found.case_sd) == pytest.approx((0.6, 0.2 / math.sqrt(2)))
-    assert math.isnan(found.draw_sd)
-    assert math.isnan(found.seed_sd)
-    bare = stats.spread(table[["case", "value"]]).as_dict()
+    found = stats.spread(PLAIN)
+    expected = (0.6, 0.2 / math.sqrt(2), math.nan, math.nan)
+    assert (found.mean, found.case_sd, found.draw_sd, found.seed_sd) == pytest.approx(expected, nan_ok=True)
+    bare = stats.spread(PLAIN[["case", "value"]]).as_dict()
     assert bare == found.as_dict()
     assert json.loads(json.dumps(bare, allow_nan=False)) == bare
     assert bare["draw_sd"] is None
@@ -57,14 +58,12 @@ def test_what_was_not_repeated_has_no_spread() -> None:
 
 def test_uneven_numbers_of_seeds() -> None:
     table = study(np.array([0.5, 0.6]), np.array([0.0, 0.2]), np.array([[0.0, 0.02], [0.0, 9.0]]))
-    table = table[(table["draw"] == 0) | (table["seed"] == 0)]
-    found = stats.spread(table)
+    found = stats.spread(table[(table["draw"] == 0) | (table["seed"] == 0)])
+    mean = (0.56 + 0.75) / 2  # draws count the same: not two runs against one
+    seeds = 0.02**2 / 2
+    draws = 0.19**2 / 2 - seeds * (1 / 2 + 1) / 2
     assert found.n_seeds == (1, 2)
-    # Draws count the same: 0.56 and 0.75, not two runs against one.
-    assert found.mean == pytest.approx((0.56 + 0.75) / 2)
-    seed_variance = 0.02**2 / 2
-    assert found.seed_sd == pytest.approx(math.sqrt(seed_variance))
-    assert found.draw_sd == pytest.approx(math.sqrt(0.19**2 / 2 - seed_variance * (1 / 2 + 1) / 2))
+    assert (found.mean, found.seed_sd, found.draw_sd) == pytest.approx((mean, math.sqrt(seeds), math.sqrt(draws)))
 
 
 def test_cases_that_a_run_lacks_are_left_out_and_counted() -> None:
@@ -74,20 +73,16 @@ def test_cases_that_a_run_lacks_are_left_out_and_counted() -> None:
     table = table.drop(table.index[(table["case"] == "c1") & (table["draw"] == 0) & (table["seed"] == 1)])
     found = stats.spread(table)
     assert (found.n_cases, found.undefined) == (2, 2)
-    assert found.mean == pytest.approx(expected.mean)
-    assert found.draw_sd == pytest.approx(expected.draw_sd)
+    assert (found.mean, found.draw_sd) == pytest.approx((expected.mean, expected.draw_sd))
     nothing = stats.spread(table.assign(value=math.nan))
     assert (nothing.n_cases, nothing.undefined) == (0, 4)
-    assert math.isnan(nothing.mean)
-    assert math.isnan(nothing.draw_sd)
-    assert math.isnan(nothing.seed_sd)
+    assert np.isnan([nothing.mean, nothing.draw_sd, nothing.seed_sd]).all()
 
 
 def test_unusable_tables() -> None:
-    table = study(np.array([0.5, 0.7]), np.zeros(1), np.zeros((1, 1)))
     with pytest.raises(UserError, match="no column 'dice': it has case, draw, seed, value"):
-        stats.spread(table, value="dice")
+        stats.spread(PLAIN, value="dice")
     with pytest.raises(UserError, match="Case 'c0' occurs twice"):
-        stats.spread(pd.concat([table, table.iloc[:1]]))
+        stats.spread(pd.concat([PLAIN, PLAIN.iloc[:1]]))
     with pytest.raises(UserError, match="no rows"):
-        stats.spread(table.iloc[:0])
+        stats.spread(PLAIN.iloc[:0])

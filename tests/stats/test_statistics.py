@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm, ttest_1samp
 
-from medmdm import stats
+from medmdm import metrics, stats
 from medmdm.errors import UserError
 from medmdm.stats.statistics import BCA_FROM, ENOUGH_PATIENTS, SMALL
 
@@ -24,19 +26,16 @@ def bca_by_hand(values: np.ndarray, resamples: int, seed: int) -> tuple[float, f
     left_out = (values.sum() - values) / (n - 1)
     apart = left_out.mean() - left_out
     acceleration = (apart**3).sum() / (6 * (apart**2).sum() ** 1.5)
-    bounds = []
-    for level in (0.025, 0.975):
-        z = bias + norm.ppf(level)
-        share = norm.cdf(bias + z / (1 - acceleration * z))
-        bounds.append(means[min(int(share * resamples), resamples - 1)])
-    return bounds[0], bounds[1]
+    z = bias + norm.ppf([0.025, 0.975])
+    shares = norm.cdf(bias + z / (1 - acceleration * z))
+    low, high = means[np.minimum((shares * resamples).astype(int), resamples - 1)]
+    return low, high
 
 
 def test_t_interval_is_scipys(rng: np.random.Generator) -> None:
     values = rng.beta(9, 1, (3, 12))
-    low, high = stats.t_interval(values, 0.9)
-    for row, bounds in zip(values, zip(low, high, strict=True), strict=True):
-        assert bounds == pytest.approx(tuple(ttest_1samp(row, 0).confidence_interval(0.9)))
+    expected = ttest_1samp(values, 0, axis=1).confidence_interval(0.9)
+    assert np.stack(stats.t_interval(values, 0.9)) == pytest.approx(np.stack(expected))
 
 
 def test_bca_interval(rng: np.random.Generator) -> None:
@@ -59,8 +58,7 @@ def test_bca_interval_is_the_same_every_time_and_by_rows(rng: np.random.Generato
 
 def test_intervals_of_little() -> None:
     for interval in (stats.t_interval, stats.bca_interval):
-        assert np.isnan(interval([])).all()
-        assert np.isnan(interval([0.5])).all()
+        assert np.isnan([interval([]), interval([0.5])]).all()
         assert interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
         with pytest.raises(ValueError, match="finite"):
             interval([0.5, NAN])
@@ -76,8 +74,7 @@ def test_over_images_without_patients(rng: np.random.Generator) -> None:
     summary = stats.summarise(values)
     assert (summary.unit, summary.n, summary.n_cases, summary.n_patients) == ("images", 30, 30, None)
     assert summary.mean == summary.case_mean == pytest.approx(values.mean())
-    assert summary.median == np.median(values)
-    assert summary.sd == pytest.approx(np.std(values, ddof=1))
+    assert (summary.median, summary.sd) == (np.median(values), pytest.approx(np.std(values, ddof=1)))
     assert summary.intervals.t_interval == tuple(stats.t_interval(values))
     assert summary.intervals.bca_interval == tuple(stats.bca_interval(values))
     assert summary.warnings == ()
@@ -86,21 +83,17 @@ def test_over_images_without_patients(rng: np.random.Generator) -> None:
 
 def test_over_patients_where_there_are_enough() -> None:
     # Eight patients; one has thirteen images of 0.2 and counts like the others.
-    values = [0.2] * 13 + [0.8] * 7
-    patients = ["p0"] * 13 + [f"p{i}" for i in range(1, 8)]
-    summary = stats.summarise(values, patients)
+    values, units = [0.2] * 13 + [0.8] * 7, [0.2] + [0.8] * 7
+    summary = stats.summarise(values, ["p0"] * 13 + [f"p{i}" for i in range(1, 8)])
     assert (summary.unit, summary.n, summary.n_cases, summary.n_patients) == ("patients", 8, 20, 8)
-    units = [0.2] + [0.8] * 7
-    assert summary.mean == pytest.approx(np.mean(units))
-    assert summary.case_mean == pytest.approx(np.mean(values))
-    assert summary.sd == pytest.approx(np.std(units, ddof=1))
+    expected = (np.mean(units), np.std(units, ddof=1), np.mean(values))
+    assert (summary.mean, summary.sd, summary.case_mean) == pytest.approx(expected)
     assert summary.intervals.t_interval == pytest.approx(tuple(stats.t_interval(units)))
     assert "Only 8 patients" in summary.warnings[0]
 
 
 def test_patients_of_any_type_and_order(rng: np.random.Generator) -> None:
-    values = rng.random(40)
-    numbers = np.arange(40) % 10
+    values, numbers = rng.random(40), np.arange(40) % 10
     order = rng.permutation(40)
     expected = stats.summarise(values, numbers)
     assert stats.summarise(values, numbers.astype(str)) == expected
@@ -120,7 +113,7 @@ def test_over_images_with_a_warning_where_patients_are_few_or_unknown() -> None:
     # One image each: images are patients, nothing to warn of.
     alone = stats.summarise(values[:5], range(5))
     assert alone.unit == "images"
-    assert not any("too narrow" in warning for warning in alone.warnings)
+    assert "too narrow" not in " ".join(alone.warnings)
 
 
 @pytest.mark.parametrize("patients", [None, range(24)], ids=["images", "patients"])
@@ -141,29 +134,21 @@ def test_small_n_is_warned_of() -> None:
     assert "Only 19 images" in stats.summarise(np.linspace(0, 1, SMALL - 1)).warnings[0]
     one = stats.summarise([0.7])
     assert (one.mean, one.median, one.n) == (0.7, 0.7, 1)
-    assert math.isnan(one.sd)
-    assert np.isnan(one.intervals.t_interval).all()
+    assert np.isnan([one.sd, *one.intervals.t_interval]).all()
     none = stats.summarise([NAN, NAN])
-    assert (none.n, none.undefined) == (0, 2)
+    assert (none.n, none.undefined, none.warnings[0]) == (0, 2, "No case has a value.")
     assert math.isnan(none.mean)
-    assert none.warnings[0] == "No case has a value."
 
 
-def test_interval_to_print() -> None:
+def test_interval_to_print_and_summaries_as_json() -> None:
     few, many = (stats.summarise(np.linspace(0, 1, n) ** 3) for n in (BCA_FROM - 1, BCA_FROM))
     assert (few.interval, few.interval_name) == (few.intervals.t_interval, "t")
     assert (many.interval, many.interval_name) == (many.intervals.bca_interval, "BCa")
-
-
-def test_summary_as_json() -> None:
     for values in ([NAN], [0.5], [0.1, 0.9, INF]):
         entry = stats.summarise(values).as_dict()
         assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     assert entry["interval_name"] == "t"
     assert stats.summarise([0.5]).as_dict()["t_interval"] == [None, None]
-
-
-def test_json_ready() -> None:
     content = {1: (np.float32(0.5), np.int64(3), np.bool_(True)), "x": np.array([1.0, NAN]), "y": -INF, "z": None}
     assert stats.json_ready(content) == {"1": [0.5, 3, True], "x": [1.0, None], "y": None, "z": None}
 
@@ -188,8 +173,7 @@ def test_subgroups() -> None:
     grades = stats.subgroups(cases, "grade", "dice", patient="who")
     assert list(grades) == ["(none)", "benign", "malignant"]
     assert grades["benign"] == stats.summarise([0.1, 0.4, 0.6], ["a", "b", "c"])
-    assert grades["benign"].n_patients == 3
-    assert grades["(none)"].n == 1
+    assert (grades["benign"].n_patients, grades["(none)"].n) == (3, 1)
     scanners = stats.subgroups(cases, "scanner", "dice")
     assert [(key, summary.n) for key, summary in scanners.items()] == [("2.0", 3), ("10.0", 2), ("(none)", 1)]
     assert sum(summary.n for summary in grades.values()) == len(cases)
@@ -199,3 +183,86 @@ def test_subgroups() -> None:
 
 def test_count_empty() -> None:
     assert stats.count_empty([0, 0, 5, 5, 0], [0, 3, 0, 3, 2]) == {"both": 1, "pred": 2, "true": 1}
+
+
+def test_one_classifier() -> None:
+    block = stats.paper_block([1.0, 0.5, NAN])
+    assert (block["dice"]["mean"], block["dice"]["sd"]) == (0.75, None)
+    assert block["iou"]["mean"] == pytest.approx(0.75 / 1.25)  # of the mean, not the mean IoU
+    assert block["aji"]["mean"] == pytest.approx((1 + 0.5 / 1.5) / 2)  # the mean IoU
+    assert (block["classifiers"], block["images"], block["undefined"]) == (1, 2, 1)
+    assert all("paper" in block[name]["label"] for name in ("dice", "iou", "aji"))
+
+
+def test_several_classifiers() -> None:
+    dices = np.array([[0.9, 0.7], [0.5, 0.3], [0.8, NAN]])
+    block = stats.paper_block(dices)
+    assert (block["classifiers"], block["images"], block["undefined"]) == (3, 1, 1)
+    block = stats.paper_block(dices[:2])
+    ious = [0.8 / 1.2, 0.4 / 1.6]
+    assert (block["dice"]["mean"], block["dice"]["sd"]) == pytest.approx((0.6, np.std([0.8, 0.4], ddof=1)))
+    assert (block["iou"]["mean"], block["iou"]["sd"]) == pytest.approx((np.mean(ious), np.std(ious, ddof=1)))
+
+
+@pytest.mark.parametrize(("dice", "sd", "iou"), [(0.9195, 0.0125, 0.8513), (0.9160, 0.0069, 0.8451)])
+def test_published_iou_follows_from_published_dice(dice: float, sd: float, iou: float) -> None:
+    # The paper's table has GlaS 91.95 ± 1.25 with 85.13, and 91.60 ± 0.69 with 84.51, over ten classifiers.
+    members = np.linspace(-1, 1, 10)
+    members = dice + sd * members / members.std(ddof=1)
+    assert stats.paper_block(members[:, None])["iou"]["mean"] == pytest.approx(iou, abs=1e-4)
+
+
+def test_binary_aji_is_measured_by_aji(rng: np.random.Generator) -> None:
+    pairs = list(zip(*(rng.random((2, 4, 9, 8)) < 0.5), strict=True))
+    block = stats.paper_block([metrics.dice(*pair) for pair in pairs])
+    assert block["aji"]["mean"] == pytest.approx(np.mean([metrics.aji(*pair) for pair in pairs]))
+
+
+def test_nothing_to_report() -> None:
+    block = stats.paper_block([NAN])
+    assert block["iou"]["mean"] is None
+    assert json.dumps(block, allow_nan=False)
+    with pytest.raises(ValueError, match="shape"):
+        stats.paper_block([])
+
+
+def test_curve_by_hand() -> None:
+    found = stats.risk_coverage([0.4, 0.0, 1.0, 0.2], [0.3, 0.1, 0.2, 0.9])
+    assert found.coverage == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert found.risk == pytest.approx([0, 0.5, 1.4 / 3, 0.4])
+    assert found.aurc == pytest.approx((0 + 0.5 + 1.4 / 3 + 0.4) / 4)
+    assert found.best == pytest.approx((0 + 0.1 + 0.2 + 0.4) / 4)
+    assert (found.chance, found.undefined) == (pytest.approx(0.4), 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6))
+def test_ties_are_the_mean_over_all_orders(pairs: list[tuple[int, int]]) -> None:
+    errors, doubts = (np.array(column, float) for column in zip(*pairs, strict=True))
+    found = stats.risk_coverage(errors, doubts)
+    # Random tiny differences decide ties: many of them, averaged.
+    keys = doubts + np.random.default_rng(0).uniform(0, 0.5, (3000, len(errors)))
+    curves = np.cumsum(errors[np.argsort(keys, axis=1)], axis=1) / np.arange(1, len(errors) + 1)
+    assert found.aurc == pytest.approx(curves.mean(), abs=0.1)
+    assert found.best <= found.aurc + 1e-12
+    assert stats.risk_coverage(errors[::-1], doubts[::-1]).risk == pytest.approx(found.risk)
+
+
+def test_certainty_about_everything_is_chance(rng: np.random.Generator) -> None:
+    errors = rng.random((5, 7))
+    flat = stats.risk_coverage(errors, np.zeros((5, 7)))
+    assert (flat.aurc, flat.chance) == pytest.approx((errors.mean(), errors.mean()))
+    perfect = stats.risk_coverage(errors, errors)
+    assert perfect.aurc == pytest.approx(perfect.best)
+    assert perfect.aurc < flat.aurc < stats.risk_coverage(errors, -errors).aurc
+
+
+def test_what_has_no_value_is_counted() -> None:
+    found = stats.risk_coverage([0.5, NAN, INF, 1.0, 0.0], [0.1, 0.2, 0.3, NAN, INF])
+    assert found.undefined == 3
+    assert found.risk == pytest.approx([0.5, 0.25])
+    empty = stats.risk_coverage([], [])
+    assert math.isnan(empty.aurc)
+    assert json.dumps(empty.as_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="one shape"):
+        stats.risk_coverage([1, 2], [1])
