@@ -62,6 +62,7 @@ def save_segmenter(
                 raise UserError("the plan of a network must hold its _target_ and arguments under 'network'.")
             record["network"] = {k: v for k, v in record["network"].items() if k == "_target_" or k[:1] != "_"}
             record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
+            record["padding"]["flips"] = list(segmenter.flips)
             kind, state = "network", {"network": segmenter.network.state_dict()}
         elif isinstance(segmenter, Segmenter):
             record = _record(segmenter, plan)
@@ -125,7 +126,7 @@ def load_segmenter(
                 damage = None if plan["corruption"] is None else instantiate(plan["corruption"], trust, Corruption)
                 extractor = FeatureExtractor(network, corruption=damage, **plan["extractor"])
                 head = fill(build(plan["head"], trust), state["head"])
-                module = Segmenter(extractor, head, plan["ensemble"])
+                module = Segmenter(extractor, head, plan["ensemble"], plan.get("flips", ()))
         except KeyError as error:
             raise UserError(f"the file lacks {error}, it is damaged or was not written by medmdm.") from error
     return module.requires_grad_(False).eval(), plan
@@ -147,7 +148,13 @@ def _record(segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
         record["backbone_sha256"] = record.get("backbone_sha256") or actual
         record["fine_tuned"] = actual != record["backbone_sha256"]
     described = {"corruption": to_config(extractor.corruption), "head": to_config(segmenter.head)}
-    return {**record, "extractor": extractor.config, **described, "ensemble": segmenter.ensemble}
+    return {
+        **record,
+        "extractor": extractor.config,
+        **described,
+        "ensemble": segmenter.ensemble,
+        "flips": list(segmenter.flips),
+    }
 
 
 def _inner(segmenter: Segmenter) -> FeatureExtractor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.closed_form import ClosedFormHead
+from medmdm.heads.consistency import Consistency
 from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
 from medmdm.heads.segmenter import PaddedNetwork, Prediction, Predictor, Segmenter
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
+from medmdm.heads.training import Training
 
 __all__ = [
     "ClosedFormHead",
+    "Consistency",
     "CrossEntropyDiceLoss",
     "FineTuning",
     "Fitted",
@@ -25,6 +28,7 @@ __all__ = [
     "Reading",
     "Segmenter",
     "Task",
+    "Training",
     "random_crop",
     "views",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import operator
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,37 @@ from medmdm.heads.task import Reading
 ENSEMBLES = ("mean", "vote")
 
 
-class Segmenter(nn.Module):
+class _Voices(nn.Module):
+    """A segmentation model of several voices, members or mirror images, which are heard one after the other."""
+
+    ensemble = "mean"
+    flips: tuple[int, ...] = ()
+
+    def voices(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield logits ``[B, K, *spatial]`` of images ``[B, C, *spatial]``."""
+        raise NotImplementedError
+
+    def mirrors(self) -> list[list[int]]:
+        """Return the axes of a batch along which each mirror image is mirrored, first none."""
+        chosen = itertools.chain.from_iterable(
+            itertools.combinations(self.flips, n) for n in range(len(self.flips) + 1)
+        )
+        return [[2 + axis for axis in axes] for axes in chosen]
+
+    def mean_probabilities(self, image: Tensor) -> Tensor:
+        """Return the mean of the voices' probabilities ``[B, K, *spatial]`` (or votes)."""
+        total, count = torch.zeros(()), 0
+        for logits in self.voices(image):
+            total, count = total + self._vote(logits), count + 1
+        return total / count
+
+    def _vote(self, logits: Tensor) -> Tensor:
+        if self.ensemble == "mean":
+            return logits.softmax(1)
+        return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+
+
+class Segmenter(_Voices):
     """A frozen backbone up to its last used block and a head on its features.
 
     The same image always gives the same logits, so that the module can be traced, exported and served.
@@ -34,18 +63,23 @@ class Segmenter(nn.Module):
         head: ``head(maps, size, members)`` → ``[M, B, K, *size]``, for example
             :class:`medmdm.heads.PixelClassifier`; has ``members`` and ``num_classes``.
         ensemble: how several members are joined: ``"mean"`` of their probabilities or ``"vote"`` of their classes.
+        flips: spatial axes along which images are also read mirrored, every combination of them once; what is read is
+            mirrored back and joined as members are.
 
     Raises:
         UserError: an unknown ensemble.
     """
 
-    def __init__(self, extractor: Extractor, head: nn.Module, ensemble: str = "mean") -> None:
+    def __init__(
+        self, extractor: Extractor, head: nn.Module, ensemble: str = "mean", flips: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         if ensemble not in ENSEMBLES:
             raise UserError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {ensemble!r}.")
         self.extractor = extractor
         self.head = head
         self.ensemble = ensemble
+        self.flips = tuple(flips)
         self.eval()
 
     @property
@@ -61,9 +95,9 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``[B, K, *spatial]`` of images ``[B, C, *spatial]`` in [-1, 1], of any size.
 
-        Of an ensemble these are the logarithm of its mean probabilities (or share of votes).
+        Of several voices these are the logarithm of their mean probabilities (or share of votes).
         """
-        if self.members == 1:
+        if self.members == 1 and not self.flips:
             return self.member_logits(image, slice(0, 1))[0]
         return self.mean_probabilities(image).clamp_min(1e-12).log()
 
@@ -72,10 +106,12 @@ class Segmenter(nn.Module):
         size = self.extractor.padded_size(image.shape[2:])
         return cut(self.head(self.extractor(image), size, members), image.shape[2:])
 
-    def mean_probabilities(self, image: Tensor) -> Tensor:
-        """Return the ensemble's probabilities ``[B, K, *spatial]``; one member is in memory at a time."""
-        votes = map(self._vote, self._each(self.extractor(image), image.shape[2:]))
-        return functools.reduce(operator.add, votes) / self.members
+    def voices(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of one member after the other, for each mirror image."""
+        for axes in self.mirrors():
+            seen = image.flip(axes) if axes else image
+            for logits in self._each(self.extractor(seen), image.shape[2:]):
+                yield logits.flip(axes) if axes else logits
 
     def with_uncertainty(self, image: Tensor) -> Tensor:
         """Return logits and two maps of uncertainty in one tensor, ``[B, K + 2, *spatial]``.
@@ -88,11 +124,11 @@ class Segmenter(nn.Module):
         entropy are those of the averaged features.
         """
         spread, votes = _Spread(), torch.zeros(())
-        for logits in self._each(self.extractor(image), image.shape[2:]):
+        for logits in self.voices(image):
             spread.add(logits.softmax(1))
             votes = votes + self._vote(logits)
-        if self.members > 1:
-            logits = (votes / self.members).clamp_min(1e-12).log()
+        if spread.count > 1:
+            logits = (votes / spread.count).clamp_min(1e-12).log()
         voices = spread
         if self.extractor.config["masking"] == "partition":
             voices = _Spread()
@@ -106,11 +142,6 @@ class Segmenter(nn.Module):
         size = self.extractor.padded_size(spatial)
         for m in range(self.members):
             yield cut(self.head(maps, size, slice(m, m + 1))[0], spatial)
-
-    def _vote(self, logits: Tensor) -> Tensor:
-        if self.ensemble == "mean":
-            return logits.softmax(1)
-        return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
 
     def train(self, mode: bool = True) -> Segmenter:
         """Stay in evaluation mode."""
@@ -144,7 +175,7 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(1, keepdim=True)
 
 
-class PaddedNetwork(nn.Module):
+class PaddedNetwork(_Voices):
     """Repeat the last row and column until the sides fit, and cut the output back.
 
     Args:
@@ -152,16 +183,31 @@ class PaddedNetwork(nn.Module):
             MONAI's UNet++ gives).
         multiple: what the sides must be multiples of.
         num_classes: K, checked at the first call; None: not checked.
+        flips: spatial axes along which images are also read mirrored when the network is evaluated; the logits are then
+            the logarithm of the mean probabilities.
     """
 
-    def __init__(self, network: nn.Module, multiple: int = 32, num_classes: int | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, multiple: int = 32, num_classes: int | None = None, flips: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
         self.num_classes = num_classes
+        self.flips = tuple(flips)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``[B, K, *spatial]`` of images of any size."""
+        if self.training or not self.flips:
+            return self._logits(image)
+        return self.mean_probabilities(image).clamp_min(1e-12).log()
+
+    def voices(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of each mirror image, mirrored back."""
+        for axes in self.mirrors():
+            yield self._logits(image.flip(axes)).flip(axes) if axes else self._logits(image)
+
+    def _logits(self, image: Tensor) -> Tensor:
         spatial = [int(n) for n in image.shape[2:]]
         out = self.network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
         logits: Tensor = out[-1] if isinstance(out, (list, tuple)) else out

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from monai.data.utils import dense_patch_slices
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
-from monai.transforms import Compose, RandFlipd, RandSpatialCropd
+from monai.transforms import Compose, RandFlipd, RandSpatialCropd, SpatialCropd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import Example, LoadedCase
+from medmdm.data.transforms.augmentation import Augmentation
 from medmdm.data.transforms.spatial import PadToSize
 from medmdm.data.validity import check_known
 from medmdm.errors import UserError
@@ -69,6 +70,8 @@ class Task:
         reading: how images are read, here and when predictions are made.
         seed: of everything random.
         device: where to compute.
+        unlabelled: images ``[C, *spatial]`` in [-1, 1] that a fit may look at besides, never those it is tested on.
+        modality: ``"histology"`` or ``"radiology"``: which augmentation suits the images; None for none.
 
     Raises:
         UserError: there is no labelled image, less than two classes, the window has another number of
@@ -80,6 +83,8 @@ class Task:
     reading: Reading
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    unlabelled: Sequence[Tensor] = field(default=(), repr=False)
+    modality: str | None = None
 
     def __post_init__(self) -> None:
         if not self.examples:
@@ -110,7 +115,8 @@ class Fitted:
 class Fitter(Protocol):
     """A way to learn a segmentation, constructible from JSON.
 
-    One that trains the backbone too has an attribute ``changes_backbone`` that is true.
+    One that trains the backbone too has an attribute ``changes_backbone`` that is true; one that looks at unlabelled
+    images, ``uses_unlabelled``.
     """
 
     #: Whether ``fit`` needs a backbone's features (else ``extractor`` may be None).
@@ -178,7 +184,12 @@ def views(
 
 
 def random_crop(
-    example: Example, window: Sequence[int], seed: int, flips: Sequence[int] = (1,), transform: Any = None
+    example: Example,
+    window: Sequence[int],
+    seed: int,
+    flips: Sequence[int] = (1,),
+    augmentation: Augmentation | None = None,
+    foreground: float = 0.0,
 ) -> Example:
     """Return a random crop, mirrored with probability 1/2 along each of some axes.
 
@@ -187,17 +198,40 @@ def random_crop(
         window: size of the crop.
         seed: fixes the crop.
         flips: spatial axes that may be mirrored; 1, the paper's, is left-right.
-        transform: further random MONAI dictionary transforms for ``image`` and ``label``.
+        augmentation: what else is done to the crop.
+        foreground: probability that the crop holds a pixel of a class other than 0, drawn at random, the class first so
+            that rare ones are seen; where the image has none, the crop is drawn as any other (nnU-Net's oversampling).
     """
+    rng = np.random.default_rng([seed, 8])
+    if augmentation is not None and augmentation.turns and rng.random() < 0.5:
+        turned = example.image.transpose(-1, -2).contiguous(), example.label.transpose(-1, -2).contiguous()
+        example = replace(example, image=turned[0], label=turned[1])
     image, label = _padded(example, window)
     keys = ("image", "label")
+    around = _around_object(label, window, rng) if rng.random() < foreground else None
+    cut = RandSpatialCropd(keys, roi_size=list(window), random_size=False) if around is None else around
     mirrors = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flips]
-    further = [] if transform is None else [transform]
-    chain = Compose([RandSpatialCropd(keys, roi_size=list(window), random_size=False), *mirrors, *further])
+    further = [] if augmentation is None else [augmentation.spatial, augmentation.intensity]
+    chain = Compose([cut, *mirrors, *(part for part in further if part is not None)])
     chain.set_random_state(seed=seed)
     out = chain({"image": image, "label": label[None]})
-    image, label = torch.as_tensor(out["image"]), torch.as_tensor(out["label"])[0]
+    image, label = torch.as_tensor(out["image"]), torch.as_tensor(out["label"])[0].to(label.dtype)
     return replace(example, image=image.contiguous(), label=label.contiguous())
+
+
+def _around_object(label: Tensor, window: Sequence[int], rng: np.random.Generator) -> SpatialCropd | None:
+    """Return what cuts a window with a random pixel of a random class in it, at a random place; None without one."""
+    classes = [c for c in label.unique().tolist() if c not in (0, IGNORE)]
+    if not classes:
+        return None
+    pixels = (label == classes[int(rng.integers(len(classes)))]).nonzero()
+    pixel = pixels[int(rng.integers(len(pixels)))].tolist()
+    starts = [
+        int(rng.integers(max(0, at - size + 1), min(at, extent - size) + 1))
+        for at, size, extent in zip(pixel, window, label.shape, strict=True)
+    ]
+    ends = [start + size for start, size in zip(starts, window, strict=True)]
+    return SpatialCropd(("image", "label"), roi_start=starts, roi_end=ends)
 
 
 def _padded(example: Example, window: Sequence[int]) -> tuple[Tensor, Tensor]:

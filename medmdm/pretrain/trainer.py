@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from medmdm.averaging import unwrap
 from medmdm.errors import UserError
 from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
@@ -29,7 +30,6 @@ from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_
 from medmdm.pretrain.log import duration
 from medmdm.pretrain.optimization import Optimization
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.processes import unwrap
 
 
 def dry_run(trainer: Any) -> str:

@@ -6,7 +6,6 @@ import os
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from medmdm.files import rank as rank  # overlays ask for both here
 from medmdm.files import world_size as world_size
@@ -57,8 +56,3 @@ def place(
     if compile:
         network.compile()  # in place: parameter names stay as they are
     return network
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """Return the network inside ``DistributedDataParallel``, or the network itself."""
-    return network.module if isinstance(network, DistributedDataParallel) else network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medmdm.data.cases import Cases
 from medmdm.data.files.pictures import image_size
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
+from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
 from medmdm.heads.segmenter import Prediction, Predictor
+from medmdm.heads.task import Reading, Task
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
@@ -169,6 +173,27 @@ class LabelledData:
     def tested(self) -> list[LoadedCase]:
         """Read the cases to test on."""
         return [self.reader.read(entry) for entry in getattr(self.cases, self.section)]
+
+    def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
+        """Read the training cases that are not in the support: a fit may look at their images, not at their labels."""
+        names = {case.name for case in support}
+        return [self.reader.read(entry) for entry in self.cases.training if str(entry["case"]) not in names]
+
+    def task(
+        self,
+        support: Sequence[LoadedCase],
+        others: Sequence[LoadedCase],
+        reading: Reading,
+        seed: int,
+        device: torch.device,
+    ) -> Task:
+        """Return what is to be learnt from the support, with the images of other cases as unlabelled ones."""
+        examples = [example for case in support for example in case.examples]
+        unlabelled = [example.image for case in others for example in case.examples]
+        known = self.cases.data_list
+        told = "" if known is None else json.dumps(known.information.get("modality", ""))
+        modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
+        return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality)
 
     def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
         """Return what a run's record says of the images: a hash of their pixels and how many there are."""

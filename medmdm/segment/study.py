@@ -22,7 +22,7 @@ from medmdm.data.reading import LoadedCase, content_hash
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
 from medmdm.heads.segmenter import Predictor
-from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
+from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
@@ -194,14 +194,17 @@ class Study:
         for cell in cells:
             supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
             read = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
-            keys.append(self._key(cell, *read))
+            looked_at = [contents[name] for name in training] if self._looks_at_others(cell) else []
+            keys.append(self._key(cell, *read, looked_at))
             found.append(_finished(self._path(cell), keys[-1]))
         logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
         rows: list[dict[str, Any]] = []
         every = zip(cells, supports, keys, found, strict=True)
         for number, (cell, support, key, content) in enumerate(every, start=1):
             if content is None:
-                content = {"key": key, **self._compute(cell, support, tested)}
+                known = {case.name for case in support} if self._looks_at_others(cell) else set(training)
+                others = [case for name, case in training.items() if name not in known]
+                content = {"key": key, **self._compute(cell, support, others, tested)}
                 save_json(content, self._path(cell))
                 dice = np.nanmean([np.nan if row["dice"] is None else row["dice"] for row in content["rows"]])
                 logger.info(
@@ -224,11 +227,15 @@ class Study:
     def _path(self, cell: Cell) -> Path:
         return Path(self.run_dir) / "cells" / f"{cell.name}.json"
 
-    def _compute(self, cell: Cell, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> dict[str, Any]:
+    def _looks_at_others(self, cell: Cell) -> bool:
+        return getattr(self.heads[cell.head], "uses_unlabelled", False)
+
+    def _compute(
+        self, cell: Cell, support: Sequence[LoadedCase], others: Sequence[LoadedCase], tested: Sequence[LoadedCase]
+    ) -> dict[str, Any]:
         backbone, cases = self.backbones.get(cell.backbone), self.data.cases
         device = self._first.device
-        examples = [example for case in support for example in case.examples]
-        task = Task(examples, cases.num_classes, self.reading, cell.seed, device)
+        task = self.data.task(support, others, self.reading, cell.seed, device)
         started = time.perf_counter()
         fitted = self.heads[cell.head].fit(task, None if backbone is None else backbone.extractor)
         seconds = time.perf_counter() - started
@@ -247,7 +254,7 @@ class Study:
             "rows": rows,
         }
 
-    def _key(self, cell: Cell, support: Sequence[Any], tested: Sequence[Any]) -> str:
+    def _key(self, cell: Cell, support: Sequence[Any], tested: Sequence[Any], looked_at: Sequence[Any]) -> str:
         """A hash of all that a cell's numbers depend on."""
         backbone = self.backbones.get(cell.backbone)
         extractor = None if backbone is None else backbone.extractor
@@ -255,6 +262,7 @@ class Study:
             "cell": asdict(cell),
             "support": support,
             "tested": tested,
+            **({"looked_at": looked_at} if looked_at else {}),
             "classes": self.data.cases.num_classes,
             "head": to_config(self.heads[cell.head], strict=False),
             "postprocess": to_config(self.postprocess, strict=False),

@@ -19,7 +19,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
 from medmdm.files import save_json
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
-from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
+from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
@@ -117,8 +117,8 @@ class Segmentation:
         self, support: Sequence[LoadedCase], protocol: Mapping[str, Any], plan: Mapping[str, Any]
     ) -> torch.nn.Module:
         """Learn, and write the segmenter's file."""
-        examples = [example for case in support for example in case.examples]
-        task = Task(examples, self.data.cases.num_classes, self.reading, self.seed, self.backbone.device)
+        others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
+        task = self.data.task(support, others, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
         save_json(
             {"protocol": protocol, "head": protocol["head"], **fitted.evidence}, self.model_path.parent / "plan.json"

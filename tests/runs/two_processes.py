@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
 
+from medmdm.averaging import unwrap
 from medmdm.runs import processes as distributed
 
 
@@ -20,7 +21,7 @@ def main(out: str, files: str, settings: str) -> None:
 
     @trainer.on(IterationEvents.BACKWARD_COMPLETED)
     def save(engine: object) -> None:
-        network = distributed.unwrap(trainer.network)
+        network = unwrap(trainer.network)
         torch.save({name: p.grad for name, p in network.named_parameters()}, f"{out}.{distributed.rank()}")
 
     made.run()

@@ -1,0 +1,243 @@
+"""How whole networks are trained on a handful of labelled images, and on unlabelled ones beside them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from medmdm.averaging import EMA
+from medmdm.data.reading import Example
+from medmdm.data.transforms.augmentation import Augmentation, preset
+from medmdm.errors import UserError
+from medmdm.heads.consistency import Consistency, Teacher, Views
+from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss
+from medmdm.heads.task import Task, random_crop
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+_WARMUP = 20  # steps in which the learning rate rises
+_TOLD_EVERY = 30  # seconds
+_TIMED = 10  # steps after which a time becomes a number of steps; within the warm-up, which is the same for any number
+
+
+@dataclass(kw_only=True)
+class Training:
+    """How a whole network is trained: random crops, strongly augmented, and the average of the weights is what is used.
+
+    A supervised training of fixed length, as in nnU-Net: with a handful of labelled images there is none to spare for
+    a stopping rule. The learning rate rises over 20 steps and falls by half a cosine to 0.
+
+    Args:
+        steps: optimiser steps.
+        minutes: how long it may take instead; the steps are counted from the time of the first ten, and noted, for a
+            run with as many ``steps`` gives the same bits.
+        batch_size: labelled crops a step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        averaging: decay of the moving average of the weights, in [0, 1); 0 uses the last weights.
+        crop_size: of the crops; None for the window that images are read in.
+        foreground: see :func:`medmdm.heads.random_crop`.
+        flips: spatial axes along which crops are mirrored, and the images that the network segments.
+        augmentation: ``"auto"``, what suits the data's modality; ``"histology"``, ``"radiology"``, an
+            :class:`medmdm.data.Augmentation`, or None for none.
+        loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice. In JSON it may have
+            ``"_mode_": "callable"``, and must if it does not keep its arguments.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
+
+    Raises:
+        UserError: an argument is out of range.
+    """
+
+    steps: int = 1200
+    minutes: float | None = None
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    averaging: float = 0.99
+    crop_size: Sequence[int] | None = None
+    foreground: float = 1 / 3
+    flips: Sequence[int] = (0, 1)
+    augmentation: str | Augmentation | None = "auto"
+    loss_function: Callable[..., Any] | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1:
+            raise UserError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise UserError(f"minutes must be above 0, got {self.minutes}.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+        if isinstance(self.augmentation, str) and self.augmentation != "auto":
+            preset(self.augmentation)
+        self.flips = tuple(self.flips)
+
+    def augmentation_for(self, task: Task) -> Augmentation | None:
+        """Return what is done to crops of a task's images."""
+        if self.augmentation != "auto":
+            return preset(self.augmentation) if isinstance(self.augmentation, str) else self.augmentation
+        is_flat = len(task.reading.window) == 2
+        return preset(task.modality) if task.modality is not None and is_flat else None
+
+    def run(
+        self,
+        network: nn.Module,
+        groups: Sequence[Mapping[str, Any]],
+        task: Task,
+        train_mode: Callable[[], Any],
+        consistency: Consistency | None = None,
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Train groups of a network's parameters, each with its ``lr``.
+
+        ``train_mode`` puts what trains into training mode.
+
+        Returns:
+            The averaged network, in evaluation mode, and evidence: ``steps``, mean ``losses`` of up to 20 equal
+            stretches, and with unlabelled images what they did.
+        """
+        if consistency is None or not task.unlabelled:
+            return self._run(network, groups, task, train_mode, None)
+        start = copy.deepcopy(network.state_dict())
+        averaged, evidence = self._run(network, groups, task, train_mode, consistency)
+        before, after = evidence["unlabelled"]["support_loss"]
+        evidence["unlabelled"]["kept"] = after <= before + consistency.tolerance
+        if evidence["unlabelled"]["kept"]:
+            return averaged, evidence
+        logger.warning(
+            "The unlabelled images hurt: the loss of the labelled ones rose from %.3f to %.3f; it is trained again "
+            "without them.",
+            before,
+            after,
+        )
+        network.load_state_dict(start)
+        averaged, alone = self._run(network, groups, task, train_mode, None)
+        return averaged, {**alone, "unlabelled": evidence["unlabelled"]}
+
+    def _run(
+        self,
+        network: nn.Module,
+        groups: Sequence[Mapping[str, Any]],
+        task: Task,
+        train_mode: Callable[[], Any],
+        consistency: Consistency | None,
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=self.weight_decay)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        trained = [p for group in groups for p in group["params"]]
+        average = EMA(network, self.averaging)
+        loss_function = _made(self.loss_function) or CrossEntropyDiceLoss()
+        augmentation, window = self.augmentation_for(task), tuple(self.crop_size or task.reading.window)
+        cut = functools.partial(random_crop, window=window, flips=self.flips)
+        labelled = functools.partial(cut, augmentation=augmentation, foreground=self.foreground)
+        crops = _Crops(task.examples, labelled, task.seed)
+        teacher = None
+        if consistency is not None:
+            views = Views(task.unlabelled, cut, augmentation, task.seed)
+            support_loss = functools.partial(_support_loss, average.module, crops, loss_function, task)
+            teacher = Teacher(consistency, average.module, views, support_loss, self._autocast, task)
+        loader = iter(DataLoader(crops, batch_size=self.batch_size))
+        losses: list[float] = []
+        clock = _Clock(self.steps, self.minutes)
+        torch.manual_seed(task.seed)  # dropout
+        while len(losses) < clock.total:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _share_of_rate(len(losses), clock.total)
+            images, labels = (part.to(task.device) for part in next(loader))
+            taught = None if teacher is None else teacher.crops(len(losses), len(losses) / clock.total)
+            if taught is not None:
+                images = torch.cat([images, taught.images])
+            train_mode()
+            optimizer.zero_grad(set_to_none=True)
+            with self._autocast(task.device):
+                logits = network(images)
+            loss = loss_function(logits[: len(labels)].float(), labels)
+            if taught is not None:
+                loss = loss + taught.loss(logits[len(labels) :].float())
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 12.0)
+            optimizer.step()
+            average.update(network)
+            losses.append(float(loss.detach()))
+            if not np.isfinite(losses[-1]):
+                raise UserError(f"The loss became {losses[-1]} at step {len(losses)}: lower the learning rate.")
+            clock.tick(losses)
+        network.eval()
+        means = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
+        evidence = {"steps": clock.total, "losses": means}
+        if teacher is not None:
+            evidence["unlabelled"] = teacher.evidence()
+        return average.module.eval(), evidence
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def _share_of_rate(step: int, total: int) -> float:
+    warmup = min(_WARMUP, total // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+class _Clock:
+    """Count the steps, turn minutes into steps, and say how long it will take."""
+
+    def __init__(self, steps: int, minutes: float | None) -> None:
+        self.total, self.minutes = steps, minutes
+        self.started = self.told = time.perf_counter()
+
+    def tick(self, losses: Sequence[float]) -> None:
+        """Count a step."""
+        now, done = time.perf_counter(), len(losses)
+        if self.minutes is not None and done == _TIMED:
+            self.total = max(done, round(self.minutes * 60 / (now - self.started) * done))
+        if now - self.told > _TOLD_EVERY or (done == _TIMED and self.total > _TIMED):
+            self.told = now
+            left = (now - self.started) / done * (self.total - done)
+            logger.info("step %d of %d, loss %.3f, %.0f s left", done, self.total, np.mean(losses[-20:]), left)
+
+
+@dataclass
+class _Crops(Dataset):
+    """Crop ``k`` of the labelled images is a function of the seed and ``k`` alone."""
+
+    examples: Sequence[Example]
+    cut: Callable[..., Example]
+    seed: int
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, 7, k])
+        example = self.examples[int(rng.integers(len(self.examples)))]
+        crop = self.cut(example, seed=int(rng.integers(2**31)))
+        return crop.image, crop.label.long()
+
+
+@torch.no_grad()
+def _support_loss(network: nn.Module, crops: _Crops, loss_function: Callable[..., Any], task: Task) -> float:
+    """Return the mean loss of crops of the labelled images that no step has seen."""
+    network.eval()
+    drawn = [crops[len(crops) - 1 - n] for n in range(16)]
+    losses = [loss_function(network(x[None].to(task.device)).float(), y[None].to(task.device)) for x, y in drawn]
+    return float(torch.stack(losses).mean())
+
+
+def _made(part: Any) -> Any:
+    """Make a part that was given as its class and arguments (``"_mode_": "callable"``); return others as they are."""
+    kind = part.func if isinstance(part, functools.partial) else part
+    return part() if isinstance(kind, type) else part
