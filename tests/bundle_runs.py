@@ -55,7 +55,7 @@ UNET = {
         "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
         "out_channels": 2, "channels": [8, 16], "strides": [2],
     },
-    "multiple": 2, "steps": 2,
+    "multiple": 2, "training": {"_target_": "medmdm.heads.Training", "steps": 2},
 }  # fmt: skip
 
 

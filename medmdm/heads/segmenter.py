@@ -24,7 +24,7 @@ ENSEMBLES = ("mean", "vote")
 
 
 class _Voices(nn.Module):
-    """A segmentation model of several voices, members or mirror images, which are heard one after the other."""
+    """A segmentation model of several voices, members and mirror images, heard one after the other."""
 
     ensemble = "mean"
     flips: tuple[int, ...] = ()
@@ -46,6 +46,29 @@ class _Voices(nn.Module):
         for logits in self.voices(image):
             total, count = total + self._vote(logits), count + 1
         return total / count
+
+    def disputing(self, image: Tensor) -> Iterator[Tensor] | None:
+        """Yield the logits whose divergence is the disagreement; None for those of :meth:`voices`."""
+        return None
+
+    def with_uncertainty(self, image: Tensor) -> Tensor:
+        """Return logits and two maps of uncertainty in one tensor, ``[B, K + 2, *spatial]``.
+
+        Behind the K logits stand the entropy of the mean probabilities and the Jensen-Shannon divergence between the
+        voices (its part that they disagree on; 0 for one voice), both in nats; see :func:`entropy`.
+        """
+        spread, votes = _Spread(), torch.zeros(())
+        for logits in self.voices(image):
+            spread.add(logits.softmax(1))
+            votes = votes + self._vote(logits)
+        if spread.count > 1:
+            logits = (votes / spread.count).clamp_min(1e-12).log()
+        others, disputed = self.disputing(image), spread
+        if others is not None:
+            disputed = _Spread()
+            for each in others:
+                disputed.add(each.softmax(1))
+        return torch.cat([logits, spread.total(), disputed.disagreement()], dim=1)
 
     def _vote(self, logits: Tensor) -> Tensor:
         if self.ensemble == "mean":
@@ -113,29 +136,15 @@ class Segmenter(_Voices):
             for logits in self._each(self.extractor(seen), image.shape[2:]):
                 yield logits.flip(axes) if axes else logits
 
-    def with_uncertainty(self, image: Tensor) -> Tensor:
-        """Return logits and two maps of uncertainty in one tensor, ``[B, K + 2, *spatial]``.
+    def disputing(self, image: Tensor) -> Iterator[Tensor] | None:
+        """Yield every pair of a member and a complementary mask, where features are read under such masks.
 
-        Behind the K logits stand the entropy of the mean probabilities and the Jensen-Shannon divergence between the
-        members (its part that they disagree on; 0 for one member), both in nats; see :func:`entropy`.
-
-        Where features are read under complementary masks (``masking="partition"``), the divergence is between all pairs
-        of a member and a mask, so that a single member has one too; this reads the image once more per mask. Logits and
-        entropy are those of the averaged features.
+        A single member has a disagreement too, then. This reads the image once more per mask.
         """
-        spread, votes = _Spread(), torch.zeros(())
-        for logits in self.voices(image):
-            spread.add(logits.softmax(1))
-            votes = votes + self._vote(logits)
-        if spread.count > 1:
-            logits = (votes / spread.count).clamp_min(1e-12).log()
-        voices = spread
-        if self.extractor.config["masking"] == "partition":
-            voices = _Spread()
-            for view in self.extractor.innermost.views(image):
-                for each in self._each(view, image.shape[2:]):
-                    voices.add(each.softmax(1))
-        return torch.cat([logits, spread.total(), voices.disagreement()], dim=1)
+        if self.extractor.config["masking"] != "partition":
+            return None
+        views = self.extractor.innermost.views(image)
+        return itertools.chain.from_iterable(self._each(view, image.shape[2:]) for view in views)
 
     def _each(self, maps: list[Tensor], spatial: Sequence[int]) -> Iterator[Tensor]:
         """Yield the logits of one member after the other."""

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,11 @@ class Training:
 
     def augmentation_for(self, task: Task) -> Augmentation | None:
         """Return what is done to crops of a task's images."""
+        if isinstance(self.augmentation, Augmentation):
+            spatial, intensity = _made(self.augmentation.spatial), _made(self.augmentation.intensity)
+            return replace(self.augmentation, spatial=spatial, intensity=intensity)
         if self.augmentation != "auto":
-            return preset(self.augmentation) if isinstance(self.augmentation, str) else self.augmentation
+            return None if self.augmentation is None else preset(self.augmentation)
         is_flat = len(task.reading.window) == 2
         return preset(task.modality) if task.modality is not None and is_flat else None
 

@@ -193,9 +193,9 @@ class Study:
         supports, keys, found = [], [], []
         for cell in cells:
             supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
-            read = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
+            read, scored = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
             looked_at = [contents[name] for name in training] if self._looks_at_others(cell) else []
-            keys.append(self._key(cell, *read, looked_at))
+            keys.append(self._key(cell, read, scored, looked_at))
             found.append(_finished(self._path(cell), keys[-1]))
         logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
         rows: list[dict[str, Any]] = []

@@ -161,7 +161,7 @@ def test_a_network_from_scratch(kind: type[nn.Module], image: Tensor, tmp_path: 
     arguments = UNET if kind is UNet else {"in_channels": 3, "out_channels": 2, "features": [4, 4, 4, 8, 8, 4]}
     if kind is BasicUNetPlusPlus:
         arguments["spatial_dims"] = 2
-    network = PaddedNetwork(kind(**arguments), 16, 2).eval()
+    network = PaddedNetwork(kind(**arguments), 16, 2, (0,)).eval()
     config = {"_target_": f"monai.networks.nets.{kind.__name__}", "_mode_": "partial", **arguments}
     plan = {"network": config, "backbone": {"crop_size": [16, 16]}, "task": {"num_classes": 2}}
     written = save_segmenter(tmp_path / "network.pt", network, plan)
@@ -170,7 +170,7 @@ def test_a_network_from_scratch(kind: type[nn.Module], image: Tensor, tmp_path: 
     assert torch.equal(loaded(image), network(image))
     assert found == written
     assert found["network"] == {"_target_": config["_target_"], **arguments}
-    assert found["padding"] == {"multiple": 16, "num_classes": 2}
+    assert found["padding"] == {"multiple": 16, "num_classes": 2, "flips": [0]}
     assert found["backbone"] == {"crop_size": [16, 16]}
     with pytest.raises(UserError, match="a network trained from scratch, which has no backbone"):
         load_segmenter(tmp_path / "network.pt", tmp_path / "model.pt")

@@ -13,9 +13,9 @@ from medmdm.backbones.feature_maps import stack
 from medmdm.corruption import PatchMasking
 from medmdm.errors import UserError
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
-from medmdm.heads.segmenter import PaddedNetwork, Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter, entropy
 from tests.heads.test_classifier_network import published, varied
-from tests.made import Make, refused
+from tests.made import Make, made_example, made_extractor, refused
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 SIZE = (13, 22)
@@ -225,3 +225,31 @@ def test_tracing() -> None:
     x = torch.randn(1, 3, 15, 10)
     traced = torch.jit.trace(network, torch.zeros(1, 3, 15, 10))
     assert torch.allclose(traced(x), network(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("flips", [(1,), (0, 1)])
+def test_mirror_images_are_voices(flips: tuple[int, ...]) -> None:
+    image = made_example(3, (24, 40)).image[None]
+    axes: list[list[int]] = [[], [3]] if flips == (1,) else [[], [2], [3], [2, 3]]
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 2, 3, padding=1)
+    extractor = made_extractor()
+    head = PixelClassifier(extractor.num_features, 2, (8,), 2).eval()
+    for plain, mirrored in (
+        (PaddedNetwork(network, 1), PaddedNetwork(network, 1, flips=flips)),
+        (Segmenter(extractor, head), Segmenter(extractor, head, flips=flips)),
+    ):
+        plain.eval()
+        mirrored.eval()
+        with torch.no_grad():
+            seen = [plain(image.flip(ax)).softmax(1).flip(ax) for ax in axes]
+            expected = torch.stack(seen).mean(0)
+            torch.testing.assert_close(mirrored(image).exp(), expected)
+            maps = mirrored.with_uncertainty(image)
+            torch.testing.assert_close(maps[:, :2], mirrored(image))
+            torch.testing.assert_close(maps[:, 2:3], entropy(expected))
+            assert float(maps[:, 3].min()) >= 0
+            assert float(maps[:, 3].max()) > 1e-6
+    network.train()
+    trained = PaddedNetwork(network, 1, flips=flips).train()
+    assert torch.equal(trained(image), network(image))  # in training an image is read once

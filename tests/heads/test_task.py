@@ -13,7 +13,16 @@ from torch import Tensor
 
 from medmdm.components import instantiate, to_config
 from medmdm.data.reading import Example
-from medmdm.heads import ClosedFormHead, FineTuning, FromScratch, PixelClassifierHead, Reading
+from medmdm.data.transforms.augmentation import Augmentation
+from medmdm.heads import (
+    ClosedFormHead,
+    Consistency,
+    FineTuning,
+    FromScratch,
+    PixelClassifierHead,
+    Reading,
+    Training,
+)  # fmt: skip
 from medmdm.heads.task import random_crop, views
 from medmdm.labels import IGNORE
 from tests.made import made_example, made_extractor, refused, task
@@ -23,9 +32,9 @@ ROTATION = functools.partial(RandRotate90d, keys=["image", "label"], prob=0.5)
 HEADS: list[Any] = [
     ClosedFormHead(), ClosedFormHead("ridge", [1e-2], [{"blocks": [1], "timesteps": [50]}, {"blocks": [0]}], False, 3),
     PixelClassifierHead(), PixelClassifierHead(3, (16, 8), 1e-2, 9, 8, 7, 6, 50, 4, [1, 2], 0.5, "vote"), FineTuning(),
-    FineTuning(PixelClassifierHead(members=1), "decoder", 1e-5, learning_rate=1e-2, steps=3, flips=(0, 1)),
+    FineTuning(Training(steps=3, flips=(1,), augmentation="radiology"), Consistency(ramp=(0, 1)), "decoder", 0.1, 9),
     FromScratch(NETWORK),
-    FromScratch(NETWORK, 2, loss_function=TverskyLoss(alpha=0.3), transform=ROTATION, weight_decay=0.0),
+    FromScratch(NETWORK, 2, Training(loss_function=TverskyLoss(alpha=0.3), augmentation=Augmentation(ROTATION))),
 ]  # fmt: skip
 
 
@@ -47,16 +56,16 @@ class Doubled:
 
 
 def test_what_does_not_keep_its_arguments_is_refused() -> None:
-    whole = to_config(FromScratch(NETWORK, loss_function=TverskyLoss(alpha=0.3)))["loss_function"]
+    whole = to_config(Training(loss_function=TverskyLoss(alpha=0.3)))["loss_function"]
     assert (whole["_target_"], whole["alpha"], whole["beta"]) == ("monai.losses.TverskyLoss", 0.3, 0.5)
     for part in (
-        {"transform": RandGaussianNoised(["image"])},
-        {"loss_function": DiceCELoss()},
-        {"network": lambda: None},
-        {"network": UNet(2, 3, 2, (4, 8), (2,))},
-        {"loss_function": Doubled()},
+        Training(augmentation=Augmentation(intensity=RandGaussianNoised(["image"]))),
+        Training(loss_function=DiceCELoss()),
+        FromScratch(lambda: None),  # type: ignore[arg-type, return-value]
+        FromScratch(UNet(2, 3, 2, (4, 8), (2,))),
+        Training(loss_function=Doubled()),
     ):
-        refused('"_mode_": "callable"', to_config, FromScratch(**{"network": NETWORK, **part}))
+        refused('"_mode_": "callable"', to_config, part)
 
 
 @pytest.mark.parametrize("reading", [Reading((16, 24), overlap=0.5), Reading((16, 24), whole=True)], ids=str)
@@ -68,8 +77,8 @@ def test_a_reading_has_an_inferer_and_a_config(reading: Reading) -> None:
 @pytest.mark.parametrize("head", [
     ClosedFormHead(choices=[{"blocks": (0, 1)}, {"timesteps": [50]}]),
     PixelClassifierHead(2, (4,), max_epochs=2),
-    FineTuning(PixelClassifierHead(1, (4,), max_epochs=2), steps=2, batch_size=2),
-    FromScratch(NETWORK, steps=2, batch_size=2),
+    FineTuning(Training(steps=2, batch_size=2)),
+    FromScratch(NETWORK, 32, Training(steps=2, batch_size=2)),
 ], ids=lambda head: type(head).__name__)  # fmt: skip
 def test_evidence_is_json(head: Any) -> None:
     evidence = head.fit(task([made_example(0), made_example(1)]), made_extractor()).evidence
@@ -167,7 +176,7 @@ def test_crops_are_fixed_by_seed_and_case() -> None:
 
 
 def test_further_transforms_move_image_and_label_together() -> None:
-    transform = RandRotate90d(("image", "label"), prob=1.0)
+    transform = Augmentation(RandRotate90d(("image", "label"), prob=1.0))
     crops = [random_crop(numbered(30, 30), (12, 12), seed, (0, 1), transform) for seed in range(12)]
     assert all(aligned(crop) for crop in crops)
     again = [random_crop(numbered(30, 30), (12, 12), seed, (0, 1), transform) for seed in range(12)]

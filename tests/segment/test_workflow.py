@@ -117,7 +117,7 @@ def test_boxes_lie_on_the_whole_picture(run: Run, tmp_path: Path) -> None:
 
 
 def test_fine_tuning_without_its_backbone_is_refused_before_it_starts(refused: Run, tmp_path: Path) -> None:
-    head = {"_target_": "medmdm.heads.FineTuning", "head": {**HEAD, "members": 1}, "steps": 1}
+    head = {"_target_": "medmdm.heads.FineTuning"}
     refused("include_backbone", "mdm_segment", head=head, include_backbone=False)
     assert not (tmp_path / "run").exists()
 
@@ -169,7 +169,7 @@ def test_the_papers_norm_is_for_windows_of_one_size(run: Run, refused: Run, tmp_
 
 
 def test_from_scratch_needs_no_backbone(run: Run, tmp_path: Path) -> None:
-    unet = {**UNET, "steps": 120, "batch_size": 4, "learning_rate": 0.01}
+    unet = {**UNET, "training": {**UNET["training"], "steps": 120, "learning_rate": 0.01}}
     # MONAI drops overrides that are None: an overlay file says it.
     overlay = tmp_path / "scratch.json"
     overlay.write_text(json.dumps({"backbone": None, "head": unet, "preprocessing": {"crop_size": [16, 16]}}))
@@ -182,7 +182,7 @@ def test_from_scratch_needs_no_backbone(run: Run, tmp_path: Path) -> None:
     evaluated = run("mdm_evaluate", run_dir=str(tmp_path / "e"), segmenter=segmenter)
     assert evaluated["dice"] > 0.8
     # A backbone says how images are read, and gives the map of surprise.
-    settings = {"head": {**unet, "steps": 2}, "run_dir": str(tmp_path / "beside"), "write_surprise": True}
+    settings = {"head": UNET, "run_dir": str(tmp_path / "beside"), "write_surprise": True}
     first = run("mdm_segment", **settings)
     assert run("mdm_segment", **settings) == first
     again = run(

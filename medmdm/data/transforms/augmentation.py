@@ -116,7 +116,7 @@ def preset(name: str) -> Augmentation:
 #: Words of a data list's ``modality``, as in the Medical Segmentation Decathlon's and in DICOM's.
 _WORDS = {
     "histology": r"histo|patho|h ?& ?e|\bhe\b|ihc|stain|bright ?field|slide",
-    "radiology": r"\bmri?\b|\bct\b|\bpt\b|\bpet\b|\bus\b|ultrasound|x-?ray|\bxa\b|\bcr\b|\bdx\b|\bmg\b|tomo|magnetic|flair|t[12]",
+    "radiology": r"\b(mri?|ct|pt|pet|us|xa|cr|dx|mg)\b|ultrasound|x-?ray|tomo|magnetic|flair|\bt[12]",
 }
 
 
