@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmdm.backbones.adapters import MONAIDiffusionBackbone, RawPixels, randomise
+from medmdm.backbones.adapters import BasicUNetBackbone, MONAIDiffusionBackbone, RawPixels, randomise
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
@@ -10,6 +10,7 @@ from medmdm.backbones.layers import BlockNetwork
 
 __all__ = [
     "ADMUNet",
+    "BasicUNetBackbone",
     "BlockNetwork",
     "CachedExtractor",
     "Extractor",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import BasicUNet, DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
@@ -107,6 +107,80 @@ class MONAIDiffusionBackbone(BlockNetwork):
                     return [kept[block] for block in blocks]
                 number += 1
         raise AssertionError("the blocks were checked")
+
+
+@buildable
+class BasicUNetBackbone(BlockNetwork):
+    """MONAI's ``BasicUNet``, a plain U-Net of five levels, as a backbone: small, fast and good with few labels.
+
+    Its four decoder blocks are numbered from the bottleneck up, at 1/8, 1/4, 1/2 and all of the input's resolution.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        features: width of the five encoder levels, and of the last decoder block.
+        num_groups: of the group normalisations; it divides each width.
+        tells_t: give the network t, as one more input channel of the value t / 1000.
+        tells_hidden: one more input channel, 1 where all channels of a pixel are exactly 0, as in a hidden patch
+            (mid-grey tissue is told from hidden tissue then).
+        skip: share of the full-resolution skip connection, 1 for a U-Net, 0 for none: visible pixels cannot be copied
+            through it then.
+
+    Raises:
+        UserError: the arguments do not go together.
+
+    Example:
+        >>> backbone = BasicUNetBackbone(features=(8, 8, 16, 16, 32, 8))
+        >>> [f.shape[1:] for f in backbone.features(torch.zeros(1, 3, 32, 48), torch.tensor([500]), [0, 3])]
+        [torch.Size([16, 4, 6]), torch.Size([8, 32, 48])]
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        features: Sequence[int] = (16, 32, 64, 128, 256, 16),
+        num_groups: int = 8,
+        tells_t: bool = False,
+        tells_hidden: bool = False,
+        skip: float = 1.0,
+    ) -> None:
+        super().__init__(declared(locals()), 16)
+        if len(features) != 6 or any(width % num_groups for width in features):
+            raise UserError(
+                f"BasicUNetBackbone: features must be six widths that num_groups {num_groups} divides, got "
+                f"{list(features)}."
+            )
+        told = in_channels + tells_t + tells_hidden
+        norm = ("group", {"num_groups": num_groups})
+        self.network = BasicUNet(spatial_dims, told, out_channels, features, norm=norm)
+        for reduction, width in zip((8, 4, 2, 1), (*features[3:0:-1], features[5]), strict=True):
+            self.add_block(width, reduction)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        output: Tensor = self.network.final_conv(self.features(x, timesteps, [3])[0])
+        return output
+
+    def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        self.check_blocks(blocks)
+        self.check_inputs(x, timesteps)
+        unet, told = self.network, [x]
+        if self._config["tells_t"]:
+            t = timesteps.to(x.dtype).reshape(-1, *(1 for _ in x.shape[1:])) / 1000
+            told.append(t.expand(-1, 1, *x.shape[2:]))
+        if self._config["tells_hidden"]:
+            told.append((x == 0).all(1, keepdim=True).to(x.dtype))
+        first = unet.conv_0(torch.cat(told, 1))
+        skips = [first]
+        for down in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
+            skips.append(down(skips[-1]))
+        h, kept = skips.pop(), {}
+        skips[0] = first if self._config["skip"] == 1 else first * self._config["skip"]
+        for number, up in enumerate((unet.upcat_4, unet.upcat_3, unet.upcat_2, unet.upcat_1)[: max(blocks) + 1]):
+            h = kept[number] = up(h, skips.pop())
+        return [kept[block] for block in blocks]
 
 
 @buildable

@@ -20,7 +20,7 @@ from medmdm.heads.task import Fitted, Task
 from medmdm.heads.training import Training
 
 PARTS = ("all", "decoder")
-_DECODER = re.compile(r"(^|\.)(output_blocks|up_blocks|decoder)\.")  # of ADM, DiffusionModelUNet and BasicUNetBackbone
+_DECODER = re.compile(r"(^|\.)(output_blocks|up_blocks|upcat_\d)\.")  # of ADM and of MONAI's two U-Nets
 
 
 @dataclass

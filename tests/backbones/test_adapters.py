@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import BasicUNet, DiffusionModelUNet
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from medmdm.artifacts.pretrained import load_pretrained
-from medmdm.backbones.adapters import MONAIDiffusionBackbone, RawPixels, randomise
+from medmdm.backbones.adapters import BasicUNetBackbone, MONAIDiffusionBackbone, RawPixels, randomise
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.errors import UserError
@@ -275,3 +275,53 @@ def test_randomise_in_a_config():
 
 def test_randomise_needs_a_config():
     refused("Linear does not say how it was made", randomise, nn.Linear(2, 3), 0)
+
+
+BASIC: dict[str, Any] = {"features": (8, 8, 16, 16, 24, 16), "num_groups": 4}
+
+
+@pytest.mark.parametrize("changes", [{}, {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}], ids=str)
+def test_the_plain_unet_is_monais(changes: dict[str, Any], randomise: Any) -> None:
+    network = randomise(BasicUNetBackbone(**{**BASIC, **changes}))
+    norm = ("group", {"num_groups": 4})
+    dims, channels, out = (network.config[key] for key in ("spatial_dims", "in_channels", "out_channels"))
+    same = BasicUNet(dims, channels, out, BASIC["features"], norm=norm).eval()
+    same.load_state_dict(network.network.state_dict())
+    seen: list[Tensor] = []
+    for up in (same.upcat_4, same.upcat_3, same.upcat_2, same.upcat_1):
+        up.register_forward_hook(lambda module, args, out: seen.append(out))
+    x, t = inputs(network)
+    assert torch.equal(network(x, t), same(x))
+    found = network.features(x, t, [3, 0, 2, 1])
+    assert all(torch.equal(a, seen[block]) for a, block in zip(found, (3, 0, 2, 1), strict=True))
+    for feature, info in zip(network.features(x, t, range(4)), network.feature_info, strict=True):
+        assert feature.shape[1] == info["channels"]
+        assert feature.shape[2] * info["reduction"] == x.shape[2]
+
+
+def test_the_plain_unet_is_told_what_it_is_asked_to(randomise: Any) -> None:
+    def built(**told: Any) -> nn.Module:
+        return randomise(BasicUNetBackbone(**BASIC, **told))
+
+    plain, timed, masked = built(), built(tells_t=True), built(tells_hidden=True)
+    x, t = inputs(plain)
+    assert torch.equal(plain(x, t), plain(x, t + 1))
+    assert not torch.equal(timed(x, t), timed(x, (t + 500) % 1000))
+    hidden = x.clone()
+    hidden[:, :, :16, :16] = 0
+    seen: list[Tensor] = []
+    masked.network.conv_0.register_forward_pre_hook(lambda module, args: seen.append(args[0]))  # type: ignore[union-attr]
+    masked(hidden, t)
+    assert seen[0].shape[1] == 4
+    assert torch.equal(seen[0][:, 3] == 1, (hidden == 0).all(1))
+    uncut, cut = built(), built(skip=0.0)
+    with torch.no_grad():
+        for network in (uncut, cut):
+            network.network.down_1.register_forward_hook(lambda module, args, out: out * 0)  # type: ignore[union-attr]
+    assert not torch.equal(uncut(x, t)[0], uncut(-x, t)[0])
+    assert torch.equal(cut(x, t), cut(-x, t))  # nothing comes through but the cut connection
+
+
+def test_mistakes_with_the_plain_unet_get_a_sentence() -> None:
+    refused("six widths that num_groups 8 divides", BasicUNetBackbone, features=(12, 12, 16, 16, 32, 12))
+    refused("not divisible by 16", BasicUNetBackbone(**BASIC), torch.zeros(1, 3, 24, 32), torch.tensor([0]))
