@@ -27,10 +27,6 @@ import torch
 
 TIMES = {"images_per_second", "seconds"}
 PRETRAIN = {"max_steps": 20, "checkpoint_every": 20, "preview_every": 10, "log_every": 10, "preview_crops": 4}
-UNET = {
-    "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
-    "out_channels": 2, "channels": [8, 16], "strides": [2],
-}  # fmt: skip
 CLASSIFIER = {
     "_target_": "medmdm.segment.PixelClassifierHead", "members": 2, "max_epochs": 8, "min_epochs": 8,
     "batch_size": 4, "pixels": 128,
@@ -39,8 +35,6 @@ HEADS = {
     "ridge": {"_target_": "medmdm.segment.ClosedFormHead", "method": "ridge"},
     "classifier": CLASSIFIER,
     "fresh": {**CLASSIFIER, "fresh": True},
-    "UNet": {"_target_": "medmdm.segment.FromScratch", "network": UNET, "multiple": 2, "steps": 10},
-    "fine-tuning": {"_target_": "medmdm.segment.FineTuning", "head": {**CLASSIFIER, "members": 1}, "steps": 5},
 }
 
 
