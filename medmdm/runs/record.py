@@ -16,7 +16,7 @@ from medmdm.files import save_json
 from medmdm.labels import LABEL_TYPES
 
 EVALUATION_FILE = "evaluation.json"
-PROVENANCES = ("inductive", "patients shared", "transductive", "unknown")
+PROVENANCES = ("inductive", "patients shared", "transductive", "unknown", "cross-validated")
 MAPS = ("uncertainty", "disagreement", "surprise")  # of real numbers, which a case may come with
 _FORMAT = 1
 _REQUIRED = ("dataset", "dataset_dir", "num_classes", "cases")

@@ -24,6 +24,7 @@ from medmdm.heads.task import Reading, Task
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
+from medmdm.segment.cross_validation import FoldPredictor
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Outputs:
         if self.study is not None and not Path(self.study).is_file():
             raise UserError(f"study names {self.study}, which does not exist: give the study.csv of a study.")
 
-    def predict(self, case: LoadedCase, predictor: Predictor, postprocess: Postprocessing) -> Predicted:
+    def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
         prediction = predictor.case(case)
         processed = postprocess(prediction.probabilities, case.spacing)
@@ -144,7 +145,7 @@ class LabelledData:
     draw: int = 0
 
     def __post_init__(self) -> None:
-        if not getattr(self.cases, self.section, None):
+        if not getattr(self.cases, self.section, None) and not self.cross_validated:
             raise UserError(
                 f"There is no {self.section} case to evaluate: correct the data list or choose another section."
             )
@@ -155,6 +156,11 @@ class LabelledData:
     def cases(self) -> Cases:
         """The data set."""
         return self.reader.cases
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether there is no test case, so that labelled training cases are left out in turn."""
+        return self.section == "test" and not self.cases.test and bool(self.cases.training)
 
     @property
     def subset(self) -> dict[str, Any] | None:
@@ -198,6 +204,8 @@ class LabelledData:
     def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
         """Return what a run's record says of the images: a hash of their pixels and how many there are."""
         read = {"training": training, self.section: tested} if training else {self.section: tested}
+        if self.cross_validated:
+            del read["test"]
         return {"hash": data_hash(**read), **{f"{section}_cases": len(cases) for section, cases in read.items()}}
 
     def announce(self) -> None:
@@ -212,7 +220,7 @@ def evaluate(
     run: RunFolder,
     tested: list[LoadedCase],
     data: LabelledData,
-    predictor: Predictor,
+    predictor: Predictor | FoldPredictor,
     postprocess: Postprocessing,
     outputs: Outputs,
     report: Report,
@@ -285,7 +293,7 @@ def _record(
         # Labels that nobody drew are called so wherever the name of the data set is printed.
         dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
         dataset_dir=Path(cases.dataset_dir),
-        section=data.section,
+        section="training" if data.cross_validated else data.section,
         class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
         cases=tuple(_evaluated(case, predicted, outputs) for case, predicted in found.values()),
         ignore=cases.ignore,

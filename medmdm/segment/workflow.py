@@ -23,6 +23,7 @@ from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
+from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Segmentation:
     """Fit a head (or a network) to the labelled training cases and evaluate it.
+
+    Where the data list has no test case, the labelled ones are left out in turn
+    (:mod:`medmdm.segment.cross_validation`; ``folds/`` holds those models), and the segmenter that is kept is fitted to
+    all of them.
 
     The run folder receives ``segmenter.pt``, ``plan.json`` (what was chosen, and the evidence), ``run.json``,
     ``predictions/``, ``evaluation.json`` and the report. A run that was killed goes on: features come from the cache,
@@ -88,54 +93,66 @@ class Segmentation:
     def run(self) -> dict[str, float]:
         """Do what is not done yet; return mean Dice and IoU."""
         self.data.announce()
-        support, tested = self.data.support(), self.data.tested()
+        support = self.data.support()
+        tested = list(support) if self.data.cross_validated else self.data.tested()
         # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
         config = {**self.config, "backbone_sha256": self.backbone.identity}
-        record = RunFolder(Path(self.outputs.folder), config, {}, self.data.identity(tested, support), self.seed)
+        folder = Path(self.outputs.folder)
+        record = RunFolder(folder, config, {}, self.data.identity(tested, support), self.seed)
         record.open()
-        protocol = self._protocol(support)
         plan: Mapping[str, Any] = self.backbone.plan
         if not self.head.needs_backbone:  # a network from scratch saw none of the images that a backbone saw
             plan = {**plan, "ledger": make_ledger()}
-        if self.model_path.is_file():
-            logger.info("%s is there; it is not fitted again.", self.model_path)
-            model = self._load()
+        if self.backbone.extractor is not None and self.head.needs_backbone and not self.model_path.is_file():
+            logger.info(self.backbone.extractor.announce(view_sizes([*support, *tested], self.reading)))
+        others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
+        predictor: Predictor | FoldPredictor = self._predictor(self._model(self.model_path, support, others, plan))
+        if self.data.cross_validated:
+            parts = divide(support, self.seed)
+            provenance = cross_validated(support, len(parts), find_provenance(tested, plan.get("ledger")))
+            left_out: dict[str, Predictor] = {}
+            for number, part in enumerate(parts):
+                logger.info("part %d of %d is left out", number + 1, len(parts))
+                held = {case.name for case in part}
+                kept = [case for case in support if case.name not in held]
+                path = folder / "folds" / str(number) / "segmenter.pt"
+                left_out |= dict.fromkeys(held, self._predictor(self._model(path, kept, others, plan)))
+            predictor = FoldPredictor(left_out)
         else:
-            if self.backbone.extractor is not None and self.head.needs_backbone:
-                sizes = view_sizes([*support, *tested], self.reading)
-                logger.info(self.backbone.extractor.announce(sizes))
-            model = self._fit(support, protocol, plan)
-        provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))
-        predictor = Predictor(
-            model, self.reading, self.outputs.uncertainty, device=self.backbone.device, inferer=self.inferer
-        )
+            provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))
+        protocol = self._protocol(support)
         return evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )
 
-    def _fit(
-        self, support: Sequence[LoadedCase], protocol: Mapping[str, Any], plan: Mapping[str, Any]
+    def _predictor(self, model: torch.nn.Module) -> Predictor:
+        return Predictor(
+            model, self.reading, self.outputs.uncertainty, device=self.backbone.device, inferer=self.inferer
+        )
+
+    def _model(
+        self, path: Path, support: Sequence[LoadedCase], others: Sequence[LoadedCase], plan: Mapping[str, Any]
     ) -> torch.nn.Module:
-        """Learn, and write the segmenter's file."""
-        others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
+        """Learn and write the segmenter's file, or read the one that was fitted before."""
+        if path.is_file():
+            logger.info("%s is there; it is not fitted again.", path)
+            return self._load(path)
+        protocol = self._protocol(support)
         task = self.data.task(support, others, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
-        save_json(
-            {"protocol": protocol, "head": protocol["head"], **fitted.evidence}, self.model_path.parent / "plan.json"
-        )
+        save_json({"protocol": protocol, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
         known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
             whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
         else:
             whole["backbone_sha256"] = self.backbone.identity
-        save_segmenter(self.model_path, fitted.model, whole, self.include_backbone)
+        save_segmenter(path, fitted.model, whole, self.include_backbone)
         return fitted.model
 
-    def _load(self) -> torch.nn.Module:
-        """Return the segmenter that was fitted before."""
+    def _load(self, path: Path) -> torch.nn.Module:
         backbone = self.backbone.path if self.head.needs_backbone else ""
-        model, plan = load_segmenter(self.model_path, backbone=backbone or None)
+        model, plan = load_segmenter(path, backbone=backbone or None)
         if isinstance(model, Segmenter) and not plan["fine_tuned"] and self.backbone.extractor is not None:
             # The same weights and settings, which the run's record sees to, with the features that are cached.
             model.extractor = self.backbone.extractor

@@ -1,0 +1,82 @@
+"""Scores without a test section: each labelled case is segmented by a model that was fitted to others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.inferers import Inferer
+
+from medmdm.data.reading import LoadedCase
+from medmdm.data.splits import k_folds
+from medmdm.errors import UserError, counted
+from medmdm.heads.segmenter import Prediction, Predictor
+from medmdm.heads.task import Reading
+from medmdm.runs.record import Provenance
+
+MOST_FOLDS = 5
+
+
+def divide(support: Sequence[LoadedCase], seed: int = 0) -> list[list[LoadedCase]]:
+    """Divide labelled cases into up to five parts that share no patient; with fewer, each patient is left out in turn.
+
+    Raises:
+        UserError: all cases are of one patient.
+    """
+    by_name = {case.name: case for case in support}
+    entries = [{**case.entry, "image": case.name} for case in support]
+    patients = len({entry.get("patient_id", entry["image"]) for entry in entries})
+    if patients < 2:
+        raise UserError(
+            "There is no test section, and the labelled cases are of one patient, so none can be left out in turn: "
+            "label one of another patient, or name a test section in the data list."
+        )
+    return [[by_name[str(e["image"])] for e in part] for part in k_folds(entries, min(MOST_FOLDS, patients), seed=seed)]
+
+
+def cross_validated(support: Sequence[LoadedCase], folds: int, seen: Provenance) -> Provenance:
+    """Return what the report says of scores by cross-validation; ``seen``: what the encoder has seen of the cases."""
+    named = all("patient_id" in case.entry for case in support)
+    sharing = "share no patient" if named else "may share patients, for the list names none"
+    sentence = (
+        f"There is no test section: each of {counted(len(support), 'labelled case')} was segmented by a model fitted "
+        f"to the others, in {folds} parts that {sharing}. The segmenter that is kept was fitted to all of them."
+    )
+    if seen.kind != "inductive":
+        sentence += f" The encoder: {seen.sentence[0].lower()}{seen.sentence[1:]}"
+    return Provenance("cross-validated", seen.overlapping, sentence)
+
+
+@dataclass(frozen=True)
+class FoldPredictor:
+    """Segment each case by the model that has not seen it; see :class:`medmdm.heads.Predictor`.
+
+    Args:
+        predictors: by case.
+    """
+
+    predictors: Mapping[str, Predictor]
+
+    def case(self, case: LoadedCase) -> Prediction:
+        """Return what the model that was fitted without the case says of it."""
+        return self.predictors[case.name].case(case)
+
+    @property
+    def reading(self) -> Reading:
+        """How all of them read images."""
+        return self._any.reading
+
+    @property
+    def device(self) -> torch.device | str:
+        """Where all of them compute."""
+        return self._any.device
+
+    @property
+    def inferer(self) -> Inferer | None:
+        """By which all of them read images."""
+        return self._any.inferer
+
+    @property
+    def _any(self) -> Predictor:
+        return next(iter(self.predictors.values()))

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medmdm.data.reading import LoadedCase
+from medmdm.segment.cross_validation import divide
+from tests.bundle_runs import Run
+from tests.made import refused as refused_call
+
+
+def without_test(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "dataset.json").read_text())
+    del content["test"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return content
+
+
+def case(name: str, patient: str | None) -> LoadedCase:
+    entry = {"case": name, "image": f"{name}.png", **({} if patient is None else {"patient_id": patient})}
+    return LoadedCase(entry, (), (), None, None, (1, 1), ("", ""))
+
+
+def test_parts_share_no_patient() -> None:
+    support = [case(str(n), f"p{n // 2}") for n in range(14)]
+    parts = divide(support)
+    assert len(parts) == 5
+    assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in support)
+    patients = [{c.entry["patient_id"] for c in part} for part in parts]
+    assert sum(map(len, patients)) == 7
+    assert [len(part) for part in divide([case("a", None), case("b", None), case("c", None)])] == [1, 1, 1]
+    refused_call("of one patient", divide, [case("a", "x"), case("b", "x")])
+
+
+def test_labelled_cases_are_left_out_in_turn(run: Run, pictures: Path, tmp_path: Path) -> None:
+    without_test(pictures)
+    scores = run("mdm_segment")
+    record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert record["section"] == "training"
+    assert record["stamp"]["kind"] == "cross-validated"
+    assert "each of 4 labelled cases" in record["stamp"]["sentence"]
+    assert "4 parts that share no patient" in record["stamp"]["sentence"]
+    for number in range(4):
+        plan = json.loads((tmp_path / "run" / "folds" / str(number) / "plan.json").read_text())
+        assert len(plan["protocol"]["training_cases"]) == 3
+    fitted = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert len(fitted["protocol"]["training_cases"]) == 4
+    table = pd.read_csv(tmp_path / "run" / "per_case.csv")
+    assert len(table) == 4
+    assert scores["dice"] == pytest.approx(np.mean(table["dice"]))
+    assert "Cross-validated" in (tmp_path / "run" / "index.html").read_text()
+    # What is left out is segmented by the model that has not seen it: as a run of that model alone segments it.
+    held = next(n for n in range(4) if "0" not in _cases(tmp_path / "run" / "folds" / str(n)))
+    content = json.loads((pictures / "dataset.json").read_text())
+    alone = {**content, "test": [e for e in content["training"] if e["image"] == "0.png"], "training": []}
+    alone["training"] = [e for e in content["training"] if e["image"] != "0.png"]
+    segmenter = str(tmp_path / "run" / "folds" / str(held) / "segmenter.pt")
+    run("mdm_evaluate", run_dir=str(tmp_path / "alone"), segmenter=segmenter, data_list=alone)
+    again = pd.read_csv(tmp_path / "alone" / "per_case.csv")
+    first = table[table["case"] == 0]
+    assert float(again["uncertainty"].iloc[0]) == float(first["uncertainty"].iloc[0]) != 0
+
+
+def _cases(folder: Path) -> list[str]:
+    found: list[str] = json.loads((folder / "plan.json").read_text())["protocol"]["training_cases"]
+    return found
+
+
+def test_a_killed_cross_validation_goes_on(run: Run, pictures: Path, tmp_path: Path) -> None:
+    without_test(pictures)
+    first = run("mdm_segment", report=False)
+    kept = (tmp_path / "run" / "folds" / "2" / "segmenter.pt").read_bytes()
+    (tmp_path / "run" / "folds" / "2" / "segmenter.pt").unlink()
+    (tmp_path / "run" / "evaluation.json").unlink()
+    assert run("mdm_segment", report=False) == first
+    assert (tmp_path / "run" / "folds" / "2" / "segmenter.pt").read_bytes() == kept
