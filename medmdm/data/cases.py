@@ -17,7 +17,16 @@ import medmdm.data.folders as folders
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
 from medmdm.data.files.formats import is_volume, volume_stem
 from medmdm.data.folders import DEMO, DEMO_LABELLED, FolderImages
-from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, label_classes, label_names, label_type
+from medmdm.data.lists import (
+    IMAGE_SECTIONS,
+    SECTIONS,
+    DataList,
+    image_name,
+    image_names,
+    label_classes,
+    label_names,
+    label_type,
+)
 from medmdm.data.splits import subset
 from medmdm.data.transforms.spatial import as_spacing, with_spacing
 from medmdm.errors import UserError, counted, nearest
@@ -43,6 +52,7 @@ class Cases:
         test: entries to report on.
         sentences: what to tell the user, one thing each.
         warnings: what the user should act on.
+        unlabeled: entries without a label, for methods that can use them.
     """
 
     dataset_dir: Path
@@ -53,6 +63,7 @@ class Cases:
     test: tuple[dict[str, Any], ...] = field(repr=False)
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
+    unlabeled: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def label_type(self) -> str:
@@ -112,7 +123,7 @@ class Cases:
 def select_cases(
     dataset_dir: str | os.PathLike[str],
     data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    sections: Sequence[str] = SECTIONS,
+    sections: Sequence[str] = IMAGE_SECTIONS,
     labelled: bool = True,
     image_spacing: float | Sequence[float] | None = None,
 ) -> Cases:
@@ -130,7 +141,7 @@ def select_cases(
         dataset_dir: folder, or ``"demo"`` for the image in scikit-image's wheel with labels made by colour
             deconvolution (a silver standard).
         data_list: JSON file, name of a list that comes with medmdm, or its content; ``None``: look for one.
-        sections: those to use, among training, validation and test; the others stay empty.
+        sections: those to use, among training, validation, test and unlabeled; the others stay empty.
         labelled: whether labels are needed. ``False`` takes them where they are, and a folder without a list (or with
             ``data_list="none"``) as test cases.
         image_spacing: mm between pixels, one number or (rows, columns), of pictures for which the list gives none.
@@ -144,9 +155,9 @@ def select_cases(
     """
     spacing = as_spacing(image_spacing, name="image_spacing")
     for section in sections:
-        if section not in SECTIONS:
-            close = nearest(section, SECTIONS)
-            raise UserError(f"the section {section!r} is unknown{close}: use {', '.join(SECTIONS)}.")
+        if section not in IMAGE_SECTIONS:
+            close = nearest(section, IMAGE_SECTIONS)
+            raise UserError(f"the section {section!r} is unknown{close}: use {', '.join(IMAGE_SECTIONS)}.")
     folder, chosen, warnings = folders.choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = folders.find_images(folder, may_be_empty=chosen is not None)
     if chosen is None:
@@ -154,22 +165,23 @@ def select_cases(
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
         chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
     is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
-    names = iter(case_names([e for section in SECTIONS for e in getattr(chosen, section)], folder))
+    names = iter(case_names([e for section in IMAGE_SECTIONS for e in getattr(chosen, section)], folder))
     kept: dict[str, tuple[dict[str, Any], ...]] = {}
-    for section in SECTIONS:
+    for section in IMAGE_SECTIONS:
         entries = getattr(chosen, section)
         own_names = [next(names) for _ in entries]
         kept[section] = ()
         if entries and section in sections:
             labels = folders.label_files(chosen, section, images, demo_labels() if is_demo else None)
             files = list(zip(entries, own_names, folders.image_files(chosen, section, images), labels, strict=True))
-            kept[section] = _section(chosen, section, files, folder, labelled, warnings)
-    counts = [f"{len(kept[section])} {section}" for section in SECTIONS if kept[section]]
+            kept[section] = _section(chosen, section, files, folder, labelled and section in SECTIONS, warnings)
+    counts = [f"{len(kept[section])} {section}" for section in IMAGE_SECTIONS if kept[section]]
     if not counts:
         nothing = f"{chosen.title}: no case is left in {', '.join(sections)}"
         raise UserError(f"{'; '.join([nothing, *warnings])}.")
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
-    cases = Cases(folder, chosen, kept["training"], kept["validation"], kept["test"], (), tuple(warnings))
+    scored = (kept[section] for section in SECTIONS)
+    cases = Cases(folder, chosen, *scored, (), tuple(warnings), kept["unlabeled"])
     if labelled:
         named_classes = ", ".join(f"{number} {cases.class_names[number]}" for number in cases.classes)
         sentences.append(f"classes: {named_classes}" + (" (instances)" if cases.label_type == "instances" else ""))

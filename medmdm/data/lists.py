@@ -15,6 +15,8 @@ from medmdm.files import resource_folder
 from medmdm.labels import LABEL_TYPES
 
 SECTIONS = ("training", "validation", "test")
+#: Sections of images: pre-training and segmentation may look at what nobody has labelled.
+IMAGE_SECTIONS = (*SECTIONS, "unlabeled")
 LIST_NAMES = ("dataset.json", "datalist.json")
 _TEXT_KEYS = ("name", "description", "licence", "citation", "split")
 
@@ -29,6 +31,7 @@ class DataList:
             ``label``, ``region``, ``patient_id`` and further columns the list gives.
         validation: the same.
         test: the same.
+        unlabeled: the same, without ``label``: images that methods may look at beside the training images.
         path: file it was read from, ``None`` for one given as a dictionary.
         shipped: whether it came with medmdm; its images are then found by file name anywhere in the folder.
         information: the other keys (description, licence, citation, channels, labels, ...).
@@ -39,6 +42,7 @@ class DataList:
     training: tuple[dict[str, Any], ...] = field(repr=False)
     validation: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     test: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    unlabeled: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     path: Path | None = None
     shipped: bool = False
     information: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -59,14 +63,14 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
         {"name": "...", "description": "...", "licence": "...", "citation": "...", "split": "official",
          "training": [{"image": "a.png", "label": "a_mask.png", "patient_id": "7",
                        "region": {"rows": [0, 512], "columns": [0, 384]}}],
-         "validation": [...], "test": [...]}
+         "validation": [...], "test": [...], "unlabeled": ["b.png", ...]}
 
-    Only ``training`` and each entry's ``image`` are required; an entry may be the path alone, as in the Decathlon's
-    ``test``. A ``region`` makes a case of a part of an image (pixels, end excluded). ``split`` says where the sections
-    come from, ``"official"`` being the publisher's. The image may be a volume (or the folder of a DICOM series, with
-    ``series_uid`` where it holds several), cut into slices along the entry's ``axis``; a list of paths makes several
-    sequences of one patient the channels of one image. ``spacing`` (mm) or ``magnification``, of the entry or of the
-    whole list, says how large the pixels of pictures are.
+    Only one section and each entry's ``image`` are required; an entry may be the path alone, as in the Decathlon's
+    ``test``. ``unlabeled`` images are trained on where a method needs no labels. A ``region`` makes a case of a part of
+    an image (pixels, end excluded). ``split`` says where the sections come from, ``"official"`` being the publisher's.
+    The image may be a volume (or the folder of a DICOM series, with ``series_uid`` where it holds several), cut into
+    slices along the entry's ``axis``; a list of paths makes several sequences of one patient the channels of one image.
+    ``spacing`` (mm) or ``magnification``, of the entry or of the whole list, says how large the pixels of pictures are.
 
     Args:
         source: a JSON file, the name of a list that comes with medmdm (``"glas"``), or the content as a dictionary.
@@ -106,21 +110,26 @@ def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{title}: {key!r} is {content[key]!r}, but must be text.")
     for key, value in content.items():
-        if key not in SECTIONS and isinstance(value, list) and any(isinstance(v, dict) and "image" in v for v in value):
-            raise UserError(f"{title}: {key!r} is not a section{nearest(key, SECTIONS)}: use {', '.join(SECTIONS)}.")
-    if not content.get("training"):
+        is_section = isinstance(value, list) and any(isinstance(v, dict) and "image" in v for v in value)
+        if is_section and key not in IMAGE_SECTIONS:
+            close = nearest(key, IMAGE_SECTIONS)
+            raise UserError(f"{title}: {key!r} is not a section{close}: use {', '.join(IMAGE_SECTIONS)}.")
+    if not any(content.get(section) for section in IMAGE_SECTIONS):
         raise UserError(
             f"{title}: 'training' is missing or empty: list the training images there, or pass "
             "--data_list none to use every image of the folder."
         )
     sections: dict[str, tuple[dict[str, Any], ...]] = {}
-    for section in SECTIONS:
+    for section in IMAGE_SECTIONS:
         entries = content.get(section, [])
         if not isinstance(entries, list):
             raise UserError(f"{title}: {section!r} is a {type(entries).__name__}: it must be a list of entries.")
         sections[section] = tuple(_entry(e, f"{title}: {section}[{i}]") for i, e in enumerate(entries))
+    for i, entry in enumerate(sections["unlabeled"]):
+        if "label" in entry:
+            raise UserError(f"{title}: unlabeled[{i}] has a 'label': move it to 'training', or take the label out.")
     _refuse_overlaps(sections, title)
-    information = {key: value for key, value in content.items() if key not in (*SECTIONS, "name")}
+    information = {key: value for key, value in content.items() if key not in (*IMAGE_SECTIONS, "name")}
     name = content.get("name") or (path.stem if path else "unnamed")
     return DataList(name=name, path=path, shipped=shipped, information=information, **sections)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.folders import choose_data_list, find_images, image_files
-from medmdm.data.lists import SECTIONS, DataList, image_names
+from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_names
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.transforms.spatial import with_spacing
@@ -65,9 +65,9 @@ def select_training_images(
 ) -> Selection:
     """Choose the images to pre-train on.
 
-    Where there is a data list only its training images are used. It is the one given; else ``dataset.json`` or
-    ``datalist.json`` in the folder; else one that comes with medmdm and matches the folder's files (see
-    :func:`medmdm.data.find_data_list`). Without a list all images of the folder are used, masks left out.
+    Where there is a data list only its training images, and those of ``unlabeled``, are used. It is the one given; else
+    ``dataset.json`` or ``datalist.json`` in the folder; else one that comes with medmdm and matches the folder's files
+    (see :func:`medmdm.data.find_data_list`). Without a list all images of the folder are used, masks left out.
 
     Args:
         dataset_dir: folder, or ``"demo"`` for the images in scikit-image's wheel (``"./demo"`` for a folder so named).
@@ -185,7 +185,7 @@ def _everything(folder: Path, transductive: bool, warnings: Sequence[str]) -> Se
 def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Sequence[str]) -> Selection:
     images = find_images(folder, may_be_empty=True)  # the list may name images whose names look like masks
     warnings, kept = list(warnings), {}
-    for section in SECTIONS:
+    for section in IMAGE_SECTIONS:
         entries = getattr(data_list, section)
         paths = image_files(data_list, section, images)
         missing = [entry["image"] for entry, path in zip(entries, paths, strict=True) if path is None]
@@ -195,12 +195,15 @@ def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Seq
                 raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
             warnings.append(f"{sentence} (first: {missing[0]}); the others are used")
         kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
-    training, validation, test = (tuple(kept[section]) for section in SECTIONS)
-    counts = [counted(len(kept[section]), f"{section} image") for section in SECTIONS]
+    training, validation, test, unlabeled = (tuple(kept[section]) for section in IMAGE_SECTIONS)
+    counts = [counted(len(kept[section]), f"{section} image") for section in IMAGE_SECTIONS]
+    training = (*training, *unlabeled)
+    if not training and not transductive:
+        raise UserError(f"{data_list.title}: no image to pre-train on: add 'training' or 'unlabeled' ones.")
     listed = {name for entry in (*training, *validation, *test) for name in image_names(entry)}
     unlisted = counted(sum(str(path) not in listed for path in images.images), "image")
     sentences = (
-        f"{folder}: data list {data_list.title}, {counts[0]}",
+        f"{folder}: data list {data_list.title}, {counts[0]}{f' and {counts[3]}' if unlabeled else ''}",
         f"transductive: {counts[1]} and {counts[2]} of the list train too"
         if transductive
         else f"{counts[1]} held out, {counts[2]} left out",

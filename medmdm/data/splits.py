@@ -254,6 +254,8 @@ def split_data_list(
     if stratify is not None and test is None and folds is None:
         raise UserError("--stratify concerns a division: pass --test or --folds with it.")
     information = dict(data_list.information)
+    if data_list.unlabeled:
+        information["unlabeled"] = list(data_list.unlabeled)
     sections: Sections = {section: list(getattr(data_list, section)) for section in SECTIONS}
     how = f"seed {seed}" + (f", stratified by {stratify}" if stratify else "")
     if test is not None:

@@ -168,20 +168,31 @@ class Inference:
 
     def run(self) -> Sequence[Path]:
         """Segment every image; return the masks' paths."""
-        folder, cases = Path(self.outputs.folder), self.reader.cases
+        cases = self.reader.cases
         predictor = _predictor(self.segmenter, self.outputs, self.inferer)
-        entries = [*cases.training, *cases.validation, *cases.test]
-        tables, masks = [], []
-        for number, entry in enumerate(entries, start=1):
-            case = self.reader.read({key: value for key, value in entry.items() if key != "label"})
-            found = self.outputs.predict(case, predictor, self.postprocess)
-            masks.append(folder / found.files["prediction"])
-            if self.outputs.boxes and found.instances is not None:
-                tables.append(boxes(in_place(found.instances, case), in_place(found.mask, case)).assign(case=case.name))
-            logger.info("%d of %d: %s", number, len(entries), masks[-1])
-        if tables:
-            atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))
-        return masks
+        entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
+        return segment_all(entries, self.reader, predictor, self.postprocess, self.outputs)
+
+
+def segment_all(
+    entries: Sequence[Mapping[str, Any]],
+    reader: CaseReader,
+    predictor: Predictor,
+    postprocess: Postprocessing,
+    outputs: Outputs,
+) -> list[Path]:
+    """Write masks of cases whose labels, where there are any, are not looked at; return their paths."""
+    folder, tables, masks = Path(outputs.folder), [], []
+    for number, entry in enumerate(entries, start=1):
+        case = reader.read({key: value for key, value in entry.items() if key != "label"})
+        found = outputs.predict(case, predictor, postprocess)
+        masks.append(folder / found.files["prediction"])
+        if outputs.boxes and found.instances is not None:
+            tables.append(boxes(in_place(found.instances, case), in_place(found.mask, case)).assign(case=case.name))
+        logger.info("%d of %d: %s", number, len(entries), masks[-1])
+    if tables:
+        atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))
+    return masks
 
 
 def _predictor(segmenter: OpenSegmenter, outputs: Outputs, inferer: Inferer | None) -> Predictor:

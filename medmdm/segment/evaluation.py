@@ -181,9 +181,11 @@ class LabelledData:
         return [self.reader.read(entry) for entry in getattr(self.cases, self.section)]
 
     def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
-        """Read the training cases that are not in the support: a fit may look at their images, not at their labels."""
+        """Read the unlabelled cases, and the training cases that are not in the support, without their labels."""
         names = {case.name for case in support}
-        return [self.reader.read(entry) for entry in self.cases.training if str(entry["case"]) not in names]
+        rest = [entry for entry in self.cases.training if str(entry["case"]) not in names]
+        entries = [*rest, *self.cases.unlabeled]
+        return [self.reader.read({k: v for k, v in entry.items() if k != "label"}) for entry in entries]
 
     def task(
         self,

@@ -189,12 +189,15 @@ class Study:
                 sizes = view_sizes([*training.values(), *tested], self.reading)
                 logger.info("%s: %s", name, backbone.extractor.announce(sizes))
         cells = list(self.cells())
-        contents = {case.name: [case.name, content_hash(case)] for case in [*training.values(), *tested]}
+        looking = any(self._looks_at_others(cell) for cell in cells)
+        unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
+        every_case = [*training.values(), *unlabeled.values(), *tested]
+        contents = {case.name: [case.name, content_hash(case)] for case in every_case}
         supports, keys, found = [], [], []
         for cell in cells:
             supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
             read, scored = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
-            looked_at = [contents[name] for name in training] if self._looks_at_others(cell) else []
+            looked_at = [contents[name] for name in [*training, *unlabeled]] if self._looks_at_others(cell) else []
             keys.append(self._key(cell, read, scored, looked_at))
             found.append(_finished(self._path(cell), keys[-1]))
         logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
@@ -202,8 +205,8 @@ class Study:
         every = zip(cells, supports, keys, found, strict=True)
         for number, (cell, support, key, content) in enumerate(every, start=1):
             if content is None:
-                known = {case.name for case in support} if self._looks_at_others(cell) else set(training)
-                others = [case for name, case in training.items() if name not in known]
+                known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
+                others = [case for name, case in (training | unlabeled).items() if name not in known]
                 content = {"key": key, **self._compute(cell, support, others, tested)}
                 save_json(content, self._path(cell))
                 dice = np.nanmean([np.nan if row["dice"] is None else row["dice"] for row in content["rows"]])

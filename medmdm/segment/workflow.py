@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from medmdm.artifacts.backbone import OpenBackbone
 from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.components import to_config
-from medmdm.data.reading import LoadedCase
+from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.errors import UserError
 from medmdm.files import save_json
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
@@ -23,6 +23,7 @@ from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
+from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
 
@@ -50,6 +51,7 @@ class Segmentation:
         postprocess: probabilities → masks.
         report: scores the predictions.
         inferer: of MONAI's; None for what ``reading`` says.
+        apply_to: further images to write masks of, into ``applied/``; None for the data list's ``unlabeled`` ones.
         include_backbone: save the backbone with the head, so that the file stands alone.
         seed: of the fit.
         config: merged config of the run, which a later session must share.
@@ -66,6 +68,7 @@ class Segmentation:
     postprocess: Postprocessing
     report: Report
     inferer: Inferer | None = None
+    apply_to: CaseReader | None = None
     include_backbone: bool = True
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -106,7 +109,8 @@ class Segmentation:
         if self.backbone.extractor is not None and self.head.needs_backbone and not self.model_path.is_file():
             logger.info(self.backbone.extractor.announce(view_sizes([*support, *tested], self.reading)))
         others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
-        predictor: Predictor | FoldPredictor = self._predictor(self._model(self.model_path, support, others, plan))
+        fitted = self._predictor(self._model(self.model_path, support, others, plan))
+        predictor: Predictor | FoldPredictor = fitted
         if self.data.cross_validated:
             parts = divide(support, self.seed)
             provenance = cross_validated(support, len(parts), find_provenance(tested, plan.get("ledger")))
@@ -121,6 +125,12 @@ class Segmentation:
         else:
             provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))
         protocol = self._protocol(support)
+        applied = replace(self.outputs, folder=folder / "applied", boxes=True)
+        unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
+        reader = self.apply_to or self.data.reader
+        if unlabeled:
+            logger.info("masks of %d images without labels go to %s", len(unlabeled), applied.folder)
+            segment_all(unlabeled, reader, fitted, self.postprocess, applied)
         return evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )

@@ -10,6 +10,7 @@ import pytest
 from medmdm.data.lists import load_data_list, regions_overlap, shipped_data_lists
 from medmdm.errors import UserError
 from medmdm.files import resource_folder
+from tests.made import refused
 
 
 def test_loads_every_key(tmp_path):
@@ -140,3 +141,19 @@ def test_lists_in_an_installed_package_come_first(tmp_path, monkeypatch):
     assert resource_folder("data_lists") == package / "_resources" / "data_lists"
     with pytest.raises(UserError, match="'bundles' that comes with medmdm is missing"):
         resource_folder("bundles")
+
+
+def test_images_without_labels_are_a_section() -> None:
+    found = load_data_list({"name": "few", "training": ["a.png"], "unlabeled": ["b.png", {"image": "c.png"}]})
+    assert [entry["image"] for entry in found.unlabeled] == ["b.png", "c.png"]
+    assert "unlabeled" not in found.information
+    assert (
+        load_data_list({"test": [{"image": "a.png", "label": "a_mask.png"}]}).training == ()
+    )  # a set for testing only
+    for content, sentence in (
+        ({"training": ["a.png"], "unlabeled": ["a.png"]}, "in 'training' and in 'unlabeled'"),
+        ({"unlabeled": [{"image": "a.png", "label": "b.png"}]}, r"unlabeled\[0\] has a 'label'"),
+        ({"training": ["a.png"], "unlabelled": [{"image": "b.png"}]}, "'unlabelled' is not a section .did you mean"),
+        ({"name": "empty"}, "'training' is missing or empty"),
+    ):
+        refused(sentence, load_data_list, content)

@@ -12,6 +12,7 @@ from medmdm.data.folders import find_data_list
 from medmdm.data.lists import load_data_list
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
+from tests.made import refused
 
 
 def names(entries) -> list[str]:
@@ -180,3 +181,13 @@ def test_real_dsb2018(real_data):
     selection = select_training_images(real_data("dsb2018"))
     assert len(selection.training) == 40
     assert all(Path(entry["image"]).parent.name == "images" for entry in selection.training)
+
+
+def test_images_without_labels_train_and_a_set_for_testing_only_does_not(write_png, tmp_path):
+    for name in "abc":
+        write_png(f"{name}.png")
+    content = {"training": ["a.png"], "unlabeled": ["b.png"], "test": ["c.png"]}
+    found = select_training_images(tmp_path, content)
+    assert [Path(entry["image"]).name for entry in found.training] == ["a.png", "b.png"]
+    assert "1 training image and 1 unlabeled image" in found.sentences[0]
+    refused("no image to pre-train on", select_training_images, tmp_path, {"test": ["c.png"]})

@@ -8,7 +8,7 @@ import pytest
 
 from medmdm.data.reading import LoadedCase
 from medmdm.segment.cross_validation import divide
-from tests.bundle_runs import Run
+from tests.bundle_runs import UNET, Run
 from tests.made import refused as refused_call
 
 
@@ -78,3 +78,33 @@ def test_a_killed_cross_validation_goes_on(run: Run, pictures: Path, tmp_path: P
     (tmp_path / "run" / "evaluation.json").unlink()
     assert run("mdm_segment", report=False) == first
     assert (tmp_path / "run" / "folds" / "2" / "segmenter.pt").read_bytes() == kept
+
+
+def test_a_few_are_labelled_and_the_rest_gets_masks(run: Run, pictures: Path, tmp_path: Path) -> None:
+    content = without_test(pictures)
+    content["unlabeled"] = ["4.png", {"image": "5.png"}]
+    (pictures / "dataset.json").write_text(json.dumps(content))
+    run("mdm_segment", report=False)
+    found = sorted(path.name for path in (tmp_path / "run" / "applied" / "predictions").glob("?.png"))
+    assert found == ["4.png", "5.png"]
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    run("mdm_infer", output_dir=str(tmp_path / "inferred"), segmenter=segmenter)
+    for name in found:
+        masks = [tmp_path / folder / "predictions" / name for folder in ("run/applied", "inferred")]
+        assert masks[0].read_bytes() == masks[1].read_bytes()
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "new.png").write_bytes((pictures / "5.png").read_bytes())
+    run("mdm_segment", report=False, run_dir=str(tmp_path / "second"), apply_to=str(others))
+    mask = tmp_path / "second" / "applied" / "predictions" / "new.png"
+    assert mask.read_bytes() == (tmp_path / "run" / "applied" / "predictions" / "5.png").read_bytes()
+
+
+def test_unlabelled_images_are_looked_at_by_a_head_that_can(run: Run, pictures: Path, tmp_path: Path) -> None:
+    content = without_test(pictures)
+    content["unlabeled"] = ["4.png", "5.png"]
+    (pictures / "dataset.json").write_text(json.dumps(content))
+    unlabelled = {"_target_": "medmdm.heads.Consistency", "ramp": [0, 0]}
+    run("mdm_segment", report=False, head={**UNET, "unlabelled": unlabelled}, shots=3)
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["unlabelled"]["images"] == 3  # one training image beyond the three, and two that nobody labelled
