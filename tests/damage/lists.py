@@ -43,7 +43,7 @@ broken(
     r"'trainning' is not a section \(did you mean 'training'\?\)",
     '{"trainning": [{"image": "a.png"}], "training": [{"image": "b.png"}]}',
 )
-broken("no training section", r"'training' is missing or empty", '{"test": [{"image": "a.png"}]}')
+broken("no section", r"'training' is missing or empty", '{"name": "a", "test": []}')
 broken("a path outside the folder", r"'\.\./a\.png', which leaves the data set's folder", '{"training": ["../a.png"]}')
 broken("an absolute path", r"'/etc/passwd', which leaves the data set's folder", '{"training": ["/etc/passwd"]}')
 broken("a path outside, Windows' way", r"which leaves the data set's folder", r'{"training": ["x\\..\\..\\a.png"]}')
