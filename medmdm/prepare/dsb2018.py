@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from skimage.segmentation import relabel_sequential
@@ -12,8 +12,7 @@ from skimage.segmentation import relabel_sequential
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile, by_stem
 
 _TRAINING_IMAGES = 670
 _TEST = re.compile(r"stage\d_test", re.IGNORECASE)
@@ -32,13 +31,8 @@ _INFORMATION = {
 }
 
 
-def prepare(source: Path, dest: Path) -> str:
-    """Prepare stage 1 of the Data Science Bowl 2018: ``<id>/images/<id>.png`` and ``<id>/masks/*.png``."""
-    with open_release(source, zips_inside=True) as release:
-        return carry_out(_plan(release), dest)
-
-
-def _plan(release: Release) -> Preparation:
+def plan(release: Release) -> Preparation:
+    """Plan stage 1 of the Data Science Bowl 2018: ``<id>/images/<id>.png`` and ``<id>/masks/*.png``."""
     files = [file for file in release.images if len(file.path.parts) >= 2]
     images = by_stem(file for file in files if file.path.parent.name == "images")
     if not images:
@@ -65,7 +59,7 @@ def _plan(release: Release) -> Preparation:
         notices.append(f"training: {_TRAINING_IMAGES - training} of {_TRAINING_IMAGES} images are not in the source")
     if empty:
         notices.append(f"{len(empty)} training images have no masks and get no label: {', '.join(empty[:5])}")
-    return Preparation("dsb2018", _INFORMATION, tuple(cases), tuple(notices))
+    return Preparation(_INFORMATION, tuple(cases), tuple(notices))
 
 
 def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:

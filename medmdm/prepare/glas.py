@@ -15,20 +15,14 @@ from skimage.segmentation import relabel_sequential
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile, by_stem
 
 _NAME = re.compile(r"(train|testA|testB)_\d+")
 _ROWS = {"train": "training", "testA": "test A", "testB": "test B"}
 
 
-def prepare(source: Path, dest: Path) -> str:
-    """Prepare GlaS: ``train_*.bmp``, ``testA_*.bmp``, ``testB_*.bmp``, their ``*_anno.bmp``, and ``Grade.csv``."""
-    with open_release(source, zips_inside=True) as release:
-        return carry_out(_plan(release), dest)
-
-
-def _plan(release: Release) -> Preparation:
+def plan(release: Release) -> Preparation:
+    """Plan GlaS: ``train_*.bmp``, ``testA_*.bmp``, ``testB_*.bmp``, their ``*_anno.bmp``, and ``Grade.csv``."""
     published = load_data_list("glas")
     images = by_stem([file for file in release.images if _NAME.fullmatch(file.stem)])
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
@@ -37,11 +31,12 @@ def _plan(release: Release) -> Preparation:
             f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder."
         )
     grades, notices = _grades(release)
-    cases, absent, unlabelled = [], Counter[str](), []
+    cases, totals, absent, unlabelled = [], Counter[str](), Counter[str](), []
     for section in SECTIONS:
         for entry in getattr(published, section):
             stem = Path(entry["image"]).stem
             row = _ROWS[stem.split("_")[0]]
+            totals[row] += 1
             if stem not in images:
                 absent[row] += 1
                 continue
@@ -51,7 +46,6 @@ def _plan(release: Release) -> Preparation:
             known = {key: value for key, value in entry.items() if key not in ("image", "label")}
             glands, columns = partial(_glands, stem, image), grades.get(stem, known)
             cases.append(picture_case(stem, section, image, own, glands, row=row, columns=columns))
-    totals = Counter(_ROWS[Path(e["image"]).stem.split("_")[0]] for s in SECTIONS for e in getattr(published, s))
     notices += [f"{row}: {missing} of {totals[row]} images are not in the source" for row, missing in absent.items()]
     if unlabelled:
         notices.append(f"{len(unlabelled)} images have no mask (*_anno) and get no label: {', '.join(unlabelled[:10])}")
@@ -63,7 +57,7 @@ def _plan(release: Release) -> Preparation:
         "objective": "20x",
         "spacing": [0.00062, 0.00062],  # mm
     }
-    return Preparation("glas", information, tuple(cases), (*release.notices, *notices))
+    return Preparation(information, tuple(cases), (*release.notices, *notices))
 
 
 def _glands(stem: str, image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from skimage.segmentation import relabel_sequential
@@ -15,8 +15,7 @@ from medmdm.data.folders import is_mask
 from medmdm.data.lists import DataList, load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Label, Preparation, SourceCase, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile, by_stem
 
 # The data list that also trains on the images which the later release added to the 30 of the paper.
 LATER_LIST = "dataset_with_later_images.json"
@@ -25,13 +24,8 @@ _TCGA = re.compile(r"TCGA-..-....-")
 _MASK_WORDS = re.compile(r"[_\-](?:instances?|inst|masks?|labels?)$")
 
 
-def prepare(source: Path, dest: Path) -> str:
-    """Prepare MoNuSeg: TIFF images, and for each the Aperio XML or else an instance mask of the same name."""
-    with open_release(source, zips_inside=True) as release:
-        return carry_out(_plan(release), dest)
-
-
-def _plan(release: Release) -> Preparation:
+def plan(release: Release) -> Preparation:
+    """Plan MoNuSeg: TIFF images, and for each the Aperio XML or else an instance mask of the same name."""
     published = load_data_list("monuseg")
     sections = {
         PurePosixPath(entry["image"]).stem: section
@@ -70,7 +64,7 @@ def _plan(release: Release) -> Preparation:
         "objective": "40x",
         "spacing": [0.00025, 0.00025],  # mm, for images whose XML states none
     }
-    return Preparation("monuseg", information, tuple(cases), tuple(notices), other_lists)
+    return Preparation(information, tuple(cases), tuple(notices), other_lists)
 
 
 def _masks(release: Release, images: Container[str], outlines: Container[str]) -> Iterator[SourceFile]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,7 @@ from medmdm.data.folders import is_mask
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile
 
 # What tells masks from images in names, beyond which `train_masks/x_mask.png` and `train_images/x.png` are the same.
 _WORDS = re.compile(
@@ -31,23 +30,17 @@ _WORDS = re.compile(
 _MANY_CLASSES = 32
 
 
-def prepare(source: Path, dest: Path, label_type: str = "classes") -> str:
-    """Prepare a folder of images.
+def plan(release: Release, label_type: str = "classes") -> Preparation:
+    """Plan a folder of images.
 
     A mask belongs to the image of the same name beside it (``x_mask.png``, ``x_anno.bmp``) or in a parallel folder
     (``images/x.png`` and ``labels/x.png``); see ``medmdm.data.is_mask`` for the names that masks have.
 
     Args:
-        source: folder or zip file.
-        dest: where to write.
+        release: the images.
         label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; masks of nothing but
             0 and 255 in the whole folder become 0 and 1. ``instances``: values number objects of one class.
     """
-    with open_release(source) as release:
-        return carry_out(_plan(release, label_type), dest)
-
-
-def _plan(release: Release, label_type: str) -> Preparation:
     images = [file for file in release.images if not is_mask(file.path)]
     if not images:
         raise UserError(
@@ -78,7 +71,7 @@ def _plan(release: Release, label_type: str) -> Preparation:
         cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
     if masks and len(masks) < len(images):
         notices.append(f"{len(images) - len(masks)} of {len(images)} images have no mask and get no label")
-    return Preparation("folder", information, tuple(cases), tuple(notices))
+    return Preparation(information, tuple(cases), tuple(notices))
 
 
 def _label(image: SourceFile, shape: tuple[int, ...], mask: SourceFile, instances: bool, binary: bool) -> Label:

@@ -68,7 +68,6 @@ class Preparation:
     """A data set to prepare.
 
     Args:
-        kind: as on the command line.
         information: the data list without its sections.
         cases: in the order of the data list.
         notices: what is missing or was decided, for the end of the table.
@@ -76,7 +75,6 @@ class Preparation:
             case has in them.
     """
 
-    kind: str
     information: Mapping[str, Any]
     cases: tuple[SourceCase, ...]
     notices: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ LIST_NAME = "dataset.json"
 _MAX_NOTES = 40
 
 
-def carry_out(plan: Preparation, dest: Path) -> str:
+def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
     """Prepare the cases of a plan in ``dest`` and return the summary.
 
     What an earlier run finished, and what is unchanged since, is kept. Every file appears whole or not at all, and
@@ -32,7 +32,7 @@ def carry_out(plan: Preparation, dest: Path) -> str:
         UserError: a file cannot be used, two cases would have one name, or ``dest`` holds something else.
     """
     _refuse_clashes(plan)
-    journal = Journal(dest, plan.kind)
+    journal = Journal(dest, kind)
     gone = sorted(set(journal.names) - {case.name for case in plan.cases})
     if gone:
         raise UserError(
@@ -42,7 +42,7 @@ def carry_out(plan: Preparation, dest: Path) -> str:
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
     made = 0
-    for case in tqdm(plan.cases, desc=f"prepare {plan.kind}", unit="case", disable=None):
+    for case in tqdm(plan.cases, desc=f"prepare {kind}", unit="case", disable=None):
         fingerprint = fingerprint_of(case)
         if not journal.is_done(case, fingerprint):
             journal.write(case, fingerprint, case.make())
