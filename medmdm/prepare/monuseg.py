@@ -56,7 +56,7 @@ def plan(release: Release) -> Preparation:
         )
         other_lists[LATER_LIST] = (
             {"description": f"{published.information['description']} This list adds the images of the later release."},
-            lambda case: case.section or "training",
+            "training",
         )
     information = {
         "name": published.name,

@@ -59,10 +59,6 @@ class SourceCase:
     recipe: str = ""
 
 
-#: Gives the section that a case has in a data list, ``None`` where it is not listed.
-SectionOf = Callable[[SourceCase], str | None]
-
-
 @dataclass(frozen=True)
 class Preparation:
     """A data set to prepare.
@@ -71,14 +67,14 @@ class Preparation:
         information: the data list without its sections.
         cases: in the order of the data list.
         notices: what is missing or was decided, for the end of the table.
-        other_lists: further data lists by file name: what differs in their information, and the section that each
-            case has in them.
+        other_lists: further data lists by file name: what differs in their information, and the section in them of the
+            cases that ``dataset.json`` does not list.
     """
 
     information: Mapping[str, Any]
     cases: tuple[SourceCase, ...]
     notices: tuple[str, ...] = ()
-    other_lists: Mapping[str, tuple[Mapping[str, Any], SectionOf]] = field(default_factory=dict)
+    other_lists: Mapping[str, tuple[Mapping[str, Any], str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
