@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -52,7 +51,7 @@ def plan(release: Release) -> Preparation:
         if not own and not is_test:
             empty.append(stem)
         section = "test" if is_test else "training"
-        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image)))
+        cases.append(picture_case(stem, section, image, own, _nuclei))
     training = sum(case.section == "training" for case in cases)
     notices = list(release.notices)
     if training < _TRAINING_IMAGES:
@@ -62,7 +61,7 @@ def plan(release: Release) -> Preparation:
     return Preparation(_INFORMATION, tuple(cases), tuple(notices))
 
 
-def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
+def _nuclei(image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
     """Draw one nucleus after the other; later ones win where they overlap, which official masks do not."""
     if len(masks) > MAX_INSTANCES:
         raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number.")
@@ -78,7 +77,7 @@ def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: Source
         label[nucleus] = number
     notes = []
     if blank:
-        notes.append(f"{name[:12]}: {blank} masks are empty")
+        notes.append(f"{image.stem[:12]}: {blank} masks are empty")
     if overlap:
-        notes.append(f"{name[:12]}: {overlap} pixels belong to several masks and were given to the last")
+        notes.append(f"{image.stem[:12]}: {overlap} pixels belong to several masks and were given to the last")
     return Label(relabel_sequential(label)[0], notes=tuple(notes))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
-from functools import partial
 from pathlib import PurePosixPath
+from posixpath import commonpath
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,6 @@ def plan(release: Release, label_type: str = "classes") -> Preparation:
             "masks): give a folder of PNG, TIFF, BMP or JPEG images."
         )
     masks, notices = _pairs(images, [file for file in release.images if is_mask(file.path)])
-    names = _names(images)
     instances = label_type == "instances"
     information: dict[str, Any] = {
         "name": release.source.resolve().stem,
@@ -63,36 +61,28 @@ def plan(release: Release, label_type: str = "classes") -> Preparation:
         binary = values == {0, IGNORE} or values == {IGNORE}
         information["labels"], more = _classes({0, 1} if binary else values)
         notices += ["all masks are of 0 and 255, which became 0 and 1"] if binary else more
+
+    def label_of(image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
+        label = read_label(mask, shape, image)
+        if instances:
+            return Label(relabel_sequential(label)[0])
+        return Label((label > 0).astype(np.uint16) if binary else label)
+
+    shared = commonpath(image.path.parent for image in images)
     cases = []
-    for name, image in zip(names, images, strict=True):
+    for image in images:
+        name = image.path.relative_to(shared).with_suffix("").as_posix()
         own = [masks[image]] if image in masks else []
-        label = partial(_label, image, instances=instances, binary=binary)
         recipe = f"{label_type} {binary}"
-        cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
+        cases.append(picture_case(name, "training", image, own, label_of, instances, recipe=recipe))
     if masks and len(masks) < len(images):
         notices.append(f"{len(images) - len(masks)} of {len(images)} images have no mask and get no label")
     return Preparation(information, tuple(cases), tuple(notices))
 
 
-def _label(image: SourceFile, shape: tuple[int, ...], mask: SourceFile, instances: bool, binary: bool) -> Label:
-    label = read_label(mask, shape, image)
-    if instances:
-        return Label(relabel_sequential(label)[0])
-    return Label((label > 0).astype(np.uint16) if binary else label)
-
-
-def _names(images: list[SourceFile]) -> list[str]:
-    """Name cases by their path without suffix, below the folder that all images share."""
-    parents = [image.path.parent for image in images]
-    shared = PurePosixPath(os.path.commonpath(parents)) if len(set(parents)) > 1 else parents[0]
-    return [image.path.relative_to(shared).with_suffix("").as_posix() for image in images]
-
-
 def _pairs(images: list[SourceFile], masks: list[SourceFile]) -> tuple[dict[SourceFile, SourceFile], list[str]]:
     """Find the mask of each image, and say which masks have none."""
-    by_key: dict[str, SourceFile] = {}
-    for image in images:
-        by_key.setdefault(_key(image.path), image)
+    by_key = {_key(image.path): image for image in reversed(images)}  # the first image of a key
     pairs: dict[SourceFile, SourceFile] = {}
     lonely: list[SourceFile] = []
     for mask in masks:
