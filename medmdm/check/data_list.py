@@ -103,37 +103,26 @@ def _missing(path: Path, name: str, section: str) -> Finding:
     return Finding.error("missing-file", f"{name} in {section} does not exist: {advice}", name)
 
 
-def _odd_ones_out(inspected: Sequence[Facts], channels: Any) -> Iterator[Finding]:
+def _odd_ones_out(inspected: Sequence[Facts], declared: Any) -> Iterator[Finding]:
     """Compare channels, types and dimensions of the images with what most have."""
-    known = [facts for facts in inspected if facts.channels is not None]
+    known = [(f.case.name, f.spatial_dims, f.kind[0], f.kind[2]) for f in inspected if f.kind is not None]
     if not known:
         return
-    usual: dict[str, Any] = {
-        key: Counter(getattr(facts, key) for facts in known).most_common(1)[0][0]
-        for key in ("channels", "spatial_dims", "dtype")
-    }
-    if isinstance(channels, dict) and channels:
-        usual["channels"] = len(channels)
-    for facts in known:
-        name = facts.case.name
-        if facts.spatial_dims != usual["spatial_dims"]:
-            sentence = (
-                f"{name} has {facts.spatial_dims} dimensions and most images have {usual['spatial_dims']}: list "
-                "pictures and volumes apart"
-            )
-            yield Finding.error("dimensions-differ", sentence, name)
-        elif facts.channels != usual["channels"]:
-            sentence = (
-                f"{name} has {counted(facts.channels or 0, 'channel')} where {usual['channels']} are expected: convert "
-                "it or leave it out"
-            )
-            yield Finding.error("channels-differ", sentence, name)
-        elif facts.dtype != usual["dtype"] and facts.spatial_dims == 2:
-            sentence = (
-                f"{name} is {facts.dtype} and most images are {usual['dtype']}: intensities are scaled by type, so "
-                "make sure that both cover their range"
-            )
-            yield Finding.warning("types-differ", sentence, name)
+    _, usual_dims, usual_channels, usual_dtype = (
+        Counter(each).most_common(1)[0][0] for each in zip(*known, strict=True)
+    )
+    if isinstance(declared, dict) and declared:
+        usual_channels = len(declared)
+    for name, dims, channels, dtype in known:
+        if dims != usual_dims:
+            differs = f"{name} has {dims} dimensions and most images have {usual_dims}"
+            yield Finding.error("dimensions-differ", f"{differs}: list pictures and volumes apart", name)
+        elif channels != usual_channels:
+            differs = f"{name} has {counted(channels, 'channel')} where {usual_channels} are expected"
+            yield Finding.error("channels-differ", f"{differs}: convert it or leave it out", name)
+        elif dtype != usual_dtype and dims == 2:
+            differs = f"{name} is {dtype} and most images are {usual_dtype}: intensities are scaled by type"
+            yield Finding.warning("types-differ", f"{differs}, so make sure that both cover their range", name)
 
 
 def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None, instances: bool) -> Iterator[Finding]:

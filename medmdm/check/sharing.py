@@ -51,15 +51,11 @@ def identical_images(inspected: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tuple[ListedCase, ListedCase]]:
-    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs.
-
-    Args:
-        group: cases with the same pixels.
-        parts: these are the pixels of the whole image, of which only overlapping parts are alike.
-    """
+    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs."""
     for i, case in enumerate(group):
         met: set[str] = set()
         for other in group[:i]:
+            # Where the whole images have the same pixels, only overlapping parts of them are alike.
             alike = not parts or regions_overlap(case.entry.get("region"), other.entry.get("region"))
             if other.section not in met and alike:
                 met.add(other.section)
@@ -73,15 +69,18 @@ def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], officia
         sections: entries of a data list.
         official: whether the split is the publisher's.
     """
-    listed = (entry for section in SECTIONS for entry in sections[section])
-    # Numbers in the order of the list stand for patients: ids identify people.
-    number = {p: i for i, p in enumerate(dict.fromkeys(e["patient_id"] for e in listed if "patient_id" in e), 1)}
+    cases: dict[str, dict[str, list[str]]] = {section: defaultdict(list) for section in SECTIONS}
+    number: dict[str, int] = {}  # in the order of the list, stands for a patient: ids identify people
+    for section in SECTIONS:
+        for entry in sections[section]:
+            if "patient_id" in entry:
+                cases[section][entry["patient_id"]].append(image_name(entry))
+                number.setdefault(entry["patient_id"], len(number) + 1)
     for a, b in combinations(SECTIONS, 2):
-        cases = {section: _groups_by_patient(sections[section]) for section in (a, b)}
-        shared = sorted(cases[a].keys() & cases[b].keys(), key=number.__getitem__)
+        shared = [patient for patient in number if patient in cases[a] and patient in cases[b]]
         if not shared:
             continue
-        affected = [image_name(entry) for patient in shared for entry in cases[b][patient]]
+        affected = [name for patient in shared for name in cases[b][patient]]
         described = ", ".join(
             f"patient {number[p]} of {len(number)} ({len(cases[a][p])} + {len(cases[b][p])} cases)"
             for p in shared[:_NAMED]
@@ -99,14 +98,6 @@ def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], officia
             f"{advice}"
         )
         yield Finding("warning" if official else "error", "patient-in-two-sections", sentence, tuple(affected))
-
-
-def _groups_by_patient(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        if "patient_id" in entry:
-            groups[entry["patient_id"]].append(entry)
-    return groups
 
 
 def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
@@ -133,7 +124,8 @@ def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
         )
         yield Finding.warning("names-differ-in-case", sentence, *group)
     apart = {name for group in by_case for name in group}
-    for group in _groups([name for name in images if name not in apart], _output_name):
+    rest = [name for name in images if name not in apart]
+    for group in _groups(rest, lambda name: volume_stem(PurePosixPath(name)).casefold()):
         sentence = (
             f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix "
             f"({_two(group)}): masks named after them would overwrite each other"
@@ -143,10 +135,6 @@ def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
 
 def _two(names: Sequence[str]) -> str:
     return f"{names[0]}, {names[1]}{', …' if names[2:] else ''}"
-
-
-def _output_name(name: str) -> str:
-    return volume_stem(PurePosixPath(name)).casefold()
 
 
 def _groups(things: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:

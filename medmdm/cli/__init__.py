@@ -13,23 +13,15 @@ from medmdm.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = {
-    "init": init,
-    "prepare": prepare,
-    "check": check,
-    "split": split,
-    "report": report,
-    "compare": compare,
-    "convert": convert,
-    "export": export,
-}
+COMMANDS = (init, prepare, check, split, report, compare, convert, export)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__)
     parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for name, module in COMMANDS.items():
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
