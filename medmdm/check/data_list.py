@@ -43,18 +43,17 @@ def check(
         classes, instances = label_classes(loaded.information), label_type(loaded.information) == "instances"
     except UserError as error:
         raise UserError(f"{loaded.title}: {error}") from error
-    sections = {section: getattr(loaded, section) for section in SECTIONS}
     cases, findings = _find_files(loaded, folder)
     with ThreadPool(min(_THREADS, os.cpu_count() or 1)) as pool:
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
         inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
     findings += [finding for facts in inspected for finding in facts.findings]
     findings += identical_images(inspected)
-    findings += shared_patients(sections, loaded.information.get("split") == "official")
+    findings += shared_patients(loaded)
     findings += clashing_names(cases)
     findings += _odd_ones_out(inspected, loaded.information.get("channels"))
     findings += _labels_together(inspected, classes, instances)
-    rows = tuple(_row(section, inspected) for section in SECTIONS if sections[section])
+    rows = tuple(_row(section, inspected) for section in SECTIONS if getattr(loaded, section))
     return Report(loaded.title, str(folder), rows, tuple(findings))
 
 

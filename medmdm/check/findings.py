@@ -130,7 +130,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
             row.section,
             str(row.cases),
             str(row.labels),
-            "-" if row.patients is None else str(row.patients),
+            str(row.patients or "-"),
             _images(row.images),
             "-" if row.foreground is None else f"{100 * row.foreground:.1f} %",
             _values(row),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from medmdm.check.findings import Finding
 from medmdm.check.inspection import Facts, ListedCase
 from medmdm.data.files.formats import volume_stem
-from medmdm.data.lists import SECTIONS, image_name, image_names, regions_overlap
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.errors import UserError
 
@@ -62,17 +62,14 @@ def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tup
                 yield case, other
 
 
-def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], official: bool) -> Iterator[Finding]:
-    """Find patients in two sections: a warning for a publisher's split, an error for any other.
-
-    Args:
-        sections: entries of a data list.
-        official: whether the split is the publisher's.
-    """
+def shared_patients(data_list: DataList) -> Iterator[Finding]:
+    """Find patients in two sections: a warning for a publisher's split, an error for any other."""
+    official = data_list.information.get("split") == "official"
+    sections = {section: getattr(data_list, section) for section in SECTIONS}
     cases: dict[str, dict[str, list[str]]] = {section: defaultdict(list) for section in SECTIONS}
     number: dict[str, int] = {}  # in the order of the list, stands for a patient: ids identify people
-    for section in SECTIONS:
-        for entry in sections[section]:
+    for section, entries in sections.items():
+        for entry in entries:
             if "patient_id" in entry:
                 cases[section][entry["patient_id"]].append(image_name(entry))
                 number.setdefault(entry["patient_id"], len(number) + 1)
@@ -93,11 +90,9 @@ def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], officia
             else 'make a split by patient (python -m medmdm split), or add "split": "official" to the list if it is '
             "the publisher's"
         )
-        sentence = (
-            f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}: {described}{more}; "
-            f"{advice}"
-        )
-        yield Finding("warning" if official else "error", "patient-in-two-sections", sentence, tuple(affected))
+        sentence = f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}"
+        make = Finding.warning if official else Finding.error
+        yield make("patient-in-two-sections", f"{sentence}: {described}{more}; {advice}", *affected)
 
 
 def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
@@ -113,15 +108,12 @@ def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
             yield Finding.error("label-is-image", sentence, label)
         elif len(of) > 1:
             names = sorted(of)
-            sentence = (
-                f"{label} is the label of {len(names)} images ({_two(names)}): correct the list unless that is meant"
-            )
-            yield Finding.warning("shared-label", sentence, label, *names)
+            shared = f"{label} is the label of {len(names)} images ({_two(names)})"
+            yield Finding.warning("shared-label", f"{shared}: correct the list unless that is meant", label, *names)
     by_case = _groups(dict.fromkeys([*images, *labels]), str.casefold)
     for group in by_case:
-        sentence = (
-            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one"
-        )
+        alike = f"{' and '.join(group[:3])} differ in letter case only"
+        sentence = f"{alike} and are one file on Windows and macOS: rename one"
         yield Finding.warning("names-differ-in-case", sentence, *group)
     apart = {name for group in by_case for name in group}
     rest = [name for name in images if name not in apart]
@@ -180,9 +172,7 @@ def quick_check(selection: Selection) -> list[str]:
                             f"{paths[0]} is in {section} and a copy of it, {others[0]}, in training: remove one from "
                             "the data list, or pass --transductive true to train on both knowingly."
                         )
-    sections = {section: getattr(selection.data_list, section) for section in SECTIONS}
-    official = selection.data_list.information.get("split") == "official"
-    return [finding.message for finding in shared_patients(sections, official)]
+    return [finding.message for finding in shared_patients(selection.data_list)]
 
 
 def _files(entries: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, ...], Any]]:

@@ -25,9 +25,8 @@ def plan(release: Release) -> Preparation:
     images = by_stem([file for file in release.images if _NAME.fullmatch(file.stem)])
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
     if not images:
-        raise UserError(
-            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder."
-        )
+        searched = f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...)"
+        raise UserError(f"{searched}: give the release's folder.")
     grades, notices = _grades(release)
     cases, totals, absent, unlabelled = [], Counter[str](), Counter[str](), []
     for section in SECTIONS:

@@ -41,16 +41,22 @@ class Journal:
         self.records: dict[str, dict[str, Any]] = {}  # by the name of the case
         self._continues = False  # whether lines may be added to the file as it is
         if self._path.exists():
+            *lines, rest = self._path.read_bytes().split(b"\n")
             try:
-                self._read(kind)
+                head, *records = [json.loads(line) for line in lines] or [self._head]
+                if head["prepared"] != kind:
+                    found = f"{dest} holds {head['prepared']} prepared before"
+                    raise UserError(f"{found}: give another folder for {kind}.")
+                if head["version"] == _VERSION:
+                    self.records = {record["case"]: record for record in records}
+                    self._continues = not rest and bool(lines)
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{self._path} is damaged: delete {dest} and prepare again.") from error
         elif any((dest / name).exists() for name in (*LIST_NAMES, "images", "labels")):
-            raise UserError(
-                f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder."
-            )
+            problem = f"{dest} holds a data set that prepare has not written ({NAME} is missing)"
+            raise UserError(f"{problem}: give another folder.")
 
     def is_done(self, case: SourceCase, fingerprint: str) -> bool:
         """Whether the case is on record with these sources, and all its files are as they were written."""
@@ -86,16 +92,6 @@ class Journal:
         """Bring the lines into the order of ``names``, so that a continued run leaves the bytes of an unbroken one."""
         lines = [self._head, *(self.records[name] for name in names)]
         write_if_changed(self._path, b"".join(_line(line) for line in lines))
-
-    def _read(self, kind: str) -> None:
-        *lines, rest = self._path.read_bytes().split(b"\n")
-        records = [json.loads(line) for line in lines]
-        head = records[0] if records else self._head
-        if head["prepared"] != kind:
-            raise UserError(f"{self.dest} holds {head['prepared']} prepared before: give another folder for {kind}.")
-        if head["version"] == _VERSION:
-            self.records = {record["case"]: record for record in records[1:]}
-            self._continues = not rest and bool(records)
 
 
 def write_if_changed(path: Path, content: bytes) -> None:

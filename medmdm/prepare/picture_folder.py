@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import PurePosixPath
 from posixpath import commonpath
 from typing import Any
@@ -57,10 +56,8 @@ def plan(release: Release, label_type: str = "classes") -> Preparation:
     if masks and instances:
         information["labels"] = {"background": 0, "object": 1}
     elif masks:
-        values = _values(masks)
-        binary = values == {0, IGNORE} or values == {IGNORE}
-        information["labels"], more = _classes({0, 1} if binary else values)
-        notices += ["all masks are of 0 and 255, which became 0 and 1"] if binary else more
+        information["labels"], binary, more = _classes(masks)
+        notices += more
 
     def label_of(image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
         label = read_label(mask, shape, image)
@@ -103,21 +100,19 @@ def _key(path: PurePosixPath) -> str:
     return "/".join(part for part in parts if part)
 
 
-def _values(masks: dict[SourceFile, SourceFile]) -> set[int]:
-    """Return the values of all masks, because what 255 means shows only in all of them together."""
+def _classes(masks: dict[SourceFile, SourceFile]) -> tuple[dict[str, int], bool, list[str]]:
+    """Return the classes, whether 255 stands for 1, which shows only in all masks together, and notices."""
     values: set[int] = set()
     for image, mask in tqdm(masks.items(), desc="values of the masks", unit="mask", disable=None):
         with image.local() as path:
             shape = image_size(path)
         values.update(np.unique(read_label(mask, shape, image)).tolist())
-    return values
-
-
-def _classes(values: Iterable[int]) -> tuple[dict[str, int], list[str]]:
-    classes = sorted(set(values) - {0, IGNORE})
+    if values in ({0, IGNORE}, {IGNORE}):
+        return {"background": 0, "class 1": 1}, True, ["all masks are of 0 and 255, which became 0 and 1"]
+    classes = sorted(values - {0, IGNORE})
     notices = []
     if IGNORE in values:
         notices.append(f"pixels of value {IGNORE} are ignored in training and evaluation")
     if len(classes) > _MANY_CLASSES:
         notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
-    return {"background": 0, **{f"class {value}": value for value in classes}}, notices
+    return {"background": 0, **{f"class {value}": value for value in classes}}, False, notices

@@ -43,11 +43,8 @@ def read_published(release: Release) -> tuple[dict[str, Any], dict[PurePosixPath
                 sections[file.path.parent / PurePosixPath(image)] = section
     present = {one.path for one in release.files}
     missing = [path for path in sections if path not in present]
-    notices = []
-    if missing:
-        notices.append(
-            f"{len(missing)} of {len(sections)} volumes that its dataset.json names are not there (first: {missing[0]})"
-        )
+    named = f"{len(missing)} of {len(sections)} volumes that its dataset.json names"
+    notices = [f"{named} are not there (first: {missing[0]})"] if missing else []
     texts = {old: new for old, new in _TEXTS.items() if isinstance(content.get(old), str)}
     information: dict[str, Any] = {new: content[old] for old, new in texts.items()}
     labels = _labels(content.get("labels"))

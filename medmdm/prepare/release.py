@@ -49,11 +49,6 @@ class SourceFile:
     def suffix(self) -> str:
         return self.path.suffix.lower()
 
-    @property
-    def is_image(self) -> bool:
-        """Whether the suffix is one that ``medmdm.data.read_image`` reads."""
-        return self.suffix in IMAGE_SUFFIXES
-
     def sha256(self) -> str:
         """Return the hash of the content."""
         with self._reading() as file:
@@ -105,7 +100,7 @@ class Release:
 
     @property
     def images(self) -> list[SourceFile]:
-        return [file for file in self.files if file.is_image]
+        return [file for file in self.files if file.suffix in IMAGE_SUFFIXES]
 
 
 @contextmanager
@@ -131,7 +126,7 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
                 below = PurePosixPath(path.relative_to(source).as_posix())
                 files.append(SourceFile(below, str(path), partial(path.open, "rb"), path))  # type: ignore[arg-type]
             zips = [file for file in files if file.suffix == ".zip"]
-            if zips_inside and zips and not any(file.is_image for file in files):
+            if zips_inside and zips and not any(file.suffix in IMAGE_SUFFIXES for file in files):
                 for file in zips:
                     files += _zip_files(stack, source / file.path, file.path.with_suffix(""))
             elif zips_inside and zips:

@@ -63,9 +63,8 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
     try:
         pattern = None if subject is None else re.compile(subject)
     except re.error as error:
-        raise UserError(
-            f"--subject {subject!r} is no regular expression ({error}): give one such as 'patient[0-9]+'."
-        ) from error
+        problem = f"--subject {subject!r} is no regular expression ({error})"
+        raise UserError(f"{problem}: give one such as 'patient[0-9]+'.") from error
     files = [file for file in release.files if file.path.name.lower().endswith(VOLUME_SUFFIXES)]
     labels = [file for file in files if is_mask(file.path)]
     by_name = _by_name(labels)
@@ -145,11 +144,8 @@ def _subject(path: PurePosixPath, stem: str, pattern: re.Pattern[str] | None) ->
         if found is None:
             raise UserError(f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file.")
         return found.group(1) if pattern.groups else found.group(0)
-    for part in (*path.parts[:-1], stem):
-        bids = _BIDS_SUBJECT.match(part)
-        if bids:
-            return bids.group(0)
-    return stem
+    found = next(filter(None, map(_BIDS_SUBJECT.match, (*path.parent.parts, stem))), None)
+    return stem if found is None else found.group(0)
 
 
 def _make_volume(name: str, sequences: Sequence[SourceFile], labels: Sequence[SourceFile]) -> Made:

@@ -91,9 +91,8 @@ def test_a_damaged_member_is_named_and_leaves_nothing(archive, tmp_path: Path, m
     content[60] ^= 255
     path.write_bytes(bytes(content))
     unpacked = r"set\.zip/top/a\.png cannot be unpacked"
-    with open_release(path) as release:
-        with pytest.raises(UserError, match=unpacked), release.files[0].local():
-            pass
+    with open_release(path) as release, pytest.raises(UserError, match=unpacked), release.files[0].local():
+        pass
     assert not list((tmp_path / "scratch").iterdir())
 
 
