@@ -150,11 +150,9 @@ def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None,
     elif instances:
         return
     elif classes is None:
-        sentence = (
-            "the list does not declare 'labels', so values were not checked (found "
-            f'{", ".join(map(str, sorted(values)[:10]))}): add "labels": {{"background": 0, ...}}'
-        )
-        yield Finding.warning("no-classes", sentence)
+        found = f"(found {', '.join(map(str, sorted(values)[:10]))})"
+        sentence = f"the list does not declare 'labels', so values were not checked {found}"
+        yield Finding.warning("no-classes", f'{sentence}: add "labels": {{"background": 0, ...}}')
     else:
         trained = {n for facts in labelled if facts.case.section == "training" for n in facts.values or ()}
         never = ", ".join(map(str, sorted(classes - trained)))

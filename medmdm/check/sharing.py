@@ -43,11 +43,9 @@ def identical_images(inspected: Sequence[Facts]) -> Iterator[Finding]:
             sentence = f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one"
             yield Finding.warning("duplicate-image", sentence, *names)
         else:
-            sentence = (
-                f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels: remove one, "
-                "for a score on an image that was trained on says nothing"
-            )
-            yield Finding.error("image-in-two-sections", sentence, *names)
+            same = f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels"
+            advice = "remove one, for a score on an image that was trained on says nothing"
+            yield Finding.error("image-in-two-sections", f"{same}: {advice}", *names)
 
 
 def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tuple[ListedCase, ListedCase]]:
@@ -118,10 +116,8 @@ def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
     apart = {name for group in by_case for name in group}
     rest = [name for name in images if name not in apart]
     for group in _groups(rest, lambda name: volume_stem(PurePosixPath(name)).casefold()):
-        sentence = (
-            f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix "
-            f"({_two(group)}): masks named after them would overwrite each other"
-        )
+        alike = f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix"
+        sentence = f"{alike} ({_two(group)}): masks named after them would overwrite each other"
         yield Finding.warning("same-file-name", sentence, *group)
 
 

@@ -53,10 +53,8 @@ def plan(release: Release) -> Preparation:
             f"{len(later)} training images of the later release are not among the paper's 30: dataset.json leaves them "
             f"out, {LATER_LIST} trains on them too"
         )
-        other_lists[LATER_LIST] = (
-            {"description": f"{published.information['description']} This list adds the images of the later release."},
-            "training",
-        )
+        text = f"{published.information['description']} This list adds the images of the later release."
+        other_lists[LATER_LIST] = ({"description": text}, "training")
     scale = {"objective": "40x", "spacing": [0.00025, 0.00025]}  # mm, for images whose XML states none
     information = {"name": published.name, **published.information, **scale}
     return Preparation(information, tuple(cases), tuple(notices), other_lists)

@@ -23,7 +23,7 @@ _MAX_NOTES = 40
 
 
 def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
-    """Prepare the cases of a plan in ``dest`` and return the summary.
+    """Prepare the cases of a plan in ``dest`` and return the summary; ``kind`` is that of the command line.
 
     What an earlier run finished, and what is unchanged since, is kept. Every file appears whole or not at all, and
     ``dataset.json`` comes last: where it is, everything is.
@@ -35,10 +35,8 @@ def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
     journal = Journal(dest, kind)
     gone = sorted(set(journal.records) - {case.name for case in plan.cases})
     if gone:
-        raise UserError(
-            f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]}): give "
-            "another folder, or put all parts of the release into one source."
-        )
+        problem = f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]})"
+        raise UserError(f"{problem}: give another folder, or put all parts of the release into one source.")
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
     made = 0
@@ -56,18 +54,14 @@ def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
 
 def _refuse_clashes(plan: Preparation) -> None:
     if not any(case.section == "training" for case in plan.cases):
-        raise UserError(
-            f"the source holds no training images of {plan.information['name']}, and a data list needs some: put all "
-            "parts of the release into one folder."
-        )
+        problem = f"the source holds no training images of {plan.information['name']}, and a data list needs some"
+        raise UserError(f"{problem}: put all parts of the release into one folder.")
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
         other = first.setdefault(case.name.lower(), case)
         if other is not case:
-            raise UserError(
-                f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png "
-                "where letter case does not count: rename one."
-            )
+            problem = f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png"
+            raise UserError(f"{problem} where letter case does not count: rename one.")
 
 
 def _write_list(
