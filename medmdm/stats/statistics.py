@@ -93,15 +93,14 @@ def paper_block(dices: ArrayLike) -> dict[str, Any]:
     if values.ndim != 2 or not values.size:
         raise ValueError(f"pixel Dice of [classifiers, images] is needed, got shape {values.shape}")
     defined = np.isfinite(values).all(0)
-    values = values[:, defined]
     # Without an image that has a value there is nothing to average: NaN, None in the result.
-    mean_dice = values.mean(1) if defined.any() else np.full(len(values), np.nan)
-    binary_aji = (values / (2 - values)).mean(1) if defined.any() else mean_dice
-    columns = {"dice": mean_dice, "iou": mean_dice / (2 - mean_dice), "aji": binary_aji}
-    block: dict[str, Any] = {}
-    for name, column in columns.items():
-        sd = column.std(ddof=1) if len(column) > 1 else None
-        block[name] = {"label": PAPER_LABELS[name], "mean": column.mean(), "sd": sd}
+    values = values[:, defined] if defined.any() else np.full((len(values), 1), np.nan)
+    mean = values.mean(1)
+    columns = {"dice": mean, "iou": mean / (2 - mean), "aji": (values / (2 - values)).mean(1)}
+    block: dict[str, Any] = {
+        name: {"label": PAPER_LABELS[name], "mean": of.mean(), "sd": of.std(ddof=1) if len(of) > 1 else None}
+        for name, of in columns.items()
+    }
     block |= {"classifiers": len(values), "images": int(defined.sum()), "undefined": int((~defined).sum())}
     return json_ready(block)
 
@@ -228,8 +227,7 @@ def subgroups(
     numbers = pd.to_numeric(cases[column], errors="coerce")
     ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
     parts = {key: cases[keys == key] for key in ordered}
-    groups = {key: None if patient is None else part[patient] for key, part in parts.items()}
-    return {key: summarise(part[value], groups[key], confidence) for key, part in parts.items()}
+    return {key: summarise(part[value], patient and part[patient], confidence) for key, part in parts.items()}
 
 
 def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:
