@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     args = _parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        return args.run(args) or 0  # only ``check`` has a status of its own
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             own.add_argument(f"--{option.replace('_', '-')}", **settings)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``prepare`` with parsed arguments, print its table and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``prepare`` with parsed arguments and print its table."""
     options = {name: getattr(args, name) for name in KINDS[args.kind].options}
     print(prepare(args.kind, args.source, args.dest, **options))
-    return 0

@@ -18,10 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no_surface", dest="surface", action="store_false", help=without)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``report`` with parsed arguments, print the pages and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``report`` with parsed arguments and print the pages."""
     from medmdm.reports import write_report
 
     for folder in args.runs:
         print(write_report(folder, strict=args.strict, keep_patient_ids=args.keep_patient_ids, surface=args.surface))
-    return 0
