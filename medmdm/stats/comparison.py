@@ -94,10 +94,8 @@ def paired(
     warnings = list(units.warnings)
     if undefined:
         only_a, only_b = (int((~defined & np.isfinite(other)).sum()) for other in (second, first))
-        warnings.append(
-            f"{undefined} of {len(first)} cases are left out: {only_a} have no finite value in A only, {only_b} in B "
-            f"only, {undefined - only_a - only_b} in both."
-        )
+        counts = f"{only_a} have no finite value in A only, {only_b} in B only, {undefined - only_a - only_b} in both"
+        warnings.append(f"{undefined} of {len(first)} cases are left out: {counts}.")
     if n and smallest_p > 1 - confidence:
         warnings.append(f"With {n} {units.name} no difference, however large, could give p below {smallest_p:.2g}.")
     # Equal up to rounding: means of a patient's images can differ in their last digit.

@@ -44,22 +44,18 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
     defined = np.isfinite(values)
     values, patients = values[defined], patients[defined]
     name, n_patients, warnings = "images", None, []
-    missing = int(patients.isna().sum())
+    missing, counted = int(patients.isna().sum()), "images are counted as if they were independent"
     if missing < len(patients):
         names = patients.astype(str)
         n_patients = int(names[patients.notna()].nunique())
         if missing:
-            warnings.append(
-                f"{missing} of {len(values)} images have no patient: images are counted as if they were independent."
-            )
+            warnings.append(f"{missing} of {len(values)} images have no patient: {counted}.")
         elif n_patients >= ENOUGH_PATIENTS:
             name = "patients"
             values = pd.Series(values).groupby(names.to_numpy()).mean().to_numpy()
         elif n_patients < len(values):
-            warnings.append(
-                f"Only {n_patients} patients: their {len(values)} images are counted as if they were independent, so "
-                "that intervals are too narrow."
-            )
+            few = f"Only {n_patients} patients: their {len(values)} {counted}"
+            warnings.append(f"{few}, so that intervals are too narrow.")
     if not len(values):
         warnings.append("No case has a value.")
     elif len(values) < SMALL:
@@ -177,10 +173,8 @@ def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence
     if undefined:
         warnings.append(f"{undefined} of {len(cases)} cases have no value (nothing to score) and are left out.")
     if infinite:
-        warnings.append(
-            f"{infinite} of {len(cases)} cases are infinitely far off (prediction or truth is empty) and left out of "
-            "the mean: compare it only together with this number."
-        )
+        far = f"{infinite} of {len(cases)} cases are infinitely far off (prediction or truth is empty)"
+        warnings.append(f"{far} and left out of the mean: compare it only together with this number.")
     defined = cases[np.isfinite(cases)]
     n = len(units.values)
     return Summary(
