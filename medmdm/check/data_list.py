@@ -43,18 +43,17 @@ def check(
         classes, instances = label_classes(loaded.information), label_type(loaded.information) == "instances"
     except UserError as error:
         raise UserError(f"{loaded.title}: {error}") from error
-    sections = {section: getattr(loaded, section) for section in SECTIONS}
     cases, findings = _find_files(loaded, folder)
     with ThreadPool(min(_THREADS, os.cpu_count() or 1)) as pool:
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
         inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
     findings += [finding for facts in inspected for finding in facts.findings]
     findings += identical_images(inspected)
-    findings += shared_patients(sections, loaded.information.get("split") == "official")
+    findings += shared_patients(loaded)
     findings += clashing_names(cases)
     findings += _odd_ones_out(inspected, loaded.information.get("channels"))
     findings += _labels_together(inspected, classes, instances)
-    rows = tuple(_row(section, inspected) for section in SECTIONS if sections[section])
+    rows = tuple(_row(section, inspected) for section in SECTIONS if getattr(loaded, section))
     return Report(loaded.title, str(folder), rows, tuple(findings))
 
 
@@ -103,37 +102,26 @@ def _missing(path: Path, name: str, section: str) -> Finding:
     return Finding.error("missing-file", f"{name} in {section} does not exist: {advice}", name)
 
 
-def _odd_ones_out(inspected: Sequence[Facts], channels: Any) -> Iterator[Finding]:
+def _odd_ones_out(inspected: Sequence[Facts], declared: Any) -> Iterator[Finding]:
     """Compare channels, types and dimensions of the images with what most have."""
-    known = [facts for facts in inspected if facts.channels is not None]
+    known = [(f.case.name, f.spatial_dims, f.kind[0], f.kind[2]) for f in inspected if f.kind is not None]
     if not known:
         return
-    usual: dict[str, Any] = {
-        key: Counter(getattr(facts, key) for facts in known).most_common(1)[0][0]
-        for key in ("channels", "spatial_dims", "dtype")
-    }
-    if isinstance(channels, dict) and channels:
-        usual["channels"] = len(channels)
-    for facts in known:
-        name = facts.case.name
-        if facts.spatial_dims != usual["spatial_dims"]:
-            sentence = (
-                f"{name} has {facts.spatial_dims} dimensions and most images have {usual['spatial_dims']}: list "
-                "pictures and volumes apart"
-            )
-            yield Finding.error("dimensions-differ", sentence, name)
-        elif facts.channels != usual["channels"]:
-            sentence = (
-                f"{name} has {counted(facts.channels or 0, 'channel')} where {usual['channels']} are expected: convert "
-                "it or leave it out"
-            )
-            yield Finding.error("channels-differ", sentence, name)
-        elif facts.dtype != usual["dtype"] and facts.spatial_dims == 2:
-            sentence = (
-                f"{name} is {facts.dtype} and most images are {usual['dtype']}: intensities are scaled by type, so "
-                "make sure that both cover their range"
-            )
-            yield Finding.warning("types-differ", sentence, name)
+    _, usual_dims, usual_channels, usual_dtype = (
+        Counter(each).most_common(1)[0][0] for each in zip(*known, strict=True)
+    )
+    if isinstance(declared, dict) and declared:
+        usual_channels = len(declared)
+    for name, dims, channels, dtype in known:
+        if dims != usual_dims:
+            differs = f"{name} has {dims} dimensions and most images have {usual_dims}"
+            yield Finding.error("dimensions-differ", f"{differs}: list pictures and volumes apart", name)
+        elif channels != usual_channels:
+            differs = f"{name} has {counted(channels, 'channel')} where {usual_channels} are expected"
+            yield Finding.error("channels-differ", f"{differs}: convert it or leave it out", name)
+        elif dtype != usual_dtype and dims == 2:
+            differs = f"{name} is {dtype} and most images are {usual_dtype}: intensities are scaled by type"
+            yield Finding.warning("types-differ", f"{differs}, so make sure that both cover their range", name)
 
 
 def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None, instances: bool) -> Iterator[Finding]:
@@ -162,11 +150,9 @@ def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None,
     elif instances:
         return
     elif classes is None:
-        sentence = (
-            "the list does not declare 'labels', so values were not checked (found "
-            f'{", ".join(map(str, sorted(values)[:10]))}): add "labels": {{"background": 0, ...}}'
-        )
-        yield Finding.warning("no-classes", sentence)
+        found = f"(found {', '.join(map(str, sorted(values)[:10]))})"
+        sentence = f"the list does not declare 'labels', so values were not checked {found}"
+        yield Finding.warning("no-classes", f'{sentence}: add "labels": {{"background": 0, ...}}')
     else:
         trained = {n for facts in labelled if facts.case.section == "training" for n in facts.values or ()}
         never = ", ".join(map(str, sorted(classes - trained)))

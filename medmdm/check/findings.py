@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,24 +130,21 @@ def _table(rows: Sequence[Row]) -> list[str]:
             row.section,
             str(row.cases),
             str(row.labels),
-            "-" if row.patients is None else str(row.patients),
+            str(row.patients or "-"),
             _images(row.images),
             "-" if row.foreground is None else f"{100 * row.foreground:.1f} %",
             _values(row),
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in (header, *body)) for column in range(len(header))]
-    rule = tuple("-" * width for width in widths)
-    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (header, rule, *body)]
-    return ["  ".join(line).rstrip() for line in lines]
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    rule = ["-" * width for width in widths]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (header, rule, *body)]
 
 
 def _images(images: Mapping[tuple[int, str, str], int]) -> str:
     if len(images) <= 4:
-        return (
-            ", ".join(f"{n} of {_kind(kind)}" for kind, n in sorted(images.items(), key=lambda item: -item[1])) or "-"
-        )
+        return ", ".join(f"{n} of {_kind(kind)}" for kind, n in Counter(images).most_common()) or "-"
     cases, sizes = Counter[tuple[int, str]](), Counter[tuple[int, str]]()
     for (channels, _, dtype), n in images.items():
         cases[channels, dtype] += n
@@ -161,15 +158,11 @@ def _kind(kind: tuple[int, str, str]) -> str:
     return f"{channels} x {size} {dtype}"
 
 
-def _few(things: Iterable[str]) -> str:
-    things = list(things)
-    return ", ".join(things[:3]) + (f", {len(things) - 3} more" if len(things) > 3 else "") or "-"
-
-
 def _values(row: Row) -> str:
     if row.instances is not None:
         return counted(row.instances, "object")
-    return _few(f"{value}: {100 * share:.1f} %" for value, share in sorted(row.values.items()))
+    shares = [f"{value}: {100 * share:.1f} %" for value, share in sorted(row.values.items())]
+    return ", ".join(shares[:3]) + (f", {len(shares) - 3} more" if len(shares) > 3 else "") or "-"
 
 
 def _listed(title: str, findings: Sequence[Finding]) -> list[str]:

@@ -47,10 +47,8 @@ class Facts:
     Args:
         case: that was looked into.
         findings: what is wrong with it.
-        size: of the image, ``"522x775"``.
+        kind: channels, size and type of the image, ``(3, "522x775", "uint8")``.
         spatial_dims: 2 for pictures, 3 for volumes.
-        channels: of the image.
-        dtype: of the image.
         whole_hash: SHA-256 of the decoded image.
         case_hash: the same of the part that is the case.
         values: pixels by label value, for class labels.
@@ -61,10 +59,8 @@ class Facts:
 
     case: ListedCase
     findings: list[Finding] = field(default_factory=list)
-    size: str | None = None
+    kind: tuple[int, str, str] | None = None
     spatial_dims: int | None = None
-    channels: int | None = None
-    dtype: str | None = None
     whole_hash: str | None = None
     case_hash: str | None = None
     values: dict[int, int] | None = None
@@ -75,13 +71,6 @@ class Facts:
     def error(self, check: str, message: object, *files: str) -> None:
         """Note what is wrong."""
         self.findings.append(Finding.error(check, message, *files))
-
-    @property
-    def kind(self) -> tuple[int, str, str] | None:
-        """Channels, size and type of the image."""
-        if self.channels is None or self.size is None or self.dtype is None:
-            return None
-        return self.channels, self.size, self.dtype
 
 
 def inspect(case: ListedCase, classes: frozenset[int] | None, instances: bool) -> Facts:
@@ -109,7 +98,10 @@ def inspect(case: ListedCase, classes: frozenset[int] | None, instances: bool) -
         except UserError as error:
             facts.error("unreadable", error, name)
             return facts
-        if _fits(facts, whole, label):
+        problem, sentence = grid_problem(label.grid, whole.grid, name, f"its image {case.name}") or (None, "")
+        if problem is not None:
+            facts.error(f"label-{problem}", sentence, case.name, name)
+        if problem in (None, "affine"):  # a label that lies elsewhere in space still holds numbers
             _look_at_label(facts, name, _part(label, case).array, classes, instances)
     return facts
 
@@ -126,8 +118,7 @@ def _part(whole: Decoded, case: ListedCase) -> Decoded:
 
 def _look_at_image(facts: Facts, whole: Decoded, part: Decoded) -> None:
     array, name = part.array, facts.case.name
-    facts.size, facts.channels, facts.dtype = part.size, array.shape[0], array.dtype.name
-    facts.spatial_dims = array.ndim - 1
+    facts.kind, facts.spatial_dims = (array.shape[0], part.size, array.dtype.name), array.ndim - 1
     facts.findings += [Finding.warning("reader", warning, name) for warning in whole.warnings]
     facts.whole_hash = whole.hash()
     facts.case_hash = facts.whole_hash if part is whole else part.hash()
@@ -141,15 +132,6 @@ def _look_at_image(facts: Facts, whole: Decoded, part: Decoded) -> None:
     elif array.min() == array.max():
         sentence = f"{name} has the value {array.flat[0]} everywhere: replace it or remove it"
         facts.error("constant-image", sentence, name)
-
-
-def _fits(facts: Facts, image: Decoded, label: Decoded) -> bool:
-    """Whether the numbers of a label can be looked at; one that lies elsewhere in space still holds numbers."""
-    name, of = str(facts.case.entry["label"]), facts.case.name
-    kind, sentence = grid_problem(label.grid, image.grid, name, f"its image {of}") or (None, "")
-    if kind is not None:
-        facts.error(f"label-{kind}", sentence, of, name)
-    return kind in (None, "affine")
 
 
 def _look_at_label(facts: Facts, name: str, label: np.ndarray, classes: frozenset[int] | None, instances: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from medmdm.check.findings import Finding
 from medmdm.check.inspection import Facts, ListedCase
 from medmdm.data.files.formats import volume_stem
-from medmdm.data.lists import SECTIONS, image_name, image_names, regions_overlap
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.errors import UserError
 
@@ -43,45 +43,39 @@ def identical_images(inspected: Sequence[Facts]) -> Iterator[Finding]:
             sentence = f"{case.name} and {other.name}, both in {case.section}, hold the same pixels: remove one"
             yield Finding.warning("duplicate-image", sentence, *names)
         else:
-            sentence = (
-                f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels: remove one, "
-                "for a score on an image that was trained on says nothing"
-            )
-            yield Finding.error("image-in-two-sections", sentence, *names)
+            same = f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels"
+            advice = "remove one, for a score on an image that was trained on says nothing"
+            yield Finding.error("image-in-two-sections", f"{same}: {advice}", *names)
 
 
 def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tuple[ListedCase, ListedCase]]:
-    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs.
-
-    Args:
-        group: cases with the same pixels.
-        parts: these are the pixels of the whole image, of which only overlapping parts are alike.
-    """
+    """Pair each case with the first like it in each section, so that a thousand copies are a thousand pairs."""
     for i, case in enumerate(group):
         met: set[str] = set()
         for other in group[:i]:
+            # Where the whole images have the same pixels, only overlapping parts of them are alike.
             alike = not parts or regions_overlap(case.entry.get("region"), other.entry.get("region"))
             if other.section not in met and alike:
                 met.add(other.section)
                 yield case, other
 
 
-def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], official: bool) -> Iterator[Finding]:
-    """Find patients in two sections: a warning for a publisher's split, an error for any other.
-
-    Args:
-        sections: entries of a data list.
-        official: whether the split is the publisher's.
-    """
-    listed = (entry for section in SECTIONS for entry in sections[section])
-    # Numbers in the order of the list stand for patients: ids identify people.
-    number = {p: i for i, p in enumerate(dict.fromkeys(e["patient_id"] for e in listed if "patient_id" in e), 1)}
+def shared_patients(data_list: DataList) -> Iterator[Finding]:
+    """Find patients in two sections: a warning for a publisher's split, an error for any other."""
+    official = data_list.information.get("split") == "official"
+    sections = {section: getattr(data_list, section) for section in SECTIONS}
+    cases: dict[str, dict[str, list[str]]] = {section: defaultdict(list) for section in SECTIONS}
+    number: dict[str, int] = {}  # in the order of the list, stands for a patient: ids identify people
+    for section, entries in sections.items():
+        for entry in entries:
+            if "patient_id" in entry:
+                cases[section][entry["patient_id"]].append(image_name(entry))
+                number.setdefault(entry["patient_id"], len(number) + 1)
     for a, b in combinations(SECTIONS, 2):
-        cases = {section: _groups_by_patient(sections[section]) for section in (a, b)}
-        shared = sorted(cases[a].keys() & cases[b].keys(), key=number.__getitem__)
+        shared = [patient for patient in number if patient in cases[a] and patient in cases[b]]
         if not shared:
             continue
-        affected = [image_name(entry) for patient in shared for entry in cases[b][patient]]
+        affected = [name for patient in shared for name in cases[b][patient]]
         described = ", ".join(
             f"patient {number[p]} of {len(number)} ({len(cases[a][p])} + {len(cases[b][p])} cases)"
             for p in shared[:_NAMED]
@@ -94,19 +88,9 @@ def shared_patients(sections: Mapping[str, Sequence[Mapping[str, Any]]], officia
             else 'make a split by patient (python -m medmdm split), or add "split": "official" to the list if it is '
             "the publisher's"
         )
-        sentence = (
-            f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}: {described}{more}; "
-            f"{advice}"
-        )
-        yield Finding("warning" if official else "error", "patient-in-two-sections", sentence, tuple(affected))
-
-
-def _groups_by_patient(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        if "patient_id" in entry:
-            groups[entry["patient_id"]].append(entry)
-    return groups
+        sentence = f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}"
+        make = Finding.warning if official else Finding.error
+        yield make("patient-in-two-sections", f"{sentence}: {described}{more}; {advice}", *affected)
 
 
 def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
@@ -122,31 +106,23 @@ def clashing_names(cases: Sequence[ListedCase]) -> Iterator[Finding]:
             yield Finding.error("label-is-image", sentence, label)
         elif len(of) > 1:
             names = sorted(of)
-            sentence = (
-                f"{label} is the label of {len(names)} images ({_two(names)}): correct the list unless that is meant"
-            )
-            yield Finding.warning("shared-label", sentence, label, *names)
+            shared = f"{label} is the label of {len(names)} images ({_two(names)})"
+            yield Finding.warning("shared-label", f"{shared}: correct the list unless that is meant", label, *names)
     by_case = _groups(dict.fromkeys([*images, *labels]), str.casefold)
     for group in by_case:
-        sentence = (
-            f"{' and '.join(group[:3])} differ in letter case only and are one file on Windows and macOS: rename one"
-        )
+        alike = f"{' and '.join(group[:3])} differ in letter case only"
+        sentence = f"{alike} and are one file on Windows and macOS: rename one"
         yield Finding.warning("names-differ-in-case", sentence, *group)
     apart = {name for group in by_case for name in group}
-    for group in _groups([name for name in images if name not in apart], _output_name):
-        sentence = (
-            f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix "
-            f"({_two(group)}): masks named after them would overwrite each other"
-        )
+    rest = [name for name in images if name not in apart]
+    for group in _groups(rest, lambda name: volume_stem(PurePosixPath(name)).casefold()):
+        alike = f"{len(group)} images have the file name {PurePosixPath(group[0]).name} up to letter case and suffix"
+        sentence = f"{alike} ({_two(group)}): masks named after them would overwrite each other"
         yield Finding.warning("same-file-name", sentence, *group)
 
 
 def _two(names: Sequence[str]) -> str:
     return f"{names[0]}, {names[1]}{', …' if names[2:] else ''}"
-
-
-def _output_name(name: str) -> str:
-    return volume_stem(PurePosixPath(name)).casefold()
 
 
 def _groups(things: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:
@@ -192,9 +168,7 @@ def quick_check(selection: Selection) -> list[str]:
                             f"{paths[0]} is in {section} and a copy of it, {others[0]}, in training: remove one from "
                             "the data list, or pass --transductive true to train on both knowingly."
                         )
-    sections = {section: getattr(selection.data_list, section) for section in SECTIONS}
-    official = selection.data_list.information.get("split") == "official"
-    return [finding.message for finding in shared_patients(sections, official)]
+    return [finding.message for finding in shared_patients(selection.data_list)]
 
 
 def _files(entries: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, ...], Any]]:

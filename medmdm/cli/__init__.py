@@ -13,23 +13,15 @@ from medmdm.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = {
-    "init": init,
-    "prepare": prepare,
-    "check": check,
-    "split": split,
-    "report": report,
-    "compare": compare,
-    "convert": convert,
-    "export": export,
-}
+COMMANDS = (init, prepare, check, split, report, compare, convert, export)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__)
     parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for name, module in COMMANDS.items():
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -48,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     args = _parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        return args.run(args) or 0  # only ``check`` has a status of its own
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

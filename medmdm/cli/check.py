@@ -23,9 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run ``check`` with parsed arguments, print the outcome and return 0, or 1 if there are errors."""
     from medmdm.check import check
+    from medmdm.data.folders import list_file
+    from medmdm.data.lists import LIST_NAMES
 
     try:
-        report = check(_find(args.data_list), args.dataset_dir)
+        path = Path(args.data_list).expanduser()
+        data_list = list_file(path) if path.is_dir() else path
+        if data_list is None:
+            raise UserError(f"{path} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")
+        report = check(data_list, args.dataset_dir)
     except UserError as error:  # nothing could be checked
         if not args.json:
             raise
@@ -34,16 +40,3 @@ def run(args: argparse.Namespace) -> int:
         return 1
     print(json.dumps(report.as_json(), indent=2) if args.json else report.as_text())
     return 1 if report.errors else 0
-
-
-def _find(data_list: str) -> str:
-    from medmdm.data.folders import list_file
-    from medmdm.data.lists import LIST_NAMES
-
-    folder = Path(data_list).expanduser()
-    if not folder.is_dir():
-        return str(folder)
-    found = list_file(folder)
-    if found is not None:
-        return str(found)
-    raise UserError(f"{folder} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep_patient_ids", action="store_true", help="write patient ids, not numbers in their place")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``compare`` with parsed arguments, print the table and the page and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``compare`` with parsed arguments and print the table and the page."""
     from medmdm.reports import write_comparison
 
     folders = [Path(folder).resolve() for folder in args.runs]
@@ -31,4 +31,3 @@ def run(args: argparse.Namespace) -> int:
     page = write_comparison(args.runs, out, metrics=args.metric, keep_patient_ids=args.keep_patient_ids)
     print((page.parent / "comparison.md").read_text(encoding="utf-8"))
     print(page)
-    return 0

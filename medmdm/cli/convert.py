@@ -22,13 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``convert`` with parsed arguments and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``convert`` with parsed arguments."""
     from medmdm.artifacts.pretrained import convert
 
     convert(args.source, args.destination, **dict(args.set or ()))
     print(f"wrote {args.destination}")
-    return 0
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that were changed")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``init`` with parsed arguments and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``init`` with parsed arguments."""
     destination = Path(args.folder)
     copied = 0
     for name in ("bundles", "data_lists"):
@@ -33,4 +33,3 @@ def run(args: argparse.Namespace) -> int:
             copied += 1
     print(f"{copied} files in {destination}. Next: cd {destination}, then")
     print("python -m monai.bundle run --config_file bundles/mdm_pretrain.json")
-    return 0

@@ -16,12 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         own = kinds.add_parser(name, help=kind.help, description=kind.help)
         own.add_argument("source", metavar="SOURCE", help="the folder or zip file as published")
         own.add_argument("dest", metavar="DEST", help="folder to write to; made if missing")
-        for flag, settings in kind.options.items():
-            own.add_argument(flag, **settings)
+        for option, settings in kind.options.items():
+            own.add_argument(f"--{option.replace('_', '-')}", **settings)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``prepare`` with parsed arguments, print its table and return the exit status."""
-    options = {flag.lstrip("-").replace("-", "_") for flag in KINDS[args.kind].options}
-    print(prepare(args.kind, args.source, args.dest, **{name: getattr(args, name) for name in options}))
-    return 0
+def run(args: argparse.Namespace) -> None:
+    """Run ``prepare`` with parsed arguments and print its table."""
+    options = {name: getattr(args, name) for name in KINDS[args.kind].options}
+    print(prepare(args.kind, args.source, args.dest, **options))

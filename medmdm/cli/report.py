@@ -14,18 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="refuse if a case is wrong, instead of leaving it out")
     parser.add_argument("--keep_patient_ids", action="store_true", help="write patient ids, not numbers in their place")
-    parser.add_argument(
-        "--no_surface", action="store_true", help="leave out distances between outlines, which take most of the time"
-    )
+    without = "leave out distances between outlines, which take most of the time"
+    parser.add_argument("--no_surface", dest="surface", action="store_false", help=without)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``report`` with parsed arguments, print the pages and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``report`` with parsed arguments and print the pages."""
     from medmdm.reports import write_report
 
     for folder in args.runs:
-        page = write_report(
-            folder, strict=args.strict, keep_patient_ids=args.keep_patient_ids, surface=not args.no_surface
-        )
-        print(page)
-    return 0
+        print(write_report(folder, strict=args.strict, keep_patient_ids=args.keep_patient_ids, surface=args.surface))

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace data lists that differ")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run ``split`` with parsed arguments, print what came out and return the exit status."""
+def run(args: argparse.Namespace) -> None:
+    """Run ``split`` with parsed arguments and print what came out."""
     from medmdm.data.lists import load_data_list
     from medmdm.data.splits import split_data_list, summarise
     from medmdm.files import atomic_write
@@ -50,4 +50,3 @@ def run(args: argparse.Namespace) -> int:
     if data_list.path is not None and out.resolve().parent != data_list.path.resolve().parent:
         folder = "DIR (the folder of the images)" if data_list.shipped else os.path.relpath(data_list.path.parent)
         print(f"image paths do not start at the new list's folder, so pass with it: --dataset_dir {folder}")
-    return 0

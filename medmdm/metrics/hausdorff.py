@@ -8,6 +8,7 @@ row or column (going on outwards leads away from all of B); and the pixel of B n
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,17 +29,17 @@ def hausdorff_of_objects(pred: ArrayLike, true: ArrayLike, table: Overlaps) -> f
         return math.nan if empty == 2 else math.inf
     pred, true = check_pair(pred, true)
     trues, preds = _Objects(true, table.true_labels), _Objects(pred, table.pred_labels)
-    known: dict[tuple[int, int], float] = {}
+
+    @cache  # most pairs are each other's best: their distance is needed twice
+    def between(true_number: int, pred_number: int) -> float:
+        return _distance(trues, true_number, preds, pred_number)
+
     total = 0.0
-    for side, ours, theirs, swapped in ((table, trues, preds, False), (table.swapped(), preds, trues, True)):
+    for side, ours, theirs in ((table, trues, preds), (table.swapped(), preds, trues)):
         distances = np.full(len(side.true_areas), np.nan)
         for pair in side.best_pairs(side.pixels, side.dice):
             i, j = int(side.true_index[pair]), int(side.pred_index[pair])
-            # Most pairs are each other's best: their distance is needed twice.
-            key = (j, i) if swapped else (i, j)
-            if key not in known:
-                known[key] = _distance(ours, i, theirs, j)
-            distances[i] = known[key]
+            distances[i] = between(i, j) if ours is trues else between(j, i)
         for i in np.flatnonzero(np.isnan(distances)).tolist():
             distances[i] = _nearest(ours, i, theirs)
         total += float((side.true_areas * distances).sum() / side.true_areas.sum())

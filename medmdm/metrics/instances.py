@@ -65,7 +65,8 @@ def object_f1(pred: ArrayLike, true: ArrayLike) -> float:
 
     Args, return value and errors as for :func:`aji`.
     """
-    return _f1(*_object_counts(overlaps(pred, true)))
+    tp, n_pred, n_true = _object_counts(overlaps(pred, true))
+    return _ratio(2 * tp, n_pred + n_true)
 
 
 def object_hausdorff(pred: ArrayLike, true: ArrayLike) -> float:
@@ -119,13 +120,13 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
         "aji": _ratio(intersection, union),
         "aji_plus": _ratio(*_aggregate(table, _one_to_one(table))),
         "object_dice": _object_dice(table),
-        "object_f1": _f1(tp, n_pred, n_true),
+        "object_f1": _ratio(2 * tp, n_pred + n_true),
         "object_precision": _ratio(tp, n_pred),
         "object_recall": _ratio(tp, n_true),
         **_panoptic(table),
+        **{"n_true": n_true, "n_pred": n_pred, "object_tp": tp},
+        **{"aji_intersection": intersection, "aji_union": union},
     }
-    scores |= {"n_true": n_true, "n_pred": n_pred, "object_tp": tp}
-    scores |= {"aji_intersection": intersection, "aji_union": union}
     if hausdorff:
         scores["object_hausdorff"] = hausdorff_of_objects(pred, true, table)
     return scores
@@ -133,10 +134,6 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
 
 def _ratio(numerator: float, denominator: float) -> float:
     return float(numerator / denominator) if denominator else math.nan
-
-
-def _f1(tp: int, n_pred: int, n_true: int) -> float:
-    return _ratio(2 * tp, n_pred + n_true)
 
 
 def _aggregate(table: Overlaps, pairs: Integers) -> tuple[int, int]:

@@ -5,42 +5,40 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medmdm.errors import UserError, nearest
 
 __all__ = ["KINDS", "Kind", "prepare"]
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """One layout that can be prepared.
 
-    The module is imported when the kind is used, so that the command line starts fast. It has
-    ``prepare(source: Path, dest: Path, **options) -> str``, which does the work and returns the summary table.
-
     Args:
-        module: where ``prepare`` is.
+        module: of this package, with ``plan(release, **options) -> Preparation``; imported when the kind is used, so
+            that the command line starts fast.
         help: what SOURCE is, for the command line.
-        options: what ``argparse.add_argument`` takes for each option of this kind, by flag.
+        options: what ``argparse.add_argument`` takes for each option of this kind, by name.
+        zips_inside: see :func:`medmdm.prepare.release.open_release`.
     """
 
     module: str
     help: str
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = {}
+    zips_inside: bool = False
 
 
 KINDS = {
-    "glas": Kind("medmdm.prepare.glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv"),
-    "monuseg": Kind("medmdm.prepare.monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons"),
-    "dsb2018": Kind("medmdm.prepare.dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask per nucleus"),
+    "glas": Kind("glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv", zips_inside=True),
+    "monuseg": Kind("monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons", zips_inside=True),
+    "dsb2018": Kind("dsb2018", "Data Science Bowl 2018: nuclei, one PNG mask per nucleus", zips_inside=True),
     "folder": Kind(
-        "medmdm.prepare.picture_folder",
+        "picture_folder",
         "any folder of PNG, TIFF, BMP or JPEG images, with or without masks beside them",
         {
-            "--label-type": {
+            "label_type": {
                 "choices": ("classes", "instances"),
                 "default": "classes",
                 "help": "what mask values mean: class numbers (default), or numbers of objects of one class",
@@ -48,21 +46,21 @@ KINDS = {
         },
     ),
     "volumes": Kind(
-        "medmdm.prepare.volume_folder",
+        "volume_folder",
         "NIfTI, NRRD or MetaImage volumes with label volumes (images/ and labels/, imagesTr/ and labelsTr/, x_seg "
         "beside x), or folders of DICOM series",
         {
-            "--subject": {
+            "subject": {
                 "metavar": "REGEX",
                 "help": "finds the patient in a file's path, such as 'patient[0-9]+'; default: sub-* folders, else "
                 "every volume is a patient of its own",
             },
-            "--test": {
+            "test": {
                 "type": float,
                 "default": 0.2,
                 "help": "share of the volumes for test where no split is published; 0 for none (default 0.2)",
             },
-            "--seed": {"type": int, "default": 0, "help": "of that split (default 0)"},
+            "seed": {"type": int, "default": 0, "help": "of that split (default 0)"},
         },
     ),
 }
@@ -83,6 +81,9 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
     Raises:
         UserError: one sentence about the file that is in the way.
     """
+    from medmdm.prepare.release import open_release
+    from medmdm.prepare.writing import carry_out
+
     if kind not in KINDS:
         raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}.")
     source, dest = Path(source).expanduser(), Path(dest).expanduser()
@@ -90,8 +91,8 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded.")
     if dest.exists() and not dest.is_dir():
         raise UserError(f"{dest} is a file: give a folder to write to.")
-    real_source, real_dest = source.resolve(), dest.resolve()
-    if real_source == real_dest or real_source in real_dest.parents:
+    if dest.resolve().is_relative_to(source.resolve()):
         raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder.")
-    summary: str = importlib.import_module(KINDS[kind].module).prepare(source, dest, **options)
-    return summary
+    layout = importlib.import_module(f"medmdm.prepare.{KINDS[kind].module}")
+    with open_release(source, KINDS[kind].zips_inside) as release:
+        return carry_out(kind, layout.plan(release, **options), dest)

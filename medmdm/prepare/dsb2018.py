@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from skimage.segmentation import relabel_sequential
@@ -12,8 +11,7 @@ from skimage.segmentation import relabel_sequential
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile, by_stem
 
 _TRAINING_IMAGES = 670
 _TEST = re.compile(r"stage\d_test", re.IGNORECASE)
@@ -32,13 +30,8 @@ _INFORMATION = {
 }
 
 
-def prepare(source: Path, dest: Path) -> str:
-    """Prepare stage 1 of the Data Science Bowl 2018: ``<id>/images/<id>.png`` and ``<id>/masks/*.png``."""
-    with open_release(source, zips_inside=True) as release:
-        return carry_out(_plan(release), dest)
-
-
-def _plan(release: Release) -> Preparation:
+def plan(release: Release) -> Preparation:
+    """Plan stage 1 of the Data Science Bowl 2018: ``<id>/images/<id>.png`` and ``<id>/masks/*.png``."""
     files = [file for file in release.images if len(file.path.parts) >= 2]
     images = by_stem(file for file in files if file.path.parent.name == "images")
     if not images:
@@ -58,17 +51,17 @@ def _plan(release: Release) -> Preparation:
         if not own and not is_test:
             empty.append(stem)
         section = "test" if is_test else "training"
-        cases.append(picture_case(stem, section, image, own, partial(_nuclei, stem, image)))
+        cases.append(picture_case(stem, section, image, own, _nuclei))
     training = sum(case.section == "training" for case in cases)
     notices = list(release.notices)
     if training < _TRAINING_IMAGES:
         notices.append(f"training: {_TRAINING_IMAGES - training} of {_TRAINING_IMAGES} images are not in the source")
     if empty:
         notices.append(f"{len(empty)} training images have no masks and get no label: {', '.join(empty[:5])}")
-    return Preparation("dsb2018", _INFORMATION, tuple(cases), tuple(notices))
+    return Preparation(_INFORMATION, tuple(cases), tuple(notices))
 
 
-def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
+def _nuclei(image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> Label:
     """Draw one nucleus after the other; later ones win where they overlap, which official masks do not."""
     if len(masks) > MAX_INSTANCES:
         raise UserError(f"{image.shown} has {len(masks)} masks, more than a 16-bit mask can number.")
@@ -84,7 +77,7 @@ def _nuclei(name: str, image: SourceFile, shape: tuple[int, ...], *masks: Source
         label[nucleus] = number
     notes = []
     if blank:
-        notes.append(f"{name[:12]}: {blank} masks are empty")
+        notes.append(f"{image.stem[:12]}: {blank} masks are empty")
     if overlap:
-        notes.append(f"{name[:12]}: {overlap} pixels belong to several masks and were given to the last")
+        notes.append(f"{image.stem[:12]}: {overlap} pixels belong to several masks and were given to the last")
     return Label(relabel_sequential(label)[0], notes=tuple(notes))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from skimage.segmentation import relabel_sequential
@@ -15,33 +13,27 @@ from skimage.segmentation import relabel_sequential
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, by_stem, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile, by_stem
 
 _NAME = re.compile(r"(train|testA|testB)_\d+")
 _ROWS = {"train": "training", "testA": "test A", "testB": "test B"}
 
 
-def prepare(source: Path, dest: Path) -> str:
-    """Prepare GlaS: ``train_*.bmp``, ``testA_*.bmp``, ``testB_*.bmp``, their ``*_anno.bmp``, and ``Grade.csv``."""
-    with open_release(source, zips_inside=True) as release:
-        return carry_out(_plan(release), dest)
-
-
-def _plan(release: Release) -> Preparation:
+def plan(release: Release) -> Preparation:
+    """Plan GlaS: ``train_*.bmp``, ``testA_*.bmp``, ``testB_*.bmp``, their ``*_anno.bmp``, and ``Grade.csv``."""
     published = load_data_list("glas")
     images = by_stem([file for file in release.images if _NAME.fullmatch(file.stem)])
     masks = by_stem([file for file in release.images if _NAME.fullmatch(file.stem.removesuffix("_anno"))])
     if not images:
-        raise UserError(
-            f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...): give the release's folder."
-        )
+        searched = f"{release.source} holds no GlaS image (train_1.bmp, testA_1.bmp, ...)"
+        raise UserError(f"{searched}: give the release's folder.")
     grades, notices = _grades(release)
-    cases, absent, unlabelled = [], Counter[str](), []
+    cases, totals, absent, unlabelled = [], Counter[str](), Counter[str](), []
     for section in SECTIONS:
         for entry in getattr(published, section):
             stem = Path(entry["image"]).stem
             row = _ROWS[stem.split("_")[0]]
+            totals[row] += 1
             if stem not in images:
                 absent[row] += 1
                 continue
@@ -49,28 +41,23 @@ def _plan(release: Release) -> Preparation:
             if not own:
                 unlabelled.append(stem)
             known = {key: value for key, value in entry.items() if key not in ("image", "label")}
-            glands, columns = partial(_glands, stem, image), grades.get(stem, known)
-            cases.append(picture_case(stem, section, image, own, glands, row=row, columns=columns))
-    totals = Counter(_ROWS[Path(e["image"]).stem.split("_")[0]] for s in SECTIONS for e in getattr(published, s))
+            columns = grades.get(stem, known)
+            cases.append(picture_case(stem, section, image, own, _glands, row=row, columns=columns))
     notices += [f"{row}: {missing} of {totals[row]} images are not in the source" for row, missing in absent.items()]
     if unlabelled:
         notices.append(f"{len(unlabelled)} images have no mask (*_anno) and get no label: {', '.join(unlabelled[:10])}")
     if images:
         notices.append(f"{len(images)} images are not in the official release and are left out: {', '.join(images)}")
-    information: dict[str, Any] = {
-        "name": published.name,
-        **published.information,
-        "objective": "20x",
-        "spacing": [0.00062, 0.00062],  # mm
-    }
-    return Preparation("glas", information, tuple(cases), (*release.notices, *notices))
+    scale = {"objective": "20x", "spacing": [0.00062, 0.00062]}  # mm
+    information = {"name": published.name, **published.information, **scale}
+    return Preparation(information, tuple(cases), (*release.notices, *notices))
 
 
-def _glands(stem: str, image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
+def _glands(image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
     numbers = read_label(mask, shape, image)
     label = relabel_sequential(numbers)[0]
     closed = (label != numbers).any()
-    return Label(label, notes=(f"{stem}: object numbers had gaps and were closed up",) if closed else ())
+    return Label(label, notes=(f"{image.stem}: object numbers had gaps and were closed up",) if closed else ())
 
 
 def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -84,8 +71,9 @@ def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
         # The published file ends its lines with bare carriage returns, and some cells begin with a space.
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         table = pd.read_csv(io.StringIO(text), dtype=str, skipinitialspace=True, keep_default_na=False)
-        table.columns = [str(column).strip() for column in table.columns]
-        columns = table[["name", "patient ID", "grade (GlaS)", "grade (Sirinukunwattana et al. 2015)"]]
+        columns = table.rename(columns=str.strip)[
+            ["name", "patient ID", "grade (GlaS)", "grade (Sirinukunwattana et al. 2015)"]
+        ]
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{found[0].shown} is not the Grade.csv of the release (columns name, patient ID, grade (GlaS), grade "

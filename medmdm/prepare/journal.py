@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, file_hash, text_hash
+from medmdm.files import atomic_write, file_hash
 from medmdm.prepare.preparation import Made, SourceCase
 
 NAME = "prepared.jsonl"
@@ -38,44 +38,38 @@ class Journal:
         self.dest = dest
         self._path = dest / NAME
         self._head = {"prepared": kind, "version": _VERSION}
-        self._records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}  # by the name of the case
         self._continues = False  # whether lines may be added to the file as it is
         if self._path.exists():
+            *lines, rest = self._path.read_bytes().split(b"\n")
             try:
-                self._read(kind)
+                head, *records = [json.loads(line) for line in lines] or [self._head]
+                if head["prepared"] != kind:
+                    found = f"{dest} holds {head['prepared']} prepared before"
+                    raise UserError(f"{found}: give another folder for {kind}.")
+                if head["version"] == _VERSION:
+                    self.records = {record["case"]: record for record in records}
+                    self._continues = not rest and bool(lines)
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{self._path} is damaged: delete {dest} and prepare again.") from error
         elif any((dest / name).exists() for name in (*LIST_NAMES, "images", "labels")):
-            raise UserError(
-                f"{dest} holds a data set that prepare has not written ({NAME} is missing): give another folder."
-            )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Cases that are on record."""
-        return tuple(self._records)
-
-    def __getitem__(self, name: str) -> dict[str, Any]:
-        return self._records[name]
+            problem = f"{dest} holds a data set that prepare has not written ({NAME} is missing)"
+            raise UserError(f"{problem}: give another folder.")
 
     def is_done(self, case: SourceCase, fingerprint: str) -> bool:
         """Whether the case is on record with these sources, and all its files are as they were written."""
-        record = self._records.get(case.name)
-        return (
-            record is not None
-            and record["fingerprint"] == fingerprint
-            and all(
-                (self.dest / path).is_file() and file_hash(self.dest / path) == digest
-                for path, digest in record["written"].items()
-            )
-        )
+        record = self.records.get(case.name)
+        if record is None or record["fingerprint"] != fingerprint:
+            return False
+        written = {self.dest / path: digest for path, digest in record["written"].items()}
+        return all(path.is_file() and file_hash(path) == digest for path, digest in written.items())
 
     def write(self, case: SourceCase, fingerprint: str, made: Made) -> None:
         """Write the files of a case and record it."""
         if not self._continues:  # before any other file, for without it the folder is not taken for ours
-            self.finish(self.names)
+            self.finish(self.records)
             self._continues = True
         for path, content in made.files.values():
             write_if_changed(self.dest / path, content)
@@ -92,27 +86,12 @@ class Journal:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
-        self._records[case.name] = json.loads(_line(record))
+        self.records[case.name] = json.loads(_line(record))
 
-    def finish(self, names: Sequence[str]) -> None:
+    def finish(self, names: Iterable[str]) -> None:
         """Bring the lines into the order of ``names``, so that a continued run leaves the bytes of an unbroken one."""
-        lines = [self._head, *(self._records[name] for name in names)]
+        lines = [self._head, *(self.records[name] for name in names)]
         write_if_changed(self._path, b"".join(_line(line) for line in lines))
-
-    def _read(self, kind: str) -> None:
-        *lines, rest = self._path.read_bytes().split(b"\n")
-        records = [json.loads(line) for line in lines]
-        head = records[0] if records else self._head
-        if head["prepared"] != kind:
-            raise UserError(f"{self.dest} holds {head['prepared']} prepared before: give another folder for {kind}.")
-        if head["version"] == _VERSION:
-            self._records = {record["case"]: record for record in records[1:]}
-            self._continues = not rest and bool(records)
-
-
-def fingerprint_of(case: SourceCase) -> str:
-    """Return the hash of what a case is made from."""
-    return text_hash(case.recipe + "".join(source.sha256() for source in case.sources))
 
 
 def write_if_changed(path: Path, content: bytes) -> None:

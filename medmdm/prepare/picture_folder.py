@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from posixpath import commonpath
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,7 @@ from medmdm.data.folders import is_mask
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
-from medmdm.prepare.release import Release, SourceFile, open_release
-from medmdm.prepare.writing import carry_out
+from medmdm.prepare.release import Release, SourceFile
 
 # What tells masks from images in names, beyond which `train_masks/x_mask.png` and `train_images/x.png` are the same.
 _WORDS = re.compile(
@@ -31,23 +28,17 @@ _WORDS = re.compile(
 _MANY_CLASSES = 32
 
 
-def prepare(source: Path, dest: Path, label_type: str = "classes") -> str:
-    """Prepare a folder of images.
+def plan(release: Release, label_type: str = "classes") -> Preparation:
+    """Plan a folder of images.
 
     A mask belongs to the image of the same name beside it (``x_mask.png``, ``x_anno.bmp``) or in a parallel folder
     (``images/x.png`` and ``labels/x.png``); see ``medmdm.data.is_mask`` for the names that masks have.
 
     Args:
-        source: folder or zip file.
-        dest: where to write.
+        release: the images.
         label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; masks of nothing but
             0 and 255 in the whole folder become 0 and 1. ``instances``: values number objects of one class.
     """
-    with open_release(source) as release:
-        return carry_out(_plan(release, label_type), dest)
-
-
-def _plan(release: Release, label_type: str) -> Preparation:
     images = [file for file in release.images if not is_mask(file.path)]
     if not images:
         raise UserError(
@@ -55,7 +46,6 @@ def _plan(release: Release, label_type: str) -> Preparation:
             "masks): give a folder of PNG, TIFF, BMP or JPEG images."
         )
     masks, notices = _pairs(images, [file for file in release.images if is_mask(file.path)])
-    names = _names(images)
     instances = label_type == "instances"
     information: dict[str, Any] = {
         "name": release.source.resolve().stem,
@@ -66,40 +56,30 @@ def _plan(release: Release, label_type: str) -> Preparation:
     if masks and instances:
         information["labels"] = {"background": 0, "object": 1}
     elif masks:
-        values = _values(masks)
-        binary = values == {0, IGNORE} or values == {IGNORE}
-        information["labels"], more = _classes({0, 1} if binary else values)
-        notices += ["all masks are of 0 and 255, which became 0 and 1"] if binary else more
+        information["labels"], binary, more = _classes(masks)
+        notices += more
+
+    def label_of(image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
+        label = read_label(mask, shape, image)
+        if instances:
+            return Label(relabel_sequential(label)[0])
+        return Label((label > 0).astype(np.uint16) if binary else label)
+
+    shared = commonpath(image.path.parent for image in images)
     cases = []
-    for name, image in zip(names, images, strict=True):
+    for image in images:
+        name = image.path.relative_to(shared).with_suffix("").as_posix()
         own = [masks[image]] if image in masks else []
-        label = partial(_label, image, instances=instances, binary=binary)
         recipe = f"{label_type} {binary}"
-        cases.append(picture_case(name, "training", image, own, label, instances, recipe=recipe))
+        cases.append(picture_case(name, "training", image, own, label_of, instances, recipe=recipe))
     if masks and len(masks) < len(images):
         notices.append(f"{len(images) - len(masks)} of {len(images)} images have no mask and get no label")
-    return Preparation("folder", information, tuple(cases), tuple(notices))
-
-
-def _label(image: SourceFile, shape: tuple[int, ...], mask: SourceFile, instances: bool, binary: bool) -> Label:
-    label = read_label(mask, shape, image)
-    if instances:
-        return Label(relabel_sequential(label)[0])
-    return Label((label > 0).astype(np.uint16) if binary else label)
-
-
-def _names(images: list[SourceFile]) -> list[str]:
-    """Name cases by their path without suffix, below the folder that all images share."""
-    parents = [image.path.parent for image in images]
-    shared = PurePosixPath(os.path.commonpath(parents)) if len(set(parents)) > 1 else parents[0]
-    return [image.path.relative_to(shared).with_suffix("").as_posix() for image in images]
+    return Preparation(information, tuple(cases), tuple(notices))
 
 
 def _pairs(images: list[SourceFile], masks: list[SourceFile]) -> tuple[dict[SourceFile, SourceFile], list[str]]:
     """Find the mask of each image, and say which masks have none."""
-    by_key: dict[str, SourceFile] = {}
-    for image in images:
-        by_key.setdefault(_key(image.path), image)
+    by_key = {_key(image.path): image for image in reversed(images)}  # the first image of a key
     pairs: dict[SourceFile, SourceFile] = {}
     lonely: list[SourceFile] = []
     for mask in masks:
@@ -120,21 +100,19 @@ def _key(path: PurePosixPath) -> str:
     return "/".join(part for part in parts if part)
 
 
-def _values(masks: dict[SourceFile, SourceFile]) -> set[int]:
-    """Return the values of all masks, because what 255 means shows only in all of them together."""
+def _classes(masks: dict[SourceFile, SourceFile]) -> tuple[dict[str, int], bool, list[str]]:
+    """Return the classes, whether 255 stands for 1, which shows only in all masks together, and notices."""
     values: set[int] = set()
     for image, mask in tqdm(masks.items(), desc="values of the masks", unit="mask", disable=None):
         with image.local() as path:
             shape = image_size(path)
         values.update(np.unique(read_label(mask, shape, image)).tolist())
-    return values
-
-
-def _classes(values: Iterable[int]) -> tuple[dict[str, int], list[str]]:
-    classes = sorted(set(values) - {0, IGNORE})
+    if values in ({0, IGNORE}, {IGNORE}):
+        return {"background": 0, "class 1": 1}, True, ["all masks are of 0 and 255, which became 0 and 1"]
+    classes = sorted(values - {0, IGNORE})
     notices = []
     if IGNORE in values:
         notices.append(f"pixels of value {IGNORE} are ignored in training and evaluation")
     if len(classes) > _MANY_CLASSES:
         notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
-    return {"background": 0, **{f"class {value}": value for value in classes}}, notices
+    return {"background": 0, **{f"class {value}": value for value in classes}}, False, notices

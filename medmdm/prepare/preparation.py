@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,28 +58,22 @@ class SourceCase:
     recipe: str = ""
 
 
-#: Gives the section that a case has in a data list, ``None`` where it is not listed.
-SectionOf = Callable[[SourceCase], str | None]
-
-
 @dataclass(frozen=True)
 class Preparation:
     """A data set to prepare.
 
     Args:
-        kind: as on the command line.
         information: the data list without its sections.
         cases: in the order of the data list.
         notices: what is missing or was decided, for the end of the table.
-        other_lists: further data lists by file name: what differs in their information, and the section that each
-            case has in them.
+        other_lists: further data lists by file name: what differs in their information, and the section in them of the
+            cases that ``dataset.json`` does not list.
     """
 
-    kind: str
     information: Mapping[str, Any]
     cases: tuple[SourceCase, ...]
     notices: tuple[str, ...] = ()
-    other_lists: Mapping[str, tuple[Mapping[str, Any], SectionOf]] = field(default_factory=dict)
+    other_lists: Mapping[str, tuple[Mapping[str, Any], str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,39 +109,35 @@ def picture_case(
         section: of the data list.
         image: read as it is.
         masks: that belong to it.
-        label_of: takes the size of the image, and the masks; returns the label.
+        label_of: takes the image, its size and the masks; returns the label.
         instances: whether the mask numbers objects rather than classes.
         **more: further fields of the case.
     """
-    work = partial(_make, name, image, masks, label_of, instances)
-    return SourceCase(name, section, (image, *masks), work, **more)
 
+    def make() -> Made:
+        with image.local() as path:
+            array = read_image(path)
+            try:
+                files = {"image": (f"images/{name}.png", encode_picture(array, ".png"))}
+            except UserError:  # a type that PNG cannot hold, such as floats: the file stays what it was
+                files = {"image": (f"images/{name}{image.suffix}", path.read_bytes())}
+        shape = array.shape[1:]
+        if not masks:
+            return Made(files, {"shape": list(shape)})
+        label = label_of(image, shape, *masks)
+        files["label"] = (f"labels/{name}.png", encode_picture(label.array.astype(np.uint16), ".png"))
+        values, counts = np.unique(label.array, return_counts=True)
+        pixels = dict(zip(map(str, values.tolist()), counts.tolist(), strict=True))
+        facts = {"shape": list(shape), "pixels": pixels, **label.facts}
+        if instances:  # all are of class 1
+            background = pixels.get("0", 0)
+            facts["pixels"] = {"0": background, "1": label.array.size - background}
+            facts["objects"] = len(pixels) - ("0" in pixels)
+        else:
+            pixels.pop(str(IGNORE), None)
+        return Made(files, facts, label.columns, label.notes)
 
-def _make(
-    name: str, image: SourceFile, masks: Sequence[SourceFile], label_of: Callable[..., Label], instances: bool
-) -> Made:
-    """Make the picture, the mask and the facts of a case."""
-    with image.local() as path:
-        array = read_image(path)
-        try:
-            files = {"image": (f"images/{name}.png", encode_picture(array, ".png"))}
-        except UserError:  # a type that PNG cannot hold, such as floats: the file stays what it was
-            files = {"image": (f"images/{name}{image.suffix}", path.read_bytes())}
-    shape = array.shape[1:]
-    if not masks:
-        return Made(files, {"shape": list(shape)})
-    label = label_of(shape, *masks)
-    files["label"] = (f"labels/{name}.png", encode_picture(label.array.astype(np.uint16), ".png"))
-    values, counts = np.unique(label.array, return_counts=True)
-    pixels = dict(zip(map(str, values.tolist()), counts.tolist(), strict=True))
-    facts = {"shape": list(shape), "pixels": pixels, **label.facts}
-    if instances:  # all are of class 1
-        background = pixels.get("0", 0)
-        facts["pixels"] = {"0": background, "1": label.array.size - background}
-        facts["objects"] = len(pixels) - ("0" in pixels)
-    else:
-        pixels.pop(str(IGNORE), None)
-    return Made(files, facts, label.columns, label.notes)
+    return SourceCase(name, section, (image, *masks), make, **more)
 
 
 def read_label(file: SourceFile, shape: tuple[int, ...], image: SourceFile) -> np.ndarray:

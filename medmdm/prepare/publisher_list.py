@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,42 +10,22 @@ from medmdm.data.lists import SECTIONS
 from medmdm.errors import UserError
 from medmdm.prepare.release import Release
 
-_TEXTS = {"description": "description", "licence": "licence", "license": "licence", "reference": "citation"}
+_TEXTS = {key: key for key in ("name", "description", "licence")} | {"license": "licence", "reference": "citation"}
 
 
-@dataclass(frozen=True)
-class PublisherList:
-    """A publisher's list.
-
-    Args:
-        name: of the data set, may be empty.
-        information: texts for the data list.
-        labels: class number by name.
-        sections: section of each file, by path below the release.
-        notices: for the end of the table.
-    """
-
-    name: str = ""
-    information: Mapping[str, Any] = field(default_factory=dict)
-    labels: Mapping[str, int] = field(default_factory=dict)
-    sections: Mapping[PurePosixPath, str] = field(default_factory=dict)
-    notices: tuple[str, ...] = ()
-
-    @property
-    def has_split(self) -> bool:
-        """Whether it names test or validation volumes."""
-        return any(section != "training" for section in self.sections.values())
-
-
-def read_published(release: Release) -> PublisherList:
+def read_published(release: Release) -> tuple[dict[str, Any], dict[PurePosixPath, str], list[str]]:
     """Read the ``dataset.json`` nearest to the top of a release, if there is one.
+
+    Returns:
+        (what it says for the data list: the name of the set, texts, and the numbers of the classes by name; the section
+        of each file, by path below the release; notices for the end of the table).
 
     Raises:
         UserError: it is not JSON.
     """
     lists = [file for file in release.files if file.path.name == "dataset.json"]
     if not lists:
-        return PublisherList()
+        return {}, {}, []
     file = min(lists, key=lambda one: len(one.path.parts))
     try:
         with file.open() as opened:
@@ -65,14 +43,14 @@ def read_published(release: Release) -> PublisherList:
                 sections[file.path.parent / PurePosixPath(image)] = section
     present = {one.path for one in release.files}
     missing = [path for path in sections if path not in present]
-    notices = []
-    if missing:
-        notices.append(
-            f"{len(missing)} of {len(sections)} volumes that its dataset.json names are not there (first: {missing[0]})"
-        )
-    information = {new: content[old] for old, new in _TEXTS.items() if isinstance(content.get(old), str)}
-    name = content.get("name") if isinstance(content.get("name"), str) else ""
-    return PublisherList(name or "", information, _labels(content.get("labels")), sections, tuple(notices))
+    named = f"{len(missing)} of {len(sections)} volumes that its dataset.json names"
+    notices = [f"{named} are not there (first: {missing[0]})"] if missing else []
+    texts = {old: new for old, new in _TEXTS.items() if isinstance(content.get(old), str)}
+    information: dict[str, Any] = {new: content[old] for old, new in texts.items()}
+    labels = _labels(content.get("labels"))
+    if labels:
+        information["labels"] = labels
+    return information, sections, notices
 
 
 def _labels(labels: Any) -> dict[str, int]:

@@ -34,14 +34,12 @@ class SourceFile:
         shown: how messages name it.
         open: opens it for reading bytes.
         on_disk: where it lies, ``None`` when it is in a zip file.
-        scratch: for a file in a zip file, the folder to unpack to for readers that need a path.
     """
 
     path: PurePosixPath
     shown: str
     open: Callable[[], IO[bytes]]
     on_disk: Path | None = None
-    scratch: Path | None = None
 
     @property
     def stem(self) -> str:
@@ -51,11 +49,6 @@ class SourceFile:
     def suffix(self) -> str:
         return self.path.suffix.lower()
 
-    @property
-    def is_image(self) -> bool:
-        """Whether the suffix is one that ``medmdm.data.read_image`` reads."""
-        return self.suffix in IMAGE_SUFFIXES
-
     def sha256(self) -> str:
         """Return the hash of the content."""
         with self._reading() as file:
@@ -63,20 +56,18 @@ class SourceFile:
 
     @contextmanager
     def local(self) -> Iterator[Path]:
-        """Give a path on disk to read from; what had to be unpacked is deleted afterwards."""
+        """Give a path on disk to read from; what was unpacked, to a folder of its own, is deleted afterwards."""
         if self.on_disk is not None:
             yield self.on_disk
             return
-        assert self.scratch is not None
-        target = self.scratch / self.path.name
-        try:
-            with self._reading() as file, open(target, "wb") as unpacked:
-                shutil.copyfileobj(file, unpacked, 1 << 20)
-            yield target
-        except UserError as error:
-            raise UserError(str(error).replace(str(target), self.shown)) from error
-        finally:
-            target.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="medmdm-") as folder:
+            target = Path(folder, self.path.name)
+            try:
+                with self._reading() as file, open(target, "wb") as unpacked:
+                    shutil.copyfileobj(file, unpacked, 1 << 20)
+                yield target
+            except UserError as error:
+                raise UserError(str(error).replace(str(target), self.shown)) from error
 
     @contextmanager
     def _reading(self) -> Iterator[IO[bytes]]:
@@ -109,7 +100,7 @@ class Release:
 
     @property
     def images(self) -> list[SourceFile]:
-        return [file for file in self.files if file.is_image]
+        return [file for file in self.files if file.suffix in IMAGE_SUFFIXES]
 
 
 @contextmanager
@@ -117,8 +108,8 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
     """Open a folder, a zip file, or a folder that holds nothing but the zip files of one release.
 
     Zip files are checked before anything is read from them: paths that leave the folder, the same path twice, and
-    sizes that only a decompression bomb has are refused. Members are unpacked one at a time into a temporary folder,
-    where they are needed, and deleted at once.
+    sizes that only a decompression bomb has are refused. Members are unpacked where they are needed, into temporary
+    folders, and deleted at once.
 
     Args:
         source: folder or zip file; it is only read.
@@ -130,9 +121,12 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
     notices: list[str] = []
     with ExitStack() as stack:
         if source.is_dir():
-            files = [_on_disk(path, source) for path in walk_files(source)]
-            zips = [file for file in files if file.suffix == ".zip" and file.on_disk is not None]
-            if zips_inside and zips and not any(file.is_image for file in files):
+            files = []
+            for path in walk_files(source):
+                below = PurePosixPath(path.relative_to(source).as_posix())
+                files.append(SourceFile(below, str(path), partial(path.open, "rb"), path))  # type: ignore[arg-type]
+            zips = [file for file in files if file.suffix == ".zip"]
+            if zips_inside and zips and not any(file.suffix in IMAGE_SUFFIXES for file in files):
                 for file in zips:
                     files += _zip_files(stack, source / file.path, file.path.with_suffix(""))
             elif zips_inside and zips:
@@ -158,15 +152,6 @@ def by_stem(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
     return found
 
 
-def _on_disk(path: Path, source: Path) -> SourceFile:
-    below = PurePosixPath(path.relative_to(source).as_posix())
-    return SourceFile(below, str(path), partial(_open, path), path)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return open(path, "rb")
-
-
 def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[SourceFile]:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
@@ -176,11 +161,8 @@ def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[Sour
         raise UserError(f"{path} cannot be read as a zip file ({error}): check the file.") from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     _refuse_unsafe(path, members)
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmdm-")))
     return [
-        SourceFile(
-            prefix / member.filename, f"{path}/{member.filename}", partial(archive.open, member), scratch=scratch
-        )
+        SourceFile(prefix / member.filename, f"{path}/{member.filename}", partial(archive.open, member))
         for member in members
         if not any(is_hidden(part) for part in PurePosixPath(member.filename).parts)
     ]

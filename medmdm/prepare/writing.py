@@ -14,16 +14,16 @@ from tqdm import tqdm
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.data.validity import size_text
 from medmdm.errors import UserError
-from medmdm.files import sweep_temporaries
-from medmdm.prepare.journal import Journal, fingerprint_of, write_if_changed
-from medmdm.prepare.preparation import Preparation, SectionOf, SourceCase
+from medmdm.files import sweep_temporaries, text_hash
+from medmdm.prepare.journal import Journal, write_if_changed
+from medmdm.prepare.preparation import Preparation, SourceCase
 
 LIST_NAME = "dataset.json"
 _MAX_NOTES = 40
 
 
-def carry_out(plan: Preparation, dest: Path) -> str:
-    """Prepare the cases of a plan in ``dest`` and return the summary.
+def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
+    """Prepare the cases of a plan in ``dest`` and return the summary; ``kind`` is that of the command line.
 
     What an earlier run finished, and what is unchanged since, is kept. Every file appears whole or not at all, and
     ``dataset.json`` comes last: where it is, everything is.
@@ -32,52 +32,47 @@ def carry_out(plan: Preparation, dest: Path) -> str:
         UserError: a file cannot be used, two cases would have one name, or ``dest`` holds something else.
     """
     _refuse_clashes(plan)
-    journal = Journal(dest, plan.kind)
-    gone = sorted(set(journal.names) - {case.name for case in plan.cases})
+    journal = Journal(dest, kind)
+    gone = sorted(set(journal.records) - {case.name for case in plan.cases})
     if gone:
-        raise UserError(
-            f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]}): give "
-            "another folder, or put all parts of the release into one source."
-        )
+        problem = f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]})"
+        raise UserError(f"{problem}: give another folder, or put all parts of the release into one source.")
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
     made = 0
-    for case in tqdm(plan.cases, desc=f"prepare {plan.kind}", unit="case", disable=None):
-        fingerprint = fingerprint_of(case)
+    for case in tqdm(plan.cases, desc=f"prepare {kind}", unit="case", disable=None):
+        fingerprint = text_hash(case.recipe + "".join(source.sha256() for source in case.sources))
         if not journal.is_done(case, fingerprint):
             journal.write(case, fingerprint, case.make())
             made += 1
     journal.finish([case.name for case in plan.cases])
-    for name, (information, section_of) in plan.other_lists.items():
-        _write_list(dest / name, {**plan.information, **information}, plan, section_of, journal)
-    _write_list(dest / LIST_NAME, plan.information, plan, lambda case: case.section, journal)
+    for name, (information, unlisted) in plan.other_lists.items():
+        _write_list(dest / name, {**plan.information, **information}, plan, journal, unlisted)
+    _write_list(dest / LIST_NAME, plan.information, plan, journal)
     return _report(plan, journal, made)
 
 
 def _refuse_clashes(plan: Preparation) -> None:
     if not any(case.section == "training" for case in plan.cases):
-        raise UserError(
-            f"the source holds no training images of {plan.information['name']}, and a data list needs some: put all "
-            "parts of the release into one folder."
-        )
+        problem = f"the source holds no training images of {plan.information['name']}, and a data list needs some"
+        raise UserError(f"{problem}: put all parts of the release into one folder.")
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
         other = first.setdefault(case.name.lower(), case)
         if other is not case:
-            raise UserError(
-                f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png "
-                "where letter case does not count: rename one."
-            )
+            problem = f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png"
+            raise UserError(f"{problem} where letter case does not count: rename one.")
 
 
 def _write_list(
-    path: Path, information: Mapping[str, Any], plan: Preparation, section_of: SectionOf, journal: Journal
+    path: Path, information: Mapping[str, Any], plan: Preparation, journal: Journal, unlisted: str | None = None
 ) -> None:
+    """Write a data list; ``unlisted`` is the section of cases that have none."""
     sections: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for case in plan.cases:
-        section = section_of(case)
+        section = case.section or unlisted
         if section is not None:
-            record = journal[case.name]
+            record = journal.records[case.name]
             sections[section].append({**record["files"], **case.columns, **record["columns"]})
     content = {**information, **{section: sections[section] for section in SECTIONS if section in sections}}
     load_data_list(content)  # what we write must be readable
@@ -85,67 +80,48 @@ def _write_list(
 
 
 def _report(plan: Preparation, journal: Journal, made: int) -> str:
-    rows = [(case.row or case.section or "", journal[case.name]["facts"]) for case in plan.cases]
-    notes = [*plan.notices, *(note for case in plan.cases for note in journal[case.name]["notes"])]
-    kept = len(plan.cases) - made
-    head = f"{plan.information['name']}: {made} prepared, {kept} kept from before"
-    table = summary(rows, plan.information.get("labels", {}), notes)
-    return f"{head}\n\n{table}\n\ndata list: {journal.dest / LIST_NAME}"
-
-
-def summary(rows: Sequence[tuple[str, Mapping[str, Any]]], labels: Mapping[str, int], notes: Sequence[str]) -> str:
-    """Return the table, the classes and the notes.
-
-    Args:
-        rows: of each case the row that it counts in and its facts (see ``Made``).
-        labels: name and value of each class.
-        notes: sentences for the end, in order.
-    """
-    names = list(dict.fromkeys(row for row, _ in rows))
-    groups = {name: [facts for row, facts in rows if row == name] for name in names}
-    if len(names) > 1:
-        groups["all"] = [facts for _, facts in rows]
+    """Return the table, the classes and the notes."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for case in plan.cases:
+        groups[case.row or case.section or ""].append(journal.records[case.name]["facts"])
+    every = [facts for group in groups.values() for facts in group]
+    if len(groups) > 1:
+        groups["all"] = every
     table = pd.DataFrame([_row(name, group) for name, group in groups.items()]).dropna(axis="columns", how="all")
     if "objects" in table:
         table["objects"] = table["objects"].astype("Int64")
-    text = table.to_string(index=False, na_rep="-")
-    lines = [line.rstrip() for line in text.splitlines()]
-    pixels = _sum(facts["pixels"] for _, facts in rows if "pixels" in facts)
+    lines = [f"{plan.information['name']}: {made} prepared, {len(plan.cases) - made} kept from before", ""]
+    lines += [line.rstrip() for line in table.to_string(index=False, na_rep="-").splitlines()]
+    pixels = _pixels(every)
     if pixels:
-        shares = (f"{n} {name} {pixels[str(n)] / pixels.total():.1%}" for name, n in labels.items())
+        classes = plan.information.get("labels", {}).items()
+        shares = (f"{number} {name} {pixels[str(number)] / pixels.total():.1%}" for name, number in classes)
         lines += ["", "classes: " + ", ".join(shares)]
-    outlined = [facts for _, facts in rows if "regions" in facts]
+    outlined = [facts for facts in every if "regions" in facts]
     if outlined:
         regions, objects = (sum(facts[key] for facts in outlined) for key in ("regions", "objects"))
         lines.append(f"outlines: {regions} regions in {len(outlined)} files became {objects} objects")
+    notes = [*plan.notices, *(note for case in plan.cases for note in journal.records[case.name]["notes"])]
     if notes:
         lines += ["", "notes:", *(f"- {note}" for note in notes[:_MAX_NOTES])]
     if len(notes) > _MAX_NOTES:
         lines.append(f"- and {len(notes) - _MAX_NOTES} more, in prepared.jsonl")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"data list: {journal.dest / LIST_NAME}"])
 
 
 def _row(name: str, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    pixels = _sum(facts["pixels"] for facts in group if "pixels" in facts)
+    pixels = _pixels(group)
     objects = [facts["objects"] for facts in group if facts.get("objects") is not None]
+    (commonest, number), *others = Counter(size_text(facts["shape"]) for facts in group).most_common()
     return {
         "split": name,
         "images": len(group),
         "labels": sum("pixels" in facts for facts in group),
         "objects": sum(objects) if objects else None,
-        "size": _sizes([size_text(facts["shape"]) for facts in group]),
+        "size": commonest + (f", {len(group) - number} in {len(others)} others" if others else ""),
         "foreground": f"{1 - pixels['0'] / pixels.total():.1%}" if pixels else None,
     }
 
 
-def _sizes(sizes: Sequence[str]) -> str:
-    """Return the commonest size (rows x columns) and how many images have others."""
-    (commonest, number), *others = Counter(sizes).most_common()
-    return f"{commonest}" + (f", {len(sizes) - number} in {len(others)} others" if others else "")
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return total
+def _pixels(group: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    return sum((Counter(facts.get("pixels", {})) for facts in group), Counter[str]())

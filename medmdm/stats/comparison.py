@@ -94,10 +94,8 @@ def paired(
     warnings = list(units.warnings)
     if undefined:
         only_a, only_b = (int((~defined & np.isfinite(other)).sum()) for other in (second, first))
-        warnings.append(
-            f"{undefined} of {len(first)} cases are left out: {only_a} have no finite value in A only, {only_b} in B "
-            f"only, {undefined - only_a - only_b} in both."
-        )
+        counts = f"{only_a} have no finite value in A only, {only_b} in B only, {undefined - only_a - only_b} in both"
+        warnings.append(f"{undefined} of {len(first)} cases are left out: {counts}.")
     if n and smallest_p > 1 - confidence:
         warnings.append(f"With {n} {units.name} no difference, however large, could give p below {smallest_p:.2g}.")
     # Equal up to rounding: means of a patient's images can differ in their last digit.
@@ -142,7 +140,8 @@ def sign_flip_test(
     sizes = abs(values).mean(-1, keepdims=True)
     result = stats.permutation_test(
         (values / np.where(sizes > 0, sizes, 1.0),),
-        _rounded_mean,
+        # Without the last digits: sums of the same numbers in another order must count as equal.
+        lambda signed, axis: np.round(signed.mean(axis=axis), 12),
         permutation_type="samples",
         vectorized=True,
         axis=-1,
@@ -151,11 +150,6 @@ def sign_flip_test(
         rng=np.random.default_rng(seed),
     )
     return result.pvalue, exact
-
-
-def _rounded_mean(signed: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    # Without the last digits: sums of the same numbers in another order must count as equal.
-    return np.round(signed.mean(axis=axis), 12)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -188,6 +182,6 @@ def with_holm(outcomes: Iterable[Mapping[str, Any]], key: str = "p_value") -> li
         outcomes: each with a p-value, ``None`` where there was no test.
         key: of that p-value.
     """
-    rows = [dict(outcome) for outcome in outcomes]
+    rows = [*outcomes]
     adjusted = holm([math.nan if row[key] is None else row[key] for row in rows]).tolist()
-    return [row | {"p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]
+    return [{**row, "p_holm": None if math.isnan(p) else p} for row, p in zip(rows, adjusted, strict=True)]

@@ -73,10 +73,14 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Bounds:
 
     Returns:
         Lower and upper bounds, ``[...]`` each; NaN where n is below 2.
+
+    Raises:
+        ValueError: a value is not finite.
+        UserError: ``confidence`` does not lie between 0 and 1.
     """
     samples = _samples(values, confidence)
     if (n := samples.shape[-1]) < 2:
-        return _undefined(samples)
+        return np.full(samples.shape[:-1], np.nan), np.full(samples.shape[:-1], np.nan)
     middle = samples.mean(-1)
     half = stats.t.ppf((1 + confidence) / 2, n - 1) * samples.std(-1, ddof=1) / np.sqrt(n)
     return middle - half, middle + half
@@ -88,20 +92,17 @@ def bca_interval(
     """Return the bias-corrected and accelerated bootstrap interval of the mean (Efron 1987), by SciPy.
 
     It stays within the range of the values and follows their skew. Values that are all equal give an interval
-    without width.
+    without width. Values, confidence, return value and errors as for :func:`t_interval`.
 
     Args:
         values: finite and independent, ``[..., n]``.
-        confidence: nominal coverage, in (0, 1).
+        confidence: nominal coverage.
         resamples: how often to draw n values with replacement.
         seed: of these draws.
-
-    Returns:
-        Lower and upper bounds, ``[...]`` each; NaN where n is below 2.
     """
     samples = _samples(values, confidence)
     if samples.shape[-1] < 2:
-        return _undefined(samples)
+        return np.full(samples.shape[:-1], np.nan), np.full(samples.shape[:-1], np.nan)
     low, high = np.array(samples.mean(-1)), np.array(samples.mean(-1))
     varied = np.ptp(samples, -1) > 0
     if varied.any():
@@ -126,11 +127,6 @@ def _samples(values: ArrayLike, confidence: float) -> NDArray[np.float64]:
     if not np.isfinite(samples).all():
         raise ValueError("an interval needs finite values; leave undefined ones out and count them")
     return samples
-
-
-def _undefined(samples: NDArray[np.float64]) -> Bounds:
-    nothing = np.full(samples.shape[:-1], np.nan)
-    return nothing, nothing.copy()
 
 
 @dataclass(frozen=True)

@@ -44,22 +44,18 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
     defined = np.isfinite(values)
     values, patients = values[defined], patients[defined]
     name, n_patients, warnings = "images", None, []
-    missing = int(patients.isna().sum())
+    missing, counted = int(patients.isna().sum()), "images are counted as if they were independent"
     if missing < len(patients):
         names = patients.astype(str)
         n_patients = int(names[patients.notna()].nunique())
         if missing:
-            warnings.append(
-                f"{missing} of {len(values)} images have no patient: images are counted as if they were independent."
-            )
+            warnings.append(f"{missing} of {len(values)} images have no patient: {counted}.")
         elif n_patients >= ENOUGH_PATIENTS:
             name = "patients"
             values = pd.Series(values).groupby(names.to_numpy()).mean().to_numpy()
         elif n_patients < len(values):
-            warnings.append(
-                f"Only {n_patients} patients: their {len(values)} images are counted as if they were independent, so "
-                "that intervals are too narrow."
-            )
+            few = f"Only {n_patients} patients: their {len(values)} {counted}"
+            warnings.append(f"{few}, so that intervals are too narrow.")
     if not len(values):
         warnings.append("No case has a value.")
     elif len(values) < SMALL:
@@ -93,15 +89,14 @@ def paper_block(dices: ArrayLike) -> dict[str, Any]:
     if values.ndim != 2 or not values.size:
         raise ValueError(f"pixel Dice of [classifiers, images] is needed, got shape {values.shape}")
     defined = np.isfinite(values).all(0)
-    values = values[:, defined]
     # Without an image that has a value there is nothing to average: NaN, None in the result.
-    mean_dice = values.mean(1) if defined.any() else np.full(len(values), np.nan)
-    binary_aji = (values / (2 - values)).mean(1) if defined.any() else mean_dice
-    columns = {"dice": mean_dice, "iou": mean_dice / (2 - mean_dice), "aji": binary_aji}
-    block: dict[str, Any] = {}
-    for name, column in columns.items():
-        sd = column.std(ddof=1) if len(column) > 1 else None
-        block[name] = {"label": PAPER_LABELS[name], "mean": column.mean(), "sd": sd}
+    values = values[:, defined] if defined.any() else np.full((len(values), 1), np.nan)
+    mean = values.mean(1)
+    columns = {"dice": mean, "iou": mean / (2 - mean), "aji": (values / (2 - values)).mean(1)}
+    block: dict[str, Any] = {
+        name: {"label": PAPER_LABELS[name], "mean": of.mean(), "sd": of.std(ddof=1) if len(of) > 1 else None}
+        for name, of in columns.items()
+    }
     block |= {"classifiers": len(values), "images": int(defined.sum()), "undefined": int((~defined).sum())}
     return json_ready(block)
 
@@ -178,10 +173,8 @@ def summarise(values: ArrayLike, groups: Iterable[Any] | None = None, confidence
     if undefined:
         warnings.append(f"{undefined} of {len(cases)} cases have no value (nothing to score) and are left out.")
     if infinite:
-        warnings.append(
-            f"{infinite} of {len(cases)} cases are infinitely far off (prediction or truth is empty) and left out of "
-            "the mean: compare it only together with this number."
-        )
+        far = f"{infinite} of {len(cases)} cases are infinitely far off (prediction or truth is empty)"
+        warnings.append(f"{far} and left out of the mean: compare it only together with this number.")
     defined = cases[np.isfinite(cases)]
     n = len(units.values)
     return Summary(
@@ -228,8 +221,7 @@ def subgroups(
     numbers = pd.to_numeric(cases[column], errors="coerce")
     ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
     parts = {key: cases[keys == key] for key in ordered}
-    groups = {key: None if patient is None else part[patient] for key, part in parts.items()}
-    return {key: summarise(part[value], groups[key], confidence) for key, part in parts.items()}
+    return {key: summarise(part[value], patient and part[patient], confidence) for key, part in parts.items()}
 
 
 def count_empty(n_pred: ArrayLike, n_true: ArrayLike) -> dict[str, int]:

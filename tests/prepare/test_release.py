@@ -83,18 +83,17 @@ def test_empty_sources(archive, tmp_path: Path) -> None:
     assert "is empty" in refused(archive({}))
 
 
-def test_a_damaged_member_is_named_and_leaves_nothing(archive, tmp_path: Path) -> None:
+def test_a_damaged_member_is_named_and_leaves_nothing(archive, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     path = archive({"top/a.png": bytes(range(256)) * 20})
     content = bytearray(path.read_bytes())
     content[60] ^= 255
     path.write_bytes(bytes(content))
     unpacked = r"set\.zip/top/a\.png cannot be unpacked"
-    with open_release(path) as release:
-        file = release.files[0]
-        with pytest.raises(UserError, match=unpacked), file.local():
-            pass
-        assert not list(file.scratch.iterdir())
-    assert not file.scratch.exists()
+    with open_release(path) as release, pytest.raises(UserError, match=unpacked), release.files[0].local():
+        pass
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_messages_name_the_member_not_the_unpacked_copy(archive, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     add_arguments(parser)
     source = folder(tmp_path / "set")
     arguments = ["folder", str(source), str(tmp_path / "out"), "--label-type", "instances"]
-    assert run(parser.parse_args(arguments)) == 0
+    run(parser.parse_args(arguments))
     output = capsys.readouterr().out
     assert "set: 3 prepared" in output
     assert "object" in output
