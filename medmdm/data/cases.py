@@ -180,8 +180,8 @@ def select_cases(
         nothing = f"{chosen.title}: no case is left in {', '.join(sections)}"
         raise UserError(f"{'; '.join([nothing, *warnings])}.")
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
-    scored = (kept[section] for section in SECTIONS)
-    cases = Cases(folder, chosen, *scored, (), tuple(warnings), kept["unlabeled"])
+    training, validation, test, unlabeled = (kept[section] for section in IMAGE_SECTIONS)
+    cases = Cases(folder, chosen, training, validation, test, (), tuple(warnings), unlabeled)
     if labelled:
         named_classes = ", ".join(f"{number} {cases.class_names[number]}" for number in cases.classes)
         sentences.append(f"classes: {named_classes}" + (" (instances)" if cases.label_type == "instances" else ""))
