@@ -26,7 +26,7 @@ from medmdm.heads.task import Task, random_crop
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16", "auto")
 _WARMUP = 20  # steps in which the learning rate rises
 _TOLD_EVERY = 30  # seconds
 _TIMED = 10  # steps after which a time becomes a number of steps; within the warm-up, which is the same for any number
@@ -54,7 +54,8 @@ class Training:
             :class:`medmdm.data.Augmentation`, or None for none.
         loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice. In JSON it may have
             ``"_mode_": "callable"``, and must if it does not keep its arguments.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
+        precision: ``"float32"``, ``"bfloat16"`` (autocast; the weights stay float32), or ``"auto"``: bfloat16 on
+            processors that have instructions for it.
 
     Raises:
         UserError: an argument is out of range.
@@ -184,8 +185,16 @@ class Training:
         return average.module.eval(), evidence
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+        is_half = self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16(device))
+        return torch.autocast(device.type, torch.bfloat16, enabled=is_half)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are faster than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return device.type == "cpu" and any(test is not None and test() for test in tests)
 
 
 def _share_of_rate(step: int, total: int) -> float:
