@@ -19,7 +19,7 @@ from medmdm.errors import UserError
 from medmdm.heads.segmenter import Prediction, Predictor
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
+from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
@@ -252,41 +252,27 @@ def _record(
     provenance: Provenance,
     protocol: Mapping[str, Any],
 ) -> Evaluation:
-    cases = data.cases
+    cases, folder = data.cases, Path(outputs.folder)
+    kept = ("image", "label", "region", "series_uid", "patient_id", "columns")  # of an entry of the data list
+    entries = [
+        {key: case.entry.get(key) for key in kept} | dict(made.files, case=case.name, spacing=case.spacing)
+        for case, made in found.values()
+    ]
     information = {} if cases.data_list is None else dict(cases.data_list.information)
     name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
     return Evaluation(
-        folder=Path(outputs.folder),
+        folder=folder,
         # Labels that nobody drew are called so wherever the name of the data set is printed.
         dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
         dataset_dir=Path(cases.dataset_dir),
         section=data.section,
         class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
-        cases=tuple(_evaluated(case, predicted, outputs) for case, predicted in found.values()),
+        cases=tuple(EvaluatedCase.of(entry, folder) for entry in entries),
         ignore=cases.ignore,
         data_list={"name": name, **information},
         provenance=provenance,
         protocol=protocol,
         study=None if outputs.study is None else Path(outputs.study),
-    )
-
-
-def _evaluated(case: LoadedCase, predicted: Predicted, outputs: Outputs) -> EvaluatedCase:
-    entry = case.entry
-    images, patient = entry["image"], entry.get("patient_id")
-    written = {kind: Path(outputs.folder) / name for kind, name in predicted.files.items()}
-    return EvaluatedCase(
-        name=case.name,
-        image=[Path(image) for image in images] if isinstance(images, list) else Path(images),
-        label=Path(entry["label"]) if entry.get("label") else None,
-        prediction=written["prediction"],
-        instances=written.get("instances"),
-        maps={name: written[name] for name in MAPS if name in written},
-        region=entry.get("region"),
-        series_uid=entry.get("series_uid"),
-        patient=None if patient is None else str(patient),
-        spacing=case.spacing,
-        columns={key: str(value) for key, value in entry.get("columns", {}).items() if value is not None},
     )
 
 
