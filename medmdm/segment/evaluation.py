@@ -16,15 +16,13 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
-from medmdm.heads.segmenter import Prediction, Predictor
+from medmdm.heads.segmenter import Predictor
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
-
-
 Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 
 
@@ -87,35 +85,23 @@ class Outputs:
             model, device = self.reconstruction_error.to(predictor.device), predictor.device
             reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
             maps["surprise"] = reader.values(case)[0]
-        return Predicted(mask, instances, maps, self._write(case, prediction, mask, instances, maps))
-
-    def _write(
-        self,
-        case: LoadedCase,
-        prediction: Prediction,
-        mask: np.ndarray,
-        instances: np.ndarray | None,
-        maps: Mapping[str, np.ndarray],
-    ) -> dict[str, str]:
-        """Write beside the source's grid; a case that is a part of a picture is written in place, 0 around it."""
-        source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
-        volume = case.slicing is not None
-        files = {}
-
-        def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
-            files[kind] = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
-            write(Path(self.folder) / files[kind], in_place(values, case), source, case.entry.get("series_uid"))
-
-        for_masks, for_maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
-        put("prediction", mask, for_masks, write_mask)
+        for_masks, for_maps = (".nii.gz", ".nii.gz") if case.slicing is not None else (".png", ".tif")
+        files = {"prediction": self._write("", mask, for_masks, write_mask, case)}
         if instances is not None:
-            large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
-            put("instances", instances, ".tif" if large else for_masks, write_mask)
-        if self.probabilities:
-            put("probabilities", prediction.probabilities, for_maps, write_map)
-        for name, values in maps.items():
-            put(name, values, for_maps, write_map)
-        return files
+            large = instances.max() > 65535 and case.slicing is None  # 16 bits are not enough for a PNG
+            suffix = ".tif" if large else for_masks
+            files["instances"] = self._write("_instances", instances, suffix, write_mask, case)
+        shares = {"probabilities": prediction.probabilities} if self.probabilities else {}
+        for name, values in {**shares, **maps}.items():
+            files[name] = self._write(f"_{name}", values, for_maps, write_map, case)
+        return Predicted(mask, instances, maps, files)
+
+    def _write(self, kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path], case: LoadedCase) -> str:
+        """Write on the source's grid; a case that is a part of a picture is written in place, 0 around it."""
+        name, image = f"predictions/{case.name}{kind}{suffix}", case.entry["image"]
+        source = image[0] if isinstance(image, list) else image
+        write(Path(self.folder) / name, in_place(values, case), source, case.entry.get("series_uid"))
+        return name
 
 
 @dataclass(frozen=True)
@@ -141,9 +127,8 @@ class LabelledData:
 
     def __post_init__(self) -> None:
         if not getattr(self.cases, self.section, None):
-            raise UserError(
-                f"There is no {self.section} case to evaluate: correct the data list or choose another section."
-            )
+            need = "correct the data list or choose another section"
+            raise UserError(f"There is no {self.section} case to evaluate: {need}.")
         if self.shots is not None:
             self.draw_support(self.shots, self.draw)
 
