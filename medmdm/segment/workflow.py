@@ -82,9 +82,8 @@ class Segmentation:
         if self.head.needs_backbone and self.backbone.extractor is not None:
             check_normalize(self.backbone.extractor, self.reading.whole)
         if getattr(self.head, "changes_backbone", False) and not self.include_backbone:
-            raise UserError(
-                f"{name} changes the backbone, so the head alone would be of no use: set include_backbone to true."
-            )
+            fault = f"{name} changes the backbone, so the head alone would be of no use"
+            raise UserError(f"{fault}: set include_backbone to true.")
         for part in (self.postprocess, getattr(self.head, "network", None)):
             to_config(part)  # must be able to say what it was made of when the fit is done
 
