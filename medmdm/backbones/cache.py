@@ -56,11 +56,14 @@ class CachedExtractor(nn.Module):
         self.extractor = extractor
         self.backbone_hash = backbone_hash or weights_hash(extractor.backbone.state_dict())
         settings = {k: v for k, v in extractor.config.items() if k != "normalize"}
+        network = getattr(extractor.backbone, "config", None)
+        if isinstance(network, dict) and network.get("num_groups") == 32:  # what it always was: old files stay valid
+            network = {k: v for k, v in network.items() if k != "num_groups"}
         settings |= {
             "format": _FORMAT,
             "weights": self.backbone_hash,
             # Heads and strides are not seen in the weights.
-            "backbone": [type(extractor.backbone).__name__, getattr(extractor.backbone, "config", None)],
+            "backbone": [type(extractor.backbone).__name__, network],
             "corruption": to_config(extractor.corruption),
         }
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]

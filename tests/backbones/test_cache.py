@@ -75,13 +75,15 @@ def test_other_weights_and_settings_have_other_files() -> None:
         {}, {"seed": 1}, {"blocks": [0, 1]}, {"blocks": [0, 2, 1]}, {"timesteps": [51]}, {"masking": "none"},
         {"masking": "partition"}, {"masking": "partition", "partitions": 3},
         {"corruption": PatchMasking(patch_size=8)}, {"corruption": GaussianNoise()},
-        {"network": {"num_head_channels": 16}},  # not seen in the names and shapes of the weights
+        {"network": {"num_head_channels": 16}}, {"network": {"num_groups": 8}},  # not seen in the names and shapes of the weights
     ]  # fmt: skip
     cached = [CachedExtractor(made_extractor(**variant)) for variant in variants]
     masks = FeatureExtractor(made_extractor().backbone, [0, 1, 2], [50], PatchMasking(patch_size=4), seed=3)
     keys = [c.key for c in [*cached, CachedExtractor(masks)]]
     assert len(set(keys)) == len(keys)
     assert CachedExtractor(made_extractor()).key == keys[0]
+    # As version 0.1 named its folders: what has not changed is not computed again.
+    assert CachedExtractor(made_extractor(), backbone_hash="w").key == "cc3769154e00c8e503c4f60581480212"
 
 
 def test_another_normalisation_reads_the_same_files(tmp_path: Path) -> None:
