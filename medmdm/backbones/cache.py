@@ -136,10 +136,7 @@ class CachedExtractor(nn.Module):
             subtracted = normalization(raw, self.padded_size(x.shape[2:]), kind)
             # By what each map is multiplied, and what is then added: a training step reads each map anew.
             found[kind] = [
-                (
-                    float(multiplier) if mean is None else multiplier.float(),
-                    _shift(mean, multiplier, centre),
-                )
+                (float(multiplier) if mean is None else multiplier.float(), _shift(mean, multiplier, centre))
                 for (mean, multiplier), centre in zip(subtracted, centres, strict=True)
             ]
         for f, scale, (multiplier, shift) in zip(maps, content["scales"], found[kind], strict=True):
