@@ -134,6 +134,8 @@ def make_extractor(
     seed: int = 0,
     corruption: Corruption | Mapping[str, Any] | None = None,
     trust: bool = False,
+    context: Sequence[int] | None = None,
+    context_deviation: bool = False,
 ) -> tuple[FeatureExtractor, dict[str, Any], str]:
     """Make the feature extractor of a pre-trained backbone.
 
@@ -148,6 +150,9 @@ def make_extractor(
         corruption: what the backbone was trained on, as an object or its config, where the plan does not say it
             (published files) or something else is wanted.
         trust: build any network and corruption that the file names, see :func:`medmdm.artifacts.load_pretrained`.
+        context: windows around each pixel, see :class:`medmdm.backbones.FeatureExtractor`; in pixels of the images as
+            the backbone reads them, at its plan's spacing.
+        context_deviation: see there.
 
     Returns:
         The extractor, the backbone's plan and the hash of its weights (:func:`medmdm.files.weights_hash`).
@@ -176,7 +181,8 @@ def make_extractor(
             raise UserError(f'blocks must be "paper" or a list of numbers of decoder blocks, got {blocks!r}.')
         blocks = paper_blocks(network)
     timesteps = default_timestep(plan, damage) if timesteps is None else timesteps
-    extractor = FeatureExtractor(network, blocks, timesteps, damage, masking, partitions, normalize, seed)
+    around = (context, context_deviation)
+    extractor = FeatureExtractor(network, blocks, timesteps, damage, masking, partitions, normalize, seed, *around)
     return extractor, plan, weights_hash(network.state_dict())
 
 

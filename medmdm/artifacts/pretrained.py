@@ -95,8 +95,8 @@ def load_pretrained(
     A ``model.pt`` of ours carries a plan that names the network and its arguments. Published checkpoints of the
     guided-diffusion family (ADM, MDM) are bare state dicts: their configuration is inferred from names and shapes, and
     what these cannot show is taken as in the paper unless overridden: ``num_head_channels=64``,
-    ``use_new_attention_order=False``, ``dropout=0``. Wrapped state dicts (``ema``, ``state_dict``, ``model``) and the
-    prefix ``module.`` are understood. Files are read with ``weights_only=True``.
+    ``use_new_attention_order=False``, ``num_groups=32``, ``dropout=0``. Wrapped state dicts (``ema``, ``state_dict``,
+    ``model``) and the prefix ``module.`` are understood. Files are read with ``weights_only=True``.
 
     Args:
         path: the weights file.

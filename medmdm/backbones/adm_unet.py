@@ -43,7 +43,7 @@ class ADMUNet(BlockNetwork):
         spatial_dims: 2 for images, 3 for volumes (every axis is halved from level to level).
         in_channels: channels of the input.
         out_channels: channels of the output; twice the input's for checkpoints that also learn the variance.
-        model_channels: the base width, a multiple of 32 if all of ``channel_mult`` are whole numbers.
+        model_channels: the base width, a multiple of ``num_groups`` if all of ``channel_mult`` are whole numbers.
         channel_mult: width of each level as a multiple of ``model_channels``; its length is the number of levels.
         num_res_blocks: residual blocks a level.
         attention_resolutions: *down-sampling rates* (powers of two, 1 is full resolution) with self-attention.
@@ -57,6 +57,8 @@ class ADMUNet(BlockNetwork):
         conv_resample: without ``resblock_updown``, change the size by convolutions instead of without parameters.
         use_checkpoint: compute activations again in the backward pass instead of keeping them: less memory, about a
             third more time, the same gradients.
+        num_groups: groups of every normalisation, 32 in all published networks. In a level of 32 channels each is
+            then a channel, which loses how strongly it answers: narrow networks need fewer groups.
 
     Raises:
         UserError: if an argument is out of range or does not go with the others.
@@ -87,6 +89,7 @@ class ADMUNet(BlockNetwork):
         use_new_attention_order: bool = False,
         conv_resample: bool = True,
         use_checkpoint: bool = False,
+        num_groups: int = 32,
     ) -> None:
         super().__init__(declared(locals()), 2 ** max(len(channel_mult) - 1, 0))
         _check_arguments(**self._config)
@@ -95,11 +98,12 @@ class ADMUNet(BlockNetwork):
         embedded = 4 * model_channels
 
         def residual(channels: int, width: int, resample: Any = None) -> ResBlock:
-            return ResBlock(spatial_dims, channels, width, embedded, dropout, use_scale_shift_norm, resample)
+            conditioned = (embedded, dropout, use_scale_shift_norm)
+            return ResBlock(spatial_dims, channels, width, *conditioned, resample, num_groups)
 
         def attention(width: int) -> AttentionBlock:
             heads = num_heads if num_head_channels == -1 else width // num_head_channels
-            return AttentionBlock(width, heads, use_new_attention_order)
+            return AttentionBlock(width, heads, use_new_attention_order, num_groups)
 
         def resized(width: int, resample: Any, layer: type[nn.Module]) -> nn.Module:
             return residual(width, width, resample) if resblock_updown else layer(spatial_dims, width, conv_resample)
@@ -139,7 +143,8 @@ class ADMUNet(BlockNetwork):
                 channels = width
 
         convolve = with_zero_weights(convolution(spatial_dims, channels, out_channels))
-        self.out: nn.Sequential | None = nn.Sequential(Float32GroupNorm(channels), nn.SiLU(), convolve)
+        norm = Float32GroupNorm(channels, num_groups)
+        self.out: nn.Sequential | None = nn.Sequential(norm, nn.SiLU(), convolve)
 
     def truncated(self, last_block: int) -> ADMUNet:
         """Return this network without all that :meth:`features` of blocks up to ``last_block`` does not need.
@@ -212,7 +217,8 @@ def _check_arguments(
     """Raise a :class:`UserError` for the first argument that is out of range or contradicts another."""
     if spatial_dims not in (2, 3):
         raise UserError(f"ADMUNet: spatial_dims is {spatial_dims!r}, expected 2 or 3.")
-    for key in ("model_channels", "num_heads", "in_channels", "out_channels", "num_res_blocks", "num_classes"):
+    keys = ("model_channels", "num_heads", "in_channels", "out_channels", "num_res_blocks", "num_classes", "num_groups")
+    for key in keys:
         value = 1 if key == "num_classes" and counts[key] is None else counts[key]
         if not isinstance(value, int) or value < 1:
             raise UserError(f"ADMUNet: {key} is {value!r}, expected a whole number of at least 1.")
@@ -220,12 +226,12 @@ def _check_arguments(
         raise UserError(f"ADMUNet: dropout is {dropout!r}, expected a probability in [0, 1).")
     if not channel_mult:
         raise UserError("ADMUNet: channel_mult is empty, expected one number for each level.")
-    model_channels = counts["model_channels"]
+    model_channels, groups = counts["model_channels"], counts["num_groups"]
     widths = [multiple * model_channels for multiple in channel_mult]
     for width in widths:
-        if width < 32 or abs(width / 32 - round(width / 32)) > 1e-6:
+        if width < groups or abs(width / groups - round(width / groups)) > 1e-6:
             made = f"channel_mult {channel_mult} makes a level of {width:g} channels"
-            need = "group normalisation with 32 groups needs multiples of 32"
+            need = f"group normalisation with {groups} groups needs multiples of {groups}"
             raise UserError(f"ADMUNet: model_channels {model_channels} with {made}; {need}.")
     rates = [2**level for level in range(len(channel_mult))]
     for rate in attention_resolutions:

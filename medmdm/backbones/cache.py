@@ -56,11 +56,14 @@ class CachedExtractor(nn.Module):
         self.extractor = extractor
         self.backbone_hash = backbone_hash or weights_hash(extractor.backbone.state_dict())
         settings = {k: v for k, v in extractor.config.items() if k != "normalize"}
+        network = getattr(extractor.backbone, "config", None)
+        if isinstance(network, dict) and network.get("num_groups") == 32:  # what it always was: old files stay valid
+            network = {k: v for k, v in network.items() if k != "num_groups"}
         settings |= {
             "format": _FORMAT,
             "weights": self.backbone_hash,
             # Heads and strides are not seen in the weights.
-            "backbone": [type(extractor.backbone).__name__, getattr(extractor.backbone, "config", None)],
+            "backbone": [type(extractor.backbone).__name__, network],
             "corruption": to_config(extractor.corruption),
         }
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
@@ -127,11 +130,14 @@ class CachedExtractor(nn.Module):
         maps = [f.to(x.device).float() for f in content["maps"]]
         found: dict[str, list[tuple[Any, Any]]] = content.setdefault("normalizations", {})
         if kind not in found:
-            raw = [f * scale for f, scale in zip(maps, content["scales"], strict=True)]
+            centres = [None if c is None else c.to(x.device) for c in content.get("centres") or [None] * len(maps)]
+            stored = zip(maps, content["scales"], centres, strict=True)
+            raw = [f * scale if centre is None else f * scale + centre for f, scale, centre in stored]
+            subtracted = normalization(raw, self.padded_size(x.shape[2:]), kind)
             # By what each map is multiplied, and what is then added: a training step reads each map anew.
             found[kind] = [
-                (float(multiplier), None) if mean is None else (multiplier.float(), (-mean * multiplier).float())
-                for mean, multiplier in normalization(raw, self.padded_size(x.shape[2:]), kind)
+                (float(multiplier) if mean is None else multiplier.float(), _shift(mean, multiplier, centre))
+                for (mean, multiplier), centre in zip(subtracted, centres, strict=True)
             ]
         for f, scale, (multiplier, shift) in zip(maps, content["scales"], found[kind], strict=True):
             f.mul_(scale * multiplier)
@@ -142,6 +148,12 @@ class CachedExtractor(nn.Module):
     def _extract(self, x: Tensor) -> dict[str, Any]:
         maps = [f.float() for f in self.extractor.raw(x)]
         self.extracted += 1
+        # The means over wide windows differ by little, which 16 bits keep once their level is taken off.
+        pooled = ["context" in info for info in self.extractor.feature_info]
+        centres = [
+            f.mean(tuple(range(2, f.ndim)), keepdim=True) if p else None for f, p in zip(maps, pooled, strict=True)
+        ]
+        maps = [f if centre is None else f - centre for f, centre in zip(maps, centres, strict=True)]
         tops = [float(f.abs().max()) for f in maps]
         if not all(map(math.isfinite, tops)):
             raise UserError("The backbone's features are not finite: its weights, or the image, hold NaN or infinity.")
@@ -149,7 +161,8 @@ class CachedExtractor(nn.Module):
         scales = [math.ldexp(1.0, math.frexp(top)[1] - _TOP) for top in tops]
         small = [(f / scale).half().cpu() for f, scale in zip(maps, scales, strict=True)]
         # A pixel's channels side by side: what gathers pixels need not transpose, and products do not mind.
-        return {"maps": [f.movedim(1, -1).contiguous().movedim(-1, 1) for f in small], "scales": scales}
+        content = {"maps": [f.movedim(1, -1).contiguous().movedim(-1, 1) for f in small], "scales": scales}
+        return {**content, "centres": [None if c is None else c.cpu() for c in centres]} if any(pooled) else content
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
@@ -174,6 +187,14 @@ class CachedExtractor(nn.Module):
             self.on_disk -= path.stat().st_size
             path.unlink()
             return None
+
+
+def _shift(mean: Tensor | None, multiplier: Tensor, centre: Tensor | None) -> Tensor | None:
+    """What is added after the multiplication, so that a map gets back its centre and loses its mean."""
+    if mean is None and centre is None:
+        return None
+    level = (0.0 if centre is None else centre.double()) - (0.0 if mean is None else mean)
+    return torch.as_tensor(level * multiplier).float()
 
 
 def _size(content: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize, pad_ends
+from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize, pad_ends, surroundings
 from medmdm.components import declared
 from medmdm.corruption import Corrupted, Corruption, PatchMasking
 from medmdm.errors import UserError
@@ -20,6 +20,8 @@ from medmdm.errors import UserError
 _Damage = tuple[Tensor, Tensor | None, Tensor]
 MASKINGS = ("seeded", "none", "partition")
 _MOST_SHAPES = 32  # whose masks are remembered
+#: Not in a config where they are not used, so that files and caches from before there was any stay as they are.
+_LEFT_OUT = ("context", "context_deviation")
 
 
 class Extractor(Protocol):
@@ -31,7 +33,7 @@ class Extractor(Protocol):
 
     @property
     def feature_info(self) -> list[dict[str, int]]:
-        """Of each map its ``block``, ``timestep``, ``channels`` and ``reduction``."""
+        """Of each map its ``block``, ``timestep``, ``channels`` and ``reduction``; of a pooled one its ``context``."""
 
     @property
     def num_features(self) -> int:
@@ -67,9 +69,15 @@ class FeatureExtractor(nn.Module):
         normalize: ``"global_l2"`` (the paper's, valid for windows of one size), ``"rms"``, ``"standardize"`` or
             ``"none"``; see :func:`medmdm.backbones.feature_maps.normalize`.
         seed: of the masks.
+        context: windows, in pixels of the image; for each of them and each map, one more map holds the local mean over
+            a square window of ``round(window / reduction)`` of the map's pixels, an even number being raised to the
+            next odd one. They follow the maps themselves, and :attr:`feature_info` gives them their ``context``. Edges
+            are reflected; an image that is read in windows has edges there.
+        context_deviation: after each of these the local standard deviation too, ``deviation`` in ``feature_info``.
 
     Raises:
-        UserError: a block or timestep does not exist, or a masking does not go with the corruption.
+        UserError: a block or timestep does not exist, a masking does not go with the corruption, or a number is out of
+            range.
     """
 
     def __init__(
@@ -82,9 +90,12 @@ class FeatureExtractor(nn.Module):
         partitions: int | None = None,
         normalize: str = "global_l2",
         seed: int = 0,
+        context: Sequence[int] | None = None,
+        context_deviation: bool = False,
     ) -> None:
         super().__init__()
-        self._config = {k: v for k, v in declared(locals()).items() if k not in ("backbone", "corruption")}
+        given = {k: v for k, v in declared(locals()).items() if k not in ("backbone", "corruption")}
+        self._config = {k: v for k, v in given.items() if v or k not in _LEFT_OUT}
         known: dict[int, dict[str, int]] = {info["block"]: info for info in backbone.feature_info}  # type: ignore[union-attr]
         if not _some(blocks) or any(block not in known for block in blocks):
             has = f"of which the backbone has {min(known)} to {max(known)}"
@@ -100,11 +111,13 @@ class FeatureExtractor(nn.Module):
             raise UserError(f"partitions must be at least 2 (one mask would hide everything), got {partitions}.")
         if seed < 0:
             raise UserError(f"seed must be at least 0, got {seed}.")
+        _check_context(context, context_deviation)
         if masking == "partition" and not isinstance(corruption, PatchMasking):
             raise UserError("masking 'partition' needs a backbone that was trained with PatchMasking; use 'seeded'.")
         self.backbone = backbone
         self.corruption = corruption
         self.feature_info = [{**known[block], "timestep": t} for t in timesteps for block in blocks]
+        self.feature_info += _surrounded(self.feature_info, context or (), context_deviation)
         self._drawn: dict[tuple[Any, ...], list[_Damage]] = {}
         self.requires_grad_(False)
         self.eval()
@@ -152,13 +165,13 @@ class FeatureExtractor(nn.Module):
         return pad_ends(x, self.padded_size(x.shape[2:]))
 
     def raw(self, x: Tensor) -> list[Tensor]:
-        """Return the maps before normalisation."""
+        """Return the maps before normalisation, with their context."""
         x = self.pad(x)
         maps: list[Tensor] = []
         for t in self._config["timesteps"]:
             views = [self._features(corrupted.x_t, t) for corrupted in self.corruptions(x, t)]
             maps += views[0] if len(views) == 1 else [torch.stack(same).mean(0) for same in zip(*views, strict=True)]
-        return maps
+        return self._with_context(maps)
 
     def views(self, x: Tensor) -> Iterator[list[Tensor]]:
         """Yield the normalised maps under each mask of a partition; their spread is an uncertainty.
@@ -170,7 +183,7 @@ class FeatureExtractor(nn.Module):
         per_t = [self.corruptions(x, t) for t in times]
         for k in range(max(map(len, per_t))):
             maps = [f for c, t in zip(per_t, times, strict=True) for f in self._features(c[k % len(c)].x_t, t)]
-            yield normalize(maps, x.shape[2:], self._config["normalize"])
+            yield normalize(self._with_context(maps), x.shape[2:], self._config["normalize"])
 
     def corruptions(self, x: Tensor, t: int) -> list[Corrupted]:
         """Return the corrupted versions of ``x`` (padded) that are read at ``t``; all images share the masks."""
@@ -238,6 +251,14 @@ class FeatureExtractor(nn.Module):
         features: list[Tensor] = self.backbone.features(x_t, times, self._config["blocks"])  # type: ignore[operator]
         return features
 
+    def _with_context(self, maps: list[Tensor]) -> list[Tensor]:
+        added: list[Tensor] = []
+        for window in self._config.get("context", ()):
+            for f, info in zip(maps, self.feature_info[: len(maps)], strict=True):
+                width = max(1, round(window / info["reduction"])) | 1
+                added += surroundings(f, width, self._config.get("context_deviation", False))
+        return maps + added
+
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: the backbone is frozen."""
         return super().train(False)
@@ -245,3 +266,16 @@ class FeatureExtractor(nn.Module):
 
 def _some(values: object) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+
+
+def _check_context(context: Sequence[int] | None, deviation: bool) -> None:
+    if context and (not _some(context) or any(not isinstance(n, int) or n < 1 for n in context)):
+        raise UserError(f"context must be a list of windows in pixels, of 1 or more each, got {context!r}.")
+    if deviation and not context:
+        raise UserError("context_deviation is that of the windows in context, and there are none.")
+
+
+def _surrounded(read: list[dict[str, int]], context: Sequence[int], deviation: bool) -> list[dict[str, int]]:
+    """Return what is known of the pooled maps, in the order in which they are made."""
+    notes: list[dict[str, int]] = [{}, {"deviation": True}] if deviation else [{}]
+    return [{**info, "context": window, **note} for window in context for info in read for note in notes]

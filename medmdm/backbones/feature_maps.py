@@ -70,6 +70,16 @@ def _form(source: int, target: int) -> np.ndarray:
     return matrix.T @ matrix
 
 
+@functools.lru_cache(maxsize=64)
+def _window(length: int, width: int) -> np.ndarray:
+    """The mean over ``width`` places, an odd number, of one axis as a matrix ``[length, length]``, edges reflected."""
+    places = np.arange(length)[:, None] + np.arange(-(width // 2), width // 2 + 1)
+    places %= 2 * length  # d c b a | a b c d | d c b a, again and again where the window is wider than the map
+    matrix = np.zeros((length, length))
+    np.add.at(matrix, (np.arange(length)[:, None], np.minimum(places, 2 * length - 1 - places)), 1 / width)
+    return matrix
+
+
 def _kept(grid: Sequence[int], size: Sequence[int], crop: Sequence[int] | None) -> list[Tensor]:
     """The up-sampling of each axis of ``grid`` to ``size``, of which only the first ``crop`` rows are looked at."""
     shapes = zip(grid, size, size if crop is None else crop, strict=True)
@@ -105,6 +115,24 @@ def moments(f: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     # Up-sampling leaves constants as they are, so the mean may go first and nothing cancels.
     squares = _squares(f - mean.to(f.dtype), size)
     return mean, squares.sum(tuple(range(2, f.ndim)), keepdim=True, dtype=torch.float64) / math.prod(size)
+
+
+def surroundings(f: Tensor, width: int, deviation: bool = False) -> list[Tensor]:
+    """Return what is around each pixel of a map, as further maps of its shape.
+
+    Args:
+        f: ``[B, C, *spatial]``.
+        width: of the square window, an odd number of the map's pixels. Beyond the edges the map is reflected, as
+            ``scipy.ndimage.uniform_filter(mode="reflect")`` does.
+        deviation: besides the mean over the window return the standard deviation.
+    """
+    matrices = [torch.from_numpy(_window(int(n), width)) for n in f.shape[2:]]
+    mean = _apply(f, matrices)
+    if not deviation:
+        return [mean]
+    wide = f.double()  # of nearly flat regions the difference below keeps no digit in single precision
+    variance = _apply(wide.square(), matrices) - _apply(wide, matrices).square()
+    return [mean, variance.clamp_min(0).sqrt().to(f.dtype)]
 
 
 def factor(maps: Sequence[Tensor], size: Sequence[int], kind: str) -> Tensor:

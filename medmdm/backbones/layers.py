@@ -49,10 +49,10 @@ def double(x: Tensor) -> Tensor:
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """Group normalisation with 32 groups whose statistics are never taken in half precision, whatever autocast does."""
+    """Group normalisation whose statistics are never taken in half precision, whatever autocast does."""
 
-    def __init__(self, num_channels: int) -> None:
-        super().__init__(32, num_channels)
+    def __init__(self, num_channels: int, num_groups: int = 32) -> None:
+        super().__init__(num_groups, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[B, C, ...]``; the result has the dtype of ``x``."""
@@ -101,17 +101,19 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         use_scale_shift_norm: bool = True,
         resample: Callable[[Tensor], Tensor] | None = None,
+        num_groups: int = 32,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resample = resample
         self.spread = (...,) + (None,) * spatial_dims
         convolve = convolution(spatial_dims, in_channels, out_channels)
-        self.in_layers = nn.Sequential(Float32GroupNorm(in_channels), nn.SiLU(), convolve)
+        self.in_layers = nn.Sequential(Float32GroupNorm(in_channels, num_groups), nn.SiLU(), convolve)
         embedded = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, embedded))
         last = with_zero_weights(convolution(spatial_dims, out_channels, out_channels))
-        self.out_layers = nn.Sequential(Float32GroupNorm(out_channels), nn.SiLU(), nn.Dropout(dropout), last)
+        norm = Float32GroupNorm(out_channels, num_groups)
+        self.out_layers = nn.Sequential(norm, nn.SiLU(), nn.Dropout(dropout), last)
         is_same = in_channels == out_channels
         self.skip_connection = nn.Identity() if is_same else convolution(spatial_dims, in_channels, out_channels, 1)
 
@@ -155,11 +157,13 @@ class AttentionBlock(nn.Module):
     #: How queries, keys and values ``[B, heads, L, channels / heads]`` become attended values.
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(F.scaled_dot_product_attention)
 
-    def __init__(self, channels: int, num_heads: int, use_new_attention_order: bool = False) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, use_new_attention_order: bool = False, num_groups: int = 32
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.use_new_attention_order = use_new_attention_order
-        self.norm = Float32GroupNorm(channels)
+        self.norm = Float32GroupNorm(channels, num_groups)
         self.qkv = PointwiseConv1d(channels, 3 * channels)
         self.proj_out = with_zero_weights(PointwiseConv1d(channels, channels))
 

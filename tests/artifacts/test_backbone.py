@@ -46,6 +46,10 @@ def test_arguments_go_through(make: Make) -> None:
     given = {"blocks": [0, 5], "timesteps": [7, 100], "masking": "partition", "partitions": 3, "normalize": "global_l2"}
     extractor, _, _ = make_extractor((make(), plan_of(make())), seed=4, **given)  # type: ignore[arg-type]
     assert extractor.config == {**given, "seed": 4}
+    around = {"context": [4, 8], "context_deviation": True}
+    assert make_extractor((make(), plan_of(make())), seed=4, **given, **around)[0].config == {  # type: ignore[arg-type]
+        **given, "seed": 4, **around
+    }  # fmt: skip
 
 
 def test_an_autoencoder_is_read_at_its_own_t(make: Make) -> None:

@@ -57,7 +57,11 @@ CASES: dict[str, dict[str, Any]] = {
     "noise": {"corruption": GaussianNoise(), "normalize": "rms", "members": 1, "timesteps": (50, 300)},
     "mask and noise": {"corruption": MaskedNoise(patch_size=4), "normalize": "none", "ensemble": "vote", "members": 3},
     "partition": {"corruption": PatchMasking(patch_size=4), "masking": "partition"},
-}
+    "context": {
+        "corruption": PatchMasking(patch_size=4), "normalize": "rms", "members": 0, "context": (4, 12),
+        "context_deviation": True,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -115,7 +119,8 @@ def test_exported_files_agree_for_any_batch_and_carry_the_plan(saved: Path, tmp_
 
 
 def test_onnx_of_the_other_corruptions_and_heads(make: Make, tmp_path: Path) -> None:
-    segmenter = segmenter_of(make, MaskedNoise(patch_size=4), members=0, normalize="rms")
+    around = {"context": (4, 12), "context_deviation": True}
+    segmenter = segmenter_of(make, MaskedNoise(patch_size=4), members=0, normalize="rms", **around)
     save_segmenter(tmp_path / "s.pt", segmenter, {"backbone": {"channels": 3}})
     export.export_segmenter(tmp_path / "s.pt", tmp_path / "s.onnx", SIZE)
     new = images(2, 5)

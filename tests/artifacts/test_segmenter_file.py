@@ -82,6 +82,19 @@ def test_a_file_that_stands_alone(fit: Any, image: Tensor) -> None:
     assert all(name.startswith(("out.", "output_blocks.3")) for name in dropped)
 
 
+def test_context_is_in_the_file(fit: Any, image: Tensor) -> None:
+    extractor = FeatureExtractor(
+        fit.network, (0, 2), (300,), PatchMasking(patch_size=4), context=[4, 9], context_deviation=True
+    )
+    segmenter = Segmenter(extractor, frozen(PixelClassifier(extractor.num_features, 2, (8,), 2)))
+    for include in (True, False):
+        save_segmenter(fit.folder / "s.pt", segmenter, fit.plan, include)
+        loaded, plan = load_segmenter(fit.folder / "s.pt", None if include else fit.model)
+        assert torch.equal(loaded(image), segmenter(image))
+        assert plan["extractor"] == extractor.config
+        assert plan["extractor"]["context"] == [4, 9]
+
+
 def test_a_head_alone_with_its_backbone(fit: Any, image: Tensor) -> None:
     segmenter = Segmenter(fit.extractor, fit.head)
     save_segmenter(fit.folder / "head.pt", segmenter, fit.plan, include_backbone=False)

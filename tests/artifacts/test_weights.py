@@ -12,7 +12,7 @@ from medmdm.artifacts.weights import INVISIBLE, infer_config
 from medmdm.backbones.adm_unet import ADMUNet
 from tests.made import refused
 
-NOT_IN_SHAPES = {*INVISIBLE, "num_heads", "dropout", "use_checkpoint"}
+NOT_IN_SHAPES = {*INVISIBLE, "num_heads", "dropout", "use_checkpoint", "num_groups"}
 
 
 @st.composite

@@ -308,6 +308,19 @@ def test_config_rebuilds_the_network_through_json() -> None:
     assert network.feature_info[0]["channels"] == 64
 
 
+def test_groups_of_every_normalisation(make) -> None:
+    network = make(model_channels=24, num_groups=4, num_head_channels=-1)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {4}
+    assert network.config["num_groups"] == 4
+    assert network.features(*inputs(1, 3, 8, 12), [0])[0].shape[1] == 48
+    old = {key: value for key, value in make().config.items() if key != "num_groups"}  # as files of before say it
+    assert ADMUNet(**old).config == make().config
+    x, t = inputs(1, 3, 8, 12)
+    outputs = [make(num_groups=groups)(x, t) for groups in (4, 32)]  # of the same weights
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"spatial_dims": 1}, "spatial_dims is 1, expected 2 or 3"),
     ({"in_channels": 0}, "in_channels is 0"),
@@ -318,6 +331,8 @@ def test_config_rebuilds_the_network_through_json() -> None:
     ({"model_channels": 48}, "level of 48 channels.*multiples of 32"),
     ({"channel_mult": (0.25, 1)}, "level of 48 channels.*multiples of 32"),
     ({"channel_mult": (0, 1)}, "level of 0 channels"),
+    ({"num_groups": 0}, "num_groups is 0"),
+    ({"model_channels": 36, "num_groups": 8}, "level of 36 channels; .* with 8 groups needs multiples of 8"),
     ({"attention_resolutions": (8, 16, 64)}, r"holds 64.*rates \[1, 2, 4, 8, 16, 32\] \(rates, not sizes"),
     ({"attention_resolutions": (3,)}, "holds 3"),
     ({"num_head_channels": 0}, "num_head_channels is 0"),

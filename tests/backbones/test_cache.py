@@ -48,9 +48,10 @@ def test_second_run_extracts_nothing_and_reads_the_same_bits(tmp_path: Path) -> 
     assert second.extracted == 1
 
 
+@pytest.mark.parametrize("around", [{}, {"context": [4, 12], "context_deviation": True}], ids=["maps", "context"])
 @pytest.mark.parametrize("kind", ["global_l2", "rms", "standardize", "none"])
-def test_differs_from_the_extractor_by_half_precision_only(kind: str) -> None:
-    extractor = made_extractor(normalize=kind)
+def test_differs_from_the_extractor_by_half_precision_only(kind: str, around: dict[str, Any]) -> None:
+    extractor = made_extractor(normalize=kind, **around)
     x = images(2, 3, 18, 30)
     for mine, exact in zip(CachedExtractor(extractor)(x), extractor(x), strict=True):
         assert mine.dtype == torch.float32
@@ -76,12 +77,31 @@ def test_other_weights_and_settings_have_other_files() -> None:
         {"masking": "partition"}, {"masking": "partition", "partitions": 3},
         {"corruption": PatchMasking(patch_size=8)}, {"corruption": GaussianNoise()},
         {"network": {"num_head_channels": 16}},  # not seen in the names and shapes of the weights
+        {"network": {"num_groups": 8}}, {"context": [8]}, {"context": [8, 16]},
+        {"context": [8], "context_deviation": True},
     ]  # fmt: skip
     cached = [CachedExtractor(made_extractor(**variant)) for variant in variants]
     masks = FeatureExtractor(made_extractor().backbone, [0, 1, 2], [50], PatchMasking(patch_size=4), seed=3)
     keys = [c.key for c in [*cached, CachedExtractor(masks)]]
     assert len(set(keys)) == len(keys)
     assert CachedExtractor(made_extractor()).key == keys[0]
+    # As before these two were arguments: features that have not changed are not computed again.
+    assert CachedExtractor(made_extractor(), backbone_hash="w").key == "cc3769154e00c8e503c4f60581480212"
+
+
+def test_small_differences_of_wide_means_survive_16_bits() -> None:
+    settings: dict[str, Any] = {"masking": "none", "normalize": "standardize", "context": [25]}
+    extractor = FeatureExtractor(Scaled((1, 1, 1)), [0], [0], **settings)
+    x = images(1, 3, 40, 56) + 10  # the means differ by 0.03 or so
+    mine, exact = CachedExtractor(extractor)(x)[1], extractor(x)[1]
+    assert (mine - exact).norm() < 3e-4 * exact.norm()
+
+
+def test_the_size_of_features_with_context_is_known() -> None:
+    plain, cached = (CachedExtractor(made_extractor(**around)) for around in ({}, {"context": [4, 12]}))
+    assert cached.bytes_per_window((16, 24)) == 3 * plain.bytes_per_window((16, 24))
+    cached(images(1, 3, 16, 24))
+    assert cached.in_memory == cached.bytes_per_window((16, 24)) + 2 * 4 * plain.num_features  # and a mean a channel
 
 
 def test_another_normalisation_reads_the_same_files(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 import itertools
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter
 from torch import Tensor
 from torch.testing import assert_close
 
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize
+from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize, surroundings
 from medmdm.corruption import GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError
 from tests.made import Make, refused
@@ -208,6 +210,45 @@ def test_the_same_image_always_gives_the_same_features(make: Make) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again(x), strict=True))
 
 
+@pytest.mark.parametrize("masking", ["seeded", "partition"])
+def test_context_is_scipys_uniform_filter_of_each_map(make: Make, masking: str) -> None:
+    network = make()
+    settings: dict[str, Any] = {"timesteps": (300, 50), "corruption": PatchMasking(patch_size=4), "masking": masking}
+    plain = FeatureExtractor(network, (1, 4), normalize="none", **settings)
+    extractor = FeatureExtractor(network, (1, 4), normalize="none", **settings, context=(1, 7, 12))
+    x = images(2, 3, 15, 24)
+    maps, expected = extractor(x), plain(x)
+    read = plain.feature_info
+    assert [i["reduction"] for i in read] == [2, 1, 2, 1]
+    assert extractor.feature_info == [*read, *({**info, "context": n} for n in (1, 7, 12) for info in read)]
+    assert extractor.num_features == 4 * plain.num_features
+    widths = [1, 1, 1, 1, 5, 7, 5, 7, 7, 13, 7, 13]  # 3.5 is rounded to 4, even numbers are raised
+    expected += [torch.from_numpy(uniform_filter(f.numpy(), (1, 1, n, n))) for f, n in zip(expected * 3, widths)]  # noqa: B905
+    for f, g in zip(maps, expected, strict=True):
+        assert_close(f, g, rtol=0, atol=1e-5)
+    for view, own in zip(extractor.views(x), plain.views(x), strict=True):
+        assert_close(view[4 + 4 + 1], torch.from_numpy(uniform_filter(own[1].numpy(), (1, 1, 7, 7))), rtol=0, atol=1e-5)
+
+
+def test_deviations_follow_their_means_and_the_config_makes_it_again(make: Make) -> None:
+    network = make()
+    masks = PatchMasking(patch_size=4)
+    extractor = FeatureExtractor(network, (1, 4), (300,), masks, context=[6, 12], context_deviation=True)
+    kinds = [(i["block"], i.get("context"), "deviation" in i) for i in extractor.feature_info]
+    around = [(b, window, deviation) for window in (6, 12) for b in (1, 4) for deviation in (False, True)]
+    assert kinds == [(1, None, False), (4, None, False), *around]
+    x = images(1, 3, 16, 24)
+    raw = extractor.raw(x)
+    mean, deviation = surroundings(raw[1], 7, deviation=True)
+    assert torch.equal(raw[4], mean)
+    assert torch.equal(raw[5], deviation)
+    again = FeatureExtractor(network, corruption=masks, **json.loads(json.dumps(extractor.config)))
+    assert again.feature_info == extractor.feature_info
+    assert all(torch.equal(a, b) for a, b in zip(extractor(x), again(x), strict=True))
+    for nothing in (None, ()):
+        assert not {"context", "context_deviation"} & set(FeatureExtractor(network, (1,), context=nothing).config)
+
+
 def test_remembered_masks_are_bounded_and_drawn_anew_alike(make: Make) -> None:
     extractor = FeatureExtractor(make(), (1,), (300,), PatchMasking(patch_size=4))
     x = images(1, 3, 16, 24)
@@ -234,6 +275,10 @@ def test_masks_are_not_drawn_inside_a_trace(make: Make) -> None:
     ({"timesteps": ()}, "timesteps must be a list"),
     ({"timesteps": (500,), "corruption": PatchMasking(num_timesteps=500)}, "from 0 to 499"),
     ({"partitions": 1}, "partitions must be at least 2"),
+    ({"context": [12, 0]}, r"context must be a list of windows in pixels, of 1 or more each, got \[12, 0\]"),
+    ({"context": 12}, "context must be a list of windows in pixels.* got 12"),
+    ({"context": "12"}, "got '12'"),
+    ({"context_deviation": True}, "context_deviation is that of the windows in context, and there are none"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"masking": "random"}, "seeded, none, partition, got 'random'"),
     ({"normalize": "l2"}, "global_l2, rms, standardize, none, got 'l2'"),

@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -47,6 +49,34 @@ def test_norm_from_small_maps_is_that_of_the_stack(size: tuple, shapes: list, ki
     assert_close(1 / feature_maps.factor(maps, size, kind), norm, rtol=1e-5, atol=0)
     scaled = feature_maps.stack(feature_maps.normalize(maps, size, kind), size).flatten(1)
     assert_close(scaled.double(), x / norm[:, None], rtol=1e-4, atol=1e-5)
+
+
+SURROUNDED = [(2, 3, 9, 14), (1, 1, 7, 5), (1, 4, 1, 1), (1, 2, 1, 6), (2, 1, 3, 2), (1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("shape", SURROUNDED, ids=str)
+@pytest.mark.parametrize("width", [1, 3, 5, 13])
+def test_surroundings_are_those_of_scipy_and_of_a_loop(shape: tuple[int, ...], width: int) -> None:
+    f = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 100  # a mean far from zero
+    mean, deviation = feature_maps.surroundings(f, width, deviation=True)
+    spatial = (1, 1, *[width] * (len(shape) - 2))
+    expected = uniform_filter(f.double().numpy(), spatial, mode="reflect")
+    assert_close(mean.double(), torch.from_numpy(expected), rtol=1e-6, atol=0)
+    assert torch.equal(feature_maps.surroundings(f, width)[0], mean)
+    reach = [(n // 2, n // 2) for n in spatial]
+    padded = np.pad(f.double().numpy(), reach, mode="symmetric")
+    brute = np.zeros(shape)
+    for place in np.ndindex(*shape):
+        brute[place] = padded[tuple(slice(i, i + n) for i, n in zip(place, spatial, strict=True))].std()
+    assert_close(deviation.double(), torch.from_numpy(brute), rtol=1e-4, atol=1e-5)
+
+
+def test_surroundings_of_flat_regions_do_not_deviate() -> None:
+    f = torch.full((1, 1, 6, 8), 1234.567)
+    mean, deviation = feature_maps.surroundings(f, 5, deviation=True)
+    assert_close(mean, f)
+    assert deviation.max() < 1e-3
+    assert feature_maps.surroundings(f.half(), 5, deviation=True)[1].dtype == torch.float16
 
 
 @pytest.mark.parametrize(("size", "shapes"), CASES, ids=IDS)

@@ -89,6 +89,13 @@ def test_group_norm_keeps_small_variation_around_a_large_mean_in_both_layouts() 
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
 
 
+def test_group_norm_of_few_groups() -> None:
+    x = torch.randn(2, 12, 5, 3, generator=torch.Generator().manual_seed(0)) + 2
+    groups = x.reshape(2, 3, -1)
+    expected = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(Float32GroupNorm(12, 3)(x), expected.view_as(x))
+
+
 def test_double_precision_stays_double(randomise) -> None:
     block = randomise(ResBlock(2, 32, 32, 8)).double()
     generator = torch.Generator().manual_seed(0)

@@ -7,11 +7,13 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
+from medmdm.backbones.adapters import RawPixels
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import stack
 from medmdm.data.reading import Example
 from medmdm.heads.closed_form import ClosedFormHead
+from medmdm.heads.pixel_classifier import PixelClassifierHead
 from medmdm.heads.task import views
 from medmdm.labels import IGNORE
 from tests.made import WINDOW, dice, made_example, made_extractor, refused, task
@@ -87,6 +89,34 @@ def test_equals_scikit_learn_on_the_pixels_of_all_windows() -> None:
     out = fitted.model(views(examples[1], "windows", WINDOW)[0].image[None])
     expected = oracle.predict(rows[-2])  # the first window of the second image
     assert np.abs(out[0].flatten(1).T.numpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["windows", "whole"])
+def test_context_belongs_to_its_block(whole: bool) -> None:
+    extractor = FeatureExtractor(Blocks(), [0, 1], [0], masking="none", normalize="rms", context=[3, 9])
+    support = task([scribbled(seed, pixels=900) for seed in range(4)], whole=whole)
+    fitted = ClosedFormHead("ridge", choices=[{"blocks": [0]}, {"blocks": [1]}]).fit(support, extractor)
+    assert fitted.evidence["chosen"]["blocks"] == [1]
+    weight = fitted.model.head.weight[0].split([40, 3] * 3)
+    assert [bool(w.abs().max() > 0) for w in weight] == [False, True] * 3
+
+
+@pytest.mark.parametrize("head", [ClosedFormHead(), PixelClassifierHead(members=2, max_epochs=30, min_epochs=10)])
+def test_what_only_the_surroundings_tell_is_learnt(head: Any) -> None:
+    """Of noise of two amplitudes a pixel tells little, its surroundings tell it."""
+
+    def textured(seed: int) -> Example:
+        label = made_example(seed, WINDOW).label
+        noise = torch.randn(3, *WINDOW, generator=torch.Generator().manual_seed(seed))
+        return Example(noise * torch.where(label == 1, 0.3, 0.15), label, f"textured_{seed}")
+
+    results = []
+    for around in ({}, {"context": [7], "context_deviation": True}):
+        extractor = FeatureExtractor(RawPixels(3), [0], [0], masking="none", normalize="rms", **around)  # type: ignore[arg-type]
+        fitted = head.fit(task([textured(seed) for seed in range(4)]), CachedExtractor(extractor))
+        test = textured(9)
+        results.append(dice(fitted.model(test.image[None]), test.label))
+    assert results[1] > 0.85 > results[0] + 0.05
 
 
 def test_the_blocks_and_timestep_that_generalise_are_chosen() -> None:

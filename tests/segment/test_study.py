@@ -82,6 +82,15 @@ def test_another_split_of_the_same_images_is_noticed(run: Run, refused: Run, tmp
     refused("their split", "mdm_study", **settings, data_list=other)
 
 
+def test_context_is_a_setting_of_a_backbone(run: Run, tmp_path: Path) -> None:
+    model = str(tmp_path / "model.pt")
+    backbones = {"MDM": {"path": model}, "around": {"path": model, "context": [8]}}
+    heads = {"ridge": {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}}
+    table = run("mdm_study", **study_settings(tmp_path, backbones=backbones, heads=heads, shots=[2], draws=1))
+    dice = {name: rows["dice"].tolist() for name, rows in table.groupby("backbone")}
+    assert dice["MDM"] != dice["around"]
+
+
 def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
     overlay = {"path": None, "preprocessing": {"crop_size": [16, 16], "channels": 3}}
     settings = study_settings(
@@ -107,6 +116,10 @@ def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
         ({"backbones": {"none": {"path": "model.pt"}}}, "backbones#none"),
         ({"only": {"mpl": ["MDM"]}}, "did you mean 'mlp'"),
         ({"backbones": {"MDM": {"path": "nowhere.pt"}}}, "nowhere.pt"),
+        (
+            {"backbones": {"MDM": {"path": "model.pt", "context": [0]}}},
+            "backbones#MDM: context must be a list of windows",
+        ),
         ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),
         ({"backbones": {"MDM": {"path": "model.pt", "normalize": "global_l2"}}, "whole_images": True}, "of one size"),
     ],

@@ -17,6 +17,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from medmdm.artifacts.backbone import open_backbone
+from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.data.files.pictures import read_image
 from medmdm.files import pixel_hash
@@ -166,6 +167,15 @@ def test_the_papers_norm_is_for_windows_of_one_size(run: Run, refused: Run, tmp_
         "views", "mdm_segment", run_dir=str(tmp_path / "views"), head={**HEAD, "views": "whole"}, normalize="global_l2"
     )
     assert run("mdm_segment", normalize="global_l2", report=False)["dice"] > 0.9
+
+
+def test_features_with_context_go_into_the_file(run: Run, tmp_path: Path) -> None:
+    scores = run("mdm_segment", context=[4, 8], context_deviation=True, report=False)
+    assert scores["dice"] > 0.9
+    path = tmp_path / "run" / "segmenter.pt"
+    assert load_segmenter(path)[1]["extractor"]["context"] == [4, 8]
+    again = run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), segmenter=str(path), report=False)
+    assert again == pytest.approx(scores)
 
 
 def test_from_scratch_needs_no_backbone(run: Run, tmp_path: Path) -> None:
