@@ -6,6 +6,7 @@ from medmdm.backbones.adapters import BasicUNetBackbone, MONAIDiffusionBackbone,
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
+from medmdm.backbones.filter_bank import FilterBank
 from medmdm.backbones.layers import BlockNetwork
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CachedExtractor",
     "Extractor",
     "FeatureExtractor",
+    "FilterBank",
     "MONAIDiffusionBackbone",
     "RawPixels",
     "randomise",
