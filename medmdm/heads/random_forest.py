@@ -103,11 +103,11 @@ class RandomForest(nn.Module):
 
     def _mean(self, x: Tensor) -> Tensor:
         """Return the mean probabilities over trees, ``[B, in_channels, N]`` → ``[B, K, N]``."""
-        feature, left, right = (table.long() for table in (self.feature, self.left, self.right))
+        feature, children = self.feature.long(), torch.stack([self.left, self.right], dim=1).long().flatten()
         node = self.roots.long()[:, None].expand(x.shape[0], -1, x.shape[2])
         for _ in range(self.config["depth"]):
-            goes_left = x.gather(1, feature[node]) <= self.threshold[node]
-            node = torch.where(goes_left, left[node], right[node])
+            goes_right = x.gather(1, feature[node]) > self.threshold[node]
+            node = children[2 * node + goes_right]
         return self.probabilities[node].mean(1).transpose(1, 2)
 
 
