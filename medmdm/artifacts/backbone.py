@@ -16,13 +16,14 @@ from medmdm.artifacts.pretrained import load_pretrained, make_ledger
 from medmdm.backbones.adapters import RawPixels, randomise
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.components import instantiate
+from medmdm.backbones.filter_bank import FilterBank
+from medmdm.components import instantiate, to_config
 from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError, nearest
 from medmdm.files import weights_hash
 
-INITIALISATIONS = ("pretrained", "random", "raw")
+INITIALISATIONS = ("pretrained", "random", "raw", "filters")
 #: What a plan says of preprocessing; without a backbone the config says it.
 PREPROCESSING = ("channels", "spacing", "intensity_range", "percentiles", "slice_axis", "context_slices", "crop_size")
 Backbone = str | os.PathLike[str] | tuple[nn.Module, Mapping[str, Any]]
@@ -66,7 +67,7 @@ def open_backbone(
         cache: how they are kept: :class:`medmdm.backbones.CachedExtractor` with other arguments than its defaults.
         preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does.
         initialise: ``"pretrained"``; ``"random"``, the same network with new random weights; ``"raw"``, the pixels
-            themselves: the baselines, read as the file's plan says.
+            themselves; ``"filters"``, a :class:`medmdm.backbones.FilterBank`: baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
         seed: of random weights.
         device: where the backbone runs.
@@ -93,8 +94,10 @@ def open_backbone(
         plan = {**plan, "ledger": make_ledger()}
     if initialise == "random":
         network = randomise(network, seed)
-    elif initialise == "raw":
-        network, forced = RawPixels(int(plan.get("channels", 3)), sigmas).eval(), {"blocks": [0], "masking": "none"}
+    elif initialise in ("raw", "filters"):
+        channels, dims = int(plan.get("channels", 3)), getattr(network, "config", {}).get("spatial_dims", 2)
+        network = (RawPixels(channels, sigmas) if initialise == "raw" else FilterBank(channels, dims)).eval()
+        plan, forced = {**plan, "network": to_config(network)}, {"blocks": [0], "masking": "none"}
     extractor, plan, identity = read((network, plan), **forced)
     cached = cache(extractor.to(device), backbone_hash=identity)
     return OpenBackbone({**plan, **given}, cached, identity, str(path), device)

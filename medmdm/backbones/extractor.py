@@ -201,8 +201,8 @@ class FeatureExtractor(nn.Module):
         Without ``channels`` the backbone's ``config`` says how many the images have.
         """
         count: int = self.backbone.config["in_channels"] if channels is None else channels  # type: ignore[index,assignment]
-        like = next(iter(self.backbone.parameters()))
         if self._config["masking"] != "none" and self.corruption is not None:
+            like = next(iter(self.backbone.parameters()))
             for t in self._config["timesteps"]:
                 self._damage(t, (count, *self.padded_size(spatial)), like)
 

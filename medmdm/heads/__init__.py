@@ -7,6 +7,7 @@ from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.consistency import Consistency
 from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
+from medmdm.heads.random_forest import RandomForest, RandomForestHead
 from medmdm.heads.segmenter import PaddedNetwork, Prediction, Predictor, Segmenter
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 from medmdm.heads.training import Training
@@ -25,6 +26,8 @@ __all__ = [
     "PixelClassifierHead",
     "Prediction",
     "Predictor",
+    "RandomForest",
+    "RandomForestHead",
     "Reading",
     "Segmenter",
     "Task",

@@ -228,7 +228,11 @@ def _sample(
 ) -> tuple[Tensor, Tensor]:
     """Return features ``[count, C]`` and classes ``[count]`` of labelled pixels of a view, drawn with replacement."""
     known = view.known.nonzero()
-    picked = known[torch.from_numpy(rng.integers(len(known), size=count))]
+    return read_pixels(view, known[torch.from_numpy(rng.integers(len(known), size=count))], task, extractor)
+
+
+def read_pixels(view: Example, picked: Tensor, task: Task, extractor: Extractor) -> tuple[Tensor, Tensor]:
+    """Return features ``[N, C]`` and classes ``[N]`` of some pixels of a view: their places ``[N, spatial]``."""
     size = extractor.padded_size(view.label.shape)
     strides = torch.tensor([math.prod(size[axis + 1 :]) for axis in range(len(size))])
     maps = extractor(view.image[None].to(task.device))

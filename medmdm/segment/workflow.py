@@ -160,11 +160,12 @@ class Segmentation:
         return fitted.model
 
     def _load(self, path: Path) -> torch.nn.Module:
-        backbone = self.backbone.path if self.head.needs_backbone else ""
-        model, plan = load_segmenter(path, backbone=backbone or None)
-        if isinstance(model, Segmenter) and not plan["fine_tuned"] and self.backbone.extractor is not None:
+        extractor = self.backbone.extractor
+        known = None if extractor is None else (extractor.innermost.backbone, self.backbone.plan)
+        model, plan = load_segmenter(path, backbone=known if self.head.needs_backbone else None)
+        if isinstance(model, Segmenter) and not plan["fine_tuned"] and extractor is not None:
             # The same weights and settings, which the run's record sees to, with the features that are cached.
-            model.extractor = self.backbone.extractor
+            model.extractor = extractor
         return model.to(self.backbone.device)
 
     def _protocol(self, support: Sequence[LoadedCase]) -> dict[str, Any]:

@@ -48,6 +48,17 @@ def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) ->
     assert np.array_equal(read_image(by_name["4.png"])[0], mask)
 
 
+def test_a_forest_on_filters_is_fitted_found_again_and_used(run: Run, tmp_path: Path) -> None:
+    forest = {"_target_": "medmdm.heads.RandomForestHead", "trees": 10, "depth": 6, "pixels": 200}
+    settings = {"opened#initialise": "filters", "head": forest}
+    scores = run("mdm_segment", **settings)
+    assert scores["dice"] > 0.9
+    assert run("mdm_segment", **settings) == scores
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    again = run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), segmenter=segmenter)
+    assert again["dice"] == pytest.approx(scores["dice"], abs=0.01)  # features of 16 bits, and thresholds between
+
+
 def test_a_second_run_extracts_and_fits_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[torch.Size] = []
     extract = FeatureExtractor.raw
