@@ -47,6 +47,9 @@ OBJECT_COUNTS = {
     "n_pred": "objects_pred",
     **{key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")},
 }
+# Masks that cost nothing, which stand beside the scores, and their columns.
+BASELINES = {"all_foreground": "marking every known pixel", "mean_mask": "the mean of the labelled masks"}
+BASELINE_COLUMNS = tuple(f"{name}_{key}" for name in BASELINES for key in ("dice", "iou"))
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:

@@ -19,8 +19,10 @@ from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
+from medmdm.files import atomic_file
 from medmdm.heads.segmenter import Prediction, Predictor
 from medmdm.heads.task import Reading, Task
+from medmdm.metrics.baselines import mean_mask
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
@@ -195,6 +197,19 @@ class LabelledData:
         modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
         return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality)
 
+    def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> np.ndarray | None:
+        """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
+
+        That is one shape, and for volumes one spacing.
+        """
+        first = support[0]
+        for case in [*support, *tested]:
+            volume = case.spacing is not None and first.spacing is not None and case.slicing is not None
+            if case.shape != first.shape or (volume and not np.allclose(case.spacing, first.spacing, rtol=1e-3)):
+                return None
+        labels = [case.truth for case in support if case.truth is not None]
+        return mean_mask(labels, self.cases.num_classes, self.cases.ignore)
+
     def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
         """Return what a run's record says of the images: a hash of their pixels and how many there are."""
         read = {"training": training, self.section: tested} if training else {self.section: tested}
@@ -218,6 +233,7 @@ def evaluate(
     report: Report,
     provenance: Provenance,
     protocol: Mapping[str, Any],
+    support: Sequence[LoadedCase] = (),
 ) -> dict[str, float]:
     """Predict, write and score every case; write ``evaluation.json`` and, where asked for, the report's pages.
 
@@ -231,6 +247,7 @@ def evaluate(
         report: scores them.
         provenance: see :func:`medmdm.runs.record.find_provenance`.
         protocol: JSON-able: how the model came about.
+        support: the labelled cases that it learnt from, where they are known: the mean of their masks is written too.
 
     Returns:
         Mean Dice and IoU over the labelled cases, as in ``summary.json``.
@@ -242,6 +259,10 @@ def evaluate(
         tested[number] = found[case.name][0]
         logger.info("%d of %d predicted: %s", number + 1, len(tested), case.name)
     evaluation = _record(found, data, outputs, provenance, protocol)
+    if support and (mean := data.mean_mask(support, tested)) is not None:
+        evaluation = replace(evaluation, mean_mask=Path(outputs.folder) / "mean_mask.npz")
+        with atomic_file(Path(outputs.folder) / "mean_mask.npz") as file:
+            np.savez_compressed(file, mask=mean)
     evaluation.save()
     scores = report.score(evaluation, lambda case: _arrays(*found[case.name]))
     for scored in scores.cases:

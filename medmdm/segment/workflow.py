@@ -33,8 +33,8 @@ class Segmentation:
     """Fit a head (or a network) to the labelled training cases and evaluate it.
 
     The run folder receives ``segmenter.pt``, ``plan.json`` (what was chosen, and the evidence), ``run.json``,
-    ``predictions/``, ``evaluation.json`` and the report. A run that was killed goes on: features come from the cache,
-    and a segmenter that is there is not fitted again.
+    ``predictions/``, ``mean_mask.npz`` where all cases are of one grid, ``evaluation.json`` and the report. A run that
+    was killed goes on: features come from the cache, and a segmenter that is there is not fitted again.
 
     Args:
         outputs: what to write, and the run folder.
@@ -110,8 +110,9 @@ class Segmentation:
             model, self.reading, self.outputs.uncertainty, device=self.backbone.device, inferer=self.inferer
         )
         return evaluate(
-            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
-        )
+            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
+            support,
+        )  # fmt: skip
 
     def _fit(
         self, support: Sequence[LoadedCase], protocol: Mapping[str, Any], plan: Mapping[str, Any]
