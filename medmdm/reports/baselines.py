@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from medmdm.reports.rendering import BASELINES, interval_text, number_text
+from medmdm.reports.rendering import BASELINES, difference_text, number_text
 from medmdm.reports.scoring import ScoredCase
 from medmdm.stats import paired, summarise
 
@@ -89,10 +89,3 @@ def not_better(baselines: Mapping[str, Any]) -> list[str]:
         f"The masks are not shown to be better than one that costs nothing: {BASELINES[name]} has a mean Dice of "
         f"{number_text(known[name]['scores']['dice']['mean'])} on the same cases ({difference_text(difference)})."
     ]
-
-
-def difference_text(difference: Mapping[str, Any]) -> str:
-    """Return a difference of :func:`beyond` with its interval in words."""
-    interval = interval_text(difference["interval"], signed=True)
-    known = f"95 % interval {interval}" if None not in difference["interval"] else "no interval"
-    return f"difference {number_text(difference['difference'], signed=True)}, {known}"

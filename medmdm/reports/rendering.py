@@ -85,6 +85,13 @@ def interval_text(interval: Sequence[float | None], distance: bool = False, sign
     return " to ".join(number_text(bound, distance, signed) for bound in (low, high))
 
 
+def difference_text(difference: Mapping[str, Any]) -> str:
+    """Return a paired difference with its interval in words."""
+    interval = interval_text(difference["interval"], signed=True)
+    known = f"95 % interval {interval}" if None not in difference["interval"] else "no interval"
+    return f"difference {number_text(difference['difference'], signed=True)}, {known}"
+
+
 def p_text(value: float | None) -> str:
     """Return a p-value with three digits."""
     if value is None:
@@ -131,6 +138,7 @@ def environment() -> Environment:
         "number": number_text,
         "interval": interval_text,
         "p_value": p_text,
+        "difference": difference_text,
         "counted": counted,
         "title_of": metric_title,
         "metric": METRICS.__getitem__,

@@ -203,10 +203,11 @@ class LabelledData:
         That is one shape, and for volumes one spacing.
         """
         first = support[0]
-        for case in [*support, *tested]:
-            volume = case.spacing is not None and first.spacing is not None and case.slicing is not None
-            if case.shape != first.shape or (volume and not np.allclose(case.spacing, first.spacing, rtol=1e-3)):
-                return None
+        if any(case.shape != first.shape for case in [*support, *tested]):
+            return None
+        spacings = [case.spacing for case in [*support, *tested] if case.slicing is not None]
+        if not np.allclose(np.array(spacings, float), np.array(spacings[:1], float), rtol=1e-3):
+            return None
         labels = [case.truth for case in support if case.truth is not None]
         return mean_mask(labels, self.cases.num_classes, self.cases.ignore)
 
