@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from medmdm.metrics.pixels import class_means, pixel_scores
 from medmdm.reports.case_files import CaseArrays, read_case
 from medmdm.reports.pictures import CasePicture, draw_case, picture_side
 from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
+from medmdm.runs.mean_mask import read_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 _MICROSCOPY_MM = 0.02  # pixels smaller than this are given in micrometres
@@ -123,7 +123,7 @@ def score_cases(
         The scores; names of patients are as in the evaluation.
     """
     found = Scores([], [], choose_ruler(evaluation))
-    side, mean_mask = picture_side(len(evaluation.cases)), _mean_mask(evaluation)
+    side, mean_mask = picture_side(len(evaluation.cases)), read_mean_mask(evaluation.folder)
     bar = tqdm(evaluation.cases, desc="report", unit="case", disable=None, leave=False)  # on a terminal only
     for number, case in enumerate(bar):
         try:
@@ -186,18 +186,6 @@ def _score(
         scores |= {column: found[key] for key, column in OBJECT_COUNTS.items()}
     scores |= {name: float(values.mean(dtype=np.float64)) for name, values in arrays.maps.items()}
     return scores
-
-
-def _mean_mask(evaluation: Evaluation) -> NDArray[np.uint8] | None:
-    path = evaluation.mean_mask
-    if path is None or not path.is_file():
-        return None
-    try:
-        with np.load(path) as content:
-            mask: NDArray[np.uint8] = content["mask"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): segment again") from error
-    return mask
 
 
 def _baselines(

@@ -86,8 +86,6 @@ class Evaluation:
         protocol: how the predictions came about.
         study: CSV of a study's cells, ``None`` without one.
         record_file: the run's own record; the file need not exist.
-        mean_mask: ``.npz`` with the ``mask`` of :func:`medmdm.metrics.baselines.mean_mask`, of the labels that the head
-            learnt from; ``None`` where the cases are not of one grid with them, or the labels are not known.
     """
 
     folder: Path
@@ -102,7 +100,6 @@ class Evaluation:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     study: Path | None = None
     record_file: str = "run.json"
-    mean_mask: Path | None = None
 
     @property
     def num_classes(self) -> int:
@@ -140,7 +137,6 @@ class Evaluation:
             "record": self.record_file,
             "cases": [_entry(case, self.folder, self.dataset_dir) for case in self.cases],
             "study": None if self.study is None else os.path.relpath(self.study, self.folder),
-            "mean_mask": None if self.mean_mask is None else os.path.relpath(self.mean_mask, self.folder),
         }
         save_json(content, self.folder / EVALUATION_FILE)
         return self.folder / EVALUATION_FILE
@@ -168,7 +164,7 @@ class Evaluation:
         if kind not in LABEL_TYPES:
             raise UserError(f"{path}: 'label_type' of the data list is {kind!r}: it must be classes or instances.")
         dataset_dir = _find_folder(str(content["dataset_dir"]), folder)
-        study, mean_mask = content.get("study"), content.get("mean_mask")
+        study = content.get("study")
         return cls(
             folder=folder,
             dataset=str(content["dataset"]),
@@ -182,7 +178,6 @@ class Evaluation:
             protocol=content.get("protocol") or {},
             study=None if study is None else folder / str(study),
             record_file=str(content.get("record") or "run.json"),
-            mean_mask=None if mean_mask is None else folder / str(mean_mask),
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medmdm.data.cases import Cases
 from medmdm.data.files.pictures import image_size
@@ -19,12 +20,12 @@ from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
-from medmdm.files import atomic_file
 from medmdm.heads.segmenter import Prediction, Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.baselines import mean_mask
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
+from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.reconstruction_error import ReconstructionError
 
@@ -197,7 +198,7 @@ class LabelledData:
         modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
         return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality)
 
-    def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> np.ndarray | None:
+    def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
         """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
 
         That is one shape, and for volumes one spacing.
@@ -260,10 +261,7 @@ def evaluate(
         tested[number] = found[case.name][0]
         logger.info("%d of %d predicted: %s", number + 1, len(tested), case.name)
     evaluation = _record(found, data, outputs, provenance, protocol)
-    if support and (mean := data.mean_mask(support, tested)) is not None:
-        evaluation = replace(evaluation, mean_mask=Path(outputs.folder) / "mean_mask.npz")
-        with atomic_file(Path(outputs.folder) / "mean_mask.npz") as file:
-            np.savez_compressed(file, mask=mean)
+    keep_mean_mask(evaluation.folder, data.mean_mask(support, tested) if support else None)
     evaluation.save()
     scores = report.score(evaluation, lambda case: _arrays(*found[case.name]))
     for scored in scores.cases:
