@@ -47,6 +47,9 @@ OBJECT_COUNTS = {
     "n_pred": "objects_pred",
     **{key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")},
 }
+# Masks that cost nothing, which stand beside the scores, and their columns.
+BASELINES = {"all_foreground": "marking every known pixel", "mean_mask": "the mean of the labelled masks"}
+BASELINE_COLUMNS = tuple(f"{name}_{key}" for name in BASELINES for key in ("dice", "iou"))
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
@@ -80,6 +83,13 @@ def interval_text(interval: Sequence[float | None], distance: bool = False, sign
     if not signed:
         low, high = max(low, 0.0), high if distance else min(high, 1.0)
     return " to ".join(number_text(bound, distance, signed) for bound in (low, high))
+
+
+def difference_text(difference: Mapping[str, Any]) -> str:
+    """Return a paired difference with its interval in words."""
+    interval = interval_text(difference["interval"], signed=True)
+    known = f"95 % interval {interval}" if None not in difference["interval"] else "no interval"
+    return f"difference {number_text(difference['difference'], signed=True)}, {known}"
 
 
 def p_text(value: float | None) -> str:
@@ -128,6 +138,7 @@ def environment() -> Environment:
         "number": number_text,
         "interval": interval_text,
         "p_value": p_text,
+        "difference": difference_text,
         "counted": counted,
         "title_of": metric_title,
         "metric": METRICS.__getitem__,

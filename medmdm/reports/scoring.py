@@ -9,17 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import volume_geometry
 from medmdm.errors import UserError
+from medmdm.metrics.baselines import all_foreground, all_foreground_means
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
 from medmdm.reports.case_files import CaseArrays, read_case
 from medmdm.reports.pictures import CasePicture, draw_case, picture_side
 from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
+from medmdm.runs.mean_mask import read_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 _MICROSCOPY_MM = 0.02  # pixels smaller than this are given in micrometres
@@ -120,12 +123,13 @@ def score_cases(
         The scores; names of patients are as in the evaluation.
     """
     found = Scores([], [], choose_ruler(evaluation))
-    side = picture_side(len(evaluation.cases))
+    side, mean_mask = picture_side(len(evaluation.cases)), read_mean_mask(evaluation.folder)
     bar = tqdm(evaluation.cases, desc="report", unit="case", disable=None, leave=False)  # on a terminal only
     for number, case in enumerate(bar):
         try:
             content = read_case(case, evaluation) if arrays is None else arrays(case)
             scores = _score(case, content, evaluation, found.ruler, surface)
+            scores |= _baselines(scores, content.truth, evaluation, mean_mask)
         except UserError as error:
             found.excluded.append(Excluded(case.name, number, str(error)))
             continue
@@ -182,3 +186,28 @@ def _score(
         scores |= {column: found[key] for key, column in OBJECT_COUNTS.items()}
     scores |= {name: float(values.mean(dtype=np.float64)) for name, values in arrays.maps.items()}
     return scores
+
+
+def _baselines(
+    scores: Mapping[str, float],
+    truth: NDArray[np.integer],
+    evaluation: Evaluation,
+    mean_mask: NDArray[np.uint8] | None,
+) -> dict[str, float]:
+    """Return the columns of the masks that cost nothing."""
+    numbers = range(1, evaluation.num_classes)
+    counts = {k: {name: scores[f"{name}_{k}"] for name in COUNTS} for k in numbers}
+    found = {"all_foreground": (all_foreground(counts), all_foreground_means(counts))}
+    if mean_mask is not None and mean_mask.shape == truth.shape:
+        ignore = None if evaluation.instance_labels else evaluation.ignore
+        rows = pixel_scores(mean_mask, truth, evaluation.num_classes, ignore=ignore, surface=False)
+        found["mean_mask"] = rows, class_means(rows, ("dice", "iou"))
+    several = evaluation.num_classes > 2
+    columns = {f"{name}_{key}": value for name, (_, means) in found.items() for key, value in means.items()}
+    by_class = [
+        (f"{name}_{key}_{k}", rows[k][key])
+        for name, (rows, _) in found.items()
+        for k in rows
+        for key in ("dice", "iou")
+    ]
+    return columns | (dict(by_class) if several else {})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from medmdm.errors import UserError, nearest
+from medmdm.reports.baselines import beyond
 from medmdm.reports.rendering import render
 from medmdm.runs.record import Provenance
 from medmdm.stats import json_ready, paired, spread, summarise, with_holm
@@ -40,6 +41,7 @@ def study_table(
     patients: Mapping[str, str | None],
     seen: Mapping[str, Provenance],
     reference: Sequence[str] | None = None,
+    baselines: pd.DataFrame | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Summarise a study, and compare its cells with a reference.
 
@@ -48,14 +50,19 @@ def study_table(
         patients: the patient of each case, where known.
         seen: what each backbone has seen, by its name.
         reference: (backbone, head) that all others are compared with.
+        baselines: the same columns for masks that cost nothing, named in ``head``: ``all_foreground`` with 0 shots, and
+            ``mean_mask`` of the labelled masks of each number of shots and draw, where it is known.
 
     Returns:
         The numbers (JSON-able), and the tables in Markdown.
     """
     rows = summarise_study(table, patients)
     comparisons = [] if reference is None else json_ready(_compare(table, patients, tuple(reference)))
-    text = render("study.md.j2", rows=rows, comparisons=comparisons, seen=seen, reference=reference)
-    return {"rows": rows, "comparisons": comparisons}, text
+    free, gains = [], []
+    if baselines is not None:
+        free, gains = summarise_study(baselines, patients), json_ready([*_gains(table, baselines, patients)])
+    content = {"rows": rows, "comparisons": comparisons, "baselines": free, "gains": gains}
+    return content, render("study.md.j2", **content, seen=seen, reference=reference)
 
 
 def summarise_study(table: pd.DataFrame, patients: Mapping[str, str | None] | None = None) -> list[dict[str, Any]]:
@@ -111,3 +118,20 @@ def _compare(
             row |= {"interval": outcome["t_interval"], "unit": outcome["unit"], "n": outcome["n"]}
             found.append(row | {"p": outcome["p_value"], **{key: outcome[key] for key in ("wins", "ties", "losses")}})
     return with_holm(found, "p")
+
+
+def _gains(
+    table: pd.DataFrame, baselines: pd.DataFrame, patients: Mapping[str, str | None]
+) -> Iterator[dict[str, Any]]:
+    """Compare each cell with the better of the baselines of as many labels, by test image."""
+    free = baselines.groupby(["head", "shots", "case"])["dice"].mean()
+    for (shots, backbone, head), cell in table.groupby(["shots", "backbone", "head"]):
+        by_case = cell.groupby("case")["dice"].mean()
+        found = {}
+        for name, labels in free.index.droplevel("case").unique():
+            if labels in (0, shots):
+                found[name] = free[name, labels].reindex(by_case.index)[by_case.notna()]
+        name = max(found, key=lambda name: found[name].mean())
+        groups = [patients.get(case) for case in by_case.index]
+        gain = beyond(by_case, found[name].reindex(by_case.index), groups)
+        yield {"backbone": backbone, "head": head, "shots": int(shots), "baseline": name, **gain}

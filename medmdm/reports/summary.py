@@ -15,7 +15,8 @@ import medmdm
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.metrics.pixels import pool
-from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
+from medmdm.reports.baselines import baseline_scores, not_better
+from medmdm.reports.rendering import BASELINE_COLUMNS, COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
 from medmdm.runs.record import MAPS, Evaluation
@@ -81,8 +82,8 @@ class Pseudonyms:
 
 PER_CASE_FILE = "per_case.csv"
 _FIXED = ("case", "patient", "seen", "excluded", "distance_unit", "tolerance", "prediction_file", "reference_file")
-_SCORES = (*METRICS, *MAPS, *OBJECT_COUNTS.values())
-_NUMBERED = re.compile(rf"(?:{'|'.join((*PER_CLASS, *COUNTS))})_\d+")
+_SCORES = (*METRICS, *MAPS, *OBJECT_COUNTS.values(), *BASELINE_COLUMNS)
+_NUMBERED = re.compile(rf"(?:{'|'.join((*PER_CLASS, *COUNTS, *BASELINE_COLUMNS))})_\d+")
 
 
 def write_per_case(scores: Scores, path: Path) -> None:
@@ -194,6 +195,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
     pooled = _pooled(cases, pooled_by_class)
     nnunet = {str(k): {name: _column(key, k, several) for name, key in _NNUNET.items()} for k in numbers}
     means = {k: {name: _mean(_values(cases, key)) for name, key in row.items()} for k, row in nnunet.items()}
+    baselines = baseline_scores(cases, list(numbers) if several else [], patients)
     dice, provenance, study = summaries["dice"], evaluation.provenance, evaluation.study
     patient_of = {case.name: case.patient for case in evaluation.cases}
     counts = {"listed": len(evaluation.cases), "scored": len(cases), "excluded": len(scores.excluded)}
@@ -210,7 +212,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "ignore": None if evaluation.instance_labels else evaluation.ignore,
         "distance_unit": scores.ruler.unit,
         "tolerance": scores.ruler.tolerance,
-        "notes": list(dict.fromkeys([*scores.notes, *dice.warnings])),
+        "notes": list(dict.fromkeys([*not_better(baselines), *scores.notes, *dice.warnings])),
         "metric_per_case": [
             {
                 "case": case.name,
@@ -238,6 +240,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
             }
             for k in numbers
         },
+        "baselines": baselines,
         "paper_conventions": None if several else paper_block(_values(cases, "dice")),
         "subgroups": _subgroups(cases, headline_keys(summaries)),
         "risk_coverage": _risk(cases),

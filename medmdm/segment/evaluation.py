@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medmdm.data.cases import Cases
 from medmdm.data.files.pictures import image_size
@@ -21,8 +22,10 @@ from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
+from medmdm.metrics.baselines import mean_mask
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
+from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
 from medmdm.segment.reconstruction_error import ReconstructionError
@@ -188,6 +191,20 @@ class LabelledData:
         modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
         return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality)
 
+    def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
+        """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
+
+        That is one shape, and for volumes one spacing.
+        """
+        first = support[0]
+        if any(case.shape != first.shape for case in [*support, *tested]):
+            return None
+        spacings = [case.spacing for case in [*support, *tested] if case.slicing is not None]
+        if not np.allclose(np.array(spacings, float), np.array(spacings[:1], float), rtol=1e-3):
+            return None
+        labels = [case.truth for case in support if case.truth is not None]
+        return mean_mask(labels, self.cases.num_classes, self.cases.ignore)
+
     def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
         """Return what a run's record says of the images: a hash of their pixels and how many there are."""
         read = {"training": training, self.section: tested} if training else {self.section: tested}
@@ -213,6 +230,7 @@ def evaluate(
     report: Report,
     provenance: Provenance,
     protocol: Mapping[str, Any],
+    support: Sequence[LoadedCase] = (),
 ) -> dict[str, float]:
     """Predict, write and score every case; write ``evaluation.json`` and, where asked for, the report's pages.
 
@@ -226,6 +244,7 @@ def evaluate(
         report: scores them.
         provenance: see :func:`medmdm.runs.record.find_provenance`.
         protocol: JSON-able: how the model came about.
+        support: the labelled cases that it learnt from, where they are known: the mean of their masks is written too.
 
     Returns:
         Mean Dice and IoU over the labelled cases, as in ``summary.json``.
@@ -237,6 +256,7 @@ def evaluate(
         tested[number] = found[case.name][0]
         logger.info("%d of %d predicted: %s", number + 1, len(tested), case.name)
     evaluation = _record(found, data, outputs, provenance, protocol)
+    keep_mean_mask(evaluation.folder, data.mean_mask(support, tested) if support else None)
     evaluation.save()
     scores = report.score(evaluation, lambda case: _arrays(*found[case.name]))
     for scored in scores.cases:

@@ -23,6 +23,7 @@ from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
+from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
@@ -91,7 +92,8 @@ class Study:
     """Fit and test every cell of a grid; each finished cell is a file and is never computed again.
 
     The run folder receives ``cells/*.json``, ``study.csv`` (per test case and cell: backbone, head, shots, draw, seed,
-    case, dice, iou), ``study.json`` (settings, provenance, the table as numbers) and ``study.md``.
+    case, dice, iou), ``study.json`` (settings, provenance, the table as numbers) and ``study.md``; the table also has
+    what masks that cost nothing score.
 
     Args:
         run_dir: the run folder.
@@ -218,7 +220,8 @@ class Study:
         labelled = support_ledger(list(training.values()))
         seen = {n: find_provenance(tested, b.plan.get("ledger"), labelled) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in tested}
-        summary, page = study_table(table, patients, seen, self.reference)
+        baselines = self._baselines(dict(zip(((c.shots, c.draw) for c in cells), supports, strict=True)), tested)
+        summary, page = study_table(table, patients, seen, self.reference, baselines)
         stamps = {name: asdict(one) for name, one in seen.items()}
         save_json({"settings": dict(self.config), "stamps": stamps, "table": summary}, folder / "study.json")
         atomic_write(folder / "study.md", page)
@@ -255,6 +258,23 @@ class Study:
             "evidence": fitted.evidence,
             "rows": rows,
         }
+
+    def _baselines(
+        self, supports: Mapping[tuple[int, int], Sequence[LoadedCase]], tested: Sequence[LoadedCase]
+    ) -> pd.DataFrame:
+        """Score masks that cost nothing as the cells' masks are: a row for each, number of shots, draw and case."""
+        num_classes, ignore = self.data.cases.num_classes, self.data.cases.ignore
+        truths = {case.name: case.truth for case in tested if case.truth is not None}
+        rows: list[dict[str, Any]] = []
+        for name, truth in truths.items():
+            scores = all_foreground_by(self.metrics, truth, num_classes, ignore)
+            rows.append({"head": "all_foreground", "shots": 0, "draw": 0, "case": name, **scores})
+        for (shots, draw), support in supports.items():
+            mask = self.data.mean_mask(support, tested)
+            for name, truth in truths.items() if mask is not None else ():
+                found = self.metrics(mask, truth, num_classes, ignore)
+                rows.append({"head": "mean_mask", "shots": shots, "draw": draw, "case": name, **found})
+        return pd.DataFrame(rows).assign(backbone="(none)", seed=0)
 
     def _key(self, cell: Cell, support: Sequence[Any], tested: Sequence[Any], looked_at: Sequence[Any]) -> str:
         """A hash of all that a cell's numbers depend on."""

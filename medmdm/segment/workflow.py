@@ -39,8 +39,8 @@ class Segmentation:
     all of them.
 
     The run folder receives ``segmenter.pt``, ``plan.json`` (what was chosen, and the evidence), ``run.json``,
-    ``predictions/``, ``evaluation.json`` and the report. A run that was killed goes on: features come from the cache,
-    and a segmenter that is there is not fitted again.
+    ``predictions/``, ``mean_mask.npz`` where all cases are of one grid, ``evaluation.json`` and the report. A run that
+    was killed goes on: features come from the cache, and a segmenter that is there is not fitted again.
 
     Args:
         outputs: what to write, and the run folder.
@@ -131,8 +131,9 @@ class Segmentation:
             logger.info("masks of %d images without labels go to %s", len(unlabeled), applied.folder)
             segment_all(unlabeled, reader, fitted, self.postprocess, applied)
         return evaluate(
-            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
-        )
+            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
+            support,
+        )  # fmt: skip
 
     def _predictor(self, model: torch.nn.Module) -> Predictor:
         return Predictor(

@@ -98,3 +98,39 @@ def test_differences_are_paired_by_image() -> None:
     expected = stats.t.interval(0.95, 3, differences.mean(), stats.sem(differences))
     np.testing.assert_allclose(row["interval"], expected)
     assert [row[name] for name in ("wins", "ties", "losses")] == [2, 1, 1]
+
+
+def test_masks_that_cost_nothing_have_rows_and_what_is_not_better_is_said() -> None:
+    every, of_two, of_nine = [0.6, 0.5, 0.7, 0.6], [0.75, 0.70, 0.80, 0.90], [1.0] * 4
+    rows = [("all_foreground", 0, 0, every), ("mean_mask", 2, 0, of_two), ("mean_mask", 9, 0, of_nine)]
+    baselines = pd.DataFrame(
+        {
+            "backbone": "(none)",
+            "head": head,
+            "shots": shots,
+            "draw": draw,
+            "seed": 0,
+            "case": str(n),
+            "dice": d,
+            "iou": d,
+        }
+        for head, shots, draw, values in rows
+        for n, d in enumerate(values)
+    )
+    summary, page = study_table(TABLE, {}, SEEN, baselines=baselines)
+    assert [(row["head"], row["shots"], row["dice"]["mean"]) for row in summary["baselines"]] == [
+        ("all_foreground", 0, pytest.approx(0.6)), ("mean_mask", 2, pytest.approx(0.7875)), ("mean_mask", 9, 1.0)
+    ]  # fmt: skip
+    assert "| (none) | all foreground | 0 | 0.6000 |" in page
+    for gain in summary["gains"]:  # over what was made of as many labels
+        values = BY_IMAGE[gain["head"]] - of_two
+        assert (gain["baseline"], gain["difference"]) == ("mean_mask", pytest.approx(values.mean()))
+        np.testing.assert_allclose(gain["interval"], stats.t.interval(0.95, 3, values.mean(), stats.sem(values)))
+        assert gain["better"] == (gain["interval"][0] > 0)
+        assert (f"MDM / {gain['head']} with 2 (mean mask; difference" in page) == (not gain["better"])
+    assert {gain["better"] for gain in summary["gains"]} == {False}
+    below = baselines[baselines["head"] == "all_foreground"]
+    summary, page = study_table(TABLE, {}, SEEN, baselines=below)
+    assert [(gain["baseline"], gain["better"]) for gain in summary["gains"]] == [("all_foreground", True)] * 2
+    assert "Not shown to be better" not in page
+    assert "cost" not in study_table(TABLE, {}, SEEN)[1]

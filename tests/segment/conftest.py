@@ -11,6 +11,8 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
+from medmdm.data.files.pictures import read_image
+from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError, find_user_error
 from tests.bundle_runs import BUNDLES, HEAD, Run, write_backbone
 
@@ -64,3 +66,10 @@ def refused(run: Run) -> Run:
         assert sentence in str(find_user_error(caught.value))
 
     return call
+
+
+def on_one_grid(folder: Path) -> list[np.ndarray]:
+    """Cut all pictures and labels to 28 x 40 pixels; return the labels in the order of the data list."""
+    for path in folder.glob("*.png"):
+        path.write_bytes(encode_picture(read_image(path)[:, :28], ".png"))
+    return [read_image(folder / f"{number}_mask.png")[0] for number in range(6)]

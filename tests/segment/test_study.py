@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tests.bundle_runs import HEAD, UNET, Run, write_backbone
+from tests.segment.conftest import on_one_grid
 
 
 def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -38,6 +40,26 @@ def test_a_killed_study_computes_no_finished_cell_again(run: Run, tmp_path: Path
     assert cells[0].is_file()
     assert {path: path.stat().st_mtime_ns for path in cells[1:]} == kept
     assert "MDM" in (tmp_path / "study" / "study.md").read_text()
+
+
+def test_masks_that_cost_nothing_are_scored_on_the_same_cases(run: Run, tmp_path: Path, pictures: Path) -> None:
+    labels = on_one_grid(pictures)
+    settings = study_settings(tmp_path, backbones={"raw": {"path": str(tmp_path / "model.pt"), "initialise": "raw"}})
+    settings |= {"heads": {"ridge": settings["heads"]["ridge"]}, "reference": ["raw", "ridge"]}
+    run("mdm_study", **settings)
+    every, two, four = json.loads((tmp_path / "study" / "study.json").read_text())["table"]["baselines"]
+    dices = [2 * label.sum() / (label.size + label.sum()) for label in labels[4:]]
+    assert (every["head"], every["shots"], every["dice"]["mean"]) == (
+        "all_foreground",
+        0,
+        pytest.approx(np.mean(dices)),
+    )
+    mean = sum(label.astype(int) for label in labels[:4]) > 2
+    dices = [2 * (mean & (label > 0)).sum() / (mean.sum() + label.sum()) for label in labels[4:]]
+    assert (four["head"], four["shots"], four["dice"]["mean"]) == ("mean_mask", 4, pytest.approx(np.mean(dices)))
+    assert (two["shots"], two["dice"]["n_draws"]) == (2, 2)
+    page = (tmp_path / "study" / "study.md").read_text()
+    assert f"| (none) | mean mask | 4 | {np.mean(dices):.4f} |" in page
 
 
 def test_a_report_shows_the_learning_curve_of_a_study(run: Run, refused: Run, tmp_path: Path) -> None:

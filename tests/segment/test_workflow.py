@@ -24,6 +24,7 @@ from medmdm.files import pixel_hash
 from medmdm.reports import write_report
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, Run, write_backbone
+from tests.segment.conftest import on_one_grid
 
 
 def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) -> None:
@@ -250,6 +251,41 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(
     assert np.allclose(mask.affine, np.diag([1.0, 2.0, 3.0, 1.0]))
     rows = pd.read_csv(tmp_path / "run" / "per_case.csv")
     assert len(rows) == 1  # the volume, not its slices
+
+
+def test_the_mean_of_the_labelled_masks_is_recorded_where_all_cases_are_of_one_grid(
+    run: Run, tmp_path: Path, pictures: Path
+) -> None:
+    run("mdm_segment", run_dir=str(tmp_path / "sizes"), report=False)
+    assert not (tmp_path / "sizes" / "mean_mask.npz").exists()
+
+    labels = on_one_grid(pictures)
+    run("mdm_segment", shots=3)
+    drawn = json.loads((tmp_path / "run" / "evaluation.json").read_text())["protocol"]["training_cases"]
+    expected = sum(labels[int(name)].astype(int) for name in drawn) >= 2
+    assert np.array_equal(np.load(tmp_path / "run" / "mean_mask.npz")["mask"], expected)
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["baselines"]["mean_mask"]["scores"]
+    dices = [2 * (expected & (label > 0)).sum() / (expected.sum() + label.sum()) for label in labels[4:]]
+    assert found["dice"]["mean"] == pytest.approx(np.mean(dices))
+    page = (tmp_path / "run" / "index.html").read_bytes()
+    write_report(tmp_path / "run")  # from the files
+    assert (tmp_path / "run" / "index.html").read_bytes() == page
+
+    segmenter = str(tmp_path / "run" / "segmenter.pt")  # which does not hold its labels
+    run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), segmenter=segmenter)
+    assert set(json.loads((tmp_path / "evaluated" / "summary.json").read_text())["baselines"]) == {"all_foreground"}
+
+
+def test_volumes_are_of_one_grid_if_their_spacing_is_the_same(
+    run: Run, tmp_path: Path, volumes: dict[str, Any]
+) -> None:
+    run("mdm_segment", **volumes, report=False)
+    assert np.load(tmp_path / "run" / "mean_mask.npz")["mask"].shape == (20, 24, 7)
+    for name in ("2.nii.gz", "2_label.nii.gz"):
+        path = Path(volumes["dataset_dir"]) / name
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.diag([1.0, 2.0, 3.5, 1.0])), path)
+    run("mdm_segment", **volumes, report=False, run_dir=str(tmp_path / "other"))
+    assert not (tmp_path / "other" / "mean_mask.npz").exists()
 
 
 @pytest.mark.parametrize("kind", ["pictures", "regions", "volumes"])
