@@ -1,7 +1,5 @@
 """A small sound data set, to be spoiled one thing at a time."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The doors through which a user's files come in, each giving what it says to the user."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Data lists, labels and what cases share."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

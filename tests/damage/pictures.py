@@ -1,7 +1,5 @@
 """Pictures that are damaged, empty, too large, or not what they seem."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

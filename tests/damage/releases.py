@@ -1,7 +1,5 @@
 """Published sets and archives that are damaged or hostile."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sound input, to be damaged."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Volumes and DICOM series that are damaged, mixed up, or no volumes."""
 
-from __future__ import annotations
-
 import gzip
 import shutil
 from pathlib import Path

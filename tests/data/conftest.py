@@ -1,7 +1,5 @@
 """Images made on the spot, and the real sample data where ``MEDMDM_TEST_DATA`` says they are."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The smallest DICOM files that a reader accepts, written byte by byte so that every tag is under control."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cases are read as the pre-training bundle reads its images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

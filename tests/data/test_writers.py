@@ -1,7 +1,5 @@
 """What is written lies on its source: read back by the libraries that people use, and by our own readers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from PIL import Image
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Slicing, read_volume, volume_geometry
 from medmdm.data.writers import SliceAssembler, encode_nifti, write_map, write_mask
-from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
 from tests.data.volume_files import SHAPE, oblique, write_nifti
+from tests.made import refused
 
 
 @pytest.fixture
@@ -157,6 +155,5 @@ def test_what_is_wrong_is_said(tmp_path, write_png):
         (lambda: write_mask(tmp_path / "m.nii", np.zeros((2, *SHAPE), int), volume), "must agree"),
         (lambda: write_mask(tmp_path / "m.nii", np.zeros(SHAPE[::-1], int), volume), "5x7x4 .* 4x7x5"),
     ):
-        with pytest.raises(UserError, match=sentence):
-            call()
+        refused(sentence, call)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nii", "a.png"]

@@ -1,7 +1,5 @@
 """Small NIfTI files whose every voxel differs, so that a swapped or flipped axis shows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib

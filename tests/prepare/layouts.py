@@ -1,7 +1,5 @@
 """Tiny copies of what publishers ship, made on the spot."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is particular to each published layout."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -15,6 +13,7 @@ from medmdm.data.lists import load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.prepare.monuseg import LATER_LIST
+from tests.made import refused
 from tests.prepare import layouts
 from tests.prepare.layouts import LATER, TESTED, TRAINED, WITH_MASK, mask, picture
 
@@ -71,8 +70,7 @@ def test_glas_closes_gaps_in_the_numbers(tmp_path: Path) -> None:
 def test_glas_with_another_table(tmp_path: Path, content: bytes) -> None:
     source = layouts.glas(tmp_path / "glas")
     (source / "Grade.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"Grade\.csv is not the Grade\.csv of the release"):
-        prepare("glas", source, tmp_path / "out")
+    refused(r"Grade\.csv is not the Grade\.csv of the release", prepare, "glas", source, tmp_path / "out")
 
 
 def test_monuseg_truths_splits_and_patients(tmp_path: Path) -> None:
@@ -135,8 +133,7 @@ def test_monuseg_as_two_zip_files(tmp_path: Path) -> None:
 
 def test_monuseg_test_images_alone(tmp_path: Path) -> None:
     source = layouts.monuseg(tmp_path / "monuseg")
-    with pytest.raises(UserError, match="holds no training images of monuseg"):
-        prepare("monuseg", source / "MoNuSegTestData", tmp_path / "out")
+    refused("holds no training images of monuseg", prepare, "monuseg", source / "MoNuSegTestData", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -145,16 +142,14 @@ def test_monuseg_copies_that_differ(tmp_path: Path) -> None:
     picture(source / "other" / f"{TRAINED}.tif")
     prepare("monuseg", source, tmp_path / "out")  # the same picture twice is no question
     picture(source / "other" / f"{TRAINED}.tif", rows=9)
-    with pytest.raises(UserError, match="have one name but differ"):
-        prepare("monuseg", source, tmp_path / "out")
+    refused("have one name but differ", prepare, "monuseg", source, tmp_path / "out")
 
 
 def test_monuseg_with_a_damaged_outline(tmp_path: Path) -> None:
     source = layouts.monuseg(tmp_path / "monuseg")
     path = source / "MoNuSegTestData" / "Annotations" / f"{TESTED}.xml"
     path.write_text(path.read_text()[:300])
-    with pytest.raises(UserError, match=rf"{TESTED}\.xml is truncated or no XML"):
-        prepare("monuseg", source, tmp_path / "out")
+    refused(rf"{TESTED}\.xml is truncated or no XML", prepare, "monuseg", source, tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
     zipped = layouts.zipped(source, tmp_path / "m.zip")
     with pytest.raises(UserError, match=rf"m\.zip/MoNuSegTestData/Annotations/{TESTED}\.xml is truncated"):
@@ -180,8 +175,7 @@ def test_dsb2018_nuclei_and_stages(tmp_path: Path) -> None:
 def test_dsb2018_stage_as_source(tmp_path: Path) -> None:
     source = layouts.dsb2018(tmp_path / "dsb")
     prepare("dsb2018", source / "stage1_train", tmp_path / "out")
-    with pytest.raises(UserError, match="holds no training images of dsb2018"):
-        prepare("dsb2018", source / "stage1_test", tmp_path / "test")
+    refused("holds no training images of dsb2018", prepare, "dsb2018", source / "stage1_test", tmp_path / "test")
 
 
 def test_folder_pairs_masks_in_parallel_folders(tmp_path: Path) -> None:
@@ -202,17 +196,14 @@ def test_folder_pairs_masks_in_parallel_folders(tmp_path: Path) -> None:
     assert "3 class 3" in summary
 
 
-@pytest.mark.parametrize(
-    ("image", "truth"),
-    [
-        ("x.png", "x_mask.png"),
-        ("x.tif", "x_anno.bmp"),
-        ("imagesTr/x.png", "labelsTr/x.png"),
-        ("train_images/x.png", "train_masks/x_mask.png"),
-        ("train/x.jpg", "train_labels/x.png"),
-        ("img_7.png", "mask_7.png"),
-    ],
-)
+@pytest.mark.parametrize(("image", "truth"), [
+    ("x.png", "x_mask.png"),
+    ("x.tif", "x_anno.bmp"),
+    ("imagesTr/x.png", "labelsTr/x.png"),
+    ("train_images/x.png", "train_masks/x_mask.png"),
+    ("train/x.jpg", "train_labels/x.png"),
+    ("img_7.png", "mask_7.png"),
+])  # fmt: skip
 def test_folder_pairs_by_the_usual_names(tmp_path: Path, image: str, truth: str) -> None:
     picture(tmp_path / "set" / image)
     mask(tmp_path / "set" / truth, [(1, 5, 1, 6, 2)])
@@ -257,13 +248,10 @@ def test_folder_refuses_masks_that_number_nothing(tmp_path: Path) -> None:
     source, out = tmp_path / "set", tmp_path / "out"
     picture(source / "a.png")
     picture(source / "a_mask.png")
-    with pytest.raises(UserError, match=r"a_mask\.png has colours"):
-        prepare("folder", source, out)
+    refused(r"a_mask\.png has colours", prepare, "folder", source, out)
     (source / "a_mask.png").unlink()
     Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(source / "a_mask.tif")
-    with pytest.raises(UserError, match=r"a_mask\.tif holds values that are not whole numbers"):
-        prepare("folder", source, out)
+    refused(r"a_mask\.tif holds values that are not whole numbers", prepare, "folder", source, out)
     mask(source / "a_label.png", [])
-    with pytest.raises(UserError, match=r"a\.png has two masks"):
-        prepare("folder", source, out)
+    refused(r"a\.png has two masks", prepare, "folder", source, out)
     assert not out.exists()

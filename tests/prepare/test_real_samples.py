@@ -1,7 +1,5 @@
 """The published sets themselves, where ``MEDMDM_TEST_DATA`` has them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Folders and zip files as sources: what is seen, what is refused, and that nothing stays behind."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

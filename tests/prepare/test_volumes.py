@@ -1,7 +1,5 @@
 """``prepare volumes``: layouts, labels, splits, DICOM series without patient data, second and killed runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile
@@ -13,11 +11,11 @@ import pytest
 
 from medmdm.data.files.volumes import read_volume
 from medmdm.data.lists import load_data_list
-from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.prepare.journal import Journal
 from tests.data.dicom_files import write_dicom, write_series
 from tests.data.volume_files import SHAPE, oblique, write_nifti
+from tests.made import refused
 
 LABEL = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.float32)
 
@@ -184,15 +182,11 @@ def test_what_is_wrong_is_said(tmp_path):
     for name, (label, affine, sentence) in cases.items():
         source = decathlon(tmp_path / name, 1)
         write_nifti(source / "labelsTr" / "case_000.nii.gz", label.astype(np.float32), affine)
-        with pytest.raises(UserError, match=sentence):
-            prepare("volumes", source, tmp_path / f"{name}-out")
+        refused(sentence, prepare, "volumes", source, tmp_path / f"{name}-out")
         assert not (tmp_path / f"{name}-out" / "dataset.json").exists()
-    with pytest.raises(UserError, match="holds no volume"):
-        prepare("volumes", tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UserError, match="no regular expression"):
-        prepare("volumes", tmp_path / "grid", tmp_path / "out", subject="(")
-    with pytest.raises(UserError, match="finds nothing in"):
-        prepare("volumes", tmp_path / "grid", tmp_path / "out", subject="patient")
+    refused("holds no volume", prepare, "volumes", tmp_path / "empty", tmp_path / "out")
+    refused("no regular expression", prepare, "volumes", tmp_path / "grid", tmp_path / "out", subject="(")
+    refused("finds nothing in", prepare, "volumes", tmp_path / "grid", tmp_path / "out", subject="patient")
 
 
 def test_the_real_samples(real_data, tmp_path):

@@ -1,7 +1,5 @@
 """What holds for every kind: nothing is lost, nothing is done twice, a killed run is continued, mistakes are named."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

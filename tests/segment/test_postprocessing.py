@@ -1,7 +1,5 @@
 """Masks, instances and boxes against straightforward implementations, and the shapes that need care."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -17,6 +15,7 @@ from skimage.measure import euler_number, label, regionprops_table
 from medmdm.components import instantiate, to_config
 from medmdm.errors import UserError
 from medmdm.segment.postprocessing import PostProcess, boxes
+from tests.made import refused
 
 
 def one_hot(mask: np.ndarray, classes: int = 2) -> np.ndarray:
@@ -80,30 +79,26 @@ def test_one_channel():
     np.testing.assert_array_equal(PostProcess(threshold=0.5)(logits.clip(0, 1))["mask"], [[0, 0, 1, 0]])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"argmax": False}, "argmax is false and no threshold"),
-        ({"activation": "softmx"}, r"activation is 'softmx' \(did you mean 'softmax'\?\)"),
-        ({"remove_small_objects": -1}, "remove_small_objects is -1"),
-        ({"fill_holes_below": float("nan")}, "fill_holes_below is nan"),
-        ({"background": 300}, "background is 300"),
-        ({"instances": "watersheds"}, r"instances is 'watersheds' \(did you mean 'watershed'\?\)"),
-        ({"instances": {"distance": 3}}, r"the key 'distance' \(did you mean 'min_distance'\?\)"),
-        ({"instances": {"method": "components", "smooth": 3}}, "'smooth', which components does not take"),
-        ({"instances": {"smooth": -1}}, "smooth is -1"),
-        ({"scores": np.zeros(5)}, r"the shape \(5,\), expected"),
-        ({"threshold": 0.5, "scores": np.full((2, 3, 3), 4.0)}, "no probabilities"),
-        ({"background": 2}, "background is 2, but there are 2 classes"),
-        ({"in_mm": True}, "spacing is not known"),
-        ({"scores": np.zeros((1, 3, 3))}, "one channel of scores has no largest: set a threshold"),
-        ({"threshold": 0.5, "background": 1, "scores": np.zeros((1, 3, 3))}, "expected 0 for one channel"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"argmax": False}, "argmax is false and no threshold"),
+    ({"activation": "softmx"}, r"activation is 'softmx' \(did you mean 'softmax'\?\)"),
+    ({"remove_small_objects": -1}, "remove_small_objects is -1"),
+    ({"fill_holes_below": float("nan")}, "fill_holes_below is nan"),
+    ({"background": 300}, "background is 300"),
+    ({"instances": "watersheds"}, r"instances is 'watersheds' \(did you mean 'watershed'\?\)"),
+    ({"instances": {"distance": 3}}, r"the key 'distance' \(did you mean 'min_distance'\?\)"),
+    ({"instances": {"method": "components", "smooth": 3}}, "'smooth', which components does not take"),
+    ({"instances": {"smooth": -1}}, "smooth is -1"),
+    ({"scores": np.zeros(5)}, r"the shape \(5,\), expected"),
+    ({"threshold": 0.5, "scores": np.full((2, 3, 3), 4.0)}, "no probabilities"),
+    ({"background": 2}, "background is 2, but there are 2 classes"),
+    ({"in_mm": True}, "spacing is not known"),
+    ({"scores": np.zeros((1, 3, 3))}, "one channel of scores has no largest: set a threshold"),
+    ({"threshold": 0.5, "background": 1, "scores": np.zeros((1, 3, 3))}, "expected 0 for one channel"),
+])  # fmt: skip
 def test_wrong_settings_and_scores_that_do_not_fit(arguments, sentence):
     scores = arguments.pop("scores", np.zeros((2, 3, 3)))
-    with pytest.raises(UserError, match=sentence):
-        PostProcess(**arguments)(scores)
+    refused(sentence, lambda: PostProcess(**arguments)(scores))
 
 
 def test_from_json():
@@ -220,8 +215,7 @@ def test_sizes_in_mm():
     assert process(one_hot(mask), spacing=(0.25, 0.5))["mask"].sum() == 8 + 16  # 1.0 and 2.0 mm²
     assert process(one_hot(mask), spacing=(0.25, 0.25))["mask"].sum() == 16  # 0.5 and 1.0 mm²
     assert process(one_hot(mask), spacing=(0.1, 0.1))["mask"].sum() == 0
-    with pytest.raises(UserError, match=r"the spacing is \[0.1\], expected 2 numbers"):
-        process(one_hot(mask), spacing=[0.1])
+    refused(r"the spacing is \[0.1\], expected 2 numbers", process, one_hot(mask), spacing=[0.1])
 
 
 # --- instances -------------------------------------------------------------------------------------------------------
@@ -363,7 +357,6 @@ def test_boxes_of_nothing_of_all_and_of_other_shapes():
     assert list(empty.columns)[:3] == ["label", "min_row", "min_col"]
     assert (empty.dtypes == np.int64).all()
     assert boxes(np.ones((4, 5), int)).to_numpy().tolist() == [[1, 0, 0, 4, 5, 20, 1]]
-    with pytest.raises(UserError, match=r"the shape \(3,\)"):
-        boxes(np.zeros(3, int))
+    refused(r"the shape \(3,\)", boxes, np.zeros(3, int))
     with pytest.raises(UserError, match=r"the mask has the shape \(3, 4\), but the instances \(4, 3\)"):
         boxes(np.zeros((4, 3), int), np.zeros((3, 4), int))

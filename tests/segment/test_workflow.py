@@ -1,7 +1,5 @@
 """The bundles from a backbone to a report, on made data sets; each run takes seconds."""
 
-from __future__ import annotations
-
 import collections
 import importlib
 import json
