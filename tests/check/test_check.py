@@ -262,9 +262,7 @@ def test_many_sizes_are_summed_up(data: DataSet, capsys: pytest.CaptureFixture[s
     assert "9 of 3 x uint8 in 7 sizes" in capsys.readouterr().out
 
 
-def test_exit_codes_and_ways_to_name_the_list(
-    data: DataSet, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_exit_codes_and_ways_to_name_the_list(data, capsys, tmp_path) -> None:
     data.picture("a1_mask.png", np.zeros((12, 20)))
     path = data.write()
     assert main(["check", str(path.parent)]) == 0  # warnings do not fail
@@ -300,8 +298,8 @@ def test_a_list_that_declares_nonsense(data: DataSet, information: dict, words: 
     assert "dataset.json" in str(raised.value)
 
 
-def test_glas_shares_patients_and_no_image(real_data: Path) -> None:
-    report = check("glas", real_data / "glas", progress=False)
+def test_glas_shares_patients_and_no_image(real_data: Callable[[str], Path]) -> None:
+    report = check("glas", real_data("glas"), progress=False)
     assert {finding.check for finding in report.errors} <= {"missing-file"}
     assert [finding.check for finding in report.warnings] == ["patient-in-two-sections"]
     assert "79 of 80 test cases" in report.warnings[0].message

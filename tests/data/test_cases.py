@@ -60,15 +60,10 @@ def test_entries_keep_all_that_the_list_says(folder):
     )
     cases = select_cases(path)
     assert cases.training[0] == {
-        "case": "a",
-        "name": "a.png",
-        "image": str(path / "a.png"),
-        "label": str(path / "labels/a.png"),
-        "region": region,
-        "patient_id": "7",
-        "spacing": [0.0005, 0.0005],
+        "case": "a", "name": "a.png", "image": str(path / "a.png"), "label": str(path / "labels/a.png"),
+        "region": region, "patient_id": "7", "spacing": [0.0005, 0.0005],
         "columns": {"grade": "benign", "site": {"id": 3}},
-    }
+    }  # fmt: skip
     assert cases.training[1]["spacing"] == [0.0005, 0.0005]
     assert "magnification" not in cases.training[1]
     assert cases.training[2]["spacing"] == [0.25, 0.5]
@@ -164,9 +159,6 @@ def test_spacing_of_pictures_for_which_the_list_gives_none(folder):
     refused("image_spacing gives spacing -1", select_cases, plain, labelled=False, image_spacing=-1)
 
 
-# --- lists that come with medmdm -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def glas_folder(tmp_path) -> Path:
     """A rearranged copy of GlaS as PNG: 60 training and 2 test images, masks in a folder of their own."""
@@ -224,9 +216,6 @@ def test_a_shipped_list_without_its_images(tmp_path):
     refused("30 of 30 training images are not in", select_cases, tmp_path, "monuseg")
 
 
-# --- what labels mean ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("labels", "classes", "names"), [
     (LABELS, (0, 1), ("background", "gland")),
     ({"0": "background", "2": "tumour", "1": "liver"}, (0, 1, 2), ("background", "liver", "tumour")),
@@ -256,9 +245,6 @@ def test_label_names_of_nothing():
     assert label_names({}) == {}
 
 
-# --- few of them -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("rule", "seed"), [("paper", 0), ("seeded", 0), ("seeded", 5)])
 def test_subset_is_that_of_the_split_command(folder, tmp_path, rule, seed):
     content = {**ONE, "training": [pair(f"train_{i}") for i in range(1, 13)]}
@@ -277,9 +263,6 @@ def test_subset_of_regions_and_too_many(folder):
     cases = select_cases(folder({"labels": LABELS, "training": [pair("a", region=region) for region in regions]}))
     assert len({entry["case"] for entry in cases.subset(4, "seeded", 3).training}) == 4
     refused("a subset of 6 cases", cases.subset, 6)
-
-
-# --- names of cases --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("images", "names"), [
@@ -308,9 +291,6 @@ def test_case_names_are_unique_and_safe(images):
     names = case_names([{"image": image} for image in images], Path("nowhere"))
     assert len({name.casefold() for name in names}) == len(images)
     assert all(name and not set(name) & set("/\\* ") and not name.startswith(".") for name in names)
-
-
-# --- real data -------------------------------------------------------------------------------------------------------
 
 
 def test_real_glas(real_data):

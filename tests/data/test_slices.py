@@ -23,8 +23,8 @@ from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, ResampleToSpacingd
 from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
-from tests.data.volume_files import SHAPE, oblique, write_nifti
 from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 # Direction in which slices, rows and columns go, in RAS.
 DIRECTIONS = {
@@ -239,13 +239,9 @@ def test_what_is_wrong_is_said(cohort, tmp_path, write_png):
 
 def pipeline(crop: int, spacing: float | None = None) -> list:
     return [
-        LoadSliced("image"),
-        CutRegiond("image"),
-        ResampleToSpacingd("image", spacing),
-        PadToSized("image", crop),
-        RandSpatialCropd("image", (crop, crop), random_size=False),
-        ScaleIntensityByDtyped("image", (0, 1000)),
-    ]
+        LoadSliced("image"), CutRegiond("image"), ResampleToSpacingd("image", spacing), PadToSized("image", crop),
+        RandSpatialCropd("image", (crop, crop), random_size=False), ScaleIntensityByDtyped("image", (0, 1000)),
+    ]  # fmt: skip
 
 
 def test_crops_of_slices(cohort, tmp_path):

@@ -183,12 +183,8 @@ def data_list(tmp_path: Path) -> Path:
     path = tmp_path / "dataset.json"
     cases = [{"image": f"{i}.png", "patient_id": f"P{i // 2}", "grade": "ab"[i % 2]} for i in range(20)]
     content = {
-        "name": "made",
-        "split": "official",
-        "labels": {"background": 0},
-        "training": cases[:15],
-        "test": cases[15:],
-    }
+        "name": "made", "split": "official", "labels": {"background": 0}, "training": cases[:15], "test": cases[15:],
+    }  # fmt: skip
     path.write_text(json.dumps(content))
     return path
 

@@ -14,8 +14,8 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Slicing, read_volume, volume_geometry
 from medmdm.data.writers import SliceAssembler, encode_nifti, write_map, write_mask
 from tests.data.dicom_files import write_series
-from tests.data.volume_files import SHAPE, oblique, write_nifti
 from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 
 @pytest.fixture
@@ -132,12 +132,9 @@ def test_the_page_on_writing(tmp_path, write_png, monkeypatch):
     write_nifti(tmp_path / "data" / "case_2.nii.gz", affine=np.eye(4))
     write_series(tmp_path / "data" / "case_3_dicom", np.zeros((4, 7, 5), np.int16))
     given = {
-        "mask": np.ones((20, 35), int),
-        "probabilities": np.ones((2, 20, 35)),
-        "volume_mask": np.ones(SHAPE, int),
-        "uncertainty": np.ones((5, 7, 4)),
-        "masks_of_slices": [(k, np.ones((1, 4, 5), np.uint8)) for k in range(7)],
-    }
+        "mask": np.ones((20, 35), int), "probabilities": np.ones((2, 20, 35)), "volume_mask": np.ones(SHAPE, int),
+        "uncertainty": np.ones((5, 7, 4)), "masks_of_slices": [(k, np.ones((1, 4, 5), np.uint8)) for k in range(7)],
+    }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         exec(block, dict(given))

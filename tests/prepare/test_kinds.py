@@ -15,7 +15,8 @@ from medmdm.prepare import prepare
 from medmdm.prepare.monuseg import LATER_LIST
 from tests.made import refused
 from tests.prepare import layouts
-from tests.prepare.layouts import LATER, TESTED, TRAINED, WITH_MASK, mask, picture
+from tests.prepare.layouts import LATER, TESTED, TRAINED, WITH_MASK, mask
+from tests.written import picture
 
 
 def label(dest: Path, name: str) -> np.ndarray:
@@ -29,12 +30,9 @@ def test_glas_splits_grades_and_glands(tmp_path: Path) -> None:
     assert [entry["image"] for entry in content.training] == ["images/train_1.png", "images/train_10.png"]
     assert [entry["image"] for entry in content.test] == ["images/testA_2.png"]
     assert content.training[1] == {
-        "image": "images/train_10.png",
-        "label": "labels/train_10.png",
-        "patient_id": "22",
-        "grade": "malignant",
+        "image": "images/train_10.png", "label": "labels/train_10.png", "patient_id": "22", "grade": "malignant",
         "grade_sirinukunwattana_2015": "moderately-to-poorly differentiated",
-    }
+    }  # fmt: skip
     assert content.information["spacing"] == [0.00062, 0.00062]
     np.testing.assert_array_equal(label(dest, "train_1"), read_image(source / "train_1_anno.bmp")[0])
     assert label(dest, "train_1").dtype == np.uint16
@@ -79,13 +77,11 @@ def test_monuseg_truths_splits_and_patients(tmp_path: Path) -> None:
     content = load_data_list(dest / "dataset.json")
     assert content.training == (
         {
-            "image": f"images/{TRAINED}.png",
-            "label": f"labels/{TRAINED}.png",
-            "patient_id": "TCGA-18-5592",
+            "image": f"images/{TRAINED}.png", "label": f"labels/{TRAINED}.png", "patient_id": "TCGA-18-5592",
             "spacing": [0.000252, 0.000252],
         },
         {"image": f"images/{WITH_MASK}.png", "label": f"labels/{WITH_MASK}.png", "patient_id": "TCGA-A7-A13F"},
-    )
+    )  # fmt: skip
     assert [entry["patient_id"] for entry in content.test] == ["TCGA-HC-7209"]
     assert content.information["spacing"] == [0.00025, 0.00025]
     later = load_data_list(dest / LATER_LIST)
@@ -141,7 +137,7 @@ def test_monuseg_copies_that_differ(tmp_path: Path) -> None:
     source = layouts.monuseg(tmp_path / "monuseg")
     picture(source / "other" / f"{TRAINED}.tif")
     prepare("monuseg", source, tmp_path / "out")  # the same picture twice is no question
-    picture(source / "other" / f"{TRAINED}.tif", rows=9)
+    picture(source / "other" / f"{TRAINED}.tif", shape=(9, 30, 3))
     refused("have one name but differ", prepare, "monuseg", source, tmp_path / "out")
 
 
@@ -237,7 +233,7 @@ def test_folder_of_instances(tmp_path: Path) -> None:
 
 
 def test_folder_hints_at_instances(tmp_path: Path) -> None:
-    picture(tmp_path / "set" / "a.png", 20, 50)
+    picture(tmp_path / "set" / "a.png", shape=(20, 50, 3))
     mask(tmp_path / "set" / "a_mask.png", [(1, 2, i, i + 1, i) for i in range(1, 41)], 20, 50)
     assert "40 values: if they number objects, give --label-type instances" in prepare(
         "folder", tmp_path / "set", tmp_path / "out"

@@ -8,7 +8,7 @@ import pytest
 from medmdm.errors import UserError
 from medmdm.prepare import release as release_module
 from medmdm.prepare.release import open_release
-from tests.prepare.layouts import picture
+from tests.written import picture
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from medmdm.data.lists import load_data_list
 from medmdm.prepare import prepare
 from medmdm.prepare.journal import Journal
 from tests.data.dicom_files import write_dicom, write_series
-from tests.data.volume_files import SHAPE, oblique, write_nifti
 from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 LABEL = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.float32)
 
@@ -80,12 +80,10 @@ def test_a_killed_run_is_continued(tmp_path, monkeypatch):
 def test_a_published_list_is_followed(tmp_path):
     source = decathlon(tmp_path / "set")
     published = {
-        "name": "Hearts",
-        "licence": "CC-BY-SA 4.0",
-        "labels": {"0": "background", "1": "left", "2": "right"},
+        "name": "Hearts", "licence": "CC-BY-SA 4.0", "labels": {"0": "background", "1": "left", "2": "right"},
         "training": [{"image": f"./imagesTr/case_00{i}.nii.gz", "label": "x"} for i in range(4)],
         "test": ["./imagesTr/case_004.nii.gz", "./imagesTr/case_005.nii.gz", "./imagesTr/case_009.nii.gz"],
-    }
+    }  # fmt: skip
     (source / "dataset.json").write_text(json.dumps(published))
     table = prepare("volumes", source, tmp_path / "out")
     assert "1 of 7 volumes that its dataset.json names are not there" in table
@@ -190,12 +188,12 @@ def test_what_is_wrong_is_said(tmp_path):
 
 
 def test_the_real_samples(real_data, tmp_path):
-    table = prepare("volumes", real_data / "radiology" / "hippocampus", tmp_path / "out")
+    table = prepare("volumes", real_data("radiology/hippocampus"), tmp_path / "out")
     assert "60 prepared" in table
     assert "all      60      60" in table
     assert "0 background 94.7%, 1 class 1 2.7%, 2 class 2 2.5%" in table
     before = state(tmp_path / "out")
-    assert "60 kept" in prepare("volumes", real_data / "radiology" / "hippocampus", tmp_path / "out")
+    assert "60 kept" in prepare("volumes", real_data("radiology/hippocampus"), tmp_path / "out")
     assert state(tmp_path / "out") == before
-    prepare("volumes", real_data / "radiology" / "mr_dicom_series", tmp_path / "dicom")
+    prepare("volumes", real_data("radiology/mr_dicom_series"), tmp_path / "dicom")
     assert os.listdir(tmp_path / "dicom" / "images") == ["subject001_series01.nii.gz"]

@@ -41,9 +41,6 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
 masks = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=7), elements=st.integers(0, 2))
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(5, 8), (1, 1), (3, 4, 5)])
 def test_argmax(shape):
     scores = np.random.default_rng(0).normal(size=(4, *shape))
@@ -108,9 +105,6 @@ def test_from_json():
     assert process.instances == {**settings, "depth": 0.75}
     for name in ("medmdm.segment.PostProcess", "medmdm.postprocess.PostProcess"):  # the second is 0.1's
         assert instantiate({**to_config(process), "_target_": name}) == process
-
-
-# --- small objects and holes -----------------------------------------------------------------------------------------
 
 
 def flood(mask: np.ndarray, start: tuple[int, ...], same: Any, corners: bool) -> set[tuple[int, ...]]:
@@ -218,9 +212,6 @@ def test_sizes_in_mm():
     refused(r"the spacing is \[0.1\], expected 2 numbers", process, one_hot(mask), spacing=[0.1])
 
 
-# --- instances -------------------------------------------------------------------------------------------------------
-
-
 def test_two_touching_discs_become_two_objects():
     left, right = disc((60, 90), (30, 30), 16), disc((60, 90), (30, 58), 16)
     assert instances_of(left | right, "components").max() == 1
@@ -318,9 +309,6 @@ def test_a_volume_of_one_slice_is_an_image():
     volume = PostProcess(**arguments)(one_hot(mask[None]))
     for key in ("mask", "instances"):
         np.testing.assert_array_equal(volume[key][0], flat[key])
-
-
-# --- boxes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(30, 45), (6, 9, 12)])

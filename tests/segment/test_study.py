@@ -16,11 +16,8 @@ def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "run_dir": str(tmp_path / "study"),
         "backbones": {"MDM": {"path": model}, "raw": {"path": model, "initialise": "raw"}},
         "heads": {"ridge": {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}, "mlp": HEAD},
-        "shots": [2, 4],
-        "draws": 2,
-        "reference": ["MDM", "ridge"],
-        **changes,
-    }
+        "shots": [2, 4], "draws": 2, "reference": ["MDM", "ridge"], **changes,
+    }  # fmt: skip
 
 
 def test_a_killed_study_computes_no_finished_cell_again(run: Run, tmp_path: Path) -> None:
@@ -106,8 +103,6 @@ def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
     ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),
     ({"backbones": {"MDM": {"path": "model.pt", "normalize": "global_l2"}}, "whole_images": True}, "of one size"),
 ])  # fmt: skip
-def test_a_wrong_study_is_refused(
-    refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, sentence: str
-) -> None:
+def test_a_wrong_study_is_refused(refused, tmp_path, monkeypatch, changes, sentence) -> None:
     monkeypatch.chdir(tmp_path)
     refused(sentence, "mdm_study", **study_settings(tmp_path, **changes))

@@ -280,13 +280,10 @@ def test_reader_from_json_by_dotted_name(tmp_path, rng):
     Image.fromarray(array).save(tmp_path / "a.tif")
     config = {
         "load": {
-            "_target_": "LoadImaged",
-            "keys": "image",
-            "reader": "medmdm.data.RasterReader",
-            "ensure_channel_first": True,
-            "dtype": None,
+            "_target_": "LoadImaged", "keys": "image", "reader": "medmdm.data.RasterReader",
+            "ensure_channel_first": True, "dtype": None,
         }
-    }
+    }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load = ConfigParser(config).get_parsed_content("load")

@@ -12,8 +12,8 @@ from monai.transforms import LoadImage, LoadImaged
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import SimpleITKReader, read_volume, volume_geometry, volume_hash
-from tests.data.volume_files import SHAPE, oblique, write_nifti
 from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 FLIPS = [((1, 1, 1), (0, 1, 2)), ((-1, 1, 1), (0, 1, 2)), ((1, -1, -1), (2, 0, 1)), ((-1, -1, 1), (1, 2, 0))]
 
@@ -86,16 +86,10 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
     bomb = bytearray(plain[:352])
     bomb[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
     contents = {
-        "truncated.nii.gz": good[: len(good) // 2],
-        "truncated.nii": plain[:-20],
-        "empty.nii.gz": b"",
-        "text.nii.gz": b"this is no volume",
-        "bomb.nii.gz": gzip.compress(bytes(bomb)),
-        "bomb.nii": bytes(bomb),
-        "text.nrrd": b"NRRD0004\nnonsense",
-        "text.mha": b"",
-        "nothing.dcm": b"\0" * 128 + b"DICM",
-    }
+        "truncated.nii.gz": good[: len(good) // 2], "truncated.nii": plain[:-20], "empty.nii.gz": b"",
+        "text.nii.gz": b"this is no volume", "bomb.nii.gz": gzip.compress(bytes(bomb)), "bomb.nii": bytes(bomb),
+        "text.nrrd": b"NRRD0004\nnonsense", "text.mha": b"", "nothing.dcm": b"\0" * 128 + b"DICM",
+    }  # fmt: skip
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         refused(name.replace(".", r"\."), read_volume, tmp_path / name)

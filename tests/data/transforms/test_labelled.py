@@ -19,9 +19,9 @@ from medmdm.data.reading import LabelToClassesd, LoadCased
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.errors import UserError, find_user_error
 from tests.data.chain import chain
-from tests.data.volume_files import oblique
 from tests.made import refused
 from tests.prepare.layouts import aperio, rectangle
+from tests.written import oblique
 
 
 @pytest.fixture
@@ -127,9 +127,6 @@ def test_damaged_label(entry, tmp_path):
     refused(r"label\.png is not a readable", LoadCased(), item)
 
 
-# --- class numbers ---------------------------------------------------------------------------------------------------
-
-
 def tensor(values, name: str = "x.png") -> MetaTensor:
     return MetaTensor(torch.as_tensor(values), meta={"filename_or_obj": name})
 
@@ -167,9 +164,6 @@ def test_refused_arguments():
     refused(r"label_type is 'class' \(did you mean 'classes'\?\)", LabelToClassesd, label_type="class")
     with pytest.raises(KeyError):
         LabelToClassesd()({})
-
-
-# --- the whole chain -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
