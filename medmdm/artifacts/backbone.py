@@ -159,12 +159,7 @@ def make_extractor(
     Example:
         >>> extractor, plan, identity = make_extractor("runs/demo/model.pt")  # doctest: +SKIP
     """
-    if isinstance(backbone, tuple):
-        network, given = backbone
-        plan, name = dict(given), "The backbone"
-    else:
-        network, plan = load_pretrained(backbone, trust=trust)
-        name = str(backbone)
+    network, plan, name = opened(backbone, trust)
     if not hasattr(network, "features") or not hasattr(network, "feature_info"):
         what = f"{type(network).__name__} has no features(x, timesteps, blocks) and feature_info to read"
         raise UserError(f"{name}: {what}; wrap it in an adapter that has.")
@@ -183,6 +178,13 @@ def make_extractor(
     timesteps = default_timestep(plan, damage) if timesteps is None else timesteps
     extractor = FeatureExtractor(network, blocks, timesteps, damage, masking, partitions, normalize, seed)
     return extractor, plan, weights_hash(network.state_dict())
+
+
+def opened(backbone: Backbone, trust: bool = False) -> tuple[nn.Module, dict[str, Any], str]:
+    """Return the network and the plan of a weights file, or those given, and what sentences call them."""
+    if isinstance(backbone, tuple):
+        return backbone[0], dict(backbone[1]), "The backbone"
+    return *load_pretrained(backbone, trust=trust), str(backbone)
 
 
 def paper_blocks(network: nn.Module) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medmdm.artifacts.backbone import Backbone
 from medmdm.artifacts.pretrained import load_pretrained
@@ -74,7 +74,11 @@ def save_segmenter(
         else:
             raise UserError(f"a Segmenter or a PaddedNetwork can be saved, not a {type(segmenter).__name__}.")
         written = _json(record)
-    tensors = {part: {k: _compact(v) for k, v in values.items()} for part, values in state.items()}
+    # On the CPU, in storages that hold nothing else, for torch saves storages whole.
+    tensors = {
+        part: {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in values.items()}
+        for part, values in state.items()
+    }
     save_torch({"format": SEGMENTER_FORMAT, "kind": kind, "state": tensors, "plan": written}, path)
     return written
 
@@ -110,10 +114,8 @@ def load_segmenter(
             what = "the weights of a backbone: fit a head to it first" if is_backbone else "no segmenter of medmdm's"
             raise UserError(f"this file holds {what}.")
         if content.get("format") != SEGMENTER_FORMAT:
-            found = (
-                f"the file has the format {content.get('format')!r}, this version of medmdm reads {SEGMENTER_FORMAT}"
-            )
-            raise UserError(f"{found}; install the version that wrote it.")
+            found = f"the format {content.get('format')!r}, this version of medmdm reads {SEGMENTER_FORMAT}"
+            raise UserError(f"the file has {found}; install the version that wrote it.")
         try:
             if kind == "network":
                 if backbone is not None:
@@ -191,10 +193,3 @@ def _json(plan: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{key!r} in the plan cannot be written as JSON: {error}.") from error
     written: dict[str, Any] = json.loads(json.dumps(plan, sort_keys=True))
     return written
-
-
-def _compact(value: Tensor) -> Tensor:
-    """Return a tensor on the CPU whose storage holds nothing else, for torch saves storages whole."""
-    value = value.detach().cpu()
-    whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    return value if whole else value.clone(memory_format=torch.contiguous_format)

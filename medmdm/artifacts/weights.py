@@ -6,11 +6,11 @@ and shapes; what leaves no trace in a shape (heads, order of q, k and v, dropout
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def find_state(content: Any) -> dict[str, Tensor] | None:
     return state
 
 
-@contextmanager
+@contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Name the file in what is said of its content."""
     try:
@@ -84,7 +84,7 @@ def build(config: Mapping[str, Any], trust: bool = False) -> nn.Module:
     An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights takes seconds.
     """
     config = {key: value for key, value in config.items() if key == "_target_" or key[:1] != "_"}
-    with torch.device("meta") if find(config.get("_target_"), trust) is ADMUNet else nullcontext():
+    with torch.device("meta") if find(config.get("_target_"), trust) is ADMUNet else contextlib.nullcontext():
         network: nn.Module = instantiate(config, trust, nn.Module)
     return network
 
@@ -105,20 +105,16 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     }
     told = [f"{len(names)} parameters {kind} ({first_of(names)})" for kind, names in differences.items() if names]
     if told:
-        raise UserError(f"the weights do not fit the network: {', '.join(told)}{_advice(network, state)}.")
+        fitting: list[str] = []
+        with contextlib.suppress(UserError):  # the names that differ say more
+            if isinstance(network, ADMUNet):
+                fitting = [f"{k}={v}" for k, v in infer_config(state).items() if network.config[k] != v]
+        advice = f"; the weights look like {', '.join(fitting)}" if fitting else ""
+        raise UserError(f"the weights do not fit the network: {', '.join(told)}{advice}.")
     if isinstance(network, ADMUNet):
         network.to_empty(device="cpu")  # all it holds is in its state dict
     network.load_state_dict(state)
     return network.eval()
-
-
-def _advice(network: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Say which arguments would fit the weights, where that can be seen."""
-    fitting: list[str] = []
-    if isinstance(network, ADMUNet):
-        with suppress(UserError):  # the names that differ say more
-            fitting = [f"{k}={v}" for k, v in infer_config(state).items() if network.config[k] != v]
-    return f"; the weights look like {', '.join(fitting)}" if fitting else ""
 
 
 def first_of(names: Iterable[Any], count: int = 3) -> str:

@@ -1,7 +1,5 @@
 """Networks that give features, frozen, and the arithmetic on their feature maps."""
 
-from __future__ import annotations
-
 from medmdm.backbones.adapters import MONAIDiffusionBackbone, RawPixels, randomise
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.cache import CachedExtractor
@@ -9,12 +7,6 @@ from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.backbones.layers import BlockNetwork
 
 __all__ = [
-    "ADMUNet",
-    "BlockNetwork",
-    "CachedExtractor",
-    "Extractor",
-    "FeatureExtractor",
-    "MONAIDiffusionBackbone",
-    "RawPixels",
-    "randomise",
-]
+    "ADMUNet", "BlockNetwork", "CachedExtractor", "Extractor", "FeatureExtractor", "MONAIDiffusionBackbone",
+    "RawPixels", "randomise",
+]  # fmt: skip

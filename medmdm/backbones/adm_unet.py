@@ -92,11 +92,10 @@ class ADMUNet(BlockNetwork):
         _check_arguments(**self._config)
         self.use_checkpoint = use_checkpoint
         widths = [round(multiple * model_channels) for multiple in channel_mult]
-        last = len(widths) - 1
-        embedding_channels = 4 * model_channels
+        embedded = 4 * model_channels
 
         def residual(channels: int, width: int, resample: Any = None) -> ResBlock:
-            return ResBlock(spatial_dims, channels, width, embedding_channels, dropout, use_scale_shift_norm, resample)
+            return ResBlock(spatial_dims, channels, width, embedded, dropout, use_scale_shift_norm, resample)
 
         def attention(width: int) -> AttentionBlock:
             heads = num_heads if num_head_channels == -1 else width // num_head_channels
@@ -105,11 +104,9 @@ class ADMUNet(BlockNetwork):
         def resized(width: int, resample: Any, layer: type[nn.Module]) -> nn.Module:
             return residual(width, width, resample) if resblock_updown else layer(spatial_dims, width, conv_resample)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, embedding_channels), nn.SiLU(), nn.Linear(embedding_channels, embedding_channels)
-        )
-        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, embedding_channels)
-
+        first = nn.Linear(model_channels, embedded)
+        self.time_embed = nn.Sequential(first, nn.SiLU(), nn.Linear(embedded, embedded))
+        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, embedded)
         channels = widths[0]
         self.input_blocks = nn.ModuleList([ConditionedBlock([convolution(spatial_dims, in_channels, channels)])])
         skipped = [channels]
@@ -121,13 +118,12 @@ class ADMUNet(BlockNetwork):
                 self.input_blocks.append(ConditionedBlock(layers))
                 channels = width
                 skipped.append(width)
-            if level < last:
+            if level < len(widths) - 1:
                 self.input_blocks.append(ConditionedBlock([resized(width, halve, Downsample)]))
                 skipped.append(width)
 
         middle = [residual(channels, channels), attention(channels), residual(channels, channels)]
         self.middle_block = ConditionedBlock(middle)
-
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for index in range(num_res_blocks + 1):
@@ -157,9 +153,7 @@ class ADMUNet(BlockNetwork):
         Raises:
             UserError: there is no such block.
         """
-        if last_block not in range(len(self.output_blocks)):
-            known = f"the decoder blocks 0 to {len(self.output_blocks) - 1}"
-            raise UserError(f"truncated: there is no block {last_block!r}; this network has {known}.")
+        self.check_blocks([last_block], "truncated")
         part = ADMUNet.__new__(type(self))
         # The containers are copied, so that taking a module out of one network leaves the other whole.
         part.__dict__.update({key: copy.copy(v) if isinstance(v, dict) else v for key, v in self.__dict__.items()})
@@ -230,10 +224,9 @@ def _check_arguments(
     widths = [multiple * model_channels for multiple in channel_mult]
     for width in widths:
         if width < 32 or abs(width / 32 - round(width / 32)) > 1e-6:
-            made = (
-                f"model_channels {model_channels} with channel_mult {channel_mult} makes a level of {width:g} channels"
-            )
-            raise UserError(f"ADMUNet: {made}; group normalisation with 32 groups needs multiples of 32.")
+            made = f"channel_mult {channel_mult} makes a level of {width:g} channels"
+            need = "group normalisation with 32 groups needs multiples of 32"
+            raise UserError(f"ADMUNet: model_channels {model_channels} with {made}; {need}.")
     rates = [2**level for level in range(len(channel_mult))]
     for rate in attention_resolutions:
         if rate not in rates:

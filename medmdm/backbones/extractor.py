@@ -200,13 +200,13 @@ class FeatureExtractor(nn.Module):
         key = (t, channels, *spatial, like.device, like.dtype)
         if key not in self._drawn:
             if torch.jit.is_tracing() or torch.compiler.is_compiling():
-                raise UserError(
-                    f"The masks for images of {'x'.join(map(str, spatial))} pixels are not drawn yet, and what is "
-                    "traced here would draw them at every call: call extractor.prepare(size) or the module first."
-                )
+                fault = f"The masks for images of {'x'.join(map(str, spatial))} pixels are not drawn yet"
+                reason = "what is traced here would draw them at every call"
+                raise UserError(f"{fault}, and {reason}: call extractor.prepare(size) or the module first.")
             while len(self._drawn) >= _MOST_SHAPES:
                 self._drawn.pop(next(iter(self._drawn)))
-            generator = torch.Generator().manual_seed(_seed(self._config["seed"], t, *spatial))
+            drawn = np.random.SeedSequence([int(self._config["seed"]), t, *spatial]).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(drawn[0] >> np.uint64(1)))
             if self._config["masking"] == "seeded":
                 # In float64, so that it does not depend on the type of the image.
                 zero = torch.zeros(1, channels, *spatial, dtype=torch.float64)
@@ -241,10 +241,6 @@ class FeatureExtractor(nn.Module):
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode: the backbone is frozen."""
         return super().train(False)
-
-
-def _seed(*key: int) -> int:
-    return int(np.random.SeedSequence([int(k) for k in key]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _some(values: object) -> bool:

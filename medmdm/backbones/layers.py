@@ -243,14 +243,14 @@ class BlockNetwork(nn.Module):
         """Count one more decoder block."""
         self._feature_info.append({"block": len(self._feature_info), "channels": channels, "reduction": reduction})
 
-    def check_blocks(self, blocks: Sequence[int]) -> None:
+    def check_blocks(self, blocks: Sequence[int], what_for: str = "features") -> None:
         """Refuse numbers of decoder blocks that there are not."""
         total = len(self._feature_info)
         wrong = [block for block in blocks if block not in range(total)]
         if wrong or not blocks:
             what = f"there is no block {wrong[0]!r}" if wrong else "no block is asked for"
             known = f"the decoder blocks 0 to {total - 1}" if total > 1 else "block 0 only"
-            raise UserError(f"features: {what}; this network has {known}.")
+            raise UserError(f"{what_for}: {what}; this network has {known}.")
 
     def check_inputs(self, x: Tensor, timesteps: Tensor) -> None:
         """Refuse images of other axes, channels or sizes than the network takes, and another number of timesteps."""

@@ -1,7 +1,5 @@
 """Pre-training: the trainer, its handlers, checkpoints and log."""
 
-from __future__ import annotations
-
 from medmdm.pretrain.checkpoints import Checkpoints
 from medmdm.pretrain.log import StepLog, announce, data_record
 from medmdm.pretrain.optimization import EMA, Optimization
@@ -9,14 +7,4 @@ from medmdm.pretrain.preview import Preview
 from medmdm.pretrain.probe import Probe
 from medmdm.pretrain.trainer import MDMTrainer
 
-__all__ = [
-    "EMA",
-    "Checkpoints",
-    "MDMTrainer",
-    "Optimization",
-    "Preview",
-    "Probe",
-    "StepLog",
-    "announce",
-    "data_record",
-]
+__all__ = ["EMA", "Checkpoints", "MDMTrainer", "Optimization", "Preview", "Probe", "StepLog", "announce", "data_record"]

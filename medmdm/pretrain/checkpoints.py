@@ -34,9 +34,8 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
-            raise UserError(
-                f"checkpoint interval and number kept must be at least 1, got {self.every} and {self.keep}."
-            )
+            found = f"{self.every} and {self.keep}"
+            raise UserError(f"checkpoint interval and number kept must be at least 1, got {found}.")
 
     def paths(self) -> list[Path]:
         """Return the checkpoints that are there, oldest first."""

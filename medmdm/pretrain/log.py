@@ -113,18 +113,12 @@ class StepLog:
         self.images += engine.state.output["batch_size"]
         step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None)
         if step % self.every == 0 or step == engine.state.epoch_length or heldout:
-            loss = average(engine.loss_sum / max(engine.loss_count, 1))
+            loss = average(engine.loss_sum / max(engine.loss_count, 1)).item()
             now = time.perf_counter()
-            self.write(
-                engine,
-                {
-                    "loss": loss.item(),
-                    "learning_rate": engine.optimizer.param_groups[0]["lr"],
-                    "grad_norm": engine.state.output["grad_norm"].item(),
-                    "images_per_second": self.images * world_size() / (now - self.since),
-                    "seconds": now - self.begun,
-                },
-            )
+            rate, gradient = engine.optimizer.param_groups[0]["lr"], engine.state.output["grad_norm"].item()
+            speed = self.images * world_size() / (now - self.since)
+            values = (loss, rate, gradient, speed, now - self.begun)
+            self.write(engine, dict(zip(COLUMNS[1:], values, strict=True)))
             engine.loss_sum.zero_()
             engine.loss_count = 0
             self.since, self.images = time.perf_counter(), 0
@@ -140,8 +134,7 @@ class StepLog:
         engine.state.heldout = {}  # written once
         if not is_main_process():
             return
-        row = {"step": step, **values, **heldout}
-        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        row = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in {"step": step, **values, **heldout}.items()}
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
         with open(self.path, "a", encoding="utf-8") as file:
@@ -166,14 +159,13 @@ class StepLog:
         logger.info(message)
         self.bar.refresh()
 
-    def close(self, engine: Engine, *_: Any) -> None:
+    def close(self, engine: Engine, error: BaseException | None = None) -> None:
         """Close the files."""
-        if self.writer is not None:
-            self.writer.close()
-        if self.bar is not None:
-            self.bar.close()
-        if isinstance(_[0] if _ else None, BaseException):
-            raise _[0]  # an ignite handler of EXCEPTION_RAISED must pass the exception on
+        for opened in (self.writer, self.bar):
+            if opened is not None:
+                opened.close()
+        if error is not None:
+            raise error  # an ignite handler of EXCEPTION_RAISED must pass the exception on
 
 
 def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:

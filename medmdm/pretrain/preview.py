@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, is_main_process
+from medmdm.files import atomic_file, is_main_process
 from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
 
@@ -73,7 +72,10 @@ class Preview(Periodic):
         scores: dict[str, float] = {}
         shown: list[Tensor] = []
         for t, damage in zip(self.timesteps, self.damaged, strict=True):
-            result = torch.cat([self._restore_one(engine, x[None], t) for x in damage.x_t])
+            # One crop at a time: the preview must not need more memory than a training step.
+            when = torch.tensor([t], device=engine.state.device)
+            restored = [engine.restore(x[None].to(when.device), when).cpu().clamp(-1, 1) for x in damage.x_t]
+            result = torch.cat(restored)
             if not self.corruption.has_noise:
                 result = torch.where(damage.visible.bool(), self.crops, result)
             scores[f"ssim_t{t}"] = self._mean(self.ssim, result)
@@ -84,15 +86,8 @@ class Preview(Periodic):
         titles = ["original"] + [f"{what} t={t}" for t in self.timesteps for what in ("given", "restored")]
         columns = [self.crops, *shown]
         picture = preview_grid([c[: self.max_shown] for c in columns], titles, self.note)
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        atomic_write(Path(self.folder) / "previews" / f"step_{engine.state.iteration:08d}.png", buffer.getvalue())
-
-    def _restore_one(self, engine: Engine, x_t: Tensor, t: int) -> Tensor:
-        # One crop at a time: the preview must not need more memory than a training step.
-        device = engine.state.device
-        restored: Tensor = engine.restore(x_t.to(device), torch.tensor([t], device=device))
-        return restored.cpu().clamp(-1, 1)
+        with atomic_file(Path(self.folder) / "previews" / f"step_{engine.state.iteration:08d}.png") as file:
+            picture.save(file, format="PNG")
 
     def _mean(self, metric: SSIMMetric | PSNRMetric, images: Tensor) -> float:
         return metric._compute_metric(images, self.crops).mean().item()

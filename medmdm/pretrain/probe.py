@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from medmdm.pretrain.log import Periodic
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Probe(Periodic):
     """Every so many steps, fit a closed-form head on features of the averaged weights and score it on held-out images.
 
@@ -54,41 +56,30 @@ class Probe(Periodic):
             labelled and there is no validation, or the network has no features to read.
     """
 
-    def __init__(
-        self,
-        plan: Mapping[str, Any],
-        dataset_dir: str | os.PathLike[str],
-        data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-        every: int = 1000,
-        shots: int | None = 16,
-        head: ClosedFormHead | None = None,
-        blocks: str | Sequence[int] = "paper",
-        timesteps: Sequence[int] | None = None,
-        masking: str = "seeded",
-        normalize: str = "rms",
-        seed: int = 0,
-        slice_cache: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.names: list[str] = []
-        if data_list is None:
+    plan: Mapping[str, Any]
+    dataset_dir: str | os.PathLike[str]
+    data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    every: int = 1000
+    shots: int | None = 16
+    head: ClosedFormHead = None  # type: ignore[assignment]
+    blocks: str | Sequence[int] = "paper"
+    timesteps: Sequence[int] | None = None
+    masking: str = "seeded"
+    normalize: str = "rms"
+    seed: int = 0
+    slice_cache: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.names = [] if self.data_list is None else ["probe_dice", "probe_iou"]
+        if self.data_list is None:
             return
-        if every < 1:
-            raise UserError(f"The probe's interval must be at least 1 step, got {every}.")
-        self.names = ["probe_dice", "probe_iou"]
-        self.plan = plan
-        self.every = every
-        self.head = head or ClosedFormHead("ridge")
-        self.features: dict[str, Any] = {
-            "blocks": blocks,
-            "timesteps": timesteps,
-            "masking": masking,
-            "normalize": normalize,
-        }
-        self.seed = seed
-        self.cases = select_cases(dataset_dir, data_list, ("training", "validation"))
-        if shots is not None:
-            self.cases = self.cases.subset(min(shots, len(self.cases.training)), "seeded", seed)
-        reader = CaseReader(self.cases, plan, slice_cache)
+        if self.every < 1:
+            raise UserError(f"The probe's interval must be at least 1 step, got {self.every}.")
+        self.head = self.head or ClosedFormHead("ridge")
+        self.cases = select_cases(self.dataset_dir, self.data_list, ("training", "validation"))
+        if self.shots is not None:
+            self.cases = self.cases.subset(min(self.shots, len(self.cases.training)), "seeded", self.seed)
+        reader = CaseReader(self.cases, self.plan, self.slice_cache)
         self.folds = _folds(self.cases, list(reader.read_all(self.cases.training)), self.head.most_folds)
         self.validation = list(reader.read_all(self.cases.validation))
         if len(self.folds) < 2 and not self.validation:
@@ -116,17 +107,14 @@ class Probe(Periodic):
             return
         extractor = self._extractor(engine)
         reading = Reading(tuple(self.plan["crop_size"]))
-
         examples = [example for fold in self.folds for case in fold for example in case.examples]
         task = Task(examples, self.cases.num_classes, reading, seed=self.seed, device=engine.state.device)
         sums = [
             PixelSums.total(self.head.sums(e, task, extractor) for case in fold for e in case.examples)
             for fold in self.folds
         ]
-        if self.validation:
-            rounds = [(sums, self.validation)]
-        else:
-            rounds = [(sums[:n] + sums[n + 1 :], fold) for n, fold in enumerate(self.folds)]
+        left_out = [(sums[:n] + sums[n + 1 :], fold) for n, fold in enumerate(self.folds)]
+        rounds = [(sums, self.validation)] if self.validation else left_out
         found = []
         for parts, held_out in rounds:
             model = self.head.fit_sums(parts, task, extractor).model
@@ -142,7 +130,8 @@ class Probe(Periodic):
         # The extractor changes its network; the average is in evaluation mode and without gradients anyway.
         network = engine.optimization.averaged(engine.network)
         network = copy.deepcopy(network) if engine.optimization.ema is None else network
-        return make_extractor((network, self.plan), seed=self.seed, **self.features)[0]
+        settings = (self.blocks, self.timesteps, self.masking, None, self.normalize, self.seed)
+        return make_extractor((network, self.plan), *settings)[0]
 
 
 def _folds(cases: Cases, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:

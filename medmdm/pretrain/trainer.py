@@ -32,51 +32,6 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.processes import unwrap
 
 
-def dry_run(trainer: Any) -> str:
-    """Run one batch of a trainer (twice: the first time is slower) and describe the run; nothing is written.
-
-    Args:
-        trainer: a :class:`medmdm.pretrain.MDMTrainer`.
-
-    Returns:
-        A table as text: network, images, steps, time, memory and disk, the last three estimated.
-    """
-    device = trainer.state.device
-    steps = trainer.state.epoch_length
-    begun = time.perf_counter()
-    batch = next(iter(trainer.data_loader))
-    loading = time.perf_counter() - begun if trainer.data_loader.num_workers == 0 else 0.0
-    trainer.state.iteration = 1
-    for _ in range(2):
-        begun = time.perf_counter()
-        loss = trainer._iteration(trainer, batch)["loss"].item()  # .item() waits for the GPU
-        seconds = time.perf_counter() - begun + loading
-
-    network = unwrap(trainer.network)
-    parameters = sum(p.numel() for p in network.parameters())
-    weights = sum(p.numel() * p.element_size() for p in network.state_dict().values())
-    parts = trainer.optimization.accumulation_steps
-    lines = [
-        ("network", f"{type(network).__name__}, {parameters / 1e6:.2f} M parameters ({weights / 2**20:.0f} MiB)"),
-        ("device", f"{device}, {world_size()} process(es), mixed precision {trainer.optimization.dtype or 'off'}"),
-        ("batch", f"{tuple(batch['image'].shape)} per process in {parts} micro-batch(es)"),
-        ("steps", f"{steps}, {seconds:.2f} s each as measured on one batch (loss {loss:.4f})"),
-        ("time", f"about {duration(steps * seconds)}, previews and checkpoints not counted"),
-        ("memory", f"{_peak_memory(device)} at the peak of this batch"),
-    ]
-    if trainer.run_folder is not None:
-        data = trainer.run_folder.data
-        lines.insert(0, ("run folder", str(trainer.run_folder.path)))
-        lines.insert(1, ("images", f"{data['images']} to train on (data hash {data['hash'][:12]})"))
-    if trainer.checkpoints is not None:
-        # Weights, their average and two moments of AdamW; the old checkpoints are there while a new one is written.
-        disk = weights * (4 * (trainer.checkpoints.keep + 1) + 2)
-        lines.append(
-            ("disk", f"about {disk / 2**30:.2f} GiB at most ({trainer.checkpoints.keep} checkpoints are kept)")
-        )
-    return "\n".join(f"{name + ':':<12}{text}" for name, text in lines)
-
-
 def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory"
@@ -172,11 +127,8 @@ class MDMTrainer(SupervisedTrainer):
         torch.manual_seed(mix(self.seed, 2, self.state.iteration, rank()))
         posed = self.objective.pose(images, self.generators(batchdata["index"]))
         if len(images) % parts:
-            raise UserError(
-                f"A batch of {len(images)} images cannot be cut into {parts} equal parts: "
-                "choose an accumulation_steps that divides it."
-            )
-
+            fault = f"A batch of {len(images)} images cannot be cut into {parts} equal parts"
+            raise UserError(f"{fault}: choose an accumulation_steps that divides it.")
         network.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
@@ -254,10 +206,39 @@ class MDMTrainer(SupervisedTrainer):
             self.run_folder.save_model(weights, self.state.iteration)
 
     def dry_run(self) -> None:
-        """Print what the run would do and cost, after one batch; write nothing."""
-        plan = dry_run(self)
+        """Print what the run would do and cost, after one batch (run twice: the first is slower); write nothing.
+
+        The table names network, images, steps, time, memory and disk, the last three estimated.
+        """
+        device, steps, begun = self.state.device, self.state.epoch_length, time.perf_counter()
+        batch = next(iter(self.data_loader))
+        loading = time.perf_counter() - begun if self.data_loader.num_workers == 0 else 0.0
+        self.state.iteration = 1
+        for _ in range(2):
+            begun = time.perf_counter()
+            loss = self._iteration(self, batch)["loss"].item()  # .item() waits for the GPU
+            seconds = time.perf_counter() - begun + loading
+        network, parts = unwrap(self.network), self.optimization.accumulation_steps
+        parameters = sum(p.numel() for p in network.parameters())
+        weights = sum(p.numel() * p.element_size() for p in network.state_dict().values())
+        lines = [
+            ("network", f"{type(network).__name__}, {parameters / 1e6:.2f} M parameters ({weights / 2**20:.0f} MiB)"),
+            ("device", f"{device}, {world_size()} process(es), mixed precision {self.optimization.dtype or 'off'}"),
+            ("batch", f"{tuple(batch['image'].shape)} per process in {parts} micro-batch(es)"),
+            ("steps", f"{steps}, {seconds:.2f} s each as measured on one batch (loss {loss:.4f})"),
+            ("time", f"about {duration(steps * seconds)}, previews and checkpoints not counted"),
+            ("memory", f"{_peak_memory(device)} at the peak of this batch"),
+        ]
+        if self.run_folder is not None:
+            data = self.run_folder.data
+            lines.insert(0, ("run folder", str(self.run_folder.path)))
+            lines.insert(1, ("images", f"{data['images']} to train on (data hash {data['hash'][:12]})"))
+        if self.checkpoints is not None:
+            # Weights, their average and two moments of AdamW; old checkpoints are there while a new one is written.
+            disk, kept = weights * (4 * (self.checkpoints.keep + 1) + 2), self.checkpoints.keep
+            lines.append(("disk", f"about {disk / 2**30:.2f} GiB at most ({kept} checkpoints are kept)"))
         if is_main_process():
-            print(plan)
+            print("\n".join(f"{name + ':':<12}{text}" for name, text in lines))
 
     def run(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -303,13 +284,15 @@ def _terminate_on_signal(engine: Engine) -> Iterator[list[int]]:
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         engine.terminate()
-        for n, handler in previous.items():
-            signal.signal(n, handler)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     for number in previous:
         signal.signal(number, stop)
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()

@@ -4,8 +4,6 @@ They are made of files alone: what an evaluation wrote (``evaluation.json``, mas
 or, where the masks are gone, ``per_case.csv``; a workflow that still has the arrays in memory gives those instead.
 """
 
-from __future__ import annotations
-
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.comparison_report import write_comparison
 from medmdm.reports.report import Report, write_report

@@ -15,9 +15,9 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pydoc import locate
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,15 +32,11 @@ from medmdm.runs.memory import keep_freed_memory
 
 #: Keys that MONAI itself gives a meaning to.
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
-
-
-def _finite(checker: Any, value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_Validator = validators.extend(
-    Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("number", _finite)
+_JSON_WORDS = {"true": True, "false": False, "null": None}
+_FINITE = Draft202012Validator.TYPE_CHECKER.redefine(
+    "number", lambda _, value: type(value) in (int, float) and math.isfinite(value)
 )
+_Validator = validators.extend(Draft202012Validator, type_checker=_FINITE)
 
 
 @functools.cache
@@ -98,22 +94,15 @@ def faults(config: Mapping[str, Any], schema: Mapping[str, Any], places: Sequenc
             known = error.schema["properties"]
             for key in error.instance:
                 if key not in known and key not in MONAI_KEYS:
-                    yield _unknown(key, path, known, places)
+                    where = [] if path else [place for place in places if place.split("#")[-1] == key]
+                    hint = f" (did you mean {where[0]!r}?)" if where else nearest(key, known)
+                    more = "" if path else "; a constant of your own must be listed in `extra_keys`"
+                    yield f"Unknown key {'#'.join([*path, key])!r} in the config{hint}{more}."
         else:
             shown = "null" if error.instance is None else repr(error.instance)
             choices = [str(word) for option in error.schema.get("anyOf", ()) for word in option.get("enum", ())]
             hint = nearest(str(error.instance), choices)
             yield f"{'#'.join(path)} must be {error.schema.get('title', error.message)}, got {shown}{hint}."
-
-
-def _unknown(key: str, path: list[str], known: Mapping[str, Any], places: Sequence[str]) -> str:
-    where = [] if path else [place for place in places if place.split("#")[-1] == key]
-    hint = f" (did you mean {where[0]!r}?)" if where else nearest(key, known)
-    more = "" if path else "; a constant of your own must be listed in `extra_keys`"
-    return f"Unknown key {'#'.join([*path, key])!r} in the config{hint}{more}."
-
-
-_JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 def current_parser() -> ConfigParser:
@@ -124,15 +113,11 @@ def current_parser() -> ConfigParser:
     Raises:
         RuntimeError: if called from outside a config expression.
     """
-    frame: FrameType | None = sys._getframe(1)
-    found = None
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), ConfigParser):
-            found = frame.f_locals["self"]  # the outermost parser: the workflow's own
-        frame = frame.f_back
-    if found is None:
+    callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_stack(sys._getframe(1))]
+    parsers = [caller for caller in callers if isinstance(caller, ConfigParser)]
+    if not parsers:
         raise RuntimeError("current_parser() works only inside an expression of a bundle's config.")
-    return found
+    return parsers[-1]  # the outermost: the workflow's own
 
 
 def merged() -> dict[str, Any]:
@@ -196,7 +181,8 @@ def start() -> None:
     config = parser.get()
     check(config)
     known = settings(config["bundle"])
-    given = {key: parser.get_parsed_content(key) for key in known if key in config and _has_expression(config[key])}
+    late = [key for key in known if key in config and any(_is_expression(leaf) for _, leaf in _leaves([config[key]]))]
+    given = {key: parser.get_parsed_content(key) for key in late}
     _refuse(faults(given, {"properties": known}))
     check_device(config.get("device"))
     if {**config, **given}.get("keep_freed_memory"):
@@ -252,9 +238,8 @@ def _refuse(sentences: Iterable[str]) -> None:
         raise UserError("\n".join(found))
 
 
-def _has_expression(value: Any) -> bool:
-    leaves = [leaf for _, leaf in _leaves([value])]
-    return any(isinstance(leaf, str) and leaf[:1] in ("$", "@", "%") for leaf in leaves)
+def _is_expression(leaf: Any) -> bool:
+    return isinstance(leaf, str) and leaf.startswith(("$", "@", "%"))
 
 
 def _component_faults(part: Any, path: str) -> Iterator[str]:
@@ -274,8 +259,7 @@ def _component_faults(part: Any, path: str) -> Iterator[str]:
             if known is not None and key not in known and key not in MONAI_KEYS:
                 hint = nearest(key, known)
                 yield f"Unknown key {f'{path}#{key}'!r} in the config: {name} has no such argument{hint}."
-    items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
-    for key, item in items:
+    for key, item in _children(part):
         if key not in MONAI_KEYS:
             yield from _component_faults(item, f"{path}#{key}")
 
@@ -295,30 +279,27 @@ def check_device(device: Any) -> None:
     Raises:
         UserError: with PyTorch's first sentence on why.
     """
-    if isinstance(device, str) and device[:1] not in ("$", "@", "%"):
+    if isinstance(device, str) and not _is_expression(device):
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
+def _children(part: Any) -> Iterable[tuple[Any, Any]]:
+    return part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+
+
 def _leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ``("a#b#0", value)`` for every value that is neither a dictionary nor a list, and for empty ones."""
-    children = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-    empty = True
-    for key, part in children:
-        empty = False
-        yield from _leaves(part, f"{path}#{key}" if path else str(key))
-    if empty and path:
+    if path and not (isinstance(config, (dict, list)) and config):
         yield path, config
+    for key, part in _children(config):
+        yield from _leaves(part, f"{path}#{key}" if path else str(key))
 
 
 def differing_keys(a: dict[str, Any], b: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """Return the paths (``optimizer#lr``) at which two configs differ, leaving out those below ``ignored`` keys."""
-    left, right = dict(_leaves(a)), dict(_leaves(b))
-    missing = object()
-    return [
-        path
-        for path in {**left, **right}
-        if path.split("#")[0] not in ignored and left.get(path, missing) != right.get(path, missing)
-    ]
+    left, right, missing = dict(_leaves(a)), dict(_leaves(b)), object()
+    paths = [path for path in {**left, **right} if path.split("#")[0] not in ignored]
+    return [path for path in paths if left.get(path, missing) != right.get(path, missing)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -87,18 +88,24 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         sweep_temporaries(self.path)
-        self.record["sessions"].append(
-            {"started": _now(), "versions": _versions(), "hardware": _hardware(), "ended": None, "steps": None}
-        )
+        hardware = {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "processes": world_size(),
+        }
+        session = {"started": _now(), "versions": _versions(), "hardware": hardware, "ended": None, "steps": None}
+        self.record["sessions"].append(session)
         save_json(self.record, record_path)
 
     def finish(self, steps: int) -> None:
         """Note in ``run.json`` that the session has reached the last step."""
         session = self.record["sessions"][-1]
-        session["ended"] = _now()
-        session["steps"] = steps
-        started = datetime.datetime.fromisoformat(session["started"])
-        session["wall_seconds"] = (datetime.datetime.fromisoformat(session["ended"]) - started).total_seconds()
+        session |= {"ended": _now(), "steps": steps}
+        started, ended = (datetime.datetime.fromisoformat(session[key]) for key in ("started", "ended"))
+        session["wall_seconds"] = (ended - started).total_seconds()
         save_json(self.record, self.path / "run.json")
 
     def save_model(self, weights: dict[str, Tensor], steps: int) -> None:
@@ -124,23 +131,9 @@ def _now() -> str:
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
-
-
-def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "processes": world_size(),
-    }
 
 
 def _git_revision() -> str | None:
@@ -149,9 +142,10 @@ def _git_revision() -> str | None:
     if not (here.parent / ".git").exists():
         return None
     try:
-        git = ["git", "-C", str(here)]
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        revision, changes = (
+            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision.strip() + ("+" if changes.strip() else "")
+    return revision + ("+" if changes else "")

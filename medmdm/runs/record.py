@@ -68,6 +68,25 @@ class EvaluatedCase:
     spacing: tuple[float, ...] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], run: Path, dataset_dir: Path = Path()) -> EvaluatedCase:
+        """Return the case of an entry of ``evaluation.json``, whose paths count from the two folders."""
+        images, patient, spacing = entry["image"], entry.get("patient_id"), entry.get("spacing")
+        written = {key: run / entry[key] for key in ("prediction", "instances", *MAPS) if entry.get(key)}
+        return cls(
+            name=str(entry["case"]),
+            image=[dataset_dir / image for image in images] if isinstance(images, list) else dataset_dir / images,
+            label=dataset_dir / entry["label"] if entry.get("label") else None,
+            prediction=written.pop("prediction", None),
+            instances=written.pop("instances", None),
+            maps=written,
+            region=entry.get("region"),
+            series_uid=entry.get("series_uid"),
+            patient=None if patient is None else str(patient),
+            spacing=tuple(float(value) for value in spacing) if spacing else None,
+            columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -163,7 +182,10 @@ class Evaluation:
         kind = data_list.get("label_type") or "classes"
         if kind not in LABEL_TYPES:
             raise UserError(f"{path}: 'label_type' of the data list is {kind!r}: it must be classes or instances.")
-        dataset_dir = _find_folder(str(content["dataset_dir"]), folder)
+        dataset_dir = Path(str(content["dataset_dir"])).expanduser()
+        # A relative folder counts from where the program was started, or else from the run folder.
+        if not dataset_dir.is_absolute() and not dataset_dir.is_dir() and (folder / dataset_dir).is_dir():
+            dataset_dir = folder / dataset_dir
         study = content.get("study")
         return cls(
             folder=folder,
@@ -207,14 +229,6 @@ def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _find_folder(dataset_dir: str, run: Path) -> Path:
-    """A relative folder counts from where the program was started, or else from the run folder."""
-    folder = Path(dataset_dir).expanduser()
-    if not folder.is_absolute() and not folder.is_dir() and (run / folder).is_dir():
-        return run / folder
-    return folder
-
-
 def _provenance(content: Any, path: Path) -> Provenance:
     if content is None:
         return Provenance(sentence="It is not known which images the encoder was trained on.")
@@ -231,34 +245,16 @@ def _cases(entries: Any, run: Path, dataset_dir: Path, path: Path) -> tuple[Eval
         raise UserError(f"{path}: 'cases' is empty: there is nothing to report.")
     cases: dict[str, EvaluatedCase] = {}
     for number, entry in enumerate(entries):
-        case = _case(entry, f"{path}: cases[{number}]", run, dataset_dir)
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}: cases[{number}] is a {type(entry).__name__}: it must be an object.")
+        for key in ("case", "image"):
+            if not entry.get(key):
+                raise UserError(f"{path}: cases[{number}] has no {key!r}{nearest(key, entry)}: evaluate again.")
+        case = EvaluatedCase.of(entry, run, dataset_dir)
         if case.name in cases:
             raise UserError(f"{path} lists the case {case.name!r} twice: give each its own name.")
         cases[case.name] = case
     return tuple(cases.values())
-
-
-def _case(entry: Any, where: str, run: Path, dataset_dir: Path) -> EvaluatedCase:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} is a {type(entry).__name__}: it must be an object.")
-    for key in ("case", "image"):
-        if not entry.get(key):
-            raise UserError(f"{where} has no {key!r}{nearest(key, entry)}: evaluate again.")
-    images, patient, spacing = entry["image"], entry.get("patient_id"), entry.get("spacing")
-    written = {key: run / entry[key] for key in ("prediction", "instances", *MAPS) if entry.get(key)}
-    return EvaluatedCase(
-        name=str(entry["case"]),
-        image=[dataset_dir / image for image in images] if isinstance(images, list) else dataset_dir / images,
-        label=dataset_dir / entry["label"] if entry.get("label") else None,
-        prediction=written.pop("prediction", None),
-        instances=written.pop("instances", None),
-        maps=written,
-        region=entry.get("region"),
-        series_uid=entry.get("series_uid"),
-        patient=None if patient is None else str(patient),
-        spacing=tuple(float(value) for value in spacing) if spacing else None,
-        columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
-    )
 
 
 def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
@@ -307,7 +303,8 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
         sentence = f"{len(seen)} of {len(cases)} test images were seen in training, with or without labels."
         return Provenance("transductive", tuple(seen), sentence)
     ids = {str(case.entry["patient_id"]) for case in cases if "patient_id" in case.entry}
-    shared_ids = {i for ledger in known for i in ids if _holds_patient(ledger, i)}
+    hashed = [ledger for ledger in known if ledger["patients"]]
+    shared_ids = {i for a in hashed for i in ids if patient_hashes([i], str(a["salt"]))[0] in a["patients"]}
     shared = [case.name for case in cases if case.entry.get("patient_id") in shared_ids or case.hashes[1] in images]
     if shared:
         sentence = (
@@ -325,7 +322,3 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
         ", and none of the patients that the data lists name." if named else "; whether patients were is not known."
     )
     return Provenance("inductive", (), sentence)
-
-
-def _holds_patient(ledger: Mapping[str, Any], patient: str) -> bool:
-    return bool(ledger["patients"]) and patient_hashes([patient], str(ledger["salt"]))[0] in ledger["patients"]

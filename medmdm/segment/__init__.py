@@ -1,7 +1,5 @@
 """From a backbone and a few labelled images to masks and their record."""
 
-from __future__ import annotations
-
 from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
 from medmdm.segment.evaluation import LabelledData, Outputs
 from medmdm.segment.postprocessing import PostProcess
@@ -10,15 +8,6 @@ from medmdm.segment.study import Grid, Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [
-    "Evaluation",
-    "Grid",
-    "Inference",
-    "LabelledData",
-    "OpenSegmenter",
-    "Outputs",
-    "PostProcess",
-    "ReconstructionError",
-    "Segmentation",
-    "Study",
-    "open_segmenter",
-]
+    "Evaluation", "Grid", "Inference", "LabelledData", "OpenSegmenter", "Outputs", "PostProcess", "ReconstructionError",
+    "Segmentation", "Study", "open_segmenter",
+]  # fmt: skip

@@ -70,11 +70,13 @@ class OpenSegmenter:
         try:
             made: Postprocessing = instantiate({"_target_": "medmdm.segment.PostProcess", **config})
         except UserError as error:
-            raise UserError(
-                f"{self.path}: it was saved with a post-processing of its own, which is not imported because a file "
-                f"names it ({error}): give it as 'postprocess'."
-            ) from error
+            own = f"a post-processing of its own, which is not imported because a file names it ({error})"
+            raise UserError(f"{self.path}: it was saved with {own}: give it as 'postprocess'.") from error
         return made
+
+    def predictor(self, outputs: Outputs, inferer: Inferer | None) -> Predictor:
+        """Return what predicts with it."""
+        return Predictor(self.model, self.reading, outputs.uncertainty, device=self.device, inferer=inferer)
 
 
 def open_segmenter(
@@ -142,7 +144,7 @@ class Evaluation:
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
         protocol = {**{k: v for k, v in task.items() if k != "ledger"}, "segmenter": self.segmenter.path}
-        predictor = _predictor(self.segmenter, self.outputs, self.inferer)
+        predictor = self.segmenter.predictor(self.outputs, self.inferer)
         return evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )
@@ -169,7 +171,7 @@ class Inference:
     def run(self) -> Sequence[Path]:
         """Segment every image; return the masks' paths."""
         folder, cases = Path(self.outputs.folder), self.reader.cases
-        predictor = _predictor(self.segmenter, self.outputs, self.inferer)
+        predictor = self.segmenter.predictor(self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test]
         tables, masks = [], []
         for number, entry in enumerate(entries, start=1):
@@ -182,7 +184,3 @@ class Inference:
         if tables:
             atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))
         return masks
-
-
-def _predictor(segmenter: OpenSegmenter, outputs: Outputs, inferer: Inferer | None) -> Predictor:
-    return Predictor(segmenter.model, segmenter.reading, outputs.uncertainty, device=segmenter.device, inferer=inferer)

@@ -16,15 +16,13 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
-from medmdm.heads.segmenter import Prediction, Predictor
+from medmdm.heads.segmenter import Predictor
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation, Provenance
+from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
-
-
 Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 
 
@@ -87,35 +85,23 @@ class Outputs:
             model, device = self.reconstruction_error.to(predictor.device), predictor.device
             reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
             maps["surprise"] = reader.values(case)[0]
-        return Predicted(mask, instances, maps, self._write(case, prediction, mask, instances, maps))
-
-    def _write(
-        self,
-        case: LoadedCase,
-        prediction: Prediction,
-        mask: np.ndarray,
-        instances: np.ndarray | None,
-        maps: Mapping[str, np.ndarray],
-    ) -> dict[str, str]:
-        """Write beside the source's grid; a case that is a part of a picture is written in place, 0 around it."""
-        source = case.entry["image"][0] if isinstance(case.entry["image"], list) else case.entry["image"]
-        volume = case.slicing is not None
-        files = {}
-
-        def put(kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path]) -> None:
-            files[kind] = f"predictions/{case.name}{'' if kind == 'prediction' else '_' + kind}{suffix}"
-            write(Path(self.folder) / files[kind], in_place(values, case), source, case.entry.get("series_uid"))
-
-        for_masks, for_maps = (".nii.gz", ".nii.gz") if volume else (".png", ".tif")
-        put("prediction", mask, for_masks, write_mask)
+        for_masks, for_maps = (".nii.gz", ".nii.gz") if case.slicing is not None else (".png", ".tif")
+        files = {"prediction": self._write("", mask, for_masks, write_mask, case)}
         if instances is not None:
-            large = instances.max() > 65535 and not volume  # 16 bits are not enough for a PNG
-            put("instances", instances, ".tif" if large else for_masks, write_mask)
-        if self.probabilities:
-            put("probabilities", prediction.probabilities, for_maps, write_map)
-        for name, values in maps.items():
-            put(name, values, for_maps, write_map)
-        return files
+            large = instances.max() > 65535 and case.slicing is None  # 16 bits are not enough for a PNG
+            suffix = ".tif" if large else for_masks
+            files["instances"] = self._write("_instances", instances, suffix, write_mask, case)
+        shares = {"probabilities": prediction.probabilities} if self.probabilities else {}
+        for name, values in {**shares, **maps}.items():
+            files[name] = self._write(f"_{name}", values, for_maps, write_map, case)
+        return Predicted(mask, instances, maps, files)
+
+    def _write(self, kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path], case: LoadedCase) -> str:
+        """Write on the source's grid; a case that is a part of a picture is written in place, 0 around it."""
+        name, image = f"predictions/{case.name}{kind}{suffix}", case.entry["image"]
+        source = image[0] if isinstance(image, list) else image
+        write(Path(self.folder) / name, in_place(values, case), source, case.entry.get("series_uid"))
+        return name
 
 
 @dataclass(frozen=True)
@@ -141,9 +127,8 @@ class LabelledData:
 
     def __post_init__(self) -> None:
         if not getattr(self.cases, self.section, None):
-            raise UserError(
-                f"There is no {self.section} case to evaluate: correct the data list or choose another section."
-            )
+            need = "correct the data list or choose another section"
+            raise UserError(f"There is no {self.section} case to evaluate: {need}.")
         if self.shots is not None:
             self.draw_support(self.shots, self.draw)
 
@@ -252,41 +237,27 @@ def _record(
     provenance: Provenance,
     protocol: Mapping[str, Any],
 ) -> Evaluation:
-    cases = data.cases
+    cases, folder = data.cases, Path(outputs.folder)
+    kept = ("image", "label", "region", "series_uid", "patient_id", "columns")  # of an entry of the data list
+    entries = [
+        {key: case.entry.get(key) for key in kept} | dict(made.files, case=case.name, spacing=case.spacing)
+        for case, made in found.values()
+    ]
     information = {} if cases.data_list is None else dict(cases.data_list.information)
     name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
     return Evaluation(
-        folder=Path(outputs.folder),
+        folder=folder,
         # Labels that nobody drew are called so wherever the name of the data set is printed.
         dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
         dataset_dir=Path(cases.dataset_dir),
         section=data.section,
         class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
-        cases=tuple(_evaluated(case, predicted, outputs) for case, predicted in found.values()),
+        cases=tuple(EvaluatedCase.of(entry, folder) for entry in entries),
         ignore=cases.ignore,
         data_list={"name": name, **information},
         provenance=provenance,
         protocol=protocol,
         study=None if outputs.study is None else Path(outputs.study),
-    )
-
-
-def _evaluated(case: LoadedCase, predicted: Predicted, outputs: Outputs) -> EvaluatedCase:
-    entry = case.entry
-    images, patient = entry["image"], entry.get("patient_id")
-    written = {kind: Path(outputs.folder) / name for kind, name in predicted.files.items()}
-    return EvaluatedCase(
-        name=case.name,
-        image=[Path(image) for image in images] if isinstance(images, list) else Path(images),
-        label=Path(entry["label"]) if entry.get("label") else None,
-        prediction=written["prediction"],
-        instances=written.get("instances"),
-        maps={name: written[name] for name in MAPS if name in written},
-        region=entry.get("region"),
-        series_uid=entry.get("series_uid"),
-        patient=None if patient is None else str(patient),
-        spacing=case.spacing,
-        columns={key: str(value) for key, value in entry.get("columns", {}).items() if value is not None},
     )
 
 

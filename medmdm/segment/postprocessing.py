@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import ndimage
+from scipy.special import softmax
 from torch import Tensor
 
 from medmdm.components import buildable
@@ -71,10 +72,8 @@ class PostProcess:
         if not self.argmax and self.threshold is None:
             raise UserError("PostProcess: argmax is false and no threshold is given: set one of them.")
         if self.activation is not None and self.activation not in ACTIVATIONS:
-            raise UserError(
-                f"PostProcess: activation is {self.activation!r}{nearest(self.activation, ACTIVATIONS)}: use softmax, "
-                "sigmoid or null."
-            )
+            hint = nearest(self.activation, ACTIVATIONS)
+            raise UserError(f"PostProcess: activation is {self.activation!r}{hint}: use softmax, sigmoid or null.")
         for key in ("remove_small_objects", "fill_holes_below"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"PostProcess: {key} is {getattr(self, key)!r}: give a size of 0 or more.")
@@ -122,8 +121,12 @@ class PostProcess:
         return tuple(float(step) for step in spacing)
 
     def _classes(self, values: np.ndarray) -> np.ndarray:
-        probabilities = _activate(values, self.activation) if self.threshold is not None else values
-        if self.threshold is not None and self.activation is None and not _are_probabilities(values):
+        probabilities = values
+        if self.threshold is not None and self.activation is not None:
+            # Of both forms of the sigmoid this one does not overflow.
+            is_softmax = self.activation == "softmax"
+            probabilities = softmax(values, axis=0) if is_softmax else 0.5 * (1 + np.tanh(values / 2))
+        elif self.threshold is not None and values.size and not -1e-3 <= values.min() <= values.max() <= 1 + 1e-3:
             raise UserError(
                 f"PostProcess: threshold is {self.threshold} and the scores go from {values.min():.3g} to "
                 f"{values.max():.3g}: set activation to softmax or sigmoid, for these are no probabilities."
@@ -151,7 +154,7 @@ class PostProcess:
         settings: dict[str, Any] = dict(self.instances)  # type: ignore[arg-type]
         method = settings.pop("method")
         instances = np.zeros(mask.shape, np.int32)
-        for _, part in _by_class(mask, self.background):
+        for part in _by_class(mask, self.background):
             labels = _components(part)
             if method == "watershed":
                 labels = _watershed(labels, steps, **settings)
@@ -195,45 +198,28 @@ def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
 def _instances(instances: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
     if instances is None:
         return None
-    given = {"method": instances} if isinstance(instances, str) else dict(instances)
-    method = given.get("method", "watershed")
+    numbers: dict[str, Any] = {"method": instances} if isinstance(instances, str) else dict(instances)
+    method = numbers.pop("method", "watershed")
     if method not in METHODS:
-        raise UserError(
-            f"PostProcess: instances is {method!r}{nearest(str(method), METHODS)}: use components, watershed or null."
-        )
+        hint = nearest(str(method), METHODS)
+        raise UserError(f"PostProcess: instances is {method!r}{hint}: use components, watershed or null.")
     defaults = METHODS[method]
-    numbers: dict[str, Any] = {key: value for key, value in given.items() if key != "method"}
     for key, value in numbers.items():
         if key not in defaults:
-            raise UserError(
-                f"PostProcess: instances has the key {key!r}{nearest(key, defaults)}, which {method} does not take."
-            )
+            hint = nearest(key, defaults)
+            raise UserError(f"PostProcess: instances has the key {key!r}{hint}, which {method} does not take.")
         if not value >= 0:
             raise UserError(f"PostProcess: instances: {key} is {value!r}: give a number of 0 or more.")
     return {"method": method, **defaults, **numbers}
 
 
-def _activate(values: np.ndarray, activation: str | None) -> np.ndarray:
-    if activation is None:
-        return values
-    if activation == "sigmoid":
-        return 0.5 * (1 + np.tanh(values / 2))  # does not overflow
-    powers = np.exp(values - values.max(axis=0, keepdims=True))
-    return powers / powers.sum(axis=0, keepdims=True)
-
-
-def _are_probabilities(values: np.ndarray) -> bool:
-    return not values.size or bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
-
-
-def _by_class(mask: np.ndarray, background: int) -> Iterator[tuple[int, np.ndarray]]:
-    return ((int(k), mask == k) for k in np.unique(mask) if k != background)
+def _by_class(mask: np.ndarray, background: int) -> Iterator[np.ndarray]:
+    return (mask == k for k in np.unique(mask) if k != background)
 
 
 def _components(part: np.ndarray, corners: bool = True) -> np.ndarray:
-    labels: np.ndarray = ndimage.label(part, ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1))[
-        0
-    ]
+    structure = ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1)
+    labels: np.ndarray = ndimage.label(part, structure)[0]
     return labels
 
 
@@ -241,7 +227,7 @@ def _without_small_objects(mask: np.ndarray, least: float, background: int) -> n
     if least <= 0:
         return mask
     result = mask.copy()
-    for _, part in _by_class(mask, background):
+    for part in _by_class(mask, background):
         labels = _components(part)
         small = np.bincount(labels.ravel()) < least
         result[small[labels] & part] = background
@@ -276,15 +262,7 @@ def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarra
 def _watershed(
     labels: np.ndarray, steps: tuple[float, ...], min_distance: float, smooth: float, depth: float
 ) -> np.ndarray:
-    """Cut connected parts at their necks.
-
-    Args:
-        labels: parts, numbered 1..n.
-        steps: distance between neighbours along each axis.
-        min_distance: between seeds.
-        smooth: standard deviation of the Gaussian that smooths the distance to the background.
-        depth: of the saddle between two maxima of the distance that are both seeds.
-    """
+    """Cut connected parts, numbered 1..n, at their necks; the settings are those of :class:`PostProcess`."""
     from skimage.feature import peak_local_max  # slow to import
     from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
@@ -331,9 +309,6 @@ def _middles(tops: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def _in_order(instances: np.ndarray) -> np.ndarray:
     """Number instances 1..n by their first pixels."""
-    numbers, first = np.unique(instances, return_index=True)
-    first = first[numbers > 0]
-    numbers = numbers[numbers > 0]
-    new = np.zeros(int(instances.max(initial=0)) + 1, np.int32)
-    new[numbers[np.argsort(first)]] = np.arange(1, len(numbers) + 1)
-    return new[instances]
+    new = np.zeros(instances.shape, np.int32)
+    new[instances > 0] = pd.factorize(instances[instances > 0])[0] + 1
+    return new

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmdm.artifacts.backbone import Backbone
-from medmdm.artifacts.pretrained import load_pretrained
+from medmdm.artifacts.backbone import Backbone, opened
 from medmdm.backbones.extractor import FeatureExtractor
+from medmdm.backbones.feature_maps import cut
 from medmdm.components import instantiate
 from medmdm.corruption import Corruption, FixedTimesteps, PatchMasking
 from medmdm.errors import UserError
@@ -66,11 +66,7 @@ class ReconstructionError(nn.Module):
                 "write_surprise needs the whole network, and a segmenter keeps only the part that gives features: set "
                 "backbone to the model.pt that it was made from."
             )
-        if isinstance(backbone, tuple):
-            (network, plan), name = backbone, "The backbone"
-        else:
-            network, plan = load_pretrained(backbone)
-            name = str(backbone)
+        network, plan, name = opened(backbone)
         described = plan.get("corruption") if corruption is None else corruption
         masking = _checked(name, network, plan, instantiate(described) if isinstance(described, Mapping) else described)
         if partitions is not None and partitions < 2:
@@ -105,8 +101,7 @@ class ReconstructionError(nn.Module):
         for x_t, visible in self.masks.corruptions(x, self.timestep):
             predicted = self.masks.backbone(x_t, times).clamp(-1, 1)
             result = torch.where(visible.bool(), result, predicted.to(result))
-        index = (slice(None), slice(None), *(slice(0, int(n)) for n in image.shape[2:]))
-        return result[index]
+        return cut(result, image.shape[2:])
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the map ``[B, 1, *spatial]`` in [0, 1] of images ``[B, C, *spatial]`` in [-1, 1], of any size."""
@@ -119,28 +114,21 @@ class ReconstructionError(nn.Module):
 
 def _checked(name: str, network: nn.Module, plan: Mapping[str, Any], corruption: Corruption | None) -> PatchMasking:
     """Return the corruption, or refuse a backbone that restores no hidden patches."""
-    if getattr(network, "out", network) is None:
-        raise UserError(
-            f"{name} is cut off after the features, so that it restores nothing: write_surprise needs model.pt."
-        )
-    if not isinstance(corruption, PatchMasking):
-        trained = "its plan does not say on what" if corruption is None else f"with {type(corruption).__name__}"
-        raise UserError(
-            f"{name} was not trained to restore hidden patches ({trained}): write_surprise needs PatchMasking."
-        )
     target = plan.get("target", "image")  # published files do not say it; masked diffusion predicts the image
-    if target != "image":
-        raise UserError(
-            f"{name} predicts the {target}, not the image: write_surprise needs a backbone of target 'image'."
-        )
     config: Any = getattr(network, "config", {})
     given, predicted = (config.get(key) for key in ("in_channels", "out_channels"))
-    if given != predicted:
-        raise UserError(
-            f"{name} predicts {predicted} channels for images of {given}: write_surprise needs a backbone that "
-            "predicts the image."
-        )
-    return corruption
+    if getattr(network, "out", network) is None:
+        fault, need = "is cut off after the features, so that it restores nothing", "model.pt"
+    elif not isinstance(corruption, PatchMasking):
+        trained = "its plan does not say on what" if corruption is None else f"with {type(corruption).__name__}"
+        fault, need = f"was not trained to restore hidden patches ({trained})", "PatchMasking"
+    elif target != "image":
+        fault, need = f"predicts the {target}, not the image", "a backbone of target 'image'"
+    elif given != predicted:
+        fault, need = f"predicts {predicted} channels for images of {given}", "a backbone that predicts the image"
+    else:
+        return corruption
+    raise UserError(f"{name} {fault}: write_surprise needs {need}.")
 
 
 def _default_timestep(plan: Mapping[str, Any], masking: PatchMasking, partitions: int | None) -> int:

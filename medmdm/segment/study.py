@@ -204,9 +204,8 @@ class Study:
                 content = {"key": key, **self._compute(cell, support, tested)}
                 save_json(content, self._path(cell))
                 dice = np.nanmean([np.nan if row["dice"] is None else row["dice"] for row in content["rows"]])
-                logger.info(
-                    "cell %d of %d, %s: Dice %.4f, %.1f s", number, len(cells), cell.name, dice, content["seconds"]
-                )
+                where = f"cell {number} of {len(cells)}, {cell.name}"
+                logger.info("%s: Dice %.4f, %.1f s", where, dice, content["seconds"])
             rows += [{**asdict(cell), **row} for row in content["rows"]]
         table = pd.DataFrame(rows)
         atomic_write(folder / "study.csv", table.to_csv(index=False))

@@ -74,9 +74,8 @@ class Segmentation:
         if self.head.needs_backbone and self.backbone.extractor is not None:
             check_normalize(self.backbone.extractor, self.reading.whole)
         if getattr(self.head, "changes_backbone", False) and not self.include_backbone:
-            raise UserError(
-                f"{name} changes the backbone, so the head alone would be of no use: set include_backbone to true."
-            )
+            fault = f"{name} changes the backbone, so the head alone would be of no use"
+            raise UserError(f"{fault}: set include_backbone to true.")
         for part in (self.postprocess, getattr(self.head, "network", None)):
             to_config(part)  # must be able to say what it was made of when the fit is done
 
@@ -120,9 +119,8 @@ class Segmentation:
         examples = [example for case in support for example in case.examples]
         task = Task(examples, self.data.cases.num_classes, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
-        save_json(
-            {"protocol": protocol, "head": protocol["head"], **fitted.evidence}, self.model_path.parent / "plan.json"
-        )
+        chosen = {"protocol": protocol, "head": protocol["head"], **fitted.evidence}
+        save_json(chosen, self.model_path.parent / "plan.json")
         known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
