@@ -26,21 +26,15 @@ TINY: dict[str, Any] = {
     "batch_size": 4,
     "max_steps": 6,
     "network_def": {
-        "_target_": "medmdm.backbones.ADMUNet",
-        "model_channels": 32,
-        "channel_mult": [1, 1],
-        "num_res_blocks": 1,
-        "attention_resolutions": [2],
-        "num_head_channels": 16,
-        "in_channels": "@channels",
-        "out_channels": "@channels",
+        "_target_": "medmdm.backbones.ADMUNet", "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
+        "attention_resolutions": [2], "num_head_channels": 16, "in_channels": "@channels", "out_channels": "@channels",
         "dropout": 0.1,
     },
     "log_every": 2,
     "checkpoint_every": 2,
     "preview_every": 3,
     "preview_crops": 2,
-}
+}  # fmt: skip
 
 Workflow = Callable[..., ConfigWorkflow]
 Run = Callable[..., Any]

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,12 +36,16 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Folder of restored public data sets; tests that need it are skipped where it is not given."""
-    folder = os.environ.get("MEDMDM_TEST_DATA")
-    if not folder:
-        pytest.skip("MEDMDM_TEST_DATA is not set: no real data sets to test on")
-    return Path(folder)
+def real_data() -> Callable[[str], Path]:
+    """Return the folder of a restored public data set; tests that need one are skipped where it is not given."""
+
+    def find(name: str) -> Path:
+        root = os.environ.get("MEDMDM_TEST_DATA")
+        if not root or not Path(root, name).is_dir():
+            pytest.skip(f"REAL DATA NOT TESTED: set MEDMDM_TEST_DATA to a folder that holds {name}/")
+        return Path(root, name)
+
+    return find
 
 
 @pytest.fixture
@@ -90,7 +95,9 @@ def workflow(tmp_path: Path, image_folder: Path) -> Workflow:
 
     def make(*overlays: str, **overrides: Any) -> ConfigWorkflow:
         files = [str(BUNDLE), *(str(OVERLAYS / f"{name}.json") for name in overlays)]
-        settings = {**TINY, "dataset_dir": str(image_folder), "run_dir": str(tmp_path / "run"), **overrides}
+        settings = {
+            **copy.deepcopy(TINY), "dataset_dir": str(image_folder), "run_dir": str(tmp_path / "run"), **overrides,
+        }  # fmt: skip
         return ConfigWorkflow(config_file=files, logging_file=False, **settings)
 
     return make

@@ -8,13 +8,8 @@ import pytest
 from medmdm.data.files.pictures import read_image
 from medmdm.errors import warn_once
 from medmdm.files import TEMPORARY_SUFFIX
-from tests.damage.attempts import Damage
-from tests.damage.lists import LISTS
-from tests.damage.pictures import PICTURES
-from tests.damage.releases import RELEASES
-from tests.damage.volumes import VOLUMES
-
-TABLE = [*PICTURES, *LISTS, *RELEASES, *VOLUMES]
+from tests.damage import lists, pictures, releases, volumes  # noqa: F401  they fill the table
+from tests.damage.attempts import TABLE, Damage
 
 
 def listing(root: Path) -> dict[str, int]:

@@ -18,11 +18,9 @@ from tests.made import Make, refused
 def plan_of(network: ADMUNet, **more: Any) -> dict[str, Any]:
     return {
         "network": {"_target_": "medmdm.backbones.ADMUNet", **network.config},
-        "corruption": to_config(PatchMasking(500, 4)),
-        "timesteps": to_config(UniformTimesteps(500)),
-        "num_timesteps": 500,
-        **more,
-    }
+        "corruption": to_config(PatchMasking(500, 4)), "timesteps": to_config(UniformTimesteps(500)),
+        "num_timesteps": 500, **more,
+    }  # fmt: skip
 
 
 def test_the_file_says_it_all(make: Make, tmp_path: Path) -> None:

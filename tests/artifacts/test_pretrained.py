@@ -136,13 +136,9 @@ def test_bare_state_dict(published, caplog: pytest.LogCaptureFixture) -> None:
     assert_same_network(loaded, network)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert plan == {
-        "format": 1,
-        "network": {"_target_": TARGET, **network.config},
-        "num_timesteps": 1000,
-        "intensity_range": None,
-        "ledger": None,
-        "source": {"file": path.name, "sha256": sha256, "assumed": {"use_new_attention_order": False}},
-    }
+        "format": 1, "network": {"_target_": TARGET, **network.config}, "num_timesteps": 1000, "intensity_range": None,
+        "ledger": None, "source": {"file": path.name, "sha256": sha256, "assumed": {"use_new_attention_order": False}},
+    }  # fmt: skip
     assert "use_new_attention_order=False" in caplog.text
     assert "num_head_channels" not in caplog.text
 

@@ -160,11 +160,9 @@ def test_rebuilt_from_its_plan(make, kind, tmp_path):
 
 def test_pre_trains_by_the_bundle(workflow: Workflow, tmp_path: Path):
     definition = {
-        "_target_": "medmdm.backbones.MONAIDiffusionBackbone",
-        "in_channels": "@channels",
-        "out_channels": "@channels",
+        "_target_": "medmdm.backbones.MONAIDiffusionBackbone", "in_channels": "@channels", "out_channels": "@channels",
         **{key: list(value) if isinstance(value, tuple) else value for key, value in MONAI_SMALL.items()},
-    }
+    }  # fmt: skip
     made = workflow(network_def=definition, max_steps=2, log_every=1, preview_every=2)
     made.initialize()
     made.run()

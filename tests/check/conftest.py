@@ -1,20 +1,17 @@
 """A small sound data set, to be spoiled one thing at a time."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
 from medmdm.check.data_list import check
 from medmdm.check.findings import Finding, Report
+from tests.written import picture, random, write_nifti
 
 
 @dataclass
@@ -26,20 +23,17 @@ class DataSet:
     information: dict[str, Any] = field(default_factory=lambda: {"labels": {"background": 0, "gland": 1}})
 
     def add(self, section: str, name: str, label: np.ndarray | None = None, **columns: Any) -> dict[str, Any]:
-        rng = np.random.default_rng(list(name.encode()))
-        self.picture(f"{name}.png", rng.integers(0, 256, (12, 20, 3)))
+        self.picture(f"{name}.png", random((12, 20, 3), name))
         self.picture(f"{name}_mask.png", np.eye(12, 20) if label is None else label)
         entry = {"image": f"{name}.png", "label": f"{name}_mask.png", **columns}
         self.sections[section].append(entry)
         return entry
 
     def picture(self, name: str, array: np.ndarray) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array if array.dtype == np.uint16 else array.astype(np.uint8)).save(path)
+        picture(self.folder / name, array)
 
-    def volume(self, name: str, array: np.ndarray, affine: np.ndarray | None = None) -> None:
-        nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), self.folder / name)
+    def volume(self, name: str, array: np.ndarray, affine: np.ndarray) -> None:
+        write_nifti(self.folder / name, array, affine)
 
     def write(self) -> Path:
         path = self.folder / "dataset.json"

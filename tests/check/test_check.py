@@ -1,7 +1,5 @@
 """What ``check`` finds in a data list, and what it leaves in peace."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -105,15 +103,12 @@ def test_patient_ids_are_never_shown(data: DataSet, capsys: pytest.CaptureFixtur
     assert "SECRET" not in repr(data.check())
 
 
-@pytest.mark.parametrize(
-    ("label", "words"),
-    [
-        (np.full((12, 20), 3), "holds 3, but the classes are 0, 1"),
-        (np.eye(12, 20) / 2, "not whole numbers (such as 0.5)"),
-        (np.full((12, 20), np.nan), "not finite"),
-        (np.full((12, 20), -1), "negative values (-1)"),
-    ],
-)
+@pytest.mark.parametrize(("label", "words"), [
+    (np.full((12, 20), 3), "holds 3, but the classes are 0, 1"),
+    (np.eye(12, 20) / 2, "not whole numbers (such as 0.5)"),
+    (np.full((12, 20), np.nan), "not finite"),
+    (np.full((12, 20), -1), "negative values (-1)"),
+])  # fmt: skip
 def test_wrong_label_values(data: DataSet, only: Callable, label: np.ndarray, words: str) -> None:
     Image.fromarray(label.astype(np.float32)).save(data.folder / "a0_mask.tif")
     data.sections["training"][0]["label"] = "a0_mask.tif"
@@ -267,9 +262,7 @@ def test_many_sizes_are_summed_up(data: DataSet, capsys: pytest.CaptureFixture[s
     assert "9 of 3 x uint8 in 7 sizes" in capsys.readouterr().out
 
 
-def test_exit_codes_and_ways_to_name_the_list(
-    data: DataSet, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_exit_codes_and_ways_to_name_the_list(data, capsys, tmp_path) -> None:
     data.picture("a1_mask.png", np.zeros((12, 20)))
     path = data.write()
     assert main(["check", str(path.parent)]) == 0  # warnings do not fail
@@ -292,15 +285,12 @@ def test_exit_codes_and_ways_to_name_the_list(
         assert words in json.loads(capsys.readouterr().out)["errors"][0]["message"]
 
 
-@pytest.mark.parametrize(
-    ("information", "words"),
-    [
-        ({"labels": [0, 1]}, "'labels' is"),
-        ({"labels": {"background": "0"}}, "'labels' is"),
-        ({"label_type": "instance"}, "did you mean 'instances'"),
-        ({"split": 3}, "must be text"),
-    ],
-)
+@pytest.mark.parametrize(("information", "words"), [
+    ({"labels": [0, 1]}, "'labels' is"),
+    ({"labels": {"background": "0"}}, "'labels' is"),
+    ({"label_type": "instance"}, "did you mean 'instances'"),
+    ({"split": 3}, "must be text"),
+])  # fmt: skip
 def test_a_list_that_declares_nonsense(data: DataSet, information: dict, words: str) -> None:
     data.information.update(information)
     with pytest.raises(UserError, match=words) as raised:
@@ -308,8 +298,8 @@ def test_a_list_that_declares_nonsense(data: DataSet, information: dict, words: 
     assert "dataset.json" in str(raised.value)
 
 
-def test_glas_shares_patients_and_no_image(real_data: Path) -> None:
-    report = check("glas", real_data / "glas", progress=False)
+def test_glas_shares_patients_and_no_image(real_data: Callable[[str], Path]) -> None:
+    report = check("glas", real_data("glas"), progress=False)
     assert {finding.check for finding in report.errors} <= {"missing-file"}
     assert [finding.check for finding in report.warnings] == ["patient-in-two-sections"]
     assert "79 of 80 test cases" in report.warnings[0].message

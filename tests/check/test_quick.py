@@ -1,7 +1,5 @@
 """The check at the start of training: cheap, and silent where nothing is wrong."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import replace
@@ -11,8 +9,8 @@ import pytest
 
 from medmdm.check.sharing import quick_check
 from medmdm.data.selection import select_training_images
-from medmdm.errors import UserError
 from tests.check.conftest import DataSet
+from tests.made import refused
 
 
 def selection(data: DataSet, **arguments):
@@ -27,8 +25,7 @@ def test_sound_data_and_folders_without_a_list(data: DataSet) -> None:
 
 def test_copies_are_refused_under_any_name(data: DataSet) -> None:
     shutil.copy(data.folder / "a1.png", data.folder / "b0.png")
-    with pytest.raises(UserError, match=r"b0\.png is in test and a copy of it, .*a1\.png, in training"):
-        quick_check(selection(data))
+    refused(r"b0\.png is in test and a copy of it, .*a1\.png, in training", quick_check, selection(data))
     assert quick_check(selection(data, transductive=True)) == []
 
 
@@ -66,8 +63,7 @@ def test_vanished_images_and_absent_test_images(data: DataSet) -> None:
     chosen = selection(data)
     assert quick_check(chosen) == []
     (data.folder / "a0.png").unlink()
-    with pytest.raises(UserError, match=r"a0\.png does not exist any more"):
-        quick_check(chosen)
+    refused(r"a0\.png does not exist any more", quick_check, chosen)
 
 
 def test_training_says_it_at_the_start(data: DataSet, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,5 @@
 """The doors through which a user's files come in, each giving what it says to the user."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -19,8 +17,6 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import read_volume
 from medmdm.errors import UserError, find_user_error
 
-__all__ = ["Attempt", "Damage", "Outcome", "check", "damage", "prepare", "pretrain", "read", "read_as_volume", "split"]
-
 BUNDLE = Path(__file__).parents[2] / "bundles" / "mdm_pretrain.json"
 
 
@@ -33,6 +29,7 @@ class Outcome:
 
 
 Attempt = Callable[[Path], Outcome]  # takes a folder to write to
+Make = Callable[[Path], list[Attempt]]
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,20 @@ class Damage:
     name: str
     words: str
     level: str
-    make: Callable[[Path], list[Attempt]]
+    make: Make
 
 
-def damage(name: str, words: str, level: str = "error") -> Callable[[Callable[[Path], list[Attempt]]], Damage]:
+TABLE: list[Damage] = []
+
+
+def damage(name: str, words: str, level: str = "error") -> Callable[[Make], Make]:
     """Make a row of the table from a function."""
-    return lambda make: Damage(name, words, level, make)
+
+    def add(make: Make) -> Make:
+        TABLE.append(Damage(name, words, level, make))
+        return make
+
+    return add
 
 
 def read(path: Path) -> Attempt:

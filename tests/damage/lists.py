@@ -1,7 +1,5 @@
 """Data lists, labels and what cases share."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -12,12 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.damage.attempts import Attempt, Damage, check, damage, prepare, pretrain, split
+from tests.damage.attempts import Attempt, check, damage, prepare, pretrain, split
 from tests.damage.sound import data_list, picture
-
-__all__ = ["LISTS"]
-
-LISTS: list[Damage] = []
 
 
 def every_door(listed: Path) -> list[Attempt]:
@@ -31,7 +25,7 @@ def broken(name: str, words: str, text: str) -> None:
         listed.write_text(text)
         return every_door(listed)
 
-    LISTS.append(damage(name, words)(make))
+    damage(name, words)(make)
 
 
 broken("a list that is no JSON", r"dataset\.json is not JSON \(.*line 1", '{"training": [')
@@ -55,32 +49,26 @@ broken(
 )
 
 
-@LISTS.append
-@damage("a region outside its image", r"a\.png (has 24 rows, .* asks for rows 0 to 99|is 24x32 .* ends at 99x32)")
+@damage("a region outside its image", r"a\.png (has 20 rows, .* asks for rows 0 to 99|is 20x30 .* ends at 99x30)")
 def _(root: Path) -> list[Attempt]:
     data_list(root)
     listed = data_list(root, [{"image": "a.png", "region": {"rows": [0, 99]}}])
     return [pretrain(root), check(listed)]
 
 
-@LISTS.append
 @damage("a missing file", r"gone\.png( in training does not exist|\): correct)")
-def _(root: Path) -> list[Attempt]:
+def missing(root: Path, name: str = "gone.png") -> list[Attempt]:
     data_list(root)
-    listed = data_list(root, [{"image": "a.png"}, {"image": "gone.png"}])
+    listed = data_list(root, [{"image": "a.png"}, {"image": name}])
     return [pretrain(root), check(listed)]
 
 
-@LISTS.append
 @damage("a link to nowhere", r"link\.png( in training does not exist: it is a link to nowhere|\): correct)")
 def _(root: Path) -> list[Attempt]:
-    data_list(root)
     os.symlink("nowhere.png", root / "link.png")
-    listed = data_list(root, [{"image": "a.png"}, {"image": "link.png"}])
-    return [pretrain(root), check(listed)]
+    return missing(root, "link.png")
 
 
-@LISTS.append
 @damage("an identical image in train and test", r"a copy of it, .*a\.png, in training|hold the same pixels")
 def _(root: Path) -> list[Attempt]:
     listed = data_list(root)
@@ -88,7 +76,6 @@ def _(root: Path) -> list[Attempt]:
     return [pretrain(root), check(listed)]
 
 
-@LISTS.append
 @damage("the same in another file format", r"a\.png in training and c\.bmp in test hold the same pixels")
 def _(root: Path) -> list[Attempt]:
     data_list(root)
@@ -96,7 +83,6 @@ def _(root: Path) -> list[Attempt]:
     return [check(data_list(root, [{"image": "a.png"}], test=[{"image": "c.bmp"}]))]
 
 
-@LISTS.append
 @damage("a copy within a section", r"a\.png and b\.png, both in training|b\.png and a\.png, both in", "warning")
 def _(root: Path) -> list[Attempt]:
     listed = data_list(root)
@@ -104,29 +90,23 @@ def _(root: Path) -> list[Attempt]:
     return [check(listed)]
 
 
-def shared_patient(**keys: Any) -> Path:
-    root = keys.pop("root")
+def shared_patient(root: Path, **keys: Any) -> Path:
     data_list(root)
     entries = [{"image": f"{name}.png", "label": f"{name}_mask.png", "patient_id": "DOE^JANE"} for name in "ac"]
     return data_list(root, entries[:1], test=entries[1:], **keys)
 
 
-@LISTS.append
-@damage("a patient in both parts of a split of ours", r"1 of 1 test cases .*: patient 1 of 1 \(1 \+ 1 cases\)")
-def _(root: Path) -> list[Attempt]:
-    return [check(shared_patient(root=root))]
+damage("a patient in both parts of a split of ours", r"1 of 1 test cases .*: patient 1 of 1 \(1 \+ 1 cases\)")(
+    lambda root: [check(shared_patient(root))]
+)
 
 
-@LISTS.append
 @damage("a patient in both parts of an official split", r"patient 1 of 1 .*this is the publisher's split", "warning")
 def _(root: Path) -> list[Attempt]:
-    return [check(shared_patient(root=root, split="official")), pretrain(root)]
+    return [check(shared_patient(root, split="official")), pretrain(root)]
 
 
-@LISTS.append
-@damage(
-    "names that differ in letter case only", r"(a\.png and A\.png|A\.png and a\.png) differ in letter case", "warning"
-)
+@damage("names differ in letter case only", r"(a\.png and A\.png|A\.png and a\.png) differ in letter case", "warning")
 def _(root: Path) -> list[Attempt]:
     data_list(root)
     picture(root / "A.png")
@@ -135,7 +115,6 @@ def _(root: Path) -> list[Attempt]:
     return [check(data_list(root, [{"image": "a.png"}, {"image": "A.png"}]))]
 
 
-@LISTS.append
 @damage("names that would become one", r"would both become images/\w+\.png|would both become")
 def _(root: Path) -> list[Attempt]:
     picture(root / "a.png")
@@ -143,7 +122,6 @@ def _(root: Path) -> list[Attempt]:
     return [prepare("folder", root)]
 
 
-@LISTS.append
 @damage("more folds than patients", r"3 patients cannot be divided into 5 parts")
 def _(root: Path) -> list[Attempt]:
     listed = data_list(root)
@@ -163,28 +141,27 @@ def label(name: str, words: str, array: np.ndarray, level: str = "error", prepar
         doors = [check(data_list(root, [*entries, {"image": "x.png", "label": f"x_mask{suffix}"}]))]
         return doors if prepared is None else [*doors, prepare("folder", root)]
 
-    LISTS.append(damage(name, words if prepared is None else f"{words}|{prepared}", level)(make))
+    damage(name, words if prepared is None else f"{words}|{prepared}", level)(make)
 
 
-SIZE = r"x_mask\.png is 24x33 but its image"
-label("a label of another size", SIZE, np.eye(24, 33), prepared=SIZE)
+SIZE = r"x_mask\.png is 20x31 but its image"
+label("a label of another size", SIZE, np.eye(20, 31), prepared=SIZE)
 label(
-    "a label with swapped axes", r"is 32x24 but its image .*axes are swapped", np.eye(32, 24), prepared=r"is 32x24 but"
+    "a label with swapped axes", r"is 30x20 but its image .*axes are swapped", np.eye(30, 20), prepared=r"is 30x20 but"
 )
-label("a label value out of range", r"x_mask\.png holds 2, but the classes are 0, 1", 2 * np.eye(24, 32))
-FRACTIONS = np.eye(24, 32, dtype=np.float32) / 2
+label("a label value out of range", r"x_mask\.png holds 2, but the classes are 0, 1", 2 * np.eye(20, 30))
+FRACTIONS = np.eye(20, 30, dtype=np.float32) / 2
 label("a float label with fractions", r"not whole numbers \(such as 0\.5\)", FRACTIONS, prepared=r"not whole numbers")
 label("NaN in a label", r"x_mask\.tif holds values that are not finite", FRACTIONS * np.nan, prepared="not finite")
 label("negative labels", r"x_mask\.tif holds negative values", -2 * FRACTIONS, prepared="holds negative values")
-COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 3))
+COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3))
 label("a label of colours", r"x_mask\.png has 3 channels", COLOURS, prepared=r"x_mask\.png has colours")
-label("a label without any object", r"x_mask\.png holds no object", np.zeros((24, 32)), "warning")
+label("a label without any object", r"x_mask\.png holds no object", np.zeros((20, 30)), "warning")
 
 
-@LISTS.append
 @damage("labels painted with 255, which means ignore", r"none of the 3 labels holds an object, and 255 means")
 def _(root: Path) -> list[Attempt]:
     listed = data_list(root)
     for name in "abc":
-        picture(root / f"{name}_mask.png", np.eye(24, 32) * 255)
+        picture(root / f"{name}_mask.png", np.eye(20, 30) * 255)
     return [check(listed)]

@@ -1,10 +1,9 @@
 """Pictures that are damaged, empty, too large, or not what they seem."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,8 @@ import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from medmdm.data.files.pictures import read_image
-from tests.damage.attempts import Attempt, Damage, Outcome, check, damage, prepare, pretrain, read
-from tests.damage.sound import cut, data_list, picture
-
-__all__ = ["PICTURES"]
-
-PICTURES: list[Damage] = []
+from tests.damage.attempts import Attempt, Outcome, check, damage, prepare, pretrain, read
+from tests.damage.sound import cut, data_list, picture, written
 
 
 def every_door(root: Path, path: Path) -> list[Attempt]:
@@ -27,42 +22,27 @@ def every_door(root: Path, path: Path) -> list[Attempt]:
     return [read(path), pretrain(root), pretrain(root, "none"), check(listed), prepare("folder", root)]
 
 
-def truncated(suffix: str) -> Damage:
-    def make(root: Path) -> list[Attempt]:
-        return every_door(root, cut(picture(root / f"x{suffix}")))
-
-    return damage(f"truncated {suffix[1:].upper()}", r"x\.\w+ is truncated or damaged|x\.\w+ is not a readable")(make)
-
-
-PICTURES += [truncated(suffix) for suffix in (".png", ".tif", ".bmp", ".jpg")]
-
-
-@PICTURES.append
-@damage("an empty file", r"x\.png is an empty file")
-def _(root: Path) -> list[Attempt]:
-    (root / "x.png").write_bytes(b"")
-    return every_door(root, root / "x.png")
+for suffix in ("png", "tif", "bmp", "jpg"):
+    damage(f"truncated {suffix.upper()}", r"x\.\w+ is truncated or damaged|x\.\w+ is not a readable")(
+        lambda root, suffix=suffix: every_door(root, cut(picture(root / f"x.{suffix}")))
+    )
+for name, words, content in (
+    ("an empty file", r"x\.png is an empty file", b""),
+    ("a text named .png", r"x\.png is not a readable PNG, TIFF, BMP or JPEG", b"Sorry, you must log in.\n"),
+):
+    damage(name, words)(lambda root, content=content: every_door(root, written(root / "x.png", content)))
 
 
-@PICTURES.append
-@damage("a text named .png", r"x\.png is not a readable PNG, TIFF, BMP or JPEG")
-def _(root: Path) -> list[Attempt]:
-    (root / "x.png").write_text("Sorry, you must log in to download this file.\n")
-    return every_door(root, root / "x.png")
+NO_FILE = r"x\.png cannot be opened|x\.png is a folder without DICOM|x\.png\): correct|holds no image"
 
 
-@PICTURES.append
-@damage(
-    "a directory named x.png",
-    r"x\.png cannot be opened|x\.png is a folder without DICOM|x\.png\): correct|holds no image",
-)
+@damage("a directory named x.png", NO_FILE)
 def _(root: Path) -> list[Attempt]:
     (root / "data" / "x.png").mkdir(parents=True)
     listed = data_list(root / "data", [{"image": "x.png"}])
     return [read(root / "data" / "x.png"), pretrain(root / "data"), check(listed), prepare("folder", root / "data")]
 
 
-@PICTURES.append
 @damage("no permission to read", r"x\.png cannot be opened \(Permission denied\)")
 def _(root: Path) -> list[Attempt]:
     if os.geteuid() == 0:
@@ -77,75 +57,60 @@ def _png(path: Path, columns: int, rows: int) -> Path:
     header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    return path
+    return written(path, b"\x89PNG\r\n\x1a\n" + body)
 
 
-@PICTURES.append
-@damage("a PNG of 60000x60000 in 80 bytes", r"x\.png would decode to more than .* possible decompression bomb")
-def _(root: Path) -> list[Attempt]:
-    return every_door(root, _png(root / "x.png", 60000, 60000))
+BOMB = r"x\.png would decode to more than .* possible decompression bomb"
+damage("a PNG of 60000x60000 in 80 bytes", BOMB)(lambda root: every_door(root, _png(root / "x.png", 60000, 60000)))
+EMPTY = r"x\.png is (truncated or damaged|not a readable)"
+damage("a PNG of 0x5 pixels", EMPTY)(lambda root: every_door(root, _png(root / "x.png", 0, 5)))
 
 
-@PICTURES.append
-@damage("a PNG of 0x5 pixels", r"x\.png is (truncated or damaged|not a readable)")
-def _(root: Path) -> list[Attempt]:
-    return every_door(root, _png(root / "x.png", 0, 5))
+def not_finite(root: Path, value: float) -> list[Attempt]:
+    array = np.linspace(0, 1, 20 * 30, dtype=np.float32).reshape(20, 30)
+    array[3, 4] = value
+    picture(root / "x.tif", array)
+    listed = data_list(root, [{"image": "x.tif"}])
+    return [check(listed), pretrain(root, channels=1, intensity_range=[0, 1])]
 
 
-def not_finite(value: float) -> Damage:
-    def make(root: Path) -> list[Attempt]:
-        array = np.linspace(0, 1, 24 * 32, dtype=np.float32).reshape(24, 32)
-        array[3, 4] = value
-        picture(root / "x.tif", array)
-        listed = data_list(root, [{"image": "x.tif"}])
-        return [check(listed), pretrain(root, channels=1, intensity_range=[0, 1])]
-
-    return damage(f"{value} in an image", r"x\.tif holds values that are not finite")(make)
+for value in (np.nan, np.inf):
+    damage(f"{value} in an image", r"x\.tif holds values that are not finite")(partial(not_finite, value=value))
 
 
-PICTURES += [not_finite(np.nan), not_finite(np.inf)]
-
-
-@PICTURES.append
 @damage("a constant image", r"x\.png has the value 7 everywhere")
 def _(root: Path) -> list[Attempt]:
-    picture(root / "x.png", np.full((24, 32, 3), 7))
+    picture(root / "x.png", np.full((20, 30, 3), 7))
     return [check(data_list(root, [{"image": "x.png"}]))]
 
 
-@PICTURES.append
 @damage("one channel among colours", r"x\.png has 1 channel")
 def _(root: Path) -> list[Attempt]:
-    listed = data_list(root)
-    picture(root / "x.png", np.eye(24, 32) * 255)
-    return [
-        check(data_list(root, [{"image": name} for name in ("a.png", "b.png", "x.png")])),
-        pretrain(listed.parent, "none"),
-    ]
+    data_list(root)
+    picture(root / "x.png", np.eye(20, 30) * 255)
+    every = data_list(root, [{"image": name} for name in ("a.png", "b.png", "x.png")])
+    return [check(every), pretrain(root, "none")]
 
 
-@PICTURES.append
-@damage(
-    "floats whose range nobody knows", r"x\.tif holds float32 values, whose range is not known: set intensity_range"
-)
+UNKNOWN = r"x\.tif holds float32 values, whose range is not known: set intensity_range"
+
+
+@damage("floats whose range nobody knows", UNKNOWN)
 def _(root: Path) -> list[Attempt]:
-    picture(root / "x.tif", np.eye(24, 32, dtype=np.float32))
+    picture(root / "x.tif", np.eye(20, 30, dtype=np.float32))
     return [pretrain(root, channels=1)]
 
 
-@PICTURES.append
 @damage("a TIFF of several pages", r"x\.tif has 2 pages; only the first is used", "warning")
 def _(root: Path) -> list[Attempt]:
-    pages = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (24, 32), dtype=np.uint8)) for i in range(2)]
+    pages = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30), dtype=np.uint8)) for i in range(2)]
     pages[0].save(root / "x.tif", save_all=True, append_images=pages[1:])
     return [read(root / "x.tif")]
 
 
-@PICTURES.append
-@damage("colours of 16 bits (kept, not cut to 8)", r"3 x 24x32 uint16", "warning")
+@damage("colours of 16 bits (kept, not cut to 8)", r"3 x 20x30 uint16", "warning")
 def _(root: Path) -> list[Attempt]:
-    array = np.random.default_rng(0).integers(0, 65536, (24, 32, 3)).astype(np.uint16)
+    array = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(root / "x.png"))
 
     def kept(out: Path) -> Outcome:
@@ -156,6 +121,6 @@ def _(root: Path) -> list[Attempt]:
     def prepared(out: Path) -> Outcome:
         assert prepare("folder", root)(out).level == "warning"  # its table
         assert (read_image(out / "images" / "x.png") == np.moveaxis(array, -1, 0)).all()
-        return Outcome("warning", ("3 x 24x32 uint16",))
+        return Outcome("warning", ("3 x 20x30 uint16",))
 
     return [kept, prepared]

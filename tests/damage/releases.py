@@ -1,19 +1,13 @@
 """Published sets and archives that are damaged or hostile."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from tests.damage.attempts import Attempt, Damage, check, damage, prepare
-from tests.damage.sound import cut, data_list, picture
+from tests.damage.attempts import Attempt, check, damage, prepare
+from tests.damage.sound import cut, data_list, picture, written
 from tests.prepare import layouts
-
-__all__ = ["RELEASES"]
-
-RELEASES: list[Damage] = []
 
 
 def annotation(name: str, words: str, text: str) -> None:
@@ -29,7 +23,7 @@ def annotation(name: str, words: str, text: str) -> None:
         listed = data_list(own, [{"image": "x.png", "label": "x.xml"}], label_type="instances")
         return [prepare("monuseg", source), check(listed)]
 
-    RELEASES.append(damage(name, words)(make))
+    damage(name, words)(make)
 
 
 BOMB = (
@@ -60,7 +54,7 @@ def archive(name: str, words: str, *members: tuple[str, bytes], share: float = 1
         cut(path, share)
         return [prepare("folder", path), prepare("glas", path)]
 
-    RELEASES.append(damage(name, words)(make))
+    damage(name, words)(make)
 
 
 archive("a zip whose paths lead out", r"'\.\./\.\./a\.png', which leaves its folder", ("../../a.png", b"x"))
@@ -68,7 +62,6 @@ archive("a zip with an absolute path", r"'/tmp/a\.png', which leaves its folder"
 archive("a truncated zip", r"source\.zip is neither a folder nor a sound zip file", share=0.5)
 
 
-@RELEASES.append
 @damage("a zip bomb", r"source\.zip would unpack to .* GiB, .* possible zip bomb")
 def _(root: Path) -> list[Attempt]:
     path = root / "source.zip"
@@ -79,11 +72,10 @@ def _(root: Path) -> list[Attempt]:
     content = path.read_bytes()
     size = (40 << 20).to_bytes(4, "little")
     assert content.count(size) >= 1
-    path.write_bytes(content.replace(size, (2 << 30).to_bytes(4, "little")))
+    written(path, content.replace(size, (2 << 30).to_bytes(4, "little")))
     return [prepare("folder", path), prepare("monuseg", path)]
 
 
-@RELEASES.append
 @damage("a damaged member of a zip", r"source\.zip/images/a\.png .*(cannot be unpacked|damaged)")
 def _(root: Path) -> list[Attempt]:
     path = root / "source.zip"
@@ -95,21 +87,17 @@ def _(root: Path) -> list[Attempt]:
     return [prepare("folder", path)]
 
 
-@RELEASES.append
 @damage("a text named .zip", r"source\.zip is neither a folder nor a sound zip file")
 def _(root: Path) -> list[Attempt]:
-    (root / "source.zip").write_text("404")
-    return [prepare("dsb2018", root / "source.zip")]
+    return [prepare("dsb2018", written(root / "source.zip", b"404"))]
 
 
-@RELEASES.append
 @damage("another set than the one named", r"holds no ")
 def _(root: Path) -> list[Attempt]:
     picture(root / "source" / "holiday.jpg")
     return [prepare(kind, root / "source") for kind in ("glas", "monuseg", "dsb2018")]
 
 
-@RELEASES.append
 @damage("a truncated image of a release", r"train_10\.bmp is truncated or damaged")
 def _(root: Path) -> list[Attempt]:
     source = layouts.glas(root / "source")
@@ -117,7 +105,6 @@ def _(root: Path) -> list[Attempt]:
     return [prepare("glas", source)]
 
 
-@RELEASES.append
 @damage("a mask of another size in a release", r"train_10_anno\.bmp is 20x31 but its image .*train_10\.bmp is 20x30")
 def _(root: Path) -> list[Attempt]:
     source = layouts.glas(root / "source")
@@ -125,7 +112,6 @@ def _(root: Path) -> list[Attempt]:
     return [prepare("glas", source)]
 
 
-@RELEASES.append
 @damage("a Grade.csv of other columns", r"Grade\.csv is not the Grade\.csv of the release")
 def _(root: Path) -> list[Attempt]:
     source = layouts.glas(root / "source")
@@ -133,13 +119,11 @@ def _(root: Path) -> list[Attempt]:
     return [prepare("glas", source)]
 
 
-@RELEASES.append
 @damage("missing parts of a release", r"training: 83 of 85 images are not in the source", "warning")
 def _(root: Path) -> list[Attempt]:
     return [prepare("glas", layouts.glas(root / "source"))]
 
 
-@RELEASES.append
 @damage("nowhere", r"does not exist")
 def _(root: Path) -> list[Attempt]:
     return [prepare("glas", root / "source"), check(root / "source" / "dataset.json")]

@@ -1,9 +1,8 @@
 """Volumes and DICOM series that are damaged, mixed up, or no volumes."""
 
-from __future__ import annotations
-
 import gzip
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from tests.damage.attempts import Attempt, Damage, check, damage, prepare, pretrain, read_as_volume
-from tests.damage.sound import cut, data_list, picture, random, volume
+from tests.damage.attempts import Attempt, check, damage, prepare, pretrain, read_as_volume
+from tests.damage.sound import cut, data_list, picture, random, volume, written
 from tests.data.dicom_files import write_dicom, write_series
 
-__all__ = ["VOLUMES"]
-
-VOLUMES: list[Damage] = []
 SLICES = random((12, 20, 24), "slices").astype(np.int16)
 
 
@@ -28,19 +24,16 @@ def every_door(root: Path, path: Path, **entry: Any) -> list[Attempt]:
     return [read_as_volume(path), train, check(listed), prepare("volumes", root, "--test", "0")]
 
 
-@VOLUMES.append
-@damage("truncated NIfTI", r"x\.nii is truncated")
-def _(root: Path) -> list[Attempt]:
-    return every_door(root, cut(volume(root / "x.nii")))
+damage("truncated NIfTI", r"x\.nii is truncated")(lambda root: every_door(root, cut(volume(root / "x.nii"))))
+damage("truncated compressed NIfTI", r"x\.nii\.gz is truncated")(
+    lambda root: every_door(root, cut(volume(root / "x.nii.gz")))
+)
+for name, content in (("a text named .nii.gz", b"Sorry, you must log in.\n"), ("an empty NIfTI", b"")):
+    damage(name, r"x\.nii\.gz is truncated, damaged or no volume")(
+        lambda root, content=content: every_door(root, written(root / "x.nii.gz", content))
+    )
 
 
-@VOLUMES.append
-@damage("truncated compressed NIfTI", r"x\.nii\.gz is truncated")
-def _(root: Path) -> list[Attempt]:
-    return every_door(root, cut(volume(root / "x.nii.gz")))
-
-
-@VOLUMES.append
 @damage("a NIfTI header that promises terabytes", r"x\.nii(\.gz)? is truncated or damaged: its header promises")
 def _(root: Path) -> list[Attempt]:
     header = nib.Nifti1Header()
@@ -48,35 +41,16 @@ def _(root: Path) -> list[Attempt]:
     header.set_data_shape((32000, 32000, 3000))
     header["magic"], header["vox_offset"] = b"n+1", 352
     content = header.binaryblock + bytes(4)
-    (root / "x.nii").write_bytes(content)
-    packed = root / "packed" / "x.nii.gz"
-    packed.parent.mkdir()
-    packed.write_bytes(gzip.compress(content))
-    return [*every_door(root, root / "x.nii"), read_as_volume(packed)]
+    packed = written(root / "packed" / "x.nii.gz", gzip.compress(content))
+    return [*every_door(root, written(root / "x.nii", content)), read_as_volume(packed)]
 
 
-@VOLUMES.append
-@damage("a text named .nii.gz", r"x\.nii\.gz is truncated, damaged or no volume")
-def _(root: Path) -> list[Attempt]:
-    (root / "x.nii.gz").write_text("Sorry, you must log in to download this file.\n")
-    return every_door(root, root / "x.nii.gz")
-
-
-@VOLUMES.append
-@damage("an empty NIfTI", r"x\.nii\.gz is truncated, damaged or no volume")
-def _(root: Path) -> list[Attempt]:
-    (root / "x.nii.gz").write_bytes(b"")
-    return every_door(root, root / "x.nii.gz")
-
-
-@VOLUMES.append
 @damage("truncated NRRD", r"x\.nrrd is truncated, damaged or no volume")
 def _(root: Path) -> list[Attempt]:
     sitk.WriteImage(sitk.GetImageFromArray(SLICES), str(root / "x.nrrd"))
     return every_door(root, cut(root / "x.nrrd"))
 
 
-@VOLUMES.append
 @damage("NaN in a volume", r"x\.nii\.gz holds values that are not finite")
 def _(root: Path) -> list[Attempt]:
     array = random((20, 22, 24), "x").astype(np.float32)
@@ -84,13 +58,11 @@ def _(root: Path) -> list[Attempt]:
     return every_door(root, volume(root / "x.nii.gz", array))[1:3]
 
 
-@VOLUMES.append
 @damage("a constant volume", r"x\.nii\.gz has the value 3|slices is empty|constant")
 def _(root: Path) -> list[Attempt]:
     return every_door(root, volume(root / "x.nii.gz", np.full((20, 22, 24), 3, np.int16)))[1:3]
 
 
-@VOLUMES.append
 @damage("an affine that flattens the volume", r"x\.nii\.gz has an affine that maps its voxels to nowhere")
 def _(root: Path) -> list[Attempt]:
     path = volume(root / "x.nii.gz")
@@ -99,29 +71,25 @@ def _(root: Path) -> list[Attempt]:
     image.header.set_qform(None, code=0)
     content = bytearray(image.header.binaryblock)
     content += bytes(4) + np.asanyarray(image.dataobj).tobytes("F")
-    path.write_bytes(gzip.compress(bytes(content)))
-    return every_door(root, path)
+    return every_door(root, written(path, gzip.compress(bytes(content))))
 
 
-@VOLUMES.append
-@damage("a label on another grid", r"y\.nii\.gz is 20x22x23 but its image x\.nii\.gz is 20x22x24")
-def _(root: Path) -> list[Attempt]:
+def label(root: Path, slices: int, affine: np.ndarray | None = None) -> list[Attempt]:
     volume(root / "x.nii.gz")
-    volume(root / "y.nii.gz", np.eye(20, 22)[..., None].repeat(23, 2).astype(np.uint8))
+    volume(root / "y.nii.gz", np.eye(20, 22)[..., None].repeat(slices, 2).astype(np.uint8), affine)
     return [check(data_list(root, [{"image": "x.nii.gz", "label": "y.nii.gz"}]))]
 
 
-@VOLUMES.append
-@damage("a label somewhere else", r"y\.nii\.gz lies up to 5 mm beside its image x\.nii\.gz")
-def _(root: Path) -> list[Attempt]:
-    volume(root / "x.nii.gz")
-    moved = np.eye(4)
-    moved[0, 3] = 5
-    volume(root / "y.nii.gz", np.eye(20, 22)[..., None].repeat(24, 2).astype(np.uint8), moved)
-    return [check(data_list(root, [{"image": "x.nii.gz", "label": "y.nii.gz"}]))]
+MOVED = np.eye(4)
+MOVED[0, 3] = 5
+damage("a label on another grid", r"y\.nii\.gz is 20x22x23 but its image x\.nii\.gz is 20x22x24")(
+    partial(label, slices=23)
+)
+damage("a label somewhere else", r"y\.nii\.gz lies up to 5 mm beside its image x\.nii\.gz")(
+    partial(label, slices=24, affine=MOVED)
+)
 
 
-@VOLUMES.append
 @damage("sequences of different grids as channels", r"b\.nii\.gz is 20x22x25 but .*a\.nii\.gz is 20x22x24")
 def _(root: Path) -> list[Attempt]:
     volume(root / "a.nii.gz")
@@ -130,14 +98,12 @@ def _(root: Path) -> list[Attempt]:
     return [check(listed), pretrain(root, channels=2, percentiles=[0.5, 99.5])]
 
 
-@VOLUMES.append
 @damage("volumes whose intensities nobody declared", r"set window \(CT\) or percentiles \(MR\)")
 def _(root: Path) -> list[Attempt]:
     volume(root / "x.nii.gz")
     return [pretrain(root, channels=1)]
 
 
-@VOLUMES.append
 @damage("pictures and volumes in one list", r"(a\.png|x\.nii\.gz) has [23] dimensions")
 def _(root: Path) -> list[Attempt]:
     volume(root / "x.nii.gz")
@@ -145,23 +111,17 @@ def _(root: Path) -> list[Attempt]:
     return [check(data_list(root, [{"image": "x.nii.gz"}, {"image": "a.png"}]))]
 
 
-@VOLUMES.append
-@damage("a truncated DICOM file", r"\.dcm is (a damaged or truncated|not a readable) DICOM")
-def _(root: Path) -> list[Attempt]:
+def cut_series(root: Path, share: float) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
-    cut(sorted(series.iterdir())[4])
+    cut(sorted(series.iterdir())[4], share)
     return every_door(root, series)
 
 
-@VOLUMES.append
-@damage("a DICOM file cut in its header", r"\.dcm is (a damaged or truncated|not a readable) DICOM")
-def _(root: Path) -> list[Attempt]:
-    series = write_series(root / "series", SLICES)
-    cut(sorted(series.iterdir())[4], 0.1)
-    return every_door(root, series)
+NO_DICOM = r"\.dcm is (a damaged or truncated|not a readable) DICOM"
+damage("a truncated DICOM file", NO_DICOM)(partial(cut_series, share=0.5))
+damage("a DICOM file cut in its header", NO_DICOM)(partial(cut_series, share=0.1))
 
 
-@VOLUMES.append
 @damage("two DICOM series in one folder", r"series holds 2 series: choose one by its UID .*1\.2\.3\.4 .*5\.6\.7\.8")
 def _(root: Path) -> list[Attempt]:
     write_series(root / "series", SLICES)
@@ -169,18 +129,18 @@ def _(root: Path) -> list[Attempt]:
     return every_door(root, root / "series")[:3]  # `prepare` takes both
 
 
-@VOLUMES.append
 @damage("a series that is not in the folder", r"series holds no series 9\.9: it holds 1\.2\.3\.4")
 def _(root: Path) -> list[Attempt]:
     return every_door(root, write_series(root / "series", SLICES), series_uid="9.9")[1:3]
 
 
-@VOLUMES.append
-@damage(
-    "a localiser among the slices",
-    r"1 file of 13 left out|1 localisers? or multi-frame DICOM files? left out",
-    "warning",
-)
+AMONG = r"1 file of 13 left out|1 localisers? or multi-frame DICOM files? left out"
+BESIDE = r"2 files of localisers left out|2 localisers or multi-frame DICOM files left out"
+MANY = r"many\.dcm is a multi-frame DICOM file \(5 frames\)|holds no volume.*multi-frame DICOM files? left out"
+NONE = r"series (is a folder without DICOM|holds no DICOM|does not exist)|are not in|input holds no volume"
+
+
+@damage("a localiser among the slices", AMONG, "warning")
 def _(root: Path) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
     tags = {(0x0020, 0x0037): "0\\1\\0\\0\\0\\-1", (0x0008, 0x0008): "ORIGINAL\\PRIMARY\\LOCALIZER"}
@@ -188,12 +148,7 @@ def _(root: Path) -> list[Attempt]:
     return every_door(root, series)
 
 
-@VOLUMES.append
-@damage(
-    "a series of localisers beside the slices",
-    r"2 files of localisers left out|2 localisers or multi-frame DICOM files left out",
-    "warning",
-)
+@damage("a series of localisers beside the slices", BESIDE, "warning")
 def _(root: Path) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
     scout = {(0x0008, 0x0008): "ORIGINAL\\PRIMARY\\LOCALIZER"}
@@ -201,7 +156,6 @@ def _(root: Path) -> list[Attempt]:
     return every_door(root, series)
 
 
-@VOLUMES.append
 @damage("a missing slice", r"1 slice seems to be missing", "warning")
 def _(root: Path) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
@@ -209,17 +163,11 @@ def _(root: Path) -> list[Attempt]:
     return every_door(root, series)
 
 
-@VOLUMES.append
-@damage(
-    "a multi-frame DICOM file",
-    r"many\.dcm is a multi-frame DICOM file \(5 frames\)|holds no volume.*multi-frame DICOM files? left out",
-)
+@damage("a multi-frame DICOM file", MANY)
 def _(root: Path) -> list[Attempt]:
-    path = write_dicom(root / "series" / "many.dcm", SLICES[:5])
-    return every_door(root, path.parent)
+    return every_door(root, write_dicom(root / "series" / "many.dcm", SLICES[:5]).parent)
 
 
-@VOLUMES.append
 @damage("two images at one position", r"several images at one position")
 def _(root: Path) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
@@ -227,12 +175,6 @@ def _(root: Path) -> list[Attempt]:
     return every_door(root, series)
 
 
-@VOLUMES.append
-@damage(
-    "a folder without DICOM files",
-    r"series (is a folder without DICOM|holds no DICOM|does not exist)|are not in|input holds no volume",
-)
+@damage("a folder without DICOM files", NONE)
 def _(root: Path) -> list[Attempt]:
-    (root / "series").mkdir()
-    (root / "series" / "notes.txt").write_text("moved to the archive")
-    return every_door(root, root / "series")
+    return every_door(root, written(root / "series" / "notes.txt", b"moved to the archive").parent)

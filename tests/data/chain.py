@@ -1,7 +1,5 @@
 """The transforms that a labelled entry passes, as one chain."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from monai.transforms import Compose

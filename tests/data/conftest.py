@@ -1,32 +1,23 @@
-"""Images made on the spot, and the real sample data where ``MEDMDM_TEST_DATA`` says they are."""
+"""Images made on the spot, and what pre-training does to them."""
 
-from __future__ import annotations
-
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from monai.transforms import Compose, LoadImaged, RandFlipd, RandSpatialCropd
-from PIL import Image
 
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized
+from tests.written import picture
 
 
 @pytest.fixture
 def write_png(tmp_path: Path) -> Callable[..., Path]:
     """Write a random PNG below ``tmp_path`` and return its path."""
 
-    def write(name: str, rows: int = 40, columns: int = 60, channels: int = 3, seed: int | None = None) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shape = (rows, columns) if channels == 1 else (rows, columns, channels)
-        own_seed = sum(name.encode()) if seed is None else seed
-        Image.fromarray(np.random.default_rng(own_seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
-        return path
+    def write(name: str, rows: int = 40, columns: int = 60, channels: int = 3) -> Path:
+        return picture(tmp_path / name, shape=(rows, columns, channels)[: 2 + (channels > 1)], seed=name)
 
     return write
 
@@ -49,16 +40,3 @@ def pipeline() -> Callable[..., Compose]:
         )
 
     return build
-
-
-@pytest.fixture
-def real_data() -> Callable[[str], Path]:
-    """Return a folder of the restored sample data, or skip."""
-
-    def find(name: str) -> Path:
-        root = os.environ.get("MEDMDM_TEST_DATA")
-        if not root or not Path(root, name).is_dir():
-            pytest.skip(f"REAL DATA NOT TESTED: set MEDMDM_TEST_DATA to a folder that holds {name}/")
-        return Path(root, name)
-
-    return find

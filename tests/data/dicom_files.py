@@ -1,7 +1,5 @@
 """The smallest DICOM files that a reader accepts, written byte by byte so that every tag is under control."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,30 +41,15 @@ def write_dicom(path: Path, pixels: np.ndarray, tags: Mapping[tuple[int, int], s
     frames = {(0x0028, 0x0008): str(len(pixels))} if pixels.ndim == 3 else {}
     number = sum(str(path).encode())
     values: dict[tuple[int, int], str | int | bytes] = {
-        (0x0008, 0x0008): "ORIGINAL\\PRIMARY\\AXIAL",
-        (0x0008, 0x0016): "1.2.840.10008.5.1.4.1.1.4",
-        (0x0008, 0x0018): f"1.2.3.9.{number}",
-        (0x0008, 0x0060): "MR",
-        (0x0010, 0x0010): "DOE^JANE",
-        (0x0010, 0x0020): "PATIENT-4711",
-        (0x0020, 0x000D): "1.2.3",
-        (0x0020, 0x000E): "1.2.3.4",
-        (0x0020, 0x0013): "1",
-        (0x0020, 0x0032): "0\\0\\0",
-        (0x0020, 0x0037): "1\\0\\0\\0\\1\\0",
-        (0x0028, 0x0002): 1,
-        (0x0028, 0x0004): "MONOCHROME2",
-        **frames,
-        (0x0028, 0x0010): pixels.shape[-2],
-        (0x0028, 0x0011): pixels.shape[-1],
-        (0x0028, 0x0030): "0.9\\0.7",
-        (0x0028, 0x0100): 16,
-        (0x0028, 0x0101): 16,
-        (0x0028, 0x0102): 15,
-        (0x0028, 0x0103): int(pixels.dtype.kind == "i"),
-        **(tags or {}),
+        (0x0008, 0x0008): "ORIGINAL\\PRIMARY\\AXIAL", (0x0008, 0x0016): "1.2.840.10008.5.1.4.1.1.4",
+        (0x0008, 0x0018): f"1.2.3.9.{number}", (0x0008, 0x0060): "MR", (0x0010, 0x0010): "DOE^JANE",
+        (0x0010, 0x0020): "PATIENT-4711", (0x0020, 0x000D): "1.2.3", (0x0020, 0x000E): "1.2.3.4", (0x0020, 0x0013): "1",
+        (0x0020, 0x0032): "0\\0\\0", (0x0020, 0x0037): "1\\0\\0\\0\\1\\0", (0x0028, 0x0002): 1,
+        (0x0028, 0x0004): "MONOCHROME2", **frames, (0x0028, 0x0010): pixels.shape[-2],
+        (0x0028, 0x0011): pixels.shape[-1], (0x0028, 0x0030): "0.9\\0.7", (0x0028, 0x0100): 16, (0x0028, 0x0101): 16,
+        (0x0028, 0x0102): 15, (0x0028, 0x0103): int(pixels.dtype.kind == "i"), **(tags or {}),
         (0x7FE0, 0x0010): pixels.astype(pixels.dtype.newbyteorder("<")).tobytes(),
-    }
+    }  # fmt: skip
     body = b"".join(element(tag, VRS[tag], value) for tag, value in sorted(values.items()) if value != "")
     meta = (
         element((2, 1), "OB", b"\0\1")
@@ -111,12 +94,10 @@ def write_series(
             folder / f"{prefix}{(7 * k + 3) % 101:03}.dcm",
             values,
             {
-                (0x0020, 0x000E): uid,
-                (0x0020, 0x0013): str(k + 1),
+                (0x0020, 0x000E): uid, (0x0020, 0x0013): str(k + 1),
                 (0x0020, 0x0032): "\\".join(f"{x:.6f}" for x in position),
-                (0x0020, 0x0037): "\\".join(f"{x:.8f}" for x in orientation),
-                (0x0008, 0x0018): f"{uid}.{k + 1}",
+                (0x0020, 0x0037): "\\".join(f"{x:.8f}" for x in orientation), (0x0008, 0x0018): f"{uid}.{k + 1}",
                 **(tags or {}),
             },
-        )
+        )  # fmt: skip
     return folder

@@ -1,7 +1,5 @@
 """The built-in labels: sensible, always the same, and none of the test seen in pre-training."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -15,8 +13,8 @@ from medmdm.data.demo import SILVER_STANDARD, demo_labels, stained_tissue
 from medmdm.data.files.pictures import read_image
 from medmdm.data.folders import find_data_list
 from medmdm.data.selection import select_training_images
-from medmdm.errors import UserError
 from tests.data.chain import chain
+from tests.made import refused
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +107,11 @@ def test_labels_are_made_once_and_always_the_same(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"the demo's labels cannot be written to .*set XDG_CACHE_HOME"):
-        select_cases("demo")
+    refused(r"the demo's labels cannot be written to .*set XDG_CACHE_HOME", select_cases, "demo")
 
 
 def test_other_lists_on_the_demo():
-    with pytest.raises(UserError, match="training cases have no 'label'"):
-        select_cases("demo", "demo")
+    refused("training cases have no 'label'", select_cases, "demo", "demo")
 
 
 def test_a_users_ihc_png_is_not_the_demo(tmp_path):

@@ -1,11 +1,8 @@
 """Preview crops are fixed, and unseen in training wherever that is possible."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -14,8 +11,8 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.holdout import hold_out
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import select_training_images
-from medmdm.errors import UserError
 from medmdm.files import pixel_hash
+from tests.made import refused
 
 
 def inside(crop: dict, region: dict) -> bool:
@@ -131,23 +128,17 @@ def test_own_transforms_and_mistakes(write_png, tmp_path):
     own = held_out.images(lambda entry: {"image": torch.zeros(1, 2, 2, dtype=torch.float64)})
     assert own.shape == (1, 1, 2, 2)
     assert own.dtype == torch.float32
-    with pytest.raises(UserError, match=r"a\.png has 3 channels, but 1 are expected"):
-        held_out.images(channels=1)
+    refused(r"a\.png has 3 channels, but 1 are expected", held_out.images, channels=1)
     for number in (0, 17):
-        with pytest.raises(UserError, match=f"preview crops is {number}: give 1 to 16"):
-            hold_out(selection, 16, num_crops=number)
+        refused(f"preview crops is {number}: give 1 to 16", hold_out, selection, 16, num_crops=number)
     for crop_size in (0, [16], [16, 0], [16.5, 16]):
-        with pytest.raises(UserError, match=r"crop_size is .*: give rows and columns"):
-            hold_out(selection, crop_size)
+        refused(r"crop_size is .*: give rows and columns", hold_out, selection, crop_size)
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.png is an empty file"):
-        hold_out(selection, 16)
-    with pytest.raises(UserError, match=r"a\.png is an empty file"):
-        held_out.images()
+    refused(r"a\.png is an empty file", hold_out, selection, 16)
+    refused(r"a\.png is an empty file", held_out.images)
 
 
 def test_region_outside_the_image(write_png, tmp_path):
     write_png("a.png", 20, 40)
     data_list = {"training": [{"image": "a.png", "region": {"columns": [0, 41]}}]}
-    with pytest.raises(UserError, match=r"a\.png is 20x40 pixels .* ends at 20x41"):
-        hold_out(select_training_images(tmp_path, data_list), 16)
+    refused(r"a\.png is 20x40 pixels .* ends at 20x41", hold_out, select_training_images(tmp_path, data_list), 16)

@@ -1,7 +1,5 @@
 """Data lists are checked key by key; the shipped ones hold the official splits."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 
@@ -10,6 +8,7 @@ import pytest
 from medmdm.data.lists import load_data_list, regions_overlap, shipped_data_lists
 from medmdm.errors import UserError
 from medmdm.files import resource_folder
+from tests.made import refused
 
 
 def test_loads_every_key(tmp_path):
@@ -33,36 +32,33 @@ def test_given_as_a_dictionary():
 A, PART = {"image": "a.png"}, {"image": "a.png", "region": {"columns": [0, 9]}}
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ({}, "'training' is missing or empty"),
-        ({"training": []}, "'training' is missing or empty"),
-        ({"training": {"a": 1}}, "'training' is a dict: it must be a list"),
-        ({"training": [A], "name": 3}, "'name' is 3, but must be text"),
-        ({"training": [A], "val": [A]}, "'val' is not a section.*use training, validation, test"),
-        ({"training": [A], "validaton": [A]}, r"'validaton' is not a section \(did you mean 'validation'\?\)"),
-        ({"training": [3]}, r"training\[0\] is 3: an entry must be an object"),
-        ({"training": [A, {"imge": "b"}]}, r"training\[1\] has no 'image' \(did you mean 'imge'\?\)"),
-        ({"training": [{"image": 5}]}, r"training\[0\]: 'image' is 5: it must be a path"),
-        ({"training": [{"image": ""}]}, r"training\[0\]: 'image' is ''"),
-        ({"training": [{"image": "/etc/a.png"}]}, "leaves the data set's folder"),
-        ({"training": [{"image": "C:\\a.png"}]}, "leaves the data set's folder"),
-        ({"training": [{"image": "x/../../a.png"}]}, "leaves the data set's folder"),
-        ({"training": [{**A, "label": "../a.png"}]}, r"'label' is '\.\./a\.png', which leaves"),
-        ({"training": [{**A, "patient_id": ["secret"]}]}, "'patient_id' must be text or a whole number\\.$"),
-        ({"training": [{**A, "region": [0, 1]}]}, "'region' must be an object"),
-        ({"training": [{**A, "region": {"row": [0, 1]}}]}, r"the key 'row' \(did you mean 'rows'\?\)"),
-        ({"training": [{**A, "region": {"rows": [1, 1]}}]}, r"'rows' is \[1, 1\]: give \[first, end\]"),
-        ({"training": [{**A, "region": {"rows": [0.0, 1]}}]}, "whole numbers"),
-        ({"training": [{**A, "region": {"rows": [-1, 1]}}]}, "0 <= first"),
-        ({"training": [A, {"image": "./a.png"}]}, r"'training' lists 'a\.png' twice"),
-        ({"training": [PART, PART]}, r"'training' lists 'a\.png' twice"),
-        ({"training": [A], "test": [A]}, r"'a\.png' is in 'training' and in 'test'"),
-        ({"training": [PART], "test": [A]}, "one section only"),
-        ({"training": [PART], "validation": [{**A, "region": {"columns": [8, 12]}}]}, "one section only"),
-    ],
-)
+@pytest.mark.parametrize(("content", "sentence"), [
+    ({}, "'training' is missing or empty"),
+    ({"training": []}, "'training' is missing or empty"),
+    ({"training": {"a": 1}}, "'training' is a dict: it must be a list"),
+    ({"training": [A], "name": 3}, "'name' is 3, but must be text"),
+    ({"training": [A], "val": [A]}, "'val' is not a section.*use training, validation, test"),
+    ({"training": [A], "validaton": [A]}, r"'validaton' is not a section \(did you mean 'validation'\?\)"),
+    ({"training": [3]}, r"training\[0\] is 3: an entry must be an object"),
+    ({"training": [A, {"imge": "b"}]}, r"training\[1\] has no 'image' \(did you mean 'imge'\?\)"),
+    ({"training": [{"image": 5}]}, r"training\[0\]: 'image' is 5: it must be a path"),
+    ({"training": [{"image": ""}]}, r"training\[0\]: 'image' is ''"),
+    ({"training": [{"image": "/etc/a.png"}]}, "leaves the data set's folder"),
+    ({"training": [{"image": "C:\\a.png"}]}, "leaves the data set's folder"),
+    ({"training": [{"image": "x/../../a.png"}]}, "leaves the data set's folder"),
+    ({"training": [{**A, "label": "../a.png"}]}, r"'label' is '\.\./a\.png', which leaves"),
+    ({"training": [{**A, "patient_id": ["secret"]}]}, "'patient_id' must be text or a whole number\\.$"),
+    ({"training": [{**A, "region": [0, 1]}]}, "'region' must be an object"),
+    ({"training": [{**A, "region": {"row": [0, 1]}}]}, r"the key 'row' \(did you mean 'rows'\?\)"),
+    ({"training": [{**A, "region": {"rows": [1, 1]}}]}, r"'rows' is \[1, 1\]: give \[first, end\]"),
+    ({"training": [{**A, "region": {"rows": [0.0, 1]}}]}, "whole numbers"),
+    ({"training": [{**A, "region": {"rows": [-1, 1]}}]}, "0 <= first"),
+    ({"training": [A, {"image": "./a.png"}]}, r"'training' lists 'a\.png' twice"),
+    ({"training": [PART, PART]}, r"'training' lists 'a\.png' twice"),
+    ({"training": [A], "test": [A]}, r"'a\.png' is in 'training' and in 'test'"),
+    ({"training": [PART], "test": [A]}, "one section only"),
+    ({"training": [PART], "validation": [{**A, "region": {"columns": [8, 12]}}]}, "one section only"),
+])  # fmt: skip
 def test_mistakes_are_one_sentence_with_file_and_key(tmp_path, content, sentence):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(content))
@@ -78,13 +74,10 @@ def test_files_that_are_no_list(tmp_path):
     ):
         load_data_list("nowhere")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(UserError, match=r"a\.json is not JSON"):
-        load_data_list(tmp_path / "a.json")
+    refused(r"a\.json is not JSON", load_data_list, tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(UserError, match="holds a list"):
-        load_data_list(tmp_path / "a.json")
-    with pytest.raises(UserError, match="cannot be read"):
-        load_data_list(tmp_path)
+    refused("holds a list", load_data_list, tmp_path / "a.json")
+    refused("cannot be read", load_data_list, tmp_path)
 
 
 def test_regions():
@@ -138,5 +131,4 @@ def test_lists_in_an_installed_package_come_first(tmp_path, monkeypatch):
     (package / "_resources" / "data_lists").mkdir(parents=True)
     monkeypatch.setattr(medmdm.files, "__file__", str(package / "shipped.py"))
     assert resource_folder("data_lists") == package / "_resources" / "data_lists"
-    with pytest.raises(UserError, match="'bundles' that comes with medmdm is missing"):
-        resource_folder("bundles")
+    refused("'bundles' that comes with medmdm is missing", resource_folder, "bundles")

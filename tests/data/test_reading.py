@@ -1,7 +1,5 @@
 """Cases are read as the pre-training bundle reads its images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -39,9 +37,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("percentiles", [None, [1, 99], [20, 70]], ids=str)
 @pytest.mark.parametrize("spacing", [None, 0.002], ids=str)
-def test_pictures_have_the_pixels_that_pre_training_sees(
-    pictures: Path, percentiles: list[float] | None, spacing: float | None
-) -> None:
+def test_pictures_have_the_pixels_that_pre_training_sees(pictures, percentiles, spacing) -> None:
     config = ConfigParser(ConfigParser.load_config_file(resource_folder("bundles") / "mdm_pretrain.json"))
     config.update({"dataset_dir": str(pictures), "percentiles": percentiles, "spacing": spacing, "crop_size": [4, 4]})
     load = Compose(config.get_parsed_content("load") + config.get_parsed_content("scale"))

@@ -1,13 +1,11 @@
 """Batches by step number: the same whatever the processes and the step one starts at."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmdm.data.dataset import StepSampler
-from medmdm.errors import UserError
+from tests.made import refused
 
 
 @settings(max_examples=50, deadline=None)
@@ -24,16 +22,12 @@ def test_ranks_share_each_batch_and_resuming_continues_it(world_size, share, ste
     assert len(resumed) == len(whole[start:])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"batch_size": 5, "world_size": 2}, "batch_size 5 cannot be shared equally by 2 processes"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 4, "num_steps": -1}, "num_steps is -1"),
-        ({"batch_size": 4, "start_step": -1}, "start_step is -1"),
-        ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank is 2"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"batch_size": 5, "world_size": 2}, "batch_size 5 cannot be shared equally by 2 processes"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": 4, "num_steps": -1}, "num_steps is -1"),
+    ({"batch_size": 4, "start_step": -1}, "start_step is -1"),
+    ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank is 2"),
+])  # fmt: skip
 def test_wrong_numbers(arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
-        StepSampler(**{"num_steps": 3, **arguments})
+    refused(sentence, StepSampler, **{"num_steps": 3, **arguments})

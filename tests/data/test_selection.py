@@ -1,7 +1,5 @@
 """Which images train: by list where there is one, test images never unless asked for by name."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from medmdm.data.folders import find_data_list
 from medmdm.data.lists import load_data_list
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
+from tests.made import refused
 
 
 def names(entries) -> list[str]:
@@ -88,8 +87,7 @@ def test_users_list_must_find_its_images(write_png, tmp_path):
 def test_nnu_net_dataset_json_does_not_pass_for_a_list(write_png, tmp_path):
     write_png("imagesTr/a.png", 4, 4)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0}, "numTraining": 1}))
-    with pytest.raises(UserError, match=r"'training' is missing.*--data_list none"):
-        select_training_images(tmp_path)
+    refused(r"'training' is missing.*--data_list none", select_training_images, tmp_path)
 
 
 def test_shipped_list_matches_a_converted_folder(glas_folder):
@@ -123,8 +121,7 @@ def test_too_few_images_match_no_list(write_png, tmp_path):
     for i in range(1, 42):
         write_png(f"train_{i}.png", 4, 4)
     assert find_data_list(tmp_path) == (None, [])
-    with pytest.raises(UserError, match="30 of 30 training images are not in"):
-        select_training_images(tmp_path, data_list="monuseg")
+    refused("30 of 30 training images are not in", select_training_images, tmp_path, data_list="monuseg")
 
 
 def test_images_of_other_sizes_are_not_taken_for_glas(write_grey, tmp_path):
@@ -156,10 +153,8 @@ def test_demo():
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(UserError, match="gone does not exist"):
-        select_training_images(tmp_path / "gone")
-    with pytest.raises(UserError, match="gone does not exist"):
-        select_training_images(tmp_path / "gone", data_list="glas")
+    refused("gone does not exist", select_training_images, tmp_path / "gone")
+    refused("gone does not exist", select_training_images, tmp_path / "gone", data_list="glas")
 
 
 def test_real_glas(real_data):

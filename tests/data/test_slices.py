@@ -1,7 +1,5 @@
 """Slices of volumes: the right way up, read once, chosen by rule, held out as wholes, put back exactly."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
@@ -25,7 +23,8 @@ from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, ResampleToSpacingd
 from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
-from tests.data.volume_files import SHAPE, oblique, write_nifti
+from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 # Direction in which slices, rows and columns go, in RAS.
 DIRECTIONS = {
@@ -129,8 +128,7 @@ def test_statistics_of_the_store(tmp_path, store):
 def test_not_finite(tmp_path, store):
     values = np.ones(SHAPE, np.float32)
     values[1, 1, 1] = np.nan
-    with pytest.raises(UserError, match=r"a\.nii holds values that are not finite"):
-        store.get(str(write_nifti(tmp_path / "a.nii", values)))
+    refused(r"a\.nii holds values that are not finite", store.get, str(write_nifti(tmp_path / "a.nii", values)))
     assert not list(store.folder.glob("*"))
 
 
@@ -164,11 +162,9 @@ def test_entries_with_label_axis_and_context(tmp_path, store):
         low, high = one.min(), one.max()
         assert np.allclose(scaled[:3], (np.stack(expected[:3]) - low) / (high - low) * 2 - 1, atol=1e-6)
     bad = str(write_nifti(tmp_path / "bad.nii", np.zeros((5, 7, 3), np.uint8), np.eye(4)))
-    with pytest.raises(UserError, match=r"bad\.nii is 5x7x3 but .*t1\.nii is 5x7x4"):
-        slice_entries({"image": paths, "label": bad}, store)
+    refused(r"bad\.nii is 5x7x3 but .*t1\.nii is 5x7x4", slice_entries, {"image": paths, "label": bad}, store)
     moved = str(write_nifti(tmp_path / "moved.nii", np.zeros(SHAPE, np.uint8), np.diag([1, 1, 2, 1])))
-    with pytest.raises(UserError, match=r"moved\.nii lies up to .* mm beside"):
-        slice_entries({"image": paths, "label": moved}, store)
+    refused(r"moved\.nii lies up to .* mm beside", slice_entries, {"image": paths, "label": moved}, store)
 
 
 def test_a_folder_of_volumes(cohort, tmp_path):
@@ -233,8 +229,7 @@ def test_what_is_wrong_is_said(cohort, tmp_path, write_png):
         ({"percentiles": [1, 99], "context_slices": -1}, "give 0 or more"),
         ({"percentiles": [1, 99], "min_foreground": 2}, "min_foreground is 2"),
     ):
-        with pytest.raises(UserError, match=sentence):
-            slice_volumes(selection, store=tmp_path / "store", **arguments)
+        refused(sentence, slice_volumes, selection, store=tmp_path / "store", **arguments)
     write_png("png/a.png")
     pictures = select_training_images(tmp_path / "png")
     assert slice_volumes(pictures, percentiles=[1, 99]).training == slice_volumes(pictures).training
@@ -244,13 +239,9 @@ def test_what_is_wrong_is_said(cohort, tmp_path, write_png):
 
 def pipeline(crop: int, spacing: float | None = None) -> list:
     return [
-        LoadSliced("image"),
-        CutRegiond("image"),
-        ResampleToSpacingd("image", spacing),
-        PadToSized("image", crop),
-        RandSpatialCropd("image", (crop, crop), random_size=False),
-        ScaleIntensityByDtyped("image", (0, 1000)),
-    ]
+        LoadSliced("image"), CutRegiond("image"), ResampleToSpacingd("image", spacing), PadToSized("image", crop),
+        RandSpatialCropd("image", (crop, crop), random_size=False), ScaleIntensityByDtyped("image", (0, 1000)),
+    ]  # fmt: skip
 
 
 def test_crops_of_slices(cohort, tmp_path):

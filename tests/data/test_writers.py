@@ -1,7 +1,5 @@
 """What is written lies on its source: read back by the libraries that people use, and by our own readers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from PIL import Image
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Slicing, read_volume, volume_geometry
 from medmdm.data.writers import SliceAssembler, encode_nifti, write_map, write_mask
-from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
-from tests.data.volume_files import SHAPE, oblique, write_nifti
+from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 
 @pytest.fixture
@@ -134,12 +132,9 @@ def test_the_page_on_writing(tmp_path, write_png, monkeypatch):
     write_nifti(tmp_path / "data" / "case_2.nii.gz", affine=np.eye(4))
     write_series(tmp_path / "data" / "case_3_dicom", np.zeros((4, 7, 5), np.int16))
     given = {
-        "mask": np.ones((20, 35), int),
-        "probabilities": np.ones((2, 20, 35)),
-        "volume_mask": np.ones(SHAPE, int),
-        "uncertainty": np.ones((5, 7, 4)),
-        "masks_of_slices": [(k, np.ones((1, 4, 5), np.uint8)) for k in range(7)],
-    }
+        "mask": np.ones((20, 35), int), "probabilities": np.ones((2, 20, 35)), "volume_mask": np.ones(SHAPE, int),
+        "uncertainty": np.ones((5, 7, 4)), "masks_of_slices": [(k, np.ones((1, 4, 5), np.uint8)) for k in range(7)],
+    }  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         exec(block, dict(given))
@@ -157,6 +152,5 @@ def test_what_is_wrong_is_said(tmp_path, write_png):
         (lambda: write_mask(tmp_path / "m.nii", np.zeros((2, *SHAPE), int), volume), "must agree"),
         (lambda: write_mask(tmp_path / "m.nii", np.zeros(SHAPE[::-1], int), volume), "5x7x4 .* 4x7x5"),
     ):
-        with pytest.raises(UserError, match=sentence):
-            call()
+        refused(sentence, call)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nii", "a.png"]

@@ -1,34 +1,20 @@
 """Tiny copies of what publishers ship, made on the spot."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-
-def picture(path: Path, rows: int = 20, columns: int = 30, mode: str = "RGB", seed: str = "") -> Path:
-    """Write random pixels that depend on the file's name, or on ``seed``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    channels = {"RGB": 3, "RGBA": 4}[mode]
-    values = np.random.default_rng(sum((seed or path.name).encode())).integers(
-        0, 256, (rows, columns, channels), dtype=np.uint8
-    )
-    Image.fromarray(values).save(path)
-    return path
+from tests.written import picture
 
 
 def mask(path: Path, boxes: Iterable[tuple[int, int, int, int, int]], rows: int = 20, columns: int = 30) -> Path:
     """Write a grey mask of boxes (first row, end row, first column, end column, value)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.zeros((rows, columns), np.uint8)
+    values = np.zeros((rows, columns))
     for top, bottom, left, right, value in boxes:
         values[top:bottom, left:right] = value
-    Image.fromarray(values).save(path)
-    return path
+    return picture(path, values)
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> list[tuple[float, float]]:
@@ -84,10 +70,10 @@ def dsb2018(root: Path) -> Path:
     """Two images of stage 1, one of them wider than the other, and one test image."""
     train = root / "stage1_train"
     for name, columns in (("aa11", 30), ("bb22", 40)):
-        picture(train / name / "images" / f"{name}.png", columns=columns, mode="RGBA")
+        picture(train / name / "images" / f"{name}.png", shape=(20, columns, 4))
         for number, left in enumerate((1, 12, 20)):
             mask(train / name / "masks" / f"m{number}.png", [(2, 6, left, left + 5, 255)], columns=columns)
-    picture(root / "stage1_test" / "cc33" / "images" / "cc33.png", mode="RGBA")
+    picture(root / "stage1_test" / "cc33" / "images" / "cc33.png", shape=(20, 30, 4))
     return root
 
 

@@ -1,7 +1,5 @@
 """What is particular to each published layout."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -15,8 +13,10 @@ from medmdm.data.lists import load_data_list
 from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.prepare.monuseg import LATER_LIST
+from tests.made import refused
 from tests.prepare import layouts
-from tests.prepare.layouts import LATER, TESTED, TRAINED, WITH_MASK, mask, picture
+from tests.prepare.layouts import LATER, TESTED, TRAINED, WITH_MASK, mask
+from tests.written import picture
 
 
 def label(dest: Path, name: str) -> np.ndarray:
@@ -30,12 +30,9 @@ def test_glas_splits_grades_and_glands(tmp_path: Path) -> None:
     assert [entry["image"] for entry in content.training] == ["images/train_1.png", "images/train_10.png"]
     assert [entry["image"] for entry in content.test] == ["images/testA_2.png"]
     assert content.training[1] == {
-        "image": "images/train_10.png",
-        "label": "labels/train_10.png",
-        "patient_id": "22",
-        "grade": "malignant",
+        "image": "images/train_10.png", "label": "labels/train_10.png", "patient_id": "22", "grade": "malignant",
         "grade_sirinukunwattana_2015": "moderately-to-poorly differentiated",
-    }
+    }  # fmt: skip
     assert content.information["spacing"] == [0.00062, 0.00062]
     np.testing.assert_array_equal(label(dest, "train_1"), read_image(source / "train_1_anno.bmp")[0])
     assert label(dest, "train_1").dtype == np.uint16
@@ -71,8 +68,7 @@ def test_glas_closes_gaps_in_the_numbers(tmp_path: Path) -> None:
 def test_glas_with_another_table(tmp_path: Path, content: bytes) -> None:
     source = layouts.glas(tmp_path / "glas")
     (source / "Grade.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"Grade\.csv is not the Grade\.csv of the release"):
-        prepare("glas", source, tmp_path / "out")
+    refused(r"Grade\.csv is not the Grade\.csv of the release", prepare, "glas", source, tmp_path / "out")
 
 
 def test_monuseg_truths_splits_and_patients(tmp_path: Path) -> None:
@@ -81,13 +77,11 @@ def test_monuseg_truths_splits_and_patients(tmp_path: Path) -> None:
     content = load_data_list(dest / "dataset.json")
     assert content.training == (
         {
-            "image": f"images/{TRAINED}.png",
-            "label": f"labels/{TRAINED}.png",
-            "patient_id": "TCGA-18-5592",
+            "image": f"images/{TRAINED}.png", "label": f"labels/{TRAINED}.png", "patient_id": "TCGA-18-5592",
             "spacing": [0.000252, 0.000252],
         },
         {"image": f"images/{WITH_MASK}.png", "label": f"labels/{WITH_MASK}.png", "patient_id": "TCGA-A7-A13F"},
-    )
+    )  # fmt: skip
     assert [entry["patient_id"] for entry in content.test] == ["TCGA-HC-7209"]
     assert content.information["spacing"] == [0.00025, 0.00025]
     later = load_data_list(dest / LATER_LIST)
@@ -135,8 +129,7 @@ def test_monuseg_as_two_zip_files(tmp_path: Path) -> None:
 
 def test_monuseg_test_images_alone(tmp_path: Path) -> None:
     source = layouts.monuseg(tmp_path / "monuseg")
-    with pytest.raises(UserError, match="holds no training images of monuseg"):
-        prepare("monuseg", source / "MoNuSegTestData", tmp_path / "out")
+    refused("holds no training images of monuseg", prepare, "monuseg", source / "MoNuSegTestData", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -144,17 +137,15 @@ def test_monuseg_copies_that_differ(tmp_path: Path) -> None:
     source = layouts.monuseg(tmp_path / "monuseg")
     picture(source / "other" / f"{TRAINED}.tif")
     prepare("monuseg", source, tmp_path / "out")  # the same picture twice is no question
-    picture(source / "other" / f"{TRAINED}.tif", rows=9)
-    with pytest.raises(UserError, match="have one name but differ"):
-        prepare("monuseg", source, tmp_path / "out")
+    picture(source / "other" / f"{TRAINED}.tif", shape=(9, 30, 3))
+    refused("have one name but differ", prepare, "monuseg", source, tmp_path / "out")
 
 
 def test_monuseg_with_a_damaged_outline(tmp_path: Path) -> None:
     source = layouts.monuseg(tmp_path / "monuseg")
     path = source / "MoNuSegTestData" / "Annotations" / f"{TESTED}.xml"
     path.write_text(path.read_text()[:300])
-    with pytest.raises(UserError, match=rf"{TESTED}\.xml is truncated or no XML"):
-        prepare("monuseg", source, tmp_path / "out")
+    refused(rf"{TESTED}\.xml is truncated or no XML", prepare, "monuseg", source, tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
     zipped = layouts.zipped(source, tmp_path / "m.zip")
     with pytest.raises(UserError, match=rf"m\.zip/MoNuSegTestData/Annotations/{TESTED}\.xml is truncated"):
@@ -180,8 +171,7 @@ def test_dsb2018_nuclei_and_stages(tmp_path: Path) -> None:
 def test_dsb2018_stage_as_source(tmp_path: Path) -> None:
     source = layouts.dsb2018(tmp_path / "dsb")
     prepare("dsb2018", source / "stage1_train", tmp_path / "out")
-    with pytest.raises(UserError, match="holds no training images of dsb2018"):
-        prepare("dsb2018", source / "stage1_test", tmp_path / "test")
+    refused("holds no training images of dsb2018", prepare, "dsb2018", source / "stage1_test", tmp_path / "test")
 
 
 def test_folder_pairs_masks_in_parallel_folders(tmp_path: Path) -> None:
@@ -202,17 +192,14 @@ def test_folder_pairs_masks_in_parallel_folders(tmp_path: Path) -> None:
     assert "3 class 3" in summary
 
 
-@pytest.mark.parametrize(
-    ("image", "truth"),
-    [
-        ("x.png", "x_mask.png"),
-        ("x.tif", "x_anno.bmp"),
-        ("imagesTr/x.png", "labelsTr/x.png"),
-        ("train_images/x.png", "train_masks/x_mask.png"),
-        ("train/x.jpg", "train_labels/x.png"),
-        ("img_7.png", "mask_7.png"),
-    ],
-)
+@pytest.mark.parametrize(("image", "truth"), [
+    ("x.png", "x_mask.png"),
+    ("x.tif", "x_anno.bmp"),
+    ("imagesTr/x.png", "labelsTr/x.png"),
+    ("train_images/x.png", "train_masks/x_mask.png"),
+    ("train/x.jpg", "train_labels/x.png"),
+    ("img_7.png", "mask_7.png"),
+])  # fmt: skip
 def test_folder_pairs_by_the_usual_names(tmp_path: Path, image: str, truth: str) -> None:
     picture(tmp_path / "set" / image)
     mask(tmp_path / "set" / truth, [(1, 5, 1, 6, 2)])
@@ -246,7 +233,7 @@ def test_folder_of_instances(tmp_path: Path) -> None:
 
 
 def test_folder_hints_at_instances(tmp_path: Path) -> None:
-    picture(tmp_path / "set" / "a.png", 20, 50)
+    picture(tmp_path / "set" / "a.png", shape=(20, 50, 3))
     mask(tmp_path / "set" / "a_mask.png", [(1, 2, i, i + 1, i) for i in range(1, 41)], 20, 50)
     assert "40 values: if they number objects, give --label-type instances" in prepare(
         "folder", tmp_path / "set", tmp_path / "out"
@@ -257,13 +244,10 @@ def test_folder_refuses_masks_that_number_nothing(tmp_path: Path) -> None:
     source, out = tmp_path / "set", tmp_path / "out"
     picture(source / "a.png")
     picture(source / "a_mask.png")
-    with pytest.raises(UserError, match=r"a_mask\.png has colours"):
-        prepare("folder", source, out)
+    refused(r"a_mask\.png has colours", prepare, "folder", source, out)
     (source / "a_mask.png").unlink()
     Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(source / "a_mask.tif")
-    with pytest.raises(UserError, match=r"a_mask\.tif holds values that are not whole numbers"):
-        prepare("folder", source, out)
+    refused(r"a_mask\.tif holds values that are not whole numbers", prepare, "folder", source, out)
     mask(source / "a_label.png", [])
-    with pytest.raises(UserError, match=r"a\.png has two masks"):
-        prepare("folder", source, out)
+    refused(r"a\.png has two masks", prepare, "folder", source, out)
     assert not out.exists()

@@ -1,7 +1,5 @@
 """The published sets themselves, where ``MEDMDM_TEST_DATA`` has them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -21,16 +19,6 @@ def facts(dest: Path) -> list[dict]:
     return [json.loads(line)["facts"] for line in (dest / "prepared.jsonl").read_text().splitlines()[1:]]
 
 
-@pytest.fixture
-def samples(real_data: Path) -> Callable[[str], Path]:
-    def find(name: str) -> Path:
-        if not (real_data / name).is_dir():
-            pytest.skip(f"{real_data} does not hold {name}")
-        return real_data / name
-
-    return find
-
-
 def subset(source: Path, target: Path, pattern: str) -> Path:
     """Link some files of a release, for the whole takes long."""
     for path in source.rglob(pattern):
@@ -40,8 +28,8 @@ def subset(source: Path, target: Path, pattern: str) -> Path:
     return target
 
 
-def test_glas(samples: Callable[[str], Path], tmp_path: Path) -> None:
-    source, dest = samples("glas"), tmp_path / "out"
+def test_glas(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    source, dest = real_data("glas"), tmp_path / "out"
     masks = list(source.glob("train_*_anno.bmp"))
     assert sum(len(np.unique(read_image(path))) - 1 for path in masks) == 769
     part = subset(source, tmp_path / "part", "train_1*")
@@ -54,11 +42,11 @@ def test_glas(samples: Callable[[str], Path], tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(dest / entry["label"]), read_image(source / f"{name}_anno.bmp"))
 
 
-def test_grades_of_the_release_are_those_of_the_list_that_comes_with_medmdm(samples: Callable[[str], Path]) -> None:
+def test_grades_of_the_release_are_those_of_the_list_that_comes_with_medmdm(real_data: Callable[[str], Path]) -> None:
     from medmdm.prepare.glas import _grades
     from medmdm.prepare.release import open_release
 
-    with open_release(samples("glas")) as release:
+    with open_release(real_data("glas")) as release:
         grades, notices = _grades(release)
     assert not notices
     published = load_data_list("glas")
@@ -68,9 +56,9 @@ def test_grades_of_the_release_are_those_of_the_list_that_comes_with_medmdm(samp
     assert len(grades) == 165
 
 
-def test_monuseg_counts(samples: Callable[[str], Path], tmp_path: Path) -> None:
+def test_monuseg_counts(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     """Two images with a two-vertex region, one whose file has no resolution, one with an instance mask only."""
-    source, dest = samples("monuseg"), tmp_path / "out"
+    source, dest = real_data("monuseg"), tmp_path / "out"
     for name in ("TCGA-50-5931", "TCGA-E2-A1B5", "TCGA-NH-A8F7", "TCGA-18-5592"):
         part = subset(source, tmp_path / "part", f"{name}*")
     summary = prepare("monuseg", part, dest)
@@ -84,19 +72,19 @@ def test_monuseg_counts(samples: Callable[[str], Path], tmp_path: Path) -> None:
         assert ("spacing" in entry) == (entry["patient_id"] not in ("TCGA-NH-A8F7", "TCGA-18-5592"))
 
 
-def test_monuseg_areas_agree_with_the_outlines(samples: Callable[[str], Path]) -> None:
+def test_monuseg_areas_agree_with_the_outlines(real_data: Callable[[str], Path]) -> None:
     """The stated areas are met on average only when pixel centres lie half a pixel from the corner."""
     for name in ("TCGA-2Z-A9J9-01A-01-TS1", "TCGA-E2-A1B5-01Z-00-DX1"):
-        regions = read_aperio(next(samples("monuseg").rglob(f"{name}.xml"))).regions
+        regions = read_aperio(next(real_data("monuseg").rglob(f"{name}.xml"))).regions
         filled = np.count_nonzero(draw_regions(regions, (1000, 1000)).mask)
         assert abs(filled / sum(region.area or 0 for region in regions) - 1) < 0.015
 
 
 @pytest.mark.slow
-def test_all_of_monuseg(samples: Callable[[str], Path]) -> None:
+def test_all_of_monuseg(real_data: Callable[[str], Path]) -> None:
     regions: list[Region] = []
     instances = 0
-    for path in samples("monuseg").rglob("*.xml"):
+    for path in real_data("monuseg").rglob("*.xml"):
         annotation = read_aperio(path)
         regions += annotation.regions
         instances += draw_regions(annotation.regions, (1000, 1000)).instances
@@ -104,8 +92,8 @@ def test_all_of_monuseg(samples: Callable[[str], Path]) -> None:
     assert instances == 8486
 
 
-def test_dsb2018(samples: Callable[[str], Path], tmp_path: Path) -> None:
-    source, dest = samples("dsb2018"), tmp_path / "out"
+def test_dsb2018(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    source, dest = real_data("dsb2018"), tmp_path / "out"
     summary = prepare("dsb2018", source, dest)
     entries = load_data_list(dest / "dataset.json").training
     assert len(entries) == 40

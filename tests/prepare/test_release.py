@@ -1,7 +1,5 @@
 """Folders and zip files as sources: what is seen, what is refused, and that nothing stays behind."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from medmdm.errors import UserError
 from medmdm.prepare import release as release_module
 from medmdm.prepare.release import open_release
-from tests.prepare.layouts import picture
+from tests.written import picture
 
 
 @pytest.fixture

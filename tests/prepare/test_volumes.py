@@ -1,7 +1,5 @@
 """``prepare volumes``: layouts, labels, splits, DICOM series without patient data, second and killed runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile
@@ -13,11 +11,11 @@ import pytest
 
 from medmdm.data.files.volumes import read_volume
 from medmdm.data.lists import load_data_list
-from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.prepare.journal import Journal
 from tests.data.dicom_files import write_dicom, write_series
-from tests.data.volume_files import SHAPE, oblique, write_nifti
+from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 LABEL = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.float32)
 
@@ -82,12 +80,10 @@ def test_a_killed_run_is_continued(tmp_path, monkeypatch):
 def test_a_published_list_is_followed(tmp_path):
     source = decathlon(tmp_path / "set")
     published = {
-        "name": "Hearts",
-        "licence": "CC-BY-SA 4.0",
-        "labels": {"0": "background", "1": "left", "2": "right"},
+        "name": "Hearts", "licence": "CC-BY-SA 4.0", "labels": {"0": "background", "1": "left", "2": "right"},
         "training": [{"image": f"./imagesTr/case_00{i}.nii.gz", "label": "x"} for i in range(4)],
         "test": ["./imagesTr/case_004.nii.gz", "./imagesTr/case_005.nii.gz", "./imagesTr/case_009.nii.gz"],
-    }
+    }  # fmt: skip
     (source / "dataset.json").write_text(json.dumps(published))
     table = prepare("volumes", source, tmp_path / "out")
     assert "1 of 7 volumes that its dataset.json names are not there" in table
@@ -184,24 +180,20 @@ def test_what_is_wrong_is_said(tmp_path):
     for name, (label, affine, sentence) in cases.items():
         source = decathlon(tmp_path / name, 1)
         write_nifti(source / "labelsTr" / "case_000.nii.gz", label.astype(np.float32), affine)
-        with pytest.raises(UserError, match=sentence):
-            prepare("volumes", source, tmp_path / f"{name}-out")
+        refused(sentence, prepare, "volumes", source, tmp_path / f"{name}-out")
         assert not (tmp_path / f"{name}-out" / "dataset.json").exists()
-    with pytest.raises(UserError, match="holds no volume"):
-        prepare("volumes", tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UserError, match="no regular expression"):
-        prepare("volumes", tmp_path / "grid", tmp_path / "out", subject="(")
-    with pytest.raises(UserError, match="finds nothing in"):
-        prepare("volumes", tmp_path / "grid", tmp_path / "out", subject="patient")
+    refused("holds no volume", prepare, "volumes", tmp_path / "empty", tmp_path / "out")
+    refused("no regular expression", prepare, "volumes", tmp_path / "grid", tmp_path / "out", subject="(")
+    refused("finds nothing in", prepare, "volumes", tmp_path / "grid", tmp_path / "out", subject="patient")
 
 
 def test_the_real_samples(real_data, tmp_path):
-    table = prepare("volumes", real_data / "radiology" / "hippocampus", tmp_path / "out")
+    table = prepare("volumes", real_data("radiology/hippocampus"), tmp_path / "out")
     assert "60 prepared" in table
     assert "all      60      60" in table
     assert "0 background 94.7%, 1 class 1 2.7%, 2 class 2 2.5%" in table
     before = state(tmp_path / "out")
-    assert "60 kept" in prepare("volumes", real_data / "radiology" / "hippocampus", tmp_path / "out")
+    assert "60 kept" in prepare("volumes", real_data("radiology/hippocampus"), tmp_path / "out")
     assert state(tmp_path / "out") == before
-    prepare("volumes", real_data / "radiology" / "mr_dicom_series", tmp_path / "dicom")
+    prepare("volumes", real_data("radiology/mr_dicom_series"), tmp_path / "dicom")
     assert os.listdir(tmp_path / "dicom" / "images") == ["subject001_series01.nii.gz"]

@@ -1,7 +1,5 @@
 """What holds for every kind: nothing is lost, nothing is done twice, a killed run is continued, mistakes are named."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -23,7 +21,8 @@ from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 from medmdm.files import pixel_hash
 from medmdm.prepare import KINDS, journal, prepare
-from tests.prepare.layouts import LATER, MAKERS, contents, dsb2018, folder, glas, mask, monuseg, picture, stamps, zipped
+from tests.prepare.layouts import LATER, MAKERS, contents, dsb2018, folder, glas, mask, monuseg, stamps, zipped
+from tests.written import picture
 
 pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")
 
@@ -112,9 +111,7 @@ def test_a_changed_source_and_a_changed_output_are_noticed(kind: str, source: Pa
     assert pixel_hash(read_image(changed)) in {pixel_hash(read_image(path)) for path in dest.rglob("images/**/*.png")}
 
 
-def test_a_run_that_fails_anywhere_is_continued_to_the_same_bytes(
-    kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_fails_anywhere_is_continued_to_the_same_bytes(kind, source, tmp_path, monkeypatch) -> None:
     prepare(kind, source, tmp_path / "whole")
     write = journal.atomic_write
     for fail_at in range(1, 20):

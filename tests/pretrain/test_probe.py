@@ -51,12 +51,10 @@ def write_list(folder: Path, training: str, validation: str = "", patients: str 
 
     path = folder / "list.json"
     content = {
-        "name": "tiny",
-        "labels": {"background": 0, "object": 1},
-        "training": [entry(n) for n in training],
+        "name": "tiny", "labels": {"background": 0, "object": 1}, "training": [entry(n) for n in training],
         "validation": [entry(n) for n in validation],
         "test": [{"image": "kept_elsewhere.png", "label": "kept_elsewhere_label.png"}],
-    }
+    }  # fmt: skip
     path.write_text(json.dumps(content))
     return path
 

@@ -10,7 +10,7 @@ from medmdm.data.files.volumes import read_volume, volume_hash
 from medmdm.errors import UserError, find_user_error
 from tests.bundle_runs import Workflow
 from tests.data.dicom_files import write_series
-from tests.data.volume_files import write_nifti
+from tests.written import write_nifti
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from medmdm.reports import write_report
 from tests.reports.runs import plain_dice, write_evaluation
 
 
-def test_glas(real_data: Path, tmp_path: Path) -> None:
-    data, cases, expected = real_data / "glas", [], []
+def test_glas(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    data, cases, expected = real_data("glas"), [], []
     for entry in load_data_list("glas").test[:3]:
         label = read_image(data / entry["label"])[0]
         moved = np.roll(label, 6, axis=0)
@@ -36,8 +37,8 @@ def test_glas(real_data: Path, tmp_path: Path) -> None:
     assert 0.9 < summary["scores"]["object_f1"]["mean"] <= 1
 
 
-def test_hippocampus(real_data: Path, tmp_path: Path) -> None:
-    data, cases, expected = real_data / "radiology" / "hippocampus", [], []
+def test_hippocampus(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    data, cases, expected = real_data("radiology/hippocampus"), [], []
     for image in sorted((data / "images").glob("*.nii.gz"))[:3]:
         label = read_volume(data / "labels" / image.name).array[0].astype(np.uint8)
         moved = np.roll(label, 1, axis=2)

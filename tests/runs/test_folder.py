@@ -106,14 +106,14 @@ def test_no_patient_id_and_every_image_in_what_a_run_writes(workflow, image_fold
     assert record["data"]["images"] == 2
 
 
-@pytest.mark.parametrize(("name", "folder_name", "count"), [("glas", "glas", 85), ("monuseg", "monuseg", 30)])
-def test_real_sets_train_on_their_training_images_only(workflow, real_data, tmp_path, name, folder_name, count) -> None:
-    made = workflow(name, max_steps=1, dataset_dir=str(real_data / folder_name), batch_size=2, crop_size=[64, 64])
+@pytest.mark.parametrize(("name", "count"), [("glas", 85), ("monuseg", 30)])
+def test_real_sets_train_on_their_training_images_only(workflow, real_data, tmp_path, name, count) -> None:
+    made = workflow(name, max_steps=1, dataset_dir=str(real_data(name)), batch_size=2, crop_size=[64, 64])
     made.initialize()
     made.run()
     ledger = set(torch.load(tmp_path / "run" / "model.pt", weights_only=True)["plan"]["ledger"]["images"])
     assert len(ledger) == count
-    files = [p for p in (real_data / folder_name).rglob("*") if p.suffix in (".bmp", ".tif", ".png")]
+    files = [p for p in real_data(name).rglob("*") if p.suffix in (".bmp", ".tif", ".png")]
     training, others = set(), set()
     for file in files:
         trains = file.name.startswith("train_") if name == "glas" else "Training" in str(file)

@@ -1,7 +1,5 @@
 """A made data set, and bundles run on it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The reconstruction error against loops, scikit-image and networks that know too much, and its way to the report."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,7 @@ from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.segment.reconstruction_error import ReconstructionError
 from tests.bundle_runs import Run, write_backbone
-from tests.made import SIZES, with_random_weights
+from tests.made import SIZES, refused, with_random_weights
 
 PLAN = {"corruption": to_config(PatchMasking(patch_size=4)), "target": "image"}
 
@@ -181,17 +179,14 @@ def test_the_seed_fixes_the_masks() -> None:
     assert not torch.equal(maps[0], maps[2])
 
 
-@pytest.mark.parametrize(
-    ("changes", "arguments", "sentence"),
-    [
-        ({"target": "noise"}, {}, "predicts the noise, not the image"),
-        ({"corruption": to_config(GaussianNoise())}, {}, "with GaussianNoise"),
-        ({"corruption": to_config(MaskedNoise())}, {}, "with MaskedNoise"),
-        ({"corruption": None}, {}, "its plan does not say on what"),
-        ({}, {"partitions": 1}, "surprise#partitions is 1"),
-        ({}, {"timestep": 1000}, "from 0 to 999"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "arguments", "sentence"), [
+    ({"target": "noise"}, {}, "predicts the noise, not the image"),
+    ({"corruption": to_config(GaussianNoise())}, {}, "with GaussianNoise"),
+    ({"corruption": to_config(MaskedNoise())}, {}, "with MaskedNoise"),
+    ({"corruption": None}, {}, "its plan does not say on what"),
+    ({}, {"partitions": 1}, "surprise#partitions is 1"),
+    ({}, {"timestep": 1000}, "from 0 to 999"),
+])  # fmt: skip
 def test_what_restores_no_hidden_patches_is_refused(changes: dict, arguments: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
         ReconstructionError((network(), {**PLAN, **changes}), **arguments)
@@ -199,15 +194,11 @@ def test_what_restores_no_hidden_patches_is_refused(changes: dict, arguments: di
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cut off"):
-        ReconstructionError((network().truncated(2), PLAN))
-    with pytest.raises(UserError, match="predicts 6 channels for images of 3"):
-        ReconstructionError((ADMUNet(out_channels=6, **SIZES), PLAN))
+    refused("cut off", ReconstructionError, (network().truncated(2), PLAN))
+    refused("predicts 6 channels for images of 3", ReconstructionError, (ADMUNet(out_channels=6, **SIZES), PLAN))
     file = write_backbone(tmp_path / "noisy.pt", target="noise")
-    with pytest.raises(UserError, match=r"noisy\.pt predicts the noise"):
-        ReconstructionError(str(file))
-    with pytest.raises(UserError, match=r"set backbone to the model\.pt"):
-        ReconstructionError(None)
+    refused(r"noisy\.pt predicts the noise", ReconstructionError, str(file))
+    refused(r"set backbone to the model\.pt", ReconstructionError, None)
 
 
 def loaded(examples: list[Tensor], shape: tuple[int, ...], slicing: Slicing | None = None) -> LoadedCase:

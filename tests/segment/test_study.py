@@ -1,7 +1,5 @@
 """Grids of backbones, heads and numbers of labels, on a made data set."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,8 @@ def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "run_dir": str(tmp_path / "study"),
         "backbones": {"MDM": {"path": model}, "raw": {"path": model, "initialise": "raw"}},
         "heads": {"ridge": {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}, "mlp": HEAD},
-        "shots": [2, 4],
-        "draws": 2,
-        "reference": ["MDM", "ridge"],
-        **changes,
-    }
+        "shots": [2, 4], "draws": 2, "reference": ["MDM", "ridge"], **changes,
+    }  # fmt: skip
 
 
 def test_a_killed_study_computes_no_finished_cell_again(run: Run, tmp_path: Path) -> None:
@@ -93,26 +88,21 @@ def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "study" / "cells").iterdir())) == 1 + 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"shots": [9]}, "shots asks for 9 images"),
-        ({"reference": ["MDM", "forest"]}, "reference"),
-        ({"shots": [2.5]}, "shots#0 must be a whole number of 1 or more"),
-        ({"shots": 2}, "shots must be a list of whole numbers"),
-        ({"seeds": [-1]}, "seeds#0 must be a whole number of 0 or more, got -1"),
-        ({"subset_rule": "paper", "draws": 2}, "set draws to 1, or subset_rule to 'seeded'"),
-        ({"window": [16]}, "window must be two whole numbers"),
-        ({"heads": {"a b": HEAD, "a-b": HEAD}}, "would have one file"),
-        ({"backbones": {"none": {"path": "model.pt"}}}, "backbones#none"),
-        ({"only": {"mpl": ["MDM"]}}, "did you mean 'mlp'"),
-        ({"backbones": {"MDM": {"path": "nowhere.pt"}}}, "nowhere.pt"),
-        ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),
-        ({"backbones": {"MDM": {"path": "model.pt", "normalize": "global_l2"}}, "whole_images": True}, "of one size"),
-    ],
-)
-def test_a_wrong_study_is_refused(
-    refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, sentence: str
-) -> None:
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"shots": [9]}, "shots asks for 9 images"),
+    ({"reference": ["MDM", "forest"]}, "reference"),
+    ({"shots": [2.5]}, "shots#0 must be a whole number of 1 or more"),
+    ({"shots": 2}, "shots must be a list of whole numbers"),
+    ({"seeds": [-1]}, "seeds#0 must be a whole number of 0 or more, got -1"),
+    ({"subset_rule": "paper", "draws": 2}, "set draws to 1, or subset_rule to 'seeded'"),
+    ({"window": [16]}, "window must be two whole numbers"),
+    ({"heads": {"a b": HEAD, "a-b": HEAD}}, "would have one file"),
+    ({"backbones": {"none": {"path": "model.pt"}}}, "backbones#none"),
+    ({"only": {"mpl": ["MDM"]}}, "did you mean 'mlp'"),
+    ({"backbones": {"MDM": {"path": "nowhere.pt"}}}, "nowhere.pt"),
+    ({"backbones": {"MDM": {"path": "x", "block": [1]}}}, "backbones#MDM"),
+    ({"backbones": {"MDM": {"path": "model.pt", "normalize": "global_l2"}}, "whole_images": True}, "of one size"),
+])  # fmt: skip
+def test_a_wrong_study_is_refused(refused, tmp_path, monkeypatch, changes, sentence) -> None:
     monkeypatch.chdir(tmp_path)
     refused(sentence, "mdm_study", **study_settings(tmp_path, **changes))

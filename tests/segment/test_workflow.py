@@ -1,7 +1,5 @@
 """The bundles from a backbone to a report, on made data sets; each run takes seconds."""
 
-from __future__ import annotations
-
 import collections
 import importlib
 import json
@@ -220,9 +218,7 @@ def volumes(tmp_path: Path) -> dict[str, Any]:
     return {"dataset_dir": str(folder), "backbone": backbone, "head": {"_target_": "medmdm.heads.ClosedFormHead"}}
 
 
-def test_volumes_are_segmented_slice_by_slice_and_scored_whole(
-    run: Run, tmp_path: Path, volumes: dict[str, Any]
-) -> None:
+def test_volumes_are_segmented_slice_by_slice_and_scored_whole(run, tmp_path, volumes) -> None:
     assert run("mdm_segment", **volumes)["dice"] > 0.9
     mask = nib.load(tmp_path / "run" / "predictions" / "2.nii.gz")
     assert mask.shape == (20, 24, 7)
@@ -232,9 +228,7 @@ def test_volumes_are_segmented_slice_by_slice_and_scored_whole(
 
 
 @pytest.mark.parametrize("kind", ["pictures", "regions", "volumes"])
-def test_images_and_labels_are_decoded_once_and_scored_once(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str
-) -> None:
+def test_images_and_labels_are_decoded_once_and_scored_once(run, tmp_path, monkeypatch, request, kind) -> None:
     decoded: collections.Counter[str] = collections.Counter()
 
     def counted(where: str) -> None:
@@ -291,8 +285,6 @@ def test_images_and_labels_are_decoded_once_and_scored_once(
     ],
     ids=str,
 )
-def test_wrong_settings_get_a_sentence_before_anything_is_done(
-    refused: Run, tmp_path: Path, setting: dict[str, Any], sentence: str
-) -> None:
+def test_wrong_settings_get_a_sentence_before_anything_is_done(refused, tmp_path, setting, sentence) -> None:
     refused(sentence, "mdm_segment", **setting)
     assert not (tmp_path / "run").exists()

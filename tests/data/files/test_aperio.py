@@ -1,7 +1,5 @@
 """Aperio annotations: what is drawn, what is reported, what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from skimage.measure import points_in_poly
 from medmdm.data.files import aperio as aperio_module
 from medmdm.data.files.aperio import Drawing, Region, draw_regions, read_aperio
 from medmdm.errors import UserError
+from tests.made import refused
 from tests.prepare.layouts import aperio, rectangle
 
 
@@ -90,18 +89,15 @@ def test_a_region_wholly_painted_over_is_named_and_leaves_no_gap(draw) -> None:
     assert np.unique(drawing.mask).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("options", "microns"),
-    [
-        ({"header": False}, 0.252),
-        ({"header": True}, 0.252),
-        ({"microns": None}, None),
-        ({"microns": ""}, None),
-        ({"microns": "unknown"}, None),
-        ({"microns": "-1"}, None),
-        ({"microns": "nan"}, None),
-    ],
-)
+@pytest.mark.parametrize(("options", "microns"), [
+    ({"header": False}, 0.252),
+    ({"header": True}, 0.252),
+    ({"microns": None}, None),
+    ({"microns": ""}, None),
+    ({"microns": "unknown"}, None),
+    ({"microns": "-1"}, None),
+    ({"microns": "nan"}, None),
+])  # fmt: skip
 def test_header_and_resolution_may_be_missing(tmp_path: Path, options, microns: float | None) -> None:
     path = tmp_path / "x.xml"
     path.write_text(aperio([rectangle(1, 1, 3, 3)], **options))
@@ -155,14 +151,11 @@ def test_damaged_files_end_in_a_sentence_with_their_name(tmp_path: Path, damage:
 
 def test_large_and_missing_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "slide.xml"
-    with pytest.raises(UserError, match=r"slide\.xml cannot be read"):
-        read_aperio(path)
+    refused(r"slide\.xml cannot be read", read_aperio, path)
     path.write_text(aperio([rectangle(1, 1, 3, 3)]))
     monkeypatch.setattr(aperio_module, "MAX_BYTES", 100)
-    with pytest.raises(UserError, match="more than 100 are refused"):
-        read_aperio(path)
+    refused("more than 100 are refused", read_aperio, path)
 
 
 def test_more_regions_than_a_mask_can_number_are_refused() -> None:
-    with pytest.raises(UserError, match="70000 regions"):
-        draw_regions([region([])] * 70000, (4, 4))
+    refused("70000 regions", draw_regions, [region([])] * 70000, (4, 4))

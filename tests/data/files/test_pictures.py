@@ -1,7 +1,5 @@
 """Every mode, depth and format is read in full; what cannot be read is a sentence."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from pathlib import Path
@@ -21,6 +19,7 @@ from medmdm.data.files import pictures as images_module
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import pixel_hash
+from tests.made import refused
 
 ROWS, COLUMNS = 5, 7
 
@@ -165,8 +164,7 @@ def test_planes_that_would_lose_bits_are_refused(tmp_path, rng):
     tifffile = pytest.importorskip("tifffile")
     array = rng.integers(0, 65536, (3, ROWS, COLUMNS)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", planarconfig="separate")
-    with pytest.raises(UserError, match=r"a\.tif stores its 16-bit channels as separate planes"):
-        read_image(tmp_path / "a.tif")
+    refused(r"a\.tif stores its 16-bit channels as separate planes", read_image, tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -191,8 +189,7 @@ def test_orientation_tag_is_honoured(tmp_path, orientation, name):
 def test_turned_sixteen_bit_colour_is_refused(tmp_path, rng):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", colour(rng, dtype=np.uint16), photometric="rgb", extratags=[(274, 3, 1, 6)])
-    with pytest.raises(UserError, match=r"a\.tif has 16-bit colours and an orientation tag"):
-        read_image(tmp_path / "a.tif")
+    refused(r"a\.tif has 16-bit colours and an orientation tag", read_image, tmp_path / "a.tif")
 
 
 def test_first_page_with_one_warning(tmp_path, rng, caplog):
@@ -223,28 +220,23 @@ def test_truncated_empty_and_foreign_files_are_one_sentence(tmp_path, rng, suffi
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.png does not exist"):
-        read_image(tmp_path / "gone.png")
+    refused(r"gone\.png does not exist", read_image, tmp_path / "gone.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=r"folder\.png cannot be opened"):
-        read_image(tmp_path / "folder.png")
-    with pytest.raises(UserError, match=r"gone\.png does not exist"):
-        image_size(tmp_path / "gone.png")
+    refused(r"folder\.png cannot be opened", read_image, tmp_path / "folder.png")
+    refused(r"gone\.png does not exist", image_size, tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("name", ["a.png", "deep.tif"])
 def test_decompression_bomb_is_refused(tmp_path, rng, monkeypatch, name):
     path = save_deep(colour(rng, dtype=np.uint16), tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match=f"{name} would decode to more than 20 pixels"):
-        read_image(path)
+    refused(f"{name} would decode to more than 20 pixels", read_image, path)
 
 
 def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path, rng):
     Image.fromarray(colour(rng)).save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a\.png is not a readable PNG, TIFF, BMP or JPEG"):
-        read_image(tmp_path / "a.png")
+    refused(r"a\.png is not a readable PNG, TIFF, BMP or JPEG", read_image, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
@@ -288,13 +280,10 @@ def test_reader_from_json_by_dotted_name(tmp_path, rng):
     Image.fromarray(array).save(tmp_path / "a.tif")
     config = {
         "load": {
-            "_target_": "LoadImaged",
-            "keys": "image",
-            "reader": "medmdm.data.RasterReader",
-            "ensure_channel_first": True,
-            "dtype": None,
+            "_target_": "LoadImaged", "keys": "image", "reader": "medmdm.data.RasterReader",
+            "ensure_channel_first": True, "dtype": None,
         }
-    }
+    }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load = ConfigParser(config).get_parsed_content("load")
@@ -309,8 +298,7 @@ def test_reader_stacks_files_as_channels_and_wants_equal_sizes(tmp_path, rng):
     load = LoadImage(reader=RasterReader(), ensure_channel_first=True, image_only=True, dtype=None)
     both = load([tmp_path / "a.png", tmp_path / "b.png"])
     np.testing.assert_array_equal(both[1].numpy(), read_image(tmp_path / "b.png")[0])
-    with pytest.raises(UserError, match=r"small\.png is 3x7 uint8 but .*a\.png is 5x7 uint8"):
-        load([tmp_path / "a.png", tmp_path / "small.png"])
+    refused(r"small\.png is 3x7 uint8 but .*a\.png is 5x7 uint8", load, [tmp_path / "a.png", tmp_path / "small.png"])
 
 
 def test_sentence_survives_monai(tmp_path):

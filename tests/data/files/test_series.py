@@ -1,7 +1,5 @@
 """DICOM series, against SimpleITK's own reading and by hand."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np
@@ -14,6 +12,7 @@ from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import SimpleITKReader, read_volume, volume_geometry
 from medmdm.errors import UserError, warn_once
 from tests.data.dicom_files import write_dicom, write_series
+from tests.made import refused
 
 STORED = np.arange(6 * 5 * 7, dtype=np.int16).reshape(6, 5, 7)  # slices, rows, columns
 TILTED = (0.96, 0.28, 0.0, -0.28, 0.96, 0.0)
@@ -79,8 +78,7 @@ def test_several_series(tmp_path):
     assert read_volume(tmp_path, "1.2.2").array.shape == (1, 7, 5, 4)
     array, _ = SimpleITKReader(series_uid="1.2.1").get_data((tmp_path,))
     assert array.shape == (7, 5, 6)
-    with pytest.raises(UserError, match=r"holds no series 9: it holds 1\.2\.1"):
-        read_volume(tmp_path, "9")
+    refused(r"holds no series 9: it holds 1\.2\.1", read_volume, tmp_path, "9")
 
 
 def test_localisers_are_left_out(tmp_path, caplog):
@@ -108,26 +106,20 @@ def test_localisers_are_left_out(tmp_path, caplog):
 
 def test_what_makes_no_volume(tmp_path):
     write_dicom(tmp_path / "multi" / "a.dcm", STORED)
-    with pytest.raises(UserError, match=r"a\.dcm is a multi-frame DICOM file \(6 frames\)"):
-        read_volume(tmp_path / "multi")
+    refused(r"a\.dcm is a multi-frame DICOM file \(6 frames\)", read_volume, tmp_path / "multi")
     write_series(tmp_path / "echoes", STORED, prefix="a")
     write_series(tmp_path / "echoes", STORED, prefix="b")
-    with pytest.raises(UserError, match="several images at one position"):
-        read_volume(tmp_path / "echoes")
+    refused("several images at one position", read_volume, tmp_path / "echoes")
     write_series(tmp_path / "mixed", STORED[:3], prefix="a")
     write_series(tmp_path / "mixed", STORED[:3], orientation=SAGITTAL, prefix="b")
-    with pytest.raises(UserError, match="2 different sizes, spacings or orientations"):
-        read_volume(tmp_path / "mixed")
+    refused("2 different sizes, spacings or orientations", read_volume, tmp_path / "mixed")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no DICOM file"):
-        choose_series(tmp_path / "empty")
-    with pytest.raises(UserError, match="does not exist"):
-        choose_series(tmp_path / "gone")
+    refused("holds no DICOM file", choose_series, tmp_path / "empty")
+    refused("does not exist", choose_series, tmp_path / "gone")
     folder = write_series(tmp_path / "cut", STORED)
     victim = sorted(folder.iterdir())[2]
     victim.write_bytes(victim.read_bytes()[:-10])
-    with pytest.raises(UserError, match=f"{victim.name} is not a readable DICOM image"):
-        read_volume(folder)
+    refused(f"{victim.name} is not a readable DICOM image", read_volume, folder)
 
 
 def test_gaps_are_reported(tmp_path):

@@ -1,7 +1,5 @@
 """Reading volumes, against nibabel, SimpleITK, MONAI and loops over voxels."""
 
-from __future__ import annotations
-
 import gzip
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from monai.transforms import LoadImage, LoadImaged
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import SimpleITKReader, read_volume, volume_geometry, volume_hash
-from medmdm.errors import UserError
-from tests.data.volume_files import SHAPE, oblique, write_nifti
+from tests.made import refused
+from tests.written import SHAPE, oblique, write_nifti
 
 FLIPS = [((1, 1, 1), (0, 1, 2)), ((-1, 1, 1), (0, 1, 2)), ((1, -1, -1), (2, 0, 1)), ((-1, -1, 1), (1, 2, 0))]
 
@@ -66,11 +64,9 @@ def test_fourth_axis_and_several_files_are_channels(tmp_path):
     moved = oblique()
     moved[0, 3] += 1
     far = write_nifti(tmp_path / "far.nii.gz", affine=moved)
-    with pytest.raises(UserError, match=r"far\.nii\.gz lies up to 1 mm beside .*register"):
-        read_volume([str(one), str(far)])
+    refused(r"far\.nii\.gz lies up to 1 mm beside .*register", read_volume, [str(one), str(far)])
     small = write_nifti(tmp_path / "small.nii.gz", np.zeros((5, 7, 3), np.int16))
-    with pytest.raises(UserError, match=r"small\.nii\.gz is 5x7x3 but .*one\.nii\.gz is 5x7x4"):
-        read_volume([str(one), str(small)])
+    refused(r"small\.nii\.gz is 5x7x3 but .*one\.nii\.gz is 5x7x4", read_volume, [str(one), str(small)])
 
 
 def test_hash_does_not_depend_on_type_or_axes(tmp_path):
@@ -90,29 +86,19 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
     bomb = bytearray(plain[:352])
     bomb[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
     contents = {
-        "truncated.nii.gz": good[: len(good) // 2],
-        "truncated.nii": plain[:-20],
-        "empty.nii.gz": b"",
-        "text.nii.gz": b"this is no volume",
-        "bomb.nii.gz": gzip.compress(bytes(bomb)),
-        "bomb.nii": bytes(bomb),
-        "text.nrrd": b"NRRD0004\nnonsense",
-        "text.mha": b"",
-        "nothing.dcm": b"\0" * 128 + b"DICM",
-    }
+        "truncated.nii.gz": good[: len(good) // 2], "truncated.nii": plain[:-20], "empty.nii.gz": b"",
+        "text.nii.gz": b"this is no volume", "bomb.nii.gz": gzip.compress(bytes(bomb)), "bomb.nii": bytes(bomb),
+        "text.nrrd": b"NRRD0004\nnonsense", "text.mha": b"", "nothing.dcm": b"\0" * 128 + b"DICM",
+    }  # fmt: skip
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            read_volume(tmp_path / name)
-    with pytest.raises(UserError, match="does not exist"):
-        read_volume(tmp_path / "gone.nii.gz")
-    with pytest.raises(UserError, match="does not exist"):
-        SimpleITKReader().get_data((tmp_path / "gone.nrrd",))
+        refused(name.replace(".", r"\."), read_volume, tmp_path / name)
+    refused("does not exist", read_volume, tmp_path / "gone.nii.gz")
+    refused("does not exist", SimpleITKReader().get_data, (tmp_path / "gone.nrrd",))
     flat = bytearray(plain)
     flat[280:328] = np.zeros(12, "<f4").tobytes()  # srow_x, srow_y, srow_z
     (tmp_path / "flat.nii").write_bytes(flat)
-    with pytest.raises(UserError, match="affine that maps its voxels to nowhere"):
-        read_volume(tmp_path / "flat.nii")
+    refused("affine that maps its voxels to nowhere", read_volume, tmp_path / "flat.nii")
 
 
 def test_what_is_a_volume(tmp_path):

@@ -1,7 +1,5 @@
 """Windows and percentiles, against NumPy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -23,7 +21,7 @@ from medmdm.data.transforms.intensity import (
     scaled_range,
     window_range,
 )
-from medmdm.errors import UserError
+from tests.made import refused
 
 
 @given(centre=st.floats(-2000, 2000), width=st.floats(1, 5000))
@@ -67,8 +65,7 @@ def test_ranges_of_channels():
     image = torch.arange(4.0)[:, None, None].expand(4, 2, 2)
     scaled = scale_to_range(image, [[0, 1], [2, 4]])  # two sequences with two slices each
     assert scaled[:, 0, 0].tolist() == [-1, 1, -1, 0]
-    with pytest.raises(UserError, match="3 intensity ranges do not fit an image of 4 channels"):
-        scale_to_range(image, [[0, 1]] * 3)
+    refused("3 intensity ranges do not fit an image of 4 channels", scale_to_range, image, [[0, 1]] * 3)
     own = ScaleIntensityByDtyped("image", (0, 1000))({"image": image, "intensity_range": [[0, 4]]})["image"]
     assert own[:, 0, 0].tolist() == [-1, -0.5, 0, 0.5]  # an entry's own range goes first
 
@@ -88,8 +85,7 @@ def test_percentiles_are_noted_only_where_there_is_no_range_yet():
     assert "intensity_range" not in PercentileRanged("image")({"image": image})
     own = PercentileRanged("image", [0, 100])({"image": image, "intensity_range": [[0, 9]]})
     assert own["intensity_range"] == [[0, 9]]
-    with pytest.raises(UserError, match="give \\[lower, upper\\]"):
-        PercentileRanged("image", [99, 1])
+    refused("give \\[lower, upper\\]", PercentileRanged, "image", [99, 1])
 
 
 def test_large_offsets_keep_their_steps():
@@ -121,8 +117,7 @@ def test_what_is_wrong_is_said():
         (lambda: check_percentiles(["low", 99]), "lower < upper"),
         (lambda: scaled_range([0, 1], "lung"), "both intensity_range and window"),
     ):
-        with pytest.raises(UserError, match=sentence):
-            call()
+        refused(sentence, call)
     assert scaled_range(None, "lung") == [-1350, 150]
     assert scaled_range([0, 1]) == [0, 1]
     assert scaled_range() is None

@@ -1,7 +1,5 @@
 """Image and label come out on one grid, with the numbers that the list declares."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +19,9 @@ from medmdm.data.reading import LabelToClassesd, LoadCased
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.errors import UserError, find_user_error
 from tests.data.chain import chain
-from tests.data.volume_files import oblique
+from tests.made import refused
 from tests.prepare.layouts import aperio, rectangle
+from tests.written import oblique
 
 
 @pytest.fixture
@@ -110,29 +109,22 @@ def test_volumes_slice_by_slice(tmp_path, rng):
 
 def test_label_of_another_size(entry):
     item = entry(np.zeros((6, 9), np.uint8), shape=(9, 6))
-    with pytest.raises(UserError, match=r"label.png is 6x9 but its image .*image.png is 9x6, its axes are swapped"):
-        LoadCased()(item)
+    refused(r"label.png is 6x9 but its image .*image.png is 9x6, its axes are swapped", LoadCased(), item)
 
 
 def test_missing_label(entry):
     item = entry(np.zeros((6, 9), np.uint8))
     del item["label"]
-    with pytest.raises(UserError, match=r"image\.png has no label"):
-        LoadCased()(item)
+    refused(r"image\.png has no label", LoadCased(), item)
     assert "label" not in LoadCased(allow_missing_keys=True)(item)
     assert LoadCased("image")(item)["image"].shape == (3, 6, 9)
-    with pytest.raises(UserError, match="LoadCased: keys"):
-        LoadCased(("a", "b", "c"))
+    refused("LoadCased: keys", LoadCased, ("a", "b", "c"))
 
 
 def test_damaged_label(entry, tmp_path):
     item = entry(np.zeros((6, 9), np.uint8))
     Path(item["label"]).write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"label\.png is not a readable"):
-        LoadCased()(item)
-
-
-# --- class numbers ---------------------------------------------------------------------------------------------------
+    refused(r"label\.png is not a readable", LoadCased(), item)
 
 
 def tensor(values, name: str = "x.png") -> MetaTensor:
@@ -154,32 +146,24 @@ def test_instances_become_one_class_even_number_255():
     np.testing.assert_array_equal(result["label"], [[[0, 1, 1, 1]]])
 
 
-@pytest.mark.parametrize(
-    ("values", "arguments", "sentence"),
-    [
-        (torch.zeros(3, 2, 2), {}, "x.png has 3 channels, but a label has one number per pixel"),
-        (torch.tensor([[[0.0, 0.5]]]), {}, r"x.png holds values that are not whole numbers \(such as 0.5\)"),
-        (torch.tensor([[[0.0, float("nan")]]]), {}, "x.png holds values that are not finite"),
-        (torch.tensor([[[0, -2]]]), {}, r"x.png holds negative values \(-2\)"),
-        (torch.tensor([[[0, 4, 7]]]), {"classes": [0, 1, 4]}, r"x.png holds 7, but the classes are 0, 1, 4"),
-        (torch.tensor([[[0, 300]]]), {}, "x.png holds 300, but numbers must be below 256"),
-        (torch.tensor([[[0, 255]]]), {"classes": [0, 1], "ignore": 9}, "x.png holds 255, but the classes"),
-        (torch.arange(20)[None, None], {"classes": [0]}, r"holds 1, 2, 3, 4, 5, 6, 7, 8, …, but"),
-    ],
-)
+@pytest.mark.parametrize(("values", "arguments", "sentence"), [
+    (torch.zeros(3, 2, 2), {}, "x.png has 3 channels, but a label has one number per pixel"),
+    (torch.tensor([[[0.0, 0.5]]]), {}, r"x.png holds values that are not whole numbers \(such as 0.5\)"),
+    (torch.tensor([[[0.0, float("nan")]]]), {}, "x.png holds values that are not finite"),
+    (torch.tensor([[[0, -2]]]), {}, r"x.png holds negative values \(-2\)"),
+    (torch.tensor([[[0, 4, 7]]]), {"classes": [0, 1, 4]}, r"x.png holds 7, but the classes are 0, 1, 4"),
+    (torch.tensor([[[0, 300]]]), {}, "x.png holds 300, but numbers must be below 256"),
+    (torch.tensor([[[0, 255]]]), {"classes": [0, 1], "ignore": 9}, "x.png holds 255, but the classes"),
+    (torch.arange(20)[None, None], {"classes": [0]}, r"holds 1, 2, 3, 4, 5, 6, 7, 8, …, but"),
+])  # fmt: skip
 def test_refused_labels(values, arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
-        LabelToClassesd(**arguments)({"label": tensor(values)})
+    refused(sentence, LabelToClassesd(**arguments), {"label": tensor(values)})
 
 
 def test_refused_arguments():
-    with pytest.raises(UserError, match=r"label_type is 'class' \(did you mean 'classes'\?\)"):
-        LabelToClassesd(label_type="class")
+    refused(r"label_type is 'class' \(did you mean 'classes'\?\)", LabelToClassesd, label_type="class")
     with pytest.raises(KeyError):
         LabelToClassesd()({})
-
-
-# --- the whole chain -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

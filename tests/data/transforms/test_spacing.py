@@ -1,7 +1,5 @@
 """Resampling: sizes, positions, low-pass, labels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ from skimage.color import hed2rgb, rgb2hed
 from skimage.data import immunohistochemistry
 
 from medmdm.data.transforms.stain import RandStainJitter, RandStainJitterd
-from medmdm.errors import UserError
+from tests.made import refused
 
 
 @pytest.fixture
@@ -43,7 +41,5 @@ def test_random_state_probability_and_nothing(tissue: torch.Tensor) -> None:
 
 
 def test_bad_input(tissue: torch.Tensor) -> None:
-    with pytest.raises(UserError, match="RGB"):
-        RandStainJitter()(tissue[:1])
-    with pytest.raises(UserError, match="sigma"):
-        RandStainJitter(sigma=1.0)
+    refused("RGB", RandStainJitter(), tissue[:1])
+    refused("sigma", RandStainJitter, sigma=1.0)

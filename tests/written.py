@@ -1,13 +1,24 @@
-"""Small NIfTI files whose every voxel differs, so that a swapped or flipped axis shows."""
-
-from __future__ import annotations
+"""Small pictures and volumes, written on the spot; by default of random values that depend on the name alone."""
 
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
 SHAPE = (5, 7, 4)
+
+
+def random(shape: tuple[int, ...], name: str) -> np.ndarray:
+    return np.random.default_rng(list(name.encode())).integers(0, 256, shape)
+
+
+def picture(path: Path, array: np.ndarray | None = None, shape: tuple[int, ...] = (20, 30, 3), seed: str = "") -> Path:
+    """Write a picture in the format of its suffix; ``seed`` stands for the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = random(shape, seed or path.name) if array is None else array
+    Image.fromarray(array if array.dtype in (np.uint16, np.float32) else array.astype(np.uint8)).save(path)
+    return path
 
 
 def oblique(flips: tuple[int, int, int] = (1, 1, 1), order: tuple[int, int, int] = (0, 1, 2)) -> np.ndarray:
@@ -23,13 +34,13 @@ def oblique(flips: tuple[int, int, int] = (1, 1, 1), order: tuple[int, int, int]
 
 
 def write_nifti(
-    path: Path,
-    array: np.ndarray | None = None,
-    affine: np.ndarray | None = None,
-    slope: float | None = None,
+    path: Path, array: np.ndarray | None = None, affine: np.ndarray | None = None, slope: float | None = None,
     intercept: float = 0.0,
-) -> Path:
-    """Write a NIfTI file; with ``slope`` the array is what is stored, before slope and intercept."""
+) -> Path:  # fmt: skip
+    """Write a NIfTI file; by default every voxel differs, so that a swapped or flipped axis shows.
+
+    With ``slope`` the array is what is stored, before slope and intercept.
+    """
     if array is None:
         array = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
     image = nib.Nifti1Image(array, oblique() if affine is None else affine)
@@ -41,7 +52,6 @@ def write_nifti(
     image.header.set_slope_inter(slope, intercept)
     # Stored values as they are: nibabel would divide by the slope.
     raw = image.header.structarr
-    raw["vox_offset"], raw["scl_slope"], raw["scl_inter"] = 352, slope, intercept
-    raw["magic"] = b"n+1"
+    raw["vox_offset"], raw["scl_slope"], raw["scl_inter"], raw["magic"] = 352, slope, intercept, b"n+1"
     path.write_bytes(raw.tobytes() + b"\0" * 4 + array.tobytes(order="F"))
     return path
