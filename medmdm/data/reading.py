@@ -23,7 +23,7 @@ from medmdm.data.files.volumes import Slicing, volume_geometry
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, plain_tensor
-from medmdm.data.validity import Grid, check_known, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, find_user_error, nearest
 from medmdm.files import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
@@ -71,7 +71,7 @@ class LoadCased(MapTransform):
             if key in d.get("stored", {}):
                 d[key] = self.load_slice(d)[key]
             else:
-                d[key] = _read_label(str(d[key]), Grid(tuple(image.shape[1:])), f"its image {data[self.keys[0]]}")
+                d[key] = _read_label(str(d[key]), ImageGrid(tuple(image.shape[1:])), f"its image {data[self.keys[0]]}")
         return self.cut(d)
 
 
@@ -123,7 +123,7 @@ class LabelToClassesd(MapTransform):
         return d
 
 
-def _read_label(name: str, image: Grid, image_name: str) -> MetaTensor:
+def _read_label(name: str, image: ImageGrid, image_name: str) -> MetaTensor:
     label = decode_label(Path(name), image)
     check_same_grid(label.grid, image, name, image_name)
     # torch lacks most operations on these types.

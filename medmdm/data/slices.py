@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.transforms.intensity import check_percentiles
-from medmdm.data.validity import Grid, check_finite, check_same_grid
+from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, save_json, text_hash
 
@@ -53,9 +53,9 @@ class StoredVolume:
     quantiles_nonzero: np.ndarray
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> ImageGrid:
         """Where the source's voxels lie."""
-        return Grid(self.slicing.shape, self.slicing.affine)
+        return ImageGrid(self.slicing.shape, self.slicing.affine)
 
     def percentile_range(self, lower: float, upper: float, nonzero: bool = False) -> list[list[float]]:
         """Return [low, high] of each channel at two percentages (in between the tenths by linear interpolation)."""

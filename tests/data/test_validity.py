@@ -13,7 +13,7 @@ from medmdm.check.data_list import check
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.data.validity import (
-    Grid,
+    ImageGrid,
     check_finite,
     check_known,
     check_range,
@@ -92,7 +92,9 @@ def test_four_users_give_one_answer(name: str, tmp_path: Path) -> None:
         return not any(finding.check.startswith("label-") for finding in check(data / "dataset.json").errors)
 
     def reported() -> Any:
-        check_same_grid(Grid(label_shape, label_affine), Grid(shape, image_affine), "label", "image", "evaluate again")
+        check_same_grid(
+            ImageGrid(label_shape, label_affine), ImageGrid(shape, image_affine), "label", "image", "evaluate again"
+        )
 
     answers = [answer(ask) for ask in (train, checked, lambda: prepare("volumes", data, tmp_path / "out"), reported)]
     assert answers == [expected] * 4
@@ -105,12 +107,12 @@ def test_distance_is_that_of_the_farthest_voxel() -> None:
         one, other = (np.vstack([rng.normal(size=(3, 4)), [0, 0, 0, 1]]) for _ in range(2))
         voxels = np.concatenate([np.indices(shape).reshape(3, -1), np.ones((1, np.prod(shape)))])
         farthest = np.linalg.norm((one @ voxels - other @ voxels)[:3], axis=0).max()
-        assert grid_distance(Grid(shape, one), Grid(shape, other)) == pytest.approx(farthest)
+        assert grid_distance(ImageGrid(shape, one), ImageGrid(shape, other)) == pytest.approx(farthest)
 
 
 def test_pictures_and_volumes_are_told_apart() -> None:
     with pytest.raises(UserError, match="of y and x, one is a volume and one a picture"):
-        check_same_grid(Grid((3, 4)), Grid((3, 4, 1), PLAIN), "y", "x")
+        check_same_grid(ImageGrid((3, 4)), ImageGrid((3, 4, 1), PLAIN), "y", "x")
 
 
 @pytest.mark.parametrize(("label", "words"), [

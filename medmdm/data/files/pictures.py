@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from monai.data import ImageReader
+from monai.utils import ensure_tuple
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
@@ -79,12 +80,12 @@ class RasterReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        return all(str(name).lower().endswith(IMAGE_SUFFIXES) for name in _as_tuple(filename))
+        return all(str(name).lower().endswith(IMAGE_SUFFIXES) for name in ensure_tuple(filename))
 
     def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
         # Decoding waits for `get_data`: when `read` fails, LoadImage goes on to MONAI's other readers, which would
         # hide our sentence and could return a picture cut to 8 bits.
-        return tuple(Path(name) for name in _as_tuple(data))
+        return tuple(Path(name) for name in ensure_tuple(data))
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         arrays = [read_image(path) for path in img]
@@ -95,16 +96,8 @@ class RasterReader(ImageReader):
                     "of one image must agree in size and type."
                 )
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        meta = {
-            "original_channel_dim": 0,
-            "spatial_shape": np.asarray(array.shape[1:]),
-            "original_dtype": array.dtype.name,
-        }
-        return array, meta
-
-
-def _as_tuple(data: Any) -> tuple[Any, ...]:
-    return tuple(data) if isinstance(data, (list, tuple)) else (data,)
+        shape = np.asarray(array.shape[1:])
+        return array, {"original_channel_dim": 0, "spatial_shape": shape, "original_dtype": array.dtype.name}
 
 
 def _describe(array: np.ndarray) -> str:
@@ -146,22 +139,19 @@ def _array(path: Path, image: Image.Image) -> np.ndarray:
     mode = image.mode
     if mode == "1":
         return np.asarray(image.convert("L")) > 0  # Pillow's own array of bilevel images has bytes of 255 as True
+    if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
+        return np.asarray(image.convert("L" if mode == "La" else "RGB"))
+    array = np.asarray(image)
     if mode in ("L", "RGB", "F"):
-        return np.asarray(image)
+        return array
     if mode in ("LA", "RGBA"):
-        array = np.asarray(image)
         return array[..., 0] if mode == "LA" else array[..., :3]
-    if mode.startswith("I;16"):
-        array = np.asarray(image)
-        # Pillow turns "white is zero" around for 8 bits but not for 16.
+    if mode.startswith("I;16"):  # Pillow turns "white is zero" around for 8 bits but not for 16
         return 65535 - array if photometric == 0 else array
     if mode == "I":
-        array = np.asarray(image)
         if is_png:  # older versions of Pillow hold 16-bit grey PNGs in 32 bits
             return array.astype(np.uint16)
         return array.view(np.uint32) if unsigned else array
-    if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
-        return np.asarray(image.convert("L" if mode == "La" else "RGB"))
     raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey.")
 
 
