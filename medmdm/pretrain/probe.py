@@ -83,10 +83,9 @@ class Probe(Periodic):
         self.folds = _folds(self.cases, list(reader.read_all(self.cases.training)), self.head.most_folds)
         self.validation = list(reader.read_all(self.cases.validation))
         if len(self.folds) < 2 and not self.validation:
-            raise UserError(
-                f"{self.cases.dataset_dir}: the probe leaves labelled patients (or cases) out in turn, so it needs two "
-                "or more with a labelled pixel, or validation cases in its list"
-            )
+            need = "two or more with a labelled pixel, or validation cases in its list"
+            what = f"the probe leaves labelled patients (or cases) out in turn, so it needs {need}"
+            raise UserError(f"{self.cases.dataset_dir}: {what}")
 
     def attach(self, engine: Engine) -> None:
         """Register the handler on a trainer, before the handler that writes the log."""

@@ -42,11 +42,8 @@ METRICS = {key: Metric(**texts) for key, texts in _TEXTS.items()}
 PER_CLASS = tuple(key for key, metric in METRICS.items() if metric.group != "objects")
 COUNTS = ("tp", "fp", "fn", "tn", "n_true", "n_pred")  # pixels of a class
 # What the metrics of objects count in a case, and its column: objects, not pixels.
-OBJECT_COUNTS = {
-    "n_true": "objects_true",
-    "n_pred": "objects_pred",
-    **{key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")},
-}
+OBJECT_COUNTS = {"n_true": "objects_true", "n_pred": "objects_pred"}
+OBJECT_COUNTS |= {key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")}
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
@@ -68,8 +65,7 @@ def number_text(value: float | None, distance: bool = False, signed: bool = Fals
         return "\N{EN DASH}"
     digits = 2 if distance else 4
     value = round(value, digits) or 0.0  # no sign of a zero
-    text = f"{value:{'+' if signed and value else ''}.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{value:{'+' if signed and value else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval_text(interval: Sequence[float | None], distance: bool = False, signed: bool = False) -> str:
@@ -80,13 +76,6 @@ def interval_text(interval: Sequence[float | None], distance: bool = False, sign
     if not signed:
         low, high = max(low, 0.0), high if distance else min(high, 1.0)
     return " to ".join(number_text(bound, distance, signed) for bound in (low, high))
-
-
-def p_text(value: float | None) -> str:
-    """Return a p-value with three digits."""
-    if value is None:
-        return "\N{EN DASH}"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def metric_title(key: str, unit: str) -> str:
@@ -127,7 +116,7 @@ def environment() -> Environment:
     templates.filters |= {
         "number": number_text,
         "interval": interval_text,
-        "p_value": p_text,
+        "p_value": lambda p: "\N{EN DASH}" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "counted": counted,
         "title_of": metric_title,
         "metric": METRICS.__getitem__,
@@ -154,8 +143,7 @@ def _data_uri(picture: bytes) -> Markup:
 
 
 def _tick(value: float, signed: bool = False) -> str:
-    text = f"{value:+g}" if signed and value else f"{value:g}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{value:{'+' if signed and value else ''}g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _one_line(value: Any) -> str:

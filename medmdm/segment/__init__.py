@@ -1,11 +1,10 @@
 """From a backbone and a few labelled images to masks and their record."""
 
-from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
 from medmdm.segment.evaluation import LabelledData, Outputs
 from medmdm.segment.postprocessing import PostProcess
 from medmdm.segment.reconstruction_error import ReconstructionError
 from medmdm.segment.study import Grid, Study
-from medmdm.segment.workflow import Segmentation
+from medmdm.segment.workflow import Evaluation, Inference, OpenSegmenter, Segmentation, open_segmenter
 
 __all__ = [
     "Evaluation", "Grid", "Inference", "LabelledData", "OpenSegmenter", "Outputs", "PostProcess", "ReconstructionError",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase, content_hash
 from medmdm.errors import UserError, nearest
-from medmdm.files import atomic_write, save_json
+from medmdm.files import atomic_write, save_json, text_hash
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, Task, check_normalize, view_sizes
 from medmdm.metrics.pixels import mean_scores
@@ -150,11 +149,9 @@ class Study:
                 check_normalize(backbone.extractor, self.reading.whole)
             other = _preprocessing(backbone.plan)
             for key in (key for key in other if other[key] != expected[key]):
-                raise UserError(
-                    f"backbones#{name} was trained with {key} {other[key]}, {next(iter(self.backbones))} with "
-                    f"{expected[key]}, but a study reads images once: leave one out, or set "
-                    f"backbones#{name}#preprocessing#{key}."
-                )
+                both = f"with {key} {other[key]}, {next(iter(self.backbones))} with {expected[key]}"
+                advice = f"leave one out, or set backbones#{name}#preprocessing#{key}"
+                raise UserError(f"backbones#{name} was trained {both}, but a study reads images once: {advice}.")
 
     @property
     def _first(self) -> OpenBackbone:
@@ -188,18 +185,14 @@ class Study:
             if backbone.extractor is not None:
                 sizes = view_sizes([*training.values(), *tested], self.reading)
                 logger.info("%s: %s", name, backbone.extractor.announce(sizes))
-        cells = list(self.cells())
         contents = {case.name: [case.name, content_hash(case)] for case in [*training.values(), *tested]}
-        supports, keys, found = [], [], []
-        for cell in cells:
-            supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
-            read = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
-            keys.append(self._key(cell, *read))
-            found.append(_finished(self._path(cell), keys[-1]))
-        logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
-        rows: list[dict[str, Any]] = []
-        every = zip(cells, supports, keys, found, strict=True)
-        for number, (cell, support, key, content) in enumerate(every, start=1):
+        cells, rows = [], list[dict[str, Any]]()
+        for cell in self.cells():
+            support = [training[str(entry["case"])] for entry in self.data.draw_support(cell.shots, cell.draw)]
+            key = self._key(cell, *([contents[case.name] for case in cases] for cases in (support, tested)))
+            cells.append((cell, support, key, _finished(self._path(cell), key)))
+        logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
+        for number, (cell, support, key, content) in enumerate(cells, start=1):
             if content is None:
                 content = {"key": key, **self._compute(cell, support, tested)}
                 save_json(content, self._path(cell))
@@ -262,7 +255,7 @@ class Study:
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
             "reading": [to_config(self.reading), _preprocessing(self._first.plan)],
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return text_hash(json.dumps(content, sort_keys=True, default=str))
 
 
 def _preprocessing(plan: Mapping[str, Any]) -> dict[str, Any]:
