@@ -109,8 +109,7 @@ def test_monuseg_is_the_papers_thirty_and_the_official_fourteen():
     every = [*monuseg.training, *monuseg.test]
     assert len({entry["patient_id"] for entry in every}) == 44
     for entry in every:
-        name = entry["image"].split("/")[-1]
-        assert name.startswith(entry["patient_id"])
+        assert entry["image"].split("/")[-1].startswith(entry["patient_id"])
         assert len(entry["patient_id"]) == len("TCGA-XX-0000")
 
 

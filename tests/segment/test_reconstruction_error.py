@@ -136,8 +136,7 @@ def waves(count: int, seed: int) -> Tensor:
 def test_a_trained_network_errs_where_the_picture_was_changed() -> None:
     torch.manual_seed(0)
     masking = PatchMasking(patch_size=4)
-    sizes = {**SIZES, "attention_resolutions": ()}
-    net = ADMUNet(in_channels=1, out_channels=1, **sizes)
+    net = ADMUNet(in_channels=1, out_channels=1, **{**SIZES, "attention_resolutions": ()})
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for step in range(60):
         x, t = waves(4, step), torch.full((4,), 250)
@@ -150,8 +149,7 @@ def test_a_trained_network_errs_where_the_picture_was_changed() -> None:
     truth = np.zeros((32, 32), bool)
     truth[11:21, 8:18] = True  # on no grid of patches
     changed = torch.where(torch.from_numpy(truth), pictures.mT, pictures)
-    scores = [roc_auc_score(truth.ravel(), found.numpy().ravel()) for found in error(changed)]
-    assert np.mean(scores) > 0.9
+    assert np.mean([roc_auc_score(truth.ravel(), found.numpy().ravel()) for found in error(changed)]) > 0.9
     before, after = (float(error(x)[:, 0, truth].mean()) for x in (pictures, changed))
     assert after > 2 * before
 
