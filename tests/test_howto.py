@@ -67,9 +67,8 @@ def test_commands_of_the_page_run(page: Path, sources: dict[str, str], tmp_path:
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
     script = "set -euo pipefail\n" + "\n".join(blocks)
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    command = ["bash", "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 

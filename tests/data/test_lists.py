@@ -69,10 +69,8 @@ def test_mistakes_are_one_sentence_with_file_and_key(tmp_path, content, sentence
 
 
 def test_files_that_are_no_list(tmp_path):
-    with pytest.raises(
-        UserError, match=r"nowhere does not exist: give a JSON file or one of demo, demo_labelled, glas, monuseg"
-    ):
-        load_data_list("nowhere")
+    sentence = "nowhere does not exist: give a JSON file or one of demo, demo_labelled, glas, monuseg"
+    refused(sentence, load_data_list, "nowhere")
     (tmp_path / "a.json").write_text("{")
     refused(r"a\.json is not JSON", load_data_list, tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[]")

@@ -116,9 +116,8 @@ def test_statistics_of_the_store(tmp_path, store):
     values[0, 0, 9] = 1e6  # one voxel must not decide what is foreground
     volume = store.get(str(write_nifti(tmp_path / "a.nii.gz", values, np.eye(4))))
     assert np.allclose(volume.percentile_range(0.5, 99.5)[0], np.percentile(values, [0.5, 99.5]), rtol=1e-5)
-    assert np.allclose(
-        volume.percentile_range(1, 99, nonzero=True)[0], np.percentile(values[values != 0], [1, 99]), rtol=1e-5
-    )
+    nonzero = np.percentile(values[values != 0], [1, 99])
+    assert np.allclose(volume.percentile_range(1, 99, nonzero=True)[0], nonzero, rtol=1e-5)
     assert volume.constant == (True,) * 4 + (False,) * 6
     assert all(share == 0 for share in volume.foreground[:4])
     assert all(share > 0.9 for share in volume.foreground[4:])
@@ -142,9 +141,8 @@ def test_entries_with_label_axis_and_context(tmp_path, store):
     one, two = (rng.integers(0, 100, SHAPE, dtype=np.int16) for _ in range(2))
     paths = [str(write_nifti(tmp_path / f"{name}.nii", a, np.eye(4))) for name, a in (("t1", one), ("t2", two))]
     label = str(write_nifti(tmp_path / "l.nii", (one > 50).astype(np.float32), np.eye(4)))
-    entries = slice_entries(
-        {"image": paths, "label": label, "axis": "coronal", "grade": "x"}, store, percentiles=[0, 100]
-    )
+    case = {"image": paths, "label": label, "axis": "coronal", "grade": "x"}
+    entries = slice_entries(case, store, percentiles=[0, 100])
     assert len(entries) == SHAPE[1]
     load = LoadSliced(["image", "label"], context_slices=[1, 0])
     for k, entry in enumerate(entries):

@@ -233,9 +233,8 @@ def test_folder_of_instances(tmp_path: Path) -> None:
 def test_folder_hints_at_instances(tmp_path: Path) -> None:
     picture(tmp_path / "set" / "a.png", shape=(20, 50, 3))
     mask(tmp_path / "set" / "a_mask.png", [(1, 2, i, i + 1, i) for i in range(1, 41)], 20, 50)
-    assert "40 values: if they number objects, give --label-type instances" in prepare(
-        "folder", tmp_path / "set", tmp_path / "out"
-    )
+    summary = prepare("folder", tmp_path / "set", tmp_path / "out")
+    assert "40 values: if they number objects, give --label-type instances" in summary
 
 
 def test_folder_refuses_masks_that_number_nothing(tmp_path: Path) -> None:

@@ -150,21 +150,18 @@ def test_bad_input_is_refused_before_training(labelled: Path, overrides: dict[st
 
 def test_a_label_of_another_size_is_named_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
     picture(labelled / "1_label.png", np.zeros((5, 5)))
-    refused_in_config(
-        r"1(_label)?\.png", pretrain, tmp_path / "run", labelled, probe_data_list=str(write_list(labelled, "012"))
-    )
+    data_list = str(write_list(labelled, "012"))
+    refused_in_config(r"1(_label)?\.png", pretrain, tmp_path / "run", labelled, probe_data_list=data_list)
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_a_network_without_features_is_refused_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
-    data_list = str(write_list(labelled, "012"))
+    settings = {"probe_data_list": str(write_list(labelled, "012"))}
     network = {
         "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
         "channels": [8, 8], "attention_levels": [False, False], "num_res_blocks": 1, "norm_num_groups": 4,
     }  # fmt: skip
-    refused_in_config(
-        "has no features", pretrain, tmp_path / "run", labelled, probe_data_list=data_list, network_def=network
-    )
+    refused_in_config("has no features", pretrain, tmp_path / "run", labelled, **settings, network_def=network)
 
 
 def test_no_list_no_probe(tmp_path: Path) -> None:

@@ -55,9 +55,8 @@ def test_sequences_and_neighbours_are_channels(workflow: Workflow, volumes: Path
         {"image": [f"t1/{i}.nii.gz", f"t2/{i}.nii.gz"], "label": f"labels/{i}.nii.gz", "patient_id": f"p{i[-1]}"}
         for i in (f"case{n}" for n in range(6))
     ]
-    (volumes / "dataset.json").write_text(
-        json.dumps({"name": "two", "training": entries[:4], "validation": entries[4:5], "test": entries[5:]})
-    )
+    content = {"name": "two", "training": entries[:4], "validation": entries[4:5], "test": entries[5:]}
+    (volumes / "dataset.json").write_text(json.dumps(content))
     plan = run(workflow, tmp_path, "mr_slices", dataset_dir=str(volumes), context_slices=1, channels=6)
     assert plan["channels"] == 6
     assert plan["context_slices"] == 1

@@ -95,9 +95,8 @@ def test_nothing_is_copied_from_what_is_seen() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 21, 30), (2, 1, 12, 40), (1, 2, 7, 6)], ids=str)
 def test_the_map_is_that_of_scikit_image(shape: tuple[int, ...]) -> None:
     x, answer = noise(*shape), noise(1, shape[1], 64, 64, seed=1)
-    error = ReconstructionError(
-        (Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t)), PLAN)
-    )
+    answering = Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t))
+    error = ReconstructionError((answering, PLAN))
     found = error(x).numpy()
     for b in range(shape[0]):
         maps = []

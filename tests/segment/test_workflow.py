@@ -28,9 +28,8 @@ def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) ->
     scores = run("mdm_segment")
     assert scores["dice"] > 0.9
     folder = tmp_path / "run"
-    assert {"segmenter.pt", "plan.json", "run.json", "evaluation.json", "index.html", "per_case.csv"} <= {
-        path.name for path in folder.iterdir()
-    }
+    files = {"segmenter.pt", "plan.json", "run.json", "evaluation.json", "index.html", "per_case.csv"}
+    assert files <= {path.name for path in folder.iterdir()}
     mask = read_image(folder / "predictions" / "4.png")[0]
     assert mask.shape == read_image(pictures / "4.png").shape[1:]
     assert json.loads((folder / "evaluation.json").read_text())["stamp"]["kind"] == "inductive"
@@ -269,7 +268,8 @@ def test_images_and_labels_are_decoded_once_and_scored_once(run, tmp_path, monke
     ({"blocks": 3}, 'blocks must be "paper" or a list of block numbers, got 3.'),
     ({"timesteps": 50}, "timesteps must be a list of whole numbers such as [50, 200], or null, got 50."),
     ({"timesteps": [1000]}, "timesteps must be a list of numbers from 0 to 999, got [1000]."),
-    ({"partitions": "many"}, "partitions must be a whole number of 1 or more, or null, got 'many'."),
+    ({"masking": "partition", "partitions": "many"},
+     "partitions must be a whole number of 1 or more, or null, got 'many'."),
     ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
 ], ids=str)  # fmt: skip
 def test_wrong_settings_get_a_sentence_before_anything_is_done(refused, tmp_path, setting, sentence) -> None:

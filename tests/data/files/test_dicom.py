@@ -128,9 +128,8 @@ def test_what_makes_no_volume(tmp_path):
 def test_gaps_are_reported(tmp_path):
     places = [np.array([0, 0, z]) for z in (0, 3, 6, 12, 15, 18)]
     series = choose_series(write_series(tmp_path / "missing", STORED, positions=places))
-    assert (
-        "1 slice seems to be missing (first gap after slice 3 of 6: 6.00 mm instead of 3.00 mm)" in series.warnings[0]
-    )
+    sentence = "1 slice seems to be missing (first gap after slice 3 of 6: 6.00 mm instead of 3.00 mm)"
+    assert sentence in series.warnings[0]
     places = [np.array([0, 0, z]) for z in (0, 3, 6, 9.4, 12.4, 15.4)]
     series = choose_series(write_series(tmp_path / "uneven", STORED, positions=places))
     assert "3.00 to 3.40 mm apart" in series.warnings[0]

@@ -80,9 +80,8 @@ def test_palette_becomes_rgb(tmp_path, rng):
     image = Image.fromarray(colour(rng)).quantize(16)
     for suffix in ("png", "bmp", "tif"):
         image.save(tmp_path / f"a.{suffix}")
-        np.testing.assert_array_equal(
-            read_image(tmp_path / f"a.{suffix}"), np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        )
+        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), expected)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
