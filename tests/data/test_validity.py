@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -24,6 +23,7 @@ from medmdm.data.validity import (
 from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from tests.made import refused
+from tests.written import write_nifti
 
 SMALL, LARGE = (20, 20, 5), (200, 200, 50)
 PLAIN = np.eye(4)
@@ -75,10 +75,9 @@ def test_four_users_give_one_answer(name: str, tmp_path: Path) -> None:
     shape, image_affine, label_shape, label_affine, expected = CASES[name]
     data = tmp_path / "release"
     for kind, size, matrix in (("image", shape, image_affine), ("label", label_shape, label_affine)):
-        (data / f"{kind}s").mkdir(parents=True)
         array = np.zeros(size, np.uint8)
         array[1:4, 1:4] = 1
-        nib.save(nib.Nifti1Image(array, matrix), data / f"{kind}s" / "a.nii")
+        write_nifti(data / f"{kind}s" / "a.nii", array, matrix)
     entry = {"image": "images/a.nii", "label": "labels/a.nii"}
     content = {"name": "grid", "labels": {"background": 0, "blob": 1}, "training": [entry]}
     (data / "dataset.json").write_text(json.dumps(content))
