@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmdm.data.cases import Cases, select_cases
+from medmdm.data.cases import select_cases
 from medmdm.data.dataset import CropDataset, StepSampler
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
@@ -49,7 +49,7 @@ from medmdm.data.writers import SliceAssembler, write_map, write_mask
 from medmdm.files import pixel_hash
 
 __all__ = [
-    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "Cases", "CropDataset",
+    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "CropDataset",
     "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
     "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
     "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",

@@ -16,10 +16,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
-from medmdm.data.cases import Cases
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import Slicing, volume_geometry
+from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, plain_tensor
@@ -216,7 +216,7 @@ class CaseReader:
         UserError: later, from :meth:`read`: one sentence naming the file.
     """
 
-    def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, cases: Selection, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
         self.cases = cases
         self.plan = plan
         self.slice_cache = store
