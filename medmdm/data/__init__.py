@@ -36,7 +36,6 @@ from medmdm.data.transforms.intensity import (
     window_range,
 )
 from medmdm.data.transforms.spatial import (
-    CutRegion,
     CutRegiond,
     PadToSize,
     PadToSized,
@@ -50,7 +49,7 @@ from medmdm.files import pixel_hash
 
 __all__ = [
     "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "CropDataset",
-    "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
+    "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
     "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
     "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
     "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",

@@ -18,7 +18,7 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
-from medmdm.data.transforms.intensity import check_percentiles
+from medmdm.data.transforms.intensity import check_percentiles, values_at
 from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, save_json, text_hash
@@ -239,8 +239,9 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
         # Sorting once gives all quantiles exactly. In the order of memory, for NIfTI lies column after column.
         ordered = np.sort(array[channel].ravel(order="K"))
         others = ordered[ordered != 0]
-        quantiles.append(_quantiles(ordered))
-        nonzero.append(_quantiles(others if len(others) else ordered))
+        quantiles.append(values_at(ordered, np.linspace(0, len(ordered) - 1, _QUANTILES)))
+        others = others if len(others) else ordered
+        nonzero.append(values_at(others, np.linspace(0, len(others) - 1, _QUANTILES)))
         threshold = _threshold(array[channel], quantiles[-1])
         if threshold is not None:
             foreground |= slices[:, channel] > threshold
@@ -256,15 +257,6 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
         "quantiles": quantiles,
         "quantiles_nonzero": nonzero,
     }
-
-
-def _quantiles(ordered: np.ndarray) -> list[float]:
-    at = np.linspace(0, len(ordered) - 1, _QUANTILES)
-    below = np.floor(at).astype(np.int64)
-    above = np.minimum(below + 1, len(ordered) - 1)
-    low, high = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
-    values: list[float] = (low + (at - below) * (high - low)).tolist()
-    return values
 
 
 def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
