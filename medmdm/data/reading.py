@@ -28,6 +28,9 @@ from medmdm.errors import UserError, find_user_error, nearest
 from medmdm.files import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
+# torch lacks most operations on these types.
+_WIDER = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}
+
 
 class LoadCased(MapTransform):
     """Load the image and the label of a case of :func:`medmdm.data.select_cases`, and cut both to its region.
@@ -71,7 +74,11 @@ class LoadCased(MapTransform):
             if key in d.get("stored", {}):
                 d[key] = self.load_slice(d)[key]
             else:
-                d[key] = _read_label(str(d[key]), ImageGrid(tuple(image.shape[1:])), f"its image {data[self.keys[0]]}")
+                name, grid = str(d[key]), ImageGrid(tuple(image.shape[1:]))
+                label = decode_label(Path(name), grid)
+                check_same_grid(label.grid, grid, name, f"its image {data[self.keys[0]]}")
+                array = label.array.astype(_WIDER.get(label.array.dtype.name, label.array.dtype), copy=False)
+                d[key] = MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": name})
         return self.cut(d)
 
 
@@ -121,15 +128,6 @@ class LabelToClassesd(MapTransform):
                 check_known(numbers, self.classes, self.ignore, name)
             d[key] = MetaTensor(torch.from_numpy(numbers.astype(np.uint8)), meta=dict(meta))
         return d
-
-
-def _read_label(name: str, image: ImageGrid, image_name: str) -> MetaTensor:
-    label = decode_label(Path(name), image)
-    check_same_grid(label.grid, image, name, image_name)
-    # torch lacks most operations on these types.
-    wider = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}.get(label.array.dtype.name)
-    array = label.array if wider is None else label.array.astype(wider)
-    return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": name})
 
 
 @dataclass(frozen=True)
