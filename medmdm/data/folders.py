@@ -54,17 +54,14 @@ def is_mask(path: PurePath) -> bool:
     stem = path.stem.lower().removesuffix(".nii")  # of .nii.gz
     if _MASK_ANYWHERE.search(stem) or _MASK_AT_END.search(stem):
         return True
-    return any(_is_label_folder(part) for part in path.parent.parts)
-
-
-def _is_label_folder(name: str) -> bool:
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
     # `Ground_Truth`, `masks`, `train_masks`, `masks_train`; a first word in the singular (`seg_study`) says too little.
-    return bool(words) and (
-        _LABEL_WORD.fullmatch("".join(words)) is not None
-        or _LABEL_WORD.fullmatch(words[-1]) is not None
+    folders = [re.findall("[a-z0-9]+", part.lower()) for part in path.parent.parts]
+    return any(
+        _LABEL_WORD.fullmatch("".join(words))
+        or _LABEL_WORD.fullmatch(words[-1])
         or words[0] in ("annotations", "labels", "masks")
         or words[-2:] == ["ground", "truth"]
+        for words in filter(None, folders)
     )
 
 
@@ -204,7 +201,8 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
         training = [path for path in found["training"] if path is not None]
         if len(training) < len(found["training"]) / 2:
             continue
-        if not _sizes_fit(candidate, training):
+        sizes = {tuple(size) for size in candidate.information.get("image_sizes", [])}
+        if sizes and sum(image_size(path) in sizes for path in training) < len(training) / 2:
             warnings.append(
                 f"{folder} holds images named as in {candidate.name} but of other sizes, so its split is not applied: "
                 f"pass --data_list {candidate.name} if they are its images"
@@ -295,8 +293,3 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
     for path in paths:
         found[path.stem].append(path)
     return found
-
-
-def _sizes_fit(data_list: DataList, paths: Sequence[Path]) -> bool:
-    sizes = {tuple(size) for size in data_list.information.get("image_sizes", [])}
-    return not sizes or sum(image_size(path) in sizes for path in paths) >= len(paths) / 2

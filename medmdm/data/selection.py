@@ -276,14 +276,15 @@ def slice_volumes(
         )
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
-
-    def expand(i: int) -> list[dict[str, Any]]:
-        return slice_entries(entries[i], volumes, axis, percentiles, nonzero)
-
     with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
+        groups = pool.imap(lambda i: slice_entries(entries[i], volumes, axis, percentiles, nonzero), which)
         shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
-        sliced = dict(zip(which, tqdm(pool.imap(expand, which), total=len(which), **shown), strict=True))
-    kept = {i: _not_empty(group, min_foreground) for i, group in sliced.items()}
+        sliced = dict(zip(which, tqdm(groups, total=len(which), **shown), strict=True))
+    least = -1 if min_foreground is None else min_foreground
+    kept = {
+        i: [e for e in group if least < 0 or (e["foreground"] >= least and not e["constant"])]
+        for i, group in sliced.items()
+    }
     all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
     if not all_kept:
         problem = f"each of the {all_slices} slices is empty by min_foreground {min_foreground}: lower it."
@@ -300,10 +301,6 @@ def slice_volumes(
         sentences.append(sentence)
     train, held = tuple(chain(*training)), tuple(chain(*validation))
     return dataclasses.replace(selection, training=train, validation=held, sentences=tuple(sentences))
-
-
-def _not_empty(slices: list[dict[str, Any]], least: float | None) -> list[dict[str, Any]]:
-    return [e for e in slices if least is None or (not e["constant"] and e["foreground"] >= least)]
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:

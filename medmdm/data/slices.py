@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,10 @@ class VolumeStore:
         """
         key = _key(path, axis, series_uid)
         array_path, record_path = self.folder / f"{key}.npy", self.folder / f"{key}.json"
-        record = _load_record(record_path, array_path)
-        if record is None:
+        record: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            record = json.loads(record_path.read_text(encoding="utf-8"))
+        if not record or not array_path.is_file() or array_path.stat().st_size != record.get("bytes"):
             volume = read_volume(path, series_uid)
             slicing = Slicing(volume.array.shape[1:], volume.affine, axis)
             record = _describe(volume, slicing, path)
@@ -219,14 +222,6 @@ def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
             raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path.") from error
         sources.append([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
     return text_hash(json.dumps([_FORMAT, sources, axis, series_uid]))[:40]
-
-
-def _load_record(record_path: Path, array_path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8"))
-        return record if array_path.stat().st_size == record["bytes"] else None
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> dict[str, Any]:
