@@ -14,7 +14,7 @@ from typing import Any
 import medmdm.data.folders as folders
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
 from medmdm.data.files.formats import is_volume, volume_stem
-from medmdm.data.folders import DEMO, DEMO_LABELLED, FolderImages
+from medmdm.data.folders import DEMO, DEMO_LABELLED
 from medmdm.data.lists import SECTIONS, DataList, image_name, image_names
 from medmdm.data.selection import Selection, note_missing
 from medmdm.data.transforms.spatial import as_spacing, with_spacing
@@ -58,14 +58,22 @@ def select_cases(
             it does not say what its labels mean, a spacing is not above 0, or no case is left.
     """
     spacing = as_spacing(image_spacing, name="image_spacing")
-    for section in sections:
-        if section not in SECTIONS:
-            close = nearest(section, SECTIONS)
-            raise UserError(f"the section {section!r} is unknown{close}: use {', '.join(SECTIONS)}.")
+    if unknown := [section for section in sections if section not in SECTIONS]:
+        close = nearest(unknown[0], SECTIONS)
+        raise UserError(f"the section {unknown[0]!r} is unknown{close}: use {', '.join(SECTIONS)}.")
     folder, chosen, warnings = folders.choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = folders.find_images(folder, may_be_empty=chosen is not None)
     if chosen is None:
-        return _folder_cases(images, labelled, warnings, {"spacing": spacing})
+        if labelled:
+            raise UserError(
+                f"{folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
+                "medmdm prepare does, or pass --data_list."
+            )
+        entries = [{"image": path.relative_to(folder).as_posix()} for path in images.images]
+        named = zip(entries, case_names(entries, folder), images.images, strict=True)
+        test = tuple(_entry(entry, case, path, None, {"spacing": spacing}) for entry, case, path in named)
+        sentence = f"{folder}: {counted(len(test), 'image')}, no data list"
+        return Selection(folder, None, (), (), test, (sentence,), tuple(warnings))
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
         chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
     is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
@@ -91,21 +99,6 @@ def select_cases(
     if is_demo:
         sentences.append(SILVER_STANDARD)
     return dataclasses.replace(cases, sentences=tuple(sentences))
-
-
-def _folder_cases(
-    images: FolderImages, labelled: bool, warnings: Sequence[str], information: Mapping[str, Any]
-) -> Selection:
-    if labelled:
-        raise UserError(
-            f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
-            "medmdm prepare does, or pass --data_list."
-        )
-    entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
-    named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
-    test = tuple(_entry(entry, case, path, None, information) for entry, case, path in named)
-    sentence = f"{images.folder}: {counted(len(test), 'image')}, no data list"
-    return Selection(images.folder, None, (), (), test, (sentence,), tuple(warnings))
 
 
 def _section(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.folders import choose_data_list, find_images, image_files
-from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, label_classes, label_names, label_type
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, label_names, label_type
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.splits import subset
 from medmdm.data.transforms.intensity import check_percentiles
@@ -192,14 +192,13 @@ def note_missing(
 def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
     if label_type(information) == "instances":
         return 0, 1
-    declared = label_classes(information)
-    if declared is None:
+    names = label_names(information)
+    if not names:
         raise UserError(
             'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
             '(or "label_type": "instances" if labels number objects).'
         )
-    names = label_names(information)
-    numbers = tuple(sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore")))
+    numbers = tuple(sorted(number for number, name in names.items() if (number, name) != (IGNORE, "ignore")))
     for number in numbers:
         if names[number] == "ignore":
             raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")

@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
+from medmdm.data.validity import size_text
 from medmdm.errors import UserError, warn_once
 
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
@@ -49,8 +50,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
                     warn_once(f"{path} has {pages} pages; only the first is used")
                 array = _read_deep_colour(path, image) if _is_deep_colour(path, image) else _array(path, image)
         except UnidentifiedImageError:
-            if not _is_tiff(path):
-                raise
+            with open(path, "rb") as file:
+                if file.read(2) not in (b"II", b"MM"):  # no TIFF
+                    raise
             array = _read_with_simpleitk(path)  # TIFFs that Pillow has no mode for, such as float colour
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -89,19 +91,16 @@ class RasterReader(ImageReader):
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         arrays = [read_image(path) for path in img]
-        for path, array in zip(img, arrays, strict=True):
-            if array.shape[1:] != arrays[0].shape[1:] or array.dtype != arrays[0].dtype:
+        kinds = [f"{size_text(array.shape[1:])} {array.dtype.name}" for array in arrays]
+        for path, kind in zip(img, kinds, strict=True):
+            if kind != kinds[0]:
                 raise UserError(
-                    f"{path} is {_describe(array)} but {img[0]} is {_describe(arrays[0])}: files given as channels "
-                    "of one image must agree in size and type."
+                    f"{path} is {kind} but {img[0]} is {kinds[0]}: files given as channels of one image must agree in "
+                    "size and type."
                 )
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         shape = np.asarray(array.shape[1:])
         return array, {"original_channel_dim": 0, "spatial_shape": shape, "original_dtype": array.dtype.name}
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}"
 
 
 @contextmanager
@@ -122,11 +121,6 @@ def _errors_as_sentences(path: Path) -> Iterator[None]:
                 else "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
             )
             raise UserError(f"{path} {reason}.") from error
-
-
-def _is_tiff(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) in (b"II", b"MM")
 
 
 def _array(path: Path, image: Image.Image) -> np.ndarray:
