@@ -15,10 +15,11 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
-from monai.utils import convert_to_tensor, ensure_tuple_rep
+from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
+from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
 from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
 from medmdm.errors import UserError
@@ -157,13 +158,13 @@ def slice_entries(
     """
     axis = entry.get("axis", axis)
     volume = store.get(entry["image"], axis, entry.get("series_uid"))
-    first = entry["image"][0] if isinstance(entry["image"], list) else entry["image"]
+    first = image_names(entry)[0]
     stored = {"image": str(volume.path)}
     if entry.get("label") is not None:
         label = store.get(entry["label"], axis)
         check_same_grid(label.grid, volume.grid, str(entry["label"]), f"its image {first}")
         stored["label"] = str(label.path)
-    common: dict[str, Any] = {**entry, "image": str(first), "axis": axis, "stored": stored}
+    common: dict[str, Any] = {**entry, "image": first, "axis": axis, "stored": stored}
     common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}
     if percentiles is not None:
         common["intensity_range"] = volume.percentile_range(*check_percentiles(percentiles), nonzero)
@@ -211,7 +212,7 @@ class LoadSliced(MapTransform):
 
 def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
     sources = []
-    for name in [path] if isinstance(path, (str, os.PathLike)) else path:
+    for name in ensure_tuple(path):
         try:
             files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
             # Raw data of .mhd and .nhdr headers lie beside them.
