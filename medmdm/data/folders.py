@@ -144,16 +144,9 @@ def choose_data_list(
     data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     demo_list: str = DEMO,
 ) -> tuple[Path, DataList | None, list[str]]:
-    """Return the folder that ``dataset_dir`` stands for and the data list to use with it.
+    """Return the folder that ``dataset_dir`` stands for, the data list to use with it (or ``None``), and warnings.
 
-    Args:
-        dataset_dir: folder, or ``"demo"`` for the images in scikit-image's wheel (``"./demo"`` for a folder so named).
-        data_list: JSON file, name of a list that comes with medmdm, or its content; ``None``: look for one;
-            ``"none"``: no list.
-        demo_list: list of ``dataset_dir="demo"`` where none is given.
-
-    Returns:
-        (folder, list or ``None``, warnings).
+    Arguments as in :func:`medmdm.data.select_training_images`; ``demo_list`` is the demo's list where none is given.
 
     Raises:
         UserError: the list is missing or wrong, or it had to be looked for and the folder is missing or has no images.

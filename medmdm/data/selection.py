@@ -80,7 +80,25 @@ class Selection:
             UserError: the list declares none, or one that 8 bits cannot hold beside :attr:`ignore`.
         """
         with _titled(self.data_list):
-            return _classes(self._information)
+            if label_type(self._information) == "instances":
+                return 0, 1
+            names = label_names(self._information)
+            if not names:
+                raise UserError(
+                    "the list does not declare 'labels', so the classes are not known: add "
+                    '"labels": {"background": 0, ...} (or "label_type": "instances" if labels number objects).'
+                )
+            numbers = tuple(sorted(number for number, name in names.items() if (number, name) != (IGNORE, "ignore")))
+            for number in numbers:
+                if names[number] == "ignore":
+                    raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
+                if number >= IGNORE:
+                    raise UserError(
+                        f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to "
+                        "ignore: number them from 0 (python -m medmdm prepare folder turns masks of 0 and "
+                        f"{IGNORE} into 0 and 1)."
+                    )
+            return numbers
 
     @property
     def num_classes(self) -> int:
@@ -187,27 +205,6 @@ def note_missing(
     if not (data_list.shipped if some else section == "test"):
         raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
     warnings.append(f"{sentence} (first: {missing[0]}); {'the others are used' if some else 'there is no test'}")
-
-
-def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
-    if label_type(information) == "instances":
-        return 0, 1
-    names = label_names(information)
-    if not names:
-        raise UserError(
-            'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
-            '(or "label_type": "instances" if labels number objects).'
-        )
-    numbers = tuple(sorted(number for number, name in names.items() if (number, name) != (IGNORE, "ignore")))
-    for number in numbers:
-        if names[number] == "ignore":
-            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
-        if number >= IGNORE:
-            raise UserError(
-                f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
-                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)."
-            )
-    return numbers
 
 
 @contextmanager

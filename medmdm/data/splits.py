@@ -271,10 +271,9 @@ def split_data_list(
     lists = []
     for information, sections in divided:
         if n is not None:
-            total, drawn = len(sections["training"]), "first in string order (paper)"
+            drawn = "first in string order (paper)" if rule == "paper" else f"drawn with seed {seed}"
+            information["subset"] = f"{n} of {len(sections['training'])} training cases, {drawn}"
             sections["training"] = subset(sections["training"], n, rule, seed)
-            drawn = drawn if rule == "paper" else f"drawn with seed {seed}"
-            information["subset"] = f"{n} of {total} training cases, {drawn}"
         kept = {section: entries for section, entries in sections.items() if entries}
         lists.append({"name": data_list.name, **information, **kept})
     return lists
