@@ -246,10 +246,9 @@ def label_files(
     """
     entries = getattr(data_list, section)
     candidates = list(images.masks) if data_list.shipped else []
-    others = {Path(entry["label"]).suffix for entry in entries if "label" in entry} - {*IMAGE_SUFFIXES}
-    if data_list.shipped and others:
-        wanted = others - {*VOLUME_SUFFIXES}
-        candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in wanted)
+    suffixes = {Path(entry["label"]).suffix for entry in entries if "label" in entry}
+    if data_list.shipped and (outlines := suffixes - {*IMAGE_SUFFIXES, *VOLUME_SUFFIXES}):
+        candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in outlines)
     by_stem = _by_stem(candidates)
 
     def label(entry: Mapping[str, Any]) -> Path | None:

@@ -37,7 +37,6 @@ class StoredVolume:
     Args:
         path: array ``[slices, C, rows, columns]`` in NumPy's format, for :func:`open_slices`.
         slicing: how its slices go back into the source array.
-        channels: C.
         digest: SHA-256 of its voxels, see :func:`medmdm.data.files.volumes.volume_hash`.
         foreground: for each slice, the share of pixels that are brighter than the volume's background.
         constant: for each slice, whether all of its pixels are equal (channel by channel).
@@ -47,7 +46,6 @@ class StoredVolume:
 
     path: Path
     slicing: Slicing
-    channels: int
     digest: str
     foreground: tuple[float, ...]
     constant: tuple[bool, ...]
@@ -116,7 +114,7 @@ class VolumeStore:
         own: dict[str, Any] = {key: np.array(record[key]) for key in ("quantiles", "quantiles_nonzero")}
         own |= {key: tuple(record[key]) for key in ("foreground", "constant")}
         slicing = Slicing(record["shape"], np.array(record["affine"]), axis)
-        return StoredVolume(array_path, slicing, record["channels"], record["digest"], **own)
+        return StoredVolume(array_path, slicing, record["digest"], **own)
 
 
 def cache_folder(name: str) -> Path:
@@ -246,7 +244,6 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
         "format": _FORMAT,
         "shape": list(slicing.shape),
         "affine": slicing.affine.tolist(),
-        "channels": len(array),
         "digest": volume_hash(volume),
         "foreground": foreground.mean(axis=(1, 2)).tolist(),
         "constant": constant.all(axis=1).tolist(),
