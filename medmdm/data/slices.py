@@ -100,8 +100,11 @@ class VolumeStore:
             slicing = Slicing(volume.array.shape[1:], volume.affine, axis)
             record = _describe(volume, slicing, path)
             try:
-                # Contiguous, so that a slice is one piece of the file.
-                slices = np.ascontiguousarray(_narrow(slicing.to_slices(volume.array)))
+                slices = slicing.to_slices(volume.array)
+                # Slopes such as 1 or 0.5 widen integers to float64, of which float32 often loses nothing.
+                if slices.dtype == np.float64 and np.array_equal(narrow := slices.astype(np.float32), slices):
+                    slices = narrow
+                slices = np.ascontiguousarray(slices)  # so that a slice is one piece of the file
                 with atomic_file(array_path) as file:
                     np.lib.format.write_array(file, slices, version=(2, 0), allow_pickle=False)
                     record["bytes"] = file.tell()
@@ -263,11 +266,3 @@ def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
         return None
     sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE)].clip(low, high)
     return float(low) if sample.min() == sample.max() else float(threshold_otsu(sample))
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """Return float64 as float32 where that loses nothing: slopes such as 1 or 0.5 widen integers to float64."""
-    if array.dtype != np.float64:
-        return array
-    narrow = array.astype(np.float32)
-    return narrow if np.array_equal(narrow, array) else array

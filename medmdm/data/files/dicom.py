@@ -199,8 +199,7 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
         step = (stack[-1].origin - stack[0].origin) / (len(stack) - 1)
         warnings += _check_gaps(np.array([file.origin @ normal for file in stack]), folder)
     affine = np.eye(4)
-    affine[:3, 0] = stack[0].direction[:, 0] * stack[0].spacing[0]
-    affine[:3, 1] = stack[0].direction[:, 1] * stack[0].spacing[1]
+    affine[:3, :2] = stack[0].direction[:, :2] * stack[0].spacing
     affine[:3, 2] = step  # not the normal: with a tilted gantry slices are shifted as they go
     affine[:3, 3] = stack[0].origin
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS → RAS
