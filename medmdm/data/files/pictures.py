@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         UserError: the file is missing, empty, damaged or no such image; the sentence names it.
     """
     path = Path(path)
-    with _errors_as_sentences(path):
+    with errors_as_sentences(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
@@ -62,7 +61,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return (rows, columns) of an image as :func:`read_image` would give it, from the header where possible."""
     path = Path(path)
-    with _errors_as_sentences(path):
+    with errors_as_sentences(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 if image.getexif().get(_ORIENTATION, 1) == 1:
@@ -101,26 +100,6 @@ class RasterReader(ImageReader):
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         shape = np.asarray(array.shape[1:])
         return array, {"original_channel_dim": 0, "spatial_shape": shape, "original_dtype": array.dtype.name}
-
-
-@contextmanager
-def _errors_as_sentences(path: Path) -> Iterator[None]:
-    with errors_as_sentences(path, "truncated or damaged"):
-        try:
-            yield
-        except Image.DecompressionBombError as error:
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise UserError(
-                f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression "
-                "bomb: cut the image into tiles."
-            ) from error
-        except UnidentifiedImageError as error:
-            reason = (
-                "is an empty file (0 bytes): replace it or remove it"
-                if path.stat().st_size == 0
-                else "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
-            )
-            raise UserError(f"{path} {reason}.") from error
 
 
 def _array(path: Path, image: Image.Image) -> np.ndarray:
