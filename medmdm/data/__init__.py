@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmdm.data.cases import Cases, select_cases
+from medmdm.data.cases import select_cases
 from medmdm.data.dataset import CropDataset, StepSampler
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
@@ -36,7 +36,6 @@ from medmdm.data.transforms.intensity import (
     window_range,
 )
 from medmdm.data.transforms.spatial import (
-    CutRegion,
     CutRegiond,
     PadToSize,
     PadToSized,
@@ -49,8 +48,8 @@ from medmdm.data.writers import SliceAssembler, write_map, write_mask
 from medmdm.files import pixel_hash
 
 __all__ = [
-    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "Cases", "CropDataset",
-    "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
+    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "CropDataset",
+    "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
     "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
     "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
     "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",

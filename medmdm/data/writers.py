@@ -119,16 +119,14 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
     """
     pages = array[None] if array.ndim == 2 else array
     buffer = io.BytesIO()
-    grey, colour = len(pages) == 1, len(pages) == 3
+    png, kind = suffix.lower() == ".png", (len(pages), array.dtype.name)
     if suffix.lower() in (".tif", ".tiff"):
         first, *rest = [Image.fromarray(np.ascontiguousarray(page)) for page in pages]
         first.save(buffer, format="TIFF", compression="tiff_adobe_deflate", save_all=bool(rest), append_images=rest)
-    elif suffix.lower() == ".png" and colour and array.dtype == np.uint16:
+    elif png and kind == (3, "uint16"):
         return _deep_colour_png(pages)
-    elif suffix.lower() == ".png" and (
-        (grey and array.dtype in (np.bool_, np.uint8, np.uint16)) or (colour and array.dtype == np.uint8)
-    ):
-        picture = Image.fromarray(np.ascontiguousarray(pages[0] if grey else np.moveaxis(pages, 0, -1)))
+    elif png and kind in ((1, "bool"), (1, "uint8"), (1, "uint16"), (3, "uint8")):
+        picture = Image.fromarray(np.ascontiguousarray(pages[0] if len(pages) == 1 else np.moveaxis(pages, 0, -1)))
         picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
     else:
         raise UserError(

@@ -14,8 +14,9 @@ from ignite.engine import Engine
 
 from medmdm.artifacts.backbone import make_extractor
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.cases import Cases, select_cases
+from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader, LoadedCase
+from medmdm.data.selection import Selection
 from medmdm.errors import UserError
 from medmdm.files import is_main_process
 from medmdm.heads.closed_form import ClosedFormHead
@@ -133,7 +134,7 @@ class Probe(Periodic):
         return make_extractor((network, self.plan), *settings)[0]
 
 
-def _folds(cases: Cases, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:
+def _folds(cases: Selection, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:
     """Return what is left out together: a patient's cases, in at most ``most`` parts."""
     groups: dict[str, list[LoadedCase]] = {}
     for case in loaded:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.data.cases import Cases
 from medmdm.data.files.pictures import image_size
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
+from medmdm.data.selection import Selection
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
 from medmdm.heads.segmenter import Predictor
@@ -133,7 +133,7 @@ class LabelledData:
             self.draw_support(self.shots, self.draw)
 
     @property
-    def cases(self) -> Cases:
+    def cases(self) -> Selection:
         """The data set."""
         return self.reader.cases
 

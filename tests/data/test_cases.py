@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medmdm.data.cases import Cases, case_names, select_cases
+from medmdm.data.cases import case_names, select_cases
 from medmdm.data.lists import label_names, load_data_list
 from medmdm.data.splits import split_data_list
 from medmdm.errors import UserError
@@ -288,7 +288,7 @@ def test_case_names_are_unique_and_safe(images):
 
 
 def test_real_glas(real_data):
-    cases: Cases = select_cases(real_data("glas"))
+    cases = select_cases(real_data("glas"))
     assert (len(cases.training), len(cases.test)) == (85, 20)
     assert all(Path(e["label"]).name == f"{e['case']}_anno.bmp" for e in (*cases.training, *cases.test))
 

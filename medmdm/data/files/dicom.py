@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,15 +191,15 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
         )
     normal = stack[0].direction[:, 2]
     stack = sorted(stack, key=lambda file: float(file.origin @ normal))
-    positions = np.array([file.origin @ normal for file in stack])
-    step = (stack[-1].origin - stack[0].origin) / max(len(stack) - 1, 1)
     if len(stack) == 1:
-        step = normal * _thickness(stack[0].path)
+        step = normal
+        with suppress(ValueError):  # slice thickness in mm, where the header gives it
+            step = normal * (float(read_tag(stack[0].path, "0018|0050")) or 1.0)
     else:
-        warnings += _check_gaps(positions, len(stack), folder)
+        step = (stack[-1].origin - stack[0].origin) / (len(stack) - 1)
+        warnings += _check_gaps(np.array([file.origin @ normal for file in stack]), folder)
     affine = np.eye(4)
-    affine[:3, 0] = stack[0].direction[:, 0] * stack[0].spacing[0]
-    affine[:3, 1] = stack[0].direction[:, 1] * stack[0].spacing[1]
+    affine[:3, :2] = stack[0].direction[:, :2] * stack[0].spacing
     affine[:3, 2] = step  # not the normal: with a tilted gantry slices are shifted as they go
     affine[:3, 3] = stack[0].origin
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS → RAS
@@ -226,15 +226,7 @@ def read_series(series: Series) -> np.ndarray:
     return np.swapaxes(np.stack(arrays), 0, 2)
 
 
-def _thickness(path: Path) -> float:
-    """Return the slice thickness in mm that the header gives, else 1."""
-    try:
-        return float(read_tag(path, "0018|0050")) or 1.0
-    except ValueError:
-        return 1.0
-
-
-def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str]) -> list[str]:
+def _check_gaps(positions: np.ndarray, folder: str | os.PathLike[str]) -> list[str]:
     gaps = np.diff(positions)
     if gaps.min() < 1e-3:
         raise UserError(
@@ -250,8 +242,8 @@ def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str
     if missing > 0 and np.allclose(gaps / step, np.round(gaps / step), atol=0.05):
         return [
             f"{folder}: {counted(missing, 'slice')} seem{'s' if missing == 1 else ''} to be missing "
-            f"(first gap after slice {where} of {count}: {gaps[where - 1]:.2f} mm instead of {step:.2f} mm), so "
-            "distances across slices are not right"
+            f"(first gap after slice {where} of {len(positions)}: {gaps[where - 1]:.2f} mm instead of {step:.2f} mm), "
+            "so distances across slices are not right"
         ]
     return [
         f"{folder}: the slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, so distances across slices are right "
