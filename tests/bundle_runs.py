@@ -62,11 +62,26 @@ def bundle_command(run_dir: Path, dataset_dir: Path, *overlays: str, **overrides
     return arguments
 
 
-def run_python(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter, two threads at most, and return what it printed."""
+def saved_by(made: ConfigWorkflow) -> dict[str, Any]:
+    """Run a workflow of a pre-training and return what its ``model.pt`` holds."""
+    made.initialize()
+    made.run()
+    return torch.load(Path(made.parser["run_dir"]) / "model.pt", weights_only=True)
+
+
+def trainer_of(made: ConfigWorkflow) -> Any:
+    """Make a workflow of a pre-training ready to run."""
+    made.initialize()
+    return made.parser.get_parsed_content("train#trainer")
+
+
+def run_python(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter, two threads at most, to an exit code, and return what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == code, result.stderr
+    return result
 
 
 def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from PIL import Image
 
 from medmdm.backbones import ADMUNet
 from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, Workflow
 from tests.made import SMALL, with_random_weights
+from tests.written import picture
 
 # A test that uses one of these runs a bundle or reads real data sets.
 BUNDLE_FIXTURES = {"workflow", "run", "real_data"}
@@ -63,11 +63,6 @@ def make() -> Callable[..., ADMUNet]:
     return build
 
 
-@pytest.fixture(scope="session")
-def randomise() -> Callable[..., torch.nn.Module]:
-    return with_random_weights
-
-
 @pytest.fixture
 def no_grad() -> Iterator[None]:
     """For a module of tests that compute and never train."""
@@ -79,13 +74,11 @@ def no_grad() -> Iterator[None]:
 def image_folder(tmp_path: Path) -> Path:
     """Three small RGB images of different shapes, and a mask."""
     folder = tmp_path / "images"
-    folder.mkdir()
     rng = np.random.default_rng(0)
     for name, shape in (("a", (40, 52)), ("b", (33, 64)), ("c_x", (64, 48))):
         coarse = rng.integers(0, 256, (shape[0] // 8 + 1, shape[1] // 8 + 1, 3), dtype=np.uint8)
-        fine = np.kron(coarse, np.ones((8, 8, 1), dtype=np.uint8))[: shape[0], : shape[1]]
-        Image.fromarray(fine).save(folder / f"{name}.png")
-    Image.fromarray(np.zeros((40, 52), np.uint8)).save(folder / "a_mask.png")
+        picture(folder / f"{name}.png", np.kron(coarse, np.ones((8, 8, 1)))[: shape[0], : shape[1]])
+    picture(folder / "a_mask.png", np.zeros((40, 52)))
     return folder
 
 

@@ -1,5 +1,6 @@
 """Small frozen backbones with random weights, and made images that their features can segment."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.corruption import PatchMasking
 from medmdm.data.reading import Example
-from medmdm.errors import UserError
+from medmdm.errors import UserError, find_user_error
 from medmdm.heads.task import Reading, Task
 
 Make = Callable[..., ADMUNet]  # the fixture ``make``
@@ -84,3 +85,12 @@ def refused(sentence: str, call: Callable[..., Any], /, *args: Any, **kwargs: An
     """A call ends in a UserError whose sentence matches a regular expression."""
     with pytest.raises(UserError, match=sentence):
         call(*args, **kwargs)
+
+
+def refused_in_config(sentence: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    """As :func:`refused`, where MONAI's config parser may have wrapped the error."""
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        call(*args, **kwargs)
+    error = find_user_error(caught.value)
+    assert error is not None, caught.value
+    assert re.search(sentence, str(error)), error

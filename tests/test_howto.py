@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from tests.data.dicom_files import write_series
 from tests.prepare import layouts
+from tests.written import write_nifti
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
@@ -36,17 +36,13 @@ def hippocampus(root: Path) -> Path:
         label = np.zeros((24, 32, 20), np.float32)
         label[8:12, 10:20, 5:15] = 1
         label[12:16, 10:20, 5:15] = 2
-        path = root / "labels" / f"hippocampus_{i:03}.nii.gz"
-        path.parent.mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(label, np.eye(4)), path)
+        write_nifti(root / "labels" / f"hippocampus_{i:03}.nii.gz", label, np.eye(4))
     return root
 
 
 def volume(path: Path, dtype: type, low: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(list(path.name.encode())).integers(low, 1000, (24, 32, 20)).astype(dtype)
-    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
-    return path
+    return write_nifti(path, values, np.eye(4))
 
 
 @pytest.mark.slow

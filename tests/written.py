@@ -17,7 +17,7 @@ def picture(path: Path, array: np.ndarray | None = None, shape: tuple[int, ...] 
     """Write a picture in the format of its suffix; ``seed`` stands for the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = random(shape, seed or path.name) if array is None else array
-    Image.fromarray(array if array.dtype in (np.uint16, np.float32) else array.astype(np.uint8)).save(path)
+    Image.fromarray(array if array.dtype in (bool, np.uint16, np.float32) else array.astype(np.uint8)).save(path)
     return path
 
 

@@ -175,15 +175,13 @@ def make_extractor(
     if isinstance(damage, Mapping):
         damage = instantiate(damage, trust, Corruption)
     if damage is None and masking != "none":
-        raise UserError(
-            f"{name}: the plan does not say what the backbone was trained on: pass corruption, for the paper's "
-            '{"_target_": "medmdm.corruption.PatchMasking"}, or masking "none".'
-        )
+        need = 'pass corruption, for the paper\'s {"_target_": "medmdm.corruption.PatchMasking"}, or masking "none"'
+        raise UserError(f"{name}: the plan does not say what the backbone was trained on: {need}.")
     if isinstance(blocks, str):
         if blocks != "paper":
             raise UserError(f'blocks must be "paper" or a list of numbers of decoder blocks, got {blocks!r}.')
         blocks = paper_blocks(network)
-    timesteps = default_timestep(plan, damage) if timesteps is None else timesteps
+    timesteps = [default_timestep(plan, damage)] if timesteps is None else timesteps
     around = (context, context_deviation)
     extractor = FeatureExtractor(network, blocks, timesteps, damage, masking, partitions, normalize, seed, *around)
     return extractor, plan, weights_hash(network.state_dict())
@@ -202,10 +200,9 @@ def paper_blocks(network: nn.Module) -> list[int]:
     return numbers[round(8 / 18 * len(numbers)) : round(12 / 18 * len(numbers)) + 1]
 
 
-def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = None) -> list[int]:
-    """Return the t to read features at: the fixed one of an autoencoder, else the paper's 50 of 1000, scaled to T."""
-    timesteps = None if plan.get("timesteps") is None else instantiate(plan["timesteps"])
+def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = None, share: float = 50 / 1000) -> int:
+    """Return the t to read at: the fixed one of an autoencoder, else a share of T (the paper's is 50 of 1000)."""
+    timesteps = instantiate(plan["timesteps"]) if plan.get("timesteps") else None
     if isinstance(timesteps, FixedTimesteps):
-        return [timesteps.timestep]
-    total = plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps
-    return [round(total * 50 / 1000)]
+        return timesteps.timestep
+    return round(share * (plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps))

@@ -198,5 +198,4 @@ def _json(plan: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise UserError(f"{key!r} in the plan cannot be written as JSON: {error}.") from error
-    written: dict[str, Any] = json.loads(json.dumps(plan, sort_keys=True))
-    return written
+    return json.loads(json.dumps(plan, sort_keys=True))

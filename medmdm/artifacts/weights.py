@@ -41,10 +41,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if is_archive and not zipfile.is_zipfile(path):
             reason = "the file is cut off; copy or download it again"
         elif is_archive and isinstance(error, pickle.UnpicklingError):
-            reason = (
-                "the file holds Python objects besides tensors, which could run code when loaded; save the state dict "
-                "alone, torch.save(network.state_dict(), path), where it comes from"
-            )
+            need = "save the state dict alone, torch.save(network.state_dict(), path), where it comes from"
+            reason = f"the file holds Python objects besides tensors, which could run code when loaded; {need}"
         else:
             reason = "this is not a PyTorch checkpoint, or it is damaged"
         raise UserError(f"{path}: {reason}.") from error

@@ -77,8 +77,7 @@ class MONAIDiffusionBackbone(BlockNetwork):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         self.check_inputs(x, timesteps)
-        output: Tensor = self.network(x, timesteps)
-        return output
+        return self.network(x, timesteps)
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         self.check_blocks(blocks)
@@ -92,21 +91,16 @@ class MONAIDiffusionBackbone(BlockNetwork):
             skips.extend(outputs)
         h = unet.middle_block(hidden_states=h, temb=embedding)
         kept: dict[int, Tensor] = {}
-        number = 0
-        for up_block in unet.up_blocks:
-            attentions = getattr(up_block, "attentions", None)
-            for index, resnet in enumerate(up_block.resnets):
-                h = resnet(torch.cat([h, skips.pop()], dim=1), embedding)
-                if attentions is not None:
-                    h = attentions[index](h).contiguous()
-                if index == len(up_block.resnets) - 1 and up_block.upsampler is not None:
-                    h = up_block.upsampler(h, embedding)
-                if number in blocks:
-                    kept[number] = h
-                if number == max(blocks):
-                    return [kept[block] for block in blocks]
-                number += 1
-        raise AssertionError("the blocks were checked")
+        parts = [(up_block, index) for up_block in unet.up_blocks for index in range(len(up_block.resnets))]
+        for number, (up_block, index) in enumerate(parts[: max(blocks) + 1]):
+            h = up_block.resnets[index](torch.cat([h, skips.pop()], dim=1), embedding)
+            if getattr(up_block, "attentions", None) is not None:
+                h = up_block.attentions[index](h).contiguous()
+            if index == len(up_block.resnets) - 1 and up_block.upsampler is not None:
+                h = up_block.upsampler(h, embedding)
+            if number in blocks:
+                kept[number] = h
+        return [kept[block] for block in blocks]
 
 
 @buildable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import normalization
 from medmdm.components import to_config
 from medmdm.errors import UserError
-from medmdm.files import save_torch, sweep_temporaries, tensor_hash, weights_hash
+from medmdm.files import save_torch, sweep_temporaries, tensor_hash, text_hash, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class CachedExtractor(nn.Module):
             "backbone": [type(extractor.backbone).__name__, network],
             "corruption": to_config(extractor.corruption),
         }
-        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:32]
+        self.key = text_hash(json.dumps(settings, sort_keys=True, default=repr))[:32]
         self.folder = None if folder is None else Path(folder) / self.key
         self.max_bytes, self.memory_bytes = max_gib * _GIB, memory_gib * _GIB
         self.memory: OrderedDict[str, dict[str, Any]] = OrderedDict()

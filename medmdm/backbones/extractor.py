@@ -248,8 +248,7 @@ class FeatureExtractor(nn.Module):
 
     def _features(self, x_t: Tensor, t: int) -> list[Tensor]:
         times = torch.full((x_t.shape[0],), t, dtype=torch.long, device=x_t.device)
-        features: list[Tensor] = self.backbone.features(x_t, times, self._config["blocks"])  # type: ignore[operator]
-        return features
+        return self.backbone.features(x_t, times, self._config["blocks"])  # type: ignore[operator]
 
     def _with_context(self, maps: list[Tensor]) -> list[Tensor]:
         added: list[Tensor] = []

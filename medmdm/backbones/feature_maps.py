@@ -194,10 +194,8 @@ def gather(maps: Sequence[Tensor], pixels: Tensor, size: Sequence[int]) -> Tenso
             neighbours.append(((low, 1 - weight), ((low + 1).clamp_max(source - 1), weight)))
         strides = [math.prod(f.shape[3 + axis :]) for axis in range(len(size))]
         corners = list(itertools.product(*neighbours))
-        index = [
-            functools.reduce(torch.add, [p * stride for (p, _), stride in zip(corner, strides, strict=True)])
-            for corner in corners
-        ]
+        places = [[p * stride for (p, _), stride in zip(corner, strides, strict=True)] for corner in corners]
+        index = [functools.reduce(torch.add, place) for place in places]
         share = [functools.reduce(torch.mul, [weight for _, weight in corner]) for corner in corners]
         flat = f[0].flatten(1).T.contiguous()  # [prod spatial, C]: a pixel's channels side by side
         # "Embedding bag" is torch's name for a weighted sum of some rows of a table.

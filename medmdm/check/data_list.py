@@ -15,7 +15,7 @@ from medmdm.check.findings import Finding, Report, Row
 from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
 from medmdm.data.folders import FolderImages, find_images, image_files, label_files
-from medmdm.data.lists import SECTIONS, DataList, image_names, label_classes, label_type, load_data_list
+from medmdm.data.lists import SECTIONS, DataList, image_names, label_names, label_type, load_data_list
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
 
@@ -40,7 +40,8 @@ def check(
     loaded = load_data_list(data_list)
     folder = _folder(loaded, dataset_dir)
     try:
-        classes, instances = label_classes(loaded.information), label_type(loaded.information) == "instances"
+        classes = frozenset(label_names(loaded.information)) or None
+        instances = label_type(loaded.information) == "instances"
     except UserError as error:
         raise UserError(f"{loaded.title}: {error}") from error
     cases, findings = _find_files(loaded, folder)

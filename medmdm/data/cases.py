@@ -6,9 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,108 +14,14 @@ from typing import Any
 import medmdm.data.folders as folders
 from medmdm.data.demo import SILVER_STANDARD, demo_labels
 from medmdm.data.files.formats import is_volume, volume_stem
-from medmdm.data.folders import DEMO, DEMO_LABELLED, FolderImages
-from medmdm.data.lists import (
-    IMAGE_SECTIONS,
-    SECTIONS,
-    DataList,
-    image_name,
-    image_names,
-    label_classes,
-    label_names,
-    label_type,
-)
-from medmdm.data.splits import subset
+from medmdm.data.folders import DEMO, DEMO_LABELLED
+from medmdm.data.lists import IMAGE_SECTIONS, SECTIONS, DataList, image_name, image_names
+from medmdm.data.selection import Selection, note_missing
 from medmdm.data.transforms.spatial import as_spacing, with_spacing
 from medmdm.errors import UserError, counted, nearest
-from medmdm.labels import IGNORE
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid")
 _KNOWN_KEYS = ("image", "label", "spacing", "magnification", *_ENTRY_KEYS)
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Cases to learn a segmentation from and to test it on.
-
-    An entry is ``{"case": file-name-safe id, "name": of the image in the list, "image": path (a list of paths for
-    several sequences), "label": path, "columns": {...}}``, with ``region``, ``patient_id``, ``axis`` and ``series_uid``
-    where the list gives them, and for pictures ``spacing`` ([rows, columns] in mm) where the entry or the list does.
-
-    Args:
-        dataset_dir: folder they are in.
-        data_list: the list that was used; ``None`` for a folder of images without one.
-        training: entries to learn from.
-        validation: entries to choose settings by.
-        test: entries to report on.
-        sentences: what to tell the user, one thing each.
-        warnings: what the user should act on.
-        unlabeled: entries without a label, for methods that can use them.
-    """
-
-    dataset_dir: Path
-    data_list: DataList | None
-    # Entries hold patient ids, so they stay out of what is printed.
-    training: tuple[dict[str, Any], ...] = field(repr=False)
-    validation: tuple[dict[str, Any], ...] = field(repr=False)
-    test: tuple[dict[str, Any], ...] = field(repr=False)
-    sentences: tuple[str, ...]
-    warnings: tuple[str, ...]
-    unlabeled: tuple[dict[str, Any], ...] = field(default=(), repr=False)
-
-    @property
-    def label_type(self) -> str:
-        """``"classes"``, or ``"instances"`` where labels number objects of one class."""
-        with _titled(self.data_list):
-            return label_type(self._information)
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """The class numbers that labels may have, rising; 0 and 1 for instances.
-
-        Raises:
-            UserError: the list declares none, or one that 8 bits cannot hold beside :attr:`ignore`.
-        """
-        with _titled(self.data_list):
-            return _classes(self._information)
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest class number, so that class numbers are channels of a prediction."""
-        return self.classes[-1] + 1
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class number from 0 to ``num_classes`` − 1, ``"class 3"`` where 3 is not declared."""
-        names = label_names(self._information)
-        if self.label_type == "instances":
-            objects = [name for number, name in sorted(names.items()) if number]
-            return names.get(0, "background"), objects[0] if len(objects) == 1 else "object"
-        return tuple(names.get(number, f"class {number}") for number in range(self.num_classes))
-
-    @property
-    def ignore(self) -> int:
-        """The number of pixels that losses and metrics leave out."""
-        return IGNORE
-
-    def subset(self, n: int, rule: str = "paper", seed: int = 0) -> Cases:
-        """Keep ``n`` training cases, the same that ``python -m medmdm split --subset`` keeps.
-
-        Args:
-            n: how many.
-            rule: ``"paper"`` or ``"seeded"``; see :func:`medmdm.data.subset`.
-            seed: of the draw.
-
-        Raises:
-            UserError: more cases than there are, or an unknown rule.
-        """
-        # By the names in the list: where the folder lies must not change a draw.
-        drawn = subset([{**entry, "image": entry["name"], "_entry": entry} for entry in self.training], n, rule, seed)
-        return dataclasses.replace(self, training=tuple(entry["_entry"] for entry in drawn))
-
-    @property
-    def _information(self) -> Mapping[str, Any]:
-        return {} if self.data_list is None else self.data_list.information
 
 
 def select_cases(
@@ -126,7 +30,7 @@ def select_cases(
     sections: Sequence[str] = IMAGE_SECTIONS,
     labelled: bool = True,
     image_spacing: float | Sequence[float] | None = None,
-) -> Cases:
+) -> Selection:
     """Choose the cases of a data set by its data list; volumes stay one case each.
 
     The list is found as by :func:`medmdm.data.select_training_images`, and images and labels of a list that comes with
@@ -154,14 +58,22 @@ def select_cases(
             it does not say what its labels mean, a spacing is not above 0, or no case is left.
     """
     spacing = as_spacing(image_spacing, name="image_spacing")
-    for section in sections:
-        if section not in IMAGE_SECTIONS:
-            close = nearest(section, IMAGE_SECTIONS)
-            raise UserError(f"the section {section!r} is unknown{close}: use {', '.join(IMAGE_SECTIONS)}.")
+    if unknown := [section for section in sections if section not in IMAGE_SECTIONS]:
+        close = nearest(unknown[0], IMAGE_SECTIONS)
+        raise UserError(f"the section {unknown[0]!r} is unknown{close}: use {', '.join(IMAGE_SECTIONS)}.")
     folder, chosen, warnings = folders.choose_data_list(dataset_dir, data_list, DEMO_LABELLED)
     images = folders.find_images(folder, may_be_empty=chosen is not None)
     if chosen is None:
-        return _folder_cases(images, labelled, warnings, {"spacing": spacing})
+        if labelled:
+            raise UserError(
+                f"{folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
+                "medmdm prepare does, or pass --data_list."
+            )
+        entries = [{"image": path.relative_to(folder).as_posix()} for path in images.images]
+        named = zip(entries, case_names(entries, folder), images.images, strict=True)
+        test = tuple(_entry(entry, case, path, None, {"spacing": spacing}) for entry, case, path in named)
+        sentence = f"{folder}: {counted(len(test), 'image')}, no data list"
+        return Selection(folder, None, (), (), test, (sentence,), tuple(warnings))
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
         chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
     is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
@@ -181,28 +93,13 @@ def select_cases(
         raise UserError(f"{'; '.join([nothing, *warnings])}.")
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
     training, validation, test, unlabeled = (kept[section] for section in IMAGE_SECTIONS)
-    cases = Cases(folder, chosen, training, validation, test, (), tuple(warnings), unlabeled)
+    cases = Selection(folder, chosen, training, validation, test, (), tuple(warnings), unlabeled=unlabeled)
     if labelled:
         named_classes = ", ".join(f"{number} {cases.class_names[number]}" for number in cases.classes)
         sentences.append(f"classes: {named_classes}" + (" (instances)" if cases.label_type == "instances" else ""))
     if is_demo:
         sentences.append(SILVER_STANDARD)
     return dataclasses.replace(cases, sentences=tuple(sentences))
-
-
-def _folder_cases(
-    images: FolderImages, labelled: bool, warnings: Sequence[str], information: Mapping[str, Any]
-) -> Cases:
-    if labelled:
-        raise UserError(
-            f"{images.folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
-            "medmdm prepare does, or pass --data_list."
-        )
-    entries = [{"image": path.relative_to(images.folder).as_posix()} for path in images.images]
-    named = zip(entries, case_names(entries, images.folder), images.images, strict=True)
-    test = tuple(_entry(entry, case, path, None, information) for entry, case, path in named)
-    sentence = f"{images.folder}: {counted(len(test), 'image')}, no data list"
-    return Cases(images.folder, None, (), (), test, (sentence,), tuple(warnings))
 
 
 def _section(
@@ -215,13 +112,8 @@ def _section(
 ) -> tuple[dict[str, Any], ...]:
     """Return the cases of a section whose images are there; add to ``warnings`` what is left out."""
     found = [one for one in files if one[2]]
-    missing = [image_name(entry) for entry, _, image, _ in files if not image]
-    title, correct = data_list.title, "correct dataset_dir or the list."
-    if missing:
-        sentence = f"{title}: {len(missing)} of {len(files)} {section} images are not in {folder} (first: {missing[0]})"
-        if not (data_list.shipped if found else section == "test"):
-            raise UserError(f"{sentence}: {correct}")
-        warnings.append(f"{sentence}; {'the others are used' if found else 'there is no test'}")
+    title, missing = data_list.title, [image_name(entry) for entry, _, image, _ in files if not image]
+    note_missing(data_list, section, missing, len(files), folder, warnings)
     if labelled and found:
         without = [image_name(entry) for entry, *_ in found if "label" not in entry]
         if len(without) == len(found) and section != "training":
@@ -233,7 +125,7 @@ def _section(
         lost = [entry["label"] for entry, _, _, label in found if label is None]
         if lost:
             sentence = f"{title}: {len(lost)} of {len(found)} {section} labels are not in {folder} (first: {lost[0]})"
-            raise UserError(f"{sentence}: {correct}")
+            raise UserError(f"{sentence}: correct dataset_dir or the list.")
     return tuple(_entry(entry, case, image, label, data_list.information) for entry, case, image, label in found)
 
 
@@ -253,37 +145,6 @@ def _entry(
         return result
     sizes = {key: entry[key] for key in ("spacing", "magnification") if key in entry}
     return with_spacing({**result, **sizes}, information)
-
-
-def _classes(information: Mapping[str, Any]) -> tuple[int, ...]:
-    if label_type(information) == "instances":
-        return 0, 1
-    declared = label_classes(information)
-    if declared is None:
-        raise UserError(
-            'the list does not declare \'labels\', so the classes are not known: add "labels": {"background": 0, ...} '
-            '(or "label_type": "instances" if labels number objects).'
-        )
-    names = label_names(information)
-    numbers = tuple(sorted(number for number in declared if (number, names[number]) != (IGNORE, "ignore")))
-    for number in numbers:
-        if names[number] == "ignore":
-            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
-        if number >= IGNORE:
-            raise UserError(
-                f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
-                f"number them from 0 (python -m medmdm prepare folder turns masks of 0 and {IGNORE} into 0 and 1)."
-            )
-    return numbers
-
-
-@contextmanager
-def _titled(data_list: DataList | None) -> Iterator[None]:
-    """Put the list's title before a sentence about its content."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{'no data list' if data_list is None else data_list.title}: {error}") from error
 
 
 def case_names(entries: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:

@@ -148,7 +148,10 @@ class CropDataset(Dataset):
                 raise UserError("the first random transform comes before the one that loads the image: reorder them.")
             image = item["image"]
             check_finite(plain_tensor(image).numpy(), entry["image"])
-        return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": _file_meta(image, entry)}, hashes
+        found = image.meta if isinstance(image, MetaTensor) else {}
+        meta = {key: found[key] for key in ("original_dtype", "spacing") if key in found}
+        meta["filename_or_obj"] = str(entry["image"])
+        return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": meta}, hashes
 
     def _finish(self, item: Mapping[str, Any]) -> torch.Tensor:
         """Run the transforms from the first random one on."""
@@ -256,11 +259,8 @@ def _naming(name: str) -> Iterator[None]:
     """Turn MONAI's wrapped errors back into the sentence inside, or say which image it was."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        user_error = find_user_error(error)
-        if user_error is not None:
+        if user_error := find_user_error(error):
             raise user_error from None
         raise RuntimeError(f"a transform failed on {name}") from error
 
@@ -274,10 +274,3 @@ def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]
     whole = file_dtype_tensor(image).numpy()
     digest = pixel_hash(whole)
     return (digest if region is None else pixel_hash(cut_region(whole, region, entry["image"]))), digest
-
-
-def _file_meta(image: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
-    meta: dict[str, Any] = {"filename_or_obj": str(entry["image"])}
-    if isinstance(image, MetaTensor):
-        meta |= {key: image.meta[key] for key in ("original_dtype", "spacing") if key in image.meta}
-    return meta

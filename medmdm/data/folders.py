@@ -54,17 +54,14 @@ def is_mask(path: PurePath) -> bool:
     stem = path.stem.lower().removesuffix(".nii")  # of .nii.gz
     if _MASK_ANYWHERE.search(stem) or _MASK_AT_END.search(stem):
         return True
-    return any(_is_label_folder(part) for part in path.parent.parts)
-
-
-def _is_label_folder(name: str) -> bool:
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
     # `Ground_Truth`, `masks`, `train_masks`, `masks_train`; a first word in the singular (`seg_study`) says too little.
-    return bool(words) and (
-        _LABEL_WORD.fullmatch("".join(words)) is not None
-        or _LABEL_WORD.fullmatch(words[-1]) is not None
+    folders = [re.findall("[a-z0-9]+", part.lower()) for part in path.parent.parts]
+    return any(
+        _LABEL_WORD.fullmatch("".join(words))
+        or _LABEL_WORD.fullmatch(words[-1])
         or words[0] in ("annotations", "labels", "masks")
         or words[-2:] == ["ground", "truth"]
+        for words in filter(None, folders)
     )
 
 
@@ -147,16 +144,9 @@ def choose_data_list(
     data_list: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     demo_list: str = DEMO,
 ) -> tuple[Path, DataList | None, list[str]]:
-    """Return the folder that ``dataset_dir`` stands for and the data list to use with it.
+    """Return the folder that ``dataset_dir`` stands for, the data list to use with it (or ``None``), and warnings.
 
-    Args:
-        dataset_dir: folder, or ``"demo"`` for the images in scikit-image's wheel (``"./demo"`` for a folder so named).
-        data_list: JSON file, name of a list that comes with medmdm, or its content; ``None``: look for one;
-            ``"none"``: no list.
-        demo_list: list of ``dataset_dir="demo"`` where none is given.
-
-    Returns:
-        (folder, list or ``None``, warnings).
+    Arguments as in :func:`medmdm.data.select_training_images`; ``demo_list`` is the demo's list where none is given.
 
     Raises:
         UserError: the list is missing or wrong, or it had to be looked for and the folder is missing or has no images.
@@ -204,7 +194,8 @@ def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None
         training = [path for path in found["training"] if path is not None]
         if len(training) < len(found["training"]) / 2:
             continue
-        if not _sizes_fit(candidate, training):
+        sizes = {tuple(size) for size in candidate.information.get("image_sizes", [])}
+        if sizes and sum(image_size(path) in sizes for path in training) < len(training) / 2:
             warnings.append(
                 f"{folder} holds images named as in {candidate.name} but of other sizes, so its split is not applied: "
                 f"pass --data_list {candidate.name} if they are its images"
@@ -255,10 +246,9 @@ def label_files(
     """
     entries = getattr(data_list, section)
     candidates = list(images.masks) if data_list.shipped else []
-    others = {Path(entry["label"]).suffix for entry in entries if "label" in entry} - {*IMAGE_SUFFIXES}
-    if data_list.shipped and others:
-        wanted = others - {*VOLUME_SUFFIXES}
-        candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in wanted)
+    suffixes = {Path(entry["label"]).suffix for entry in entries if "label" in entry}
+    if data_list.shipped and (outlines := suffixes - {*IMAGE_SUFFIXES, *VOLUME_SUFFIXES}):
+        candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in outlines)
     by_stem = _by_stem(candidates)
 
     def label(entry: Mapping[str, Any]) -> Path | None:
@@ -295,8 +285,3 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
     for path in paths:
         found[path.stem].append(path)
     return found
-
-
-def _sizes_fit(data_list: DataList, paths: Sequence[Path]) -> bool:
-    sizes = {tuple(size) for size in data_list.information.get("image_sizes", [])}
-    return not sizes or sum(image_size(path) in sizes for path in paths) >= len(paths) / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -111,31 +112,30 @@ def hold_out(
         (row_mm, column_mm), own = spacing, entry["spacing"]
         return _size_before(rows, row_mm, own[0]), _size_before(columns, column_mm, own[1])
 
-    training = [dict(entry) for entry in selection.training]
+    training, seen = [dict(entry) for entry in selection.training], False
     if selection.validation:
-        chosen = [selection.validation[i] for i in rng.permutation(len(selection.validation))[:num_crops]]
-        crops = _spread([(entry, _box(entry)) for entry in chosen], size, num_crops, rng)
-        sentence = f"previews: {num_crops} crops of held-out validation images, not seen in training"
-        return HeldOut(tuple(training), tuple(crops), (rows, columns), False, sentence)
-    order = rng.permutation(len(training))
-    strips = _take_strips(training, order, size, num_crops)
-    if strips:
-        crops = _spread(strips, size, num_crops, rng)
-        sentence = (
-            f"previews: {num_crops} crops of strips at the edge of {len(strips)} of {len(training)} images; training "
-            "leaves out the strips, so they are not seen in training"
+        chosen = (selection.validation[i] for i in rng.permutation(len(selection.validation))[:num_crops])
+        boxes = [(entry, _box(entry)) for entry in chosen]
+        origin = "of held-out validation images, not seen in training"
+    else:
+        order = rng.permutation(len(training))
+        boxes = _take_strips(training, order, size, num_crops)
+        origin = (
+            f"of strips at the edge of {len(boxes)} of {len(training)} images; training leaves out the strips, so "
+            "they are not seen in training"
         )
-        return HeldOut(tuple(training), tuple(crops), (rows, columns), False, sentence)
-    seen = [training[i] for i in order[:num_crops]]
-    crops = _spread([(entry, _box(entry)) for entry in seen], size, num_crops, rng)
-    sentence = (
-        f"previews: {num_crops} crops that are seen in training, because every image is smaller than two crops of "
-        f"{rows}x{columns}; name validation images in a data list for unseen ones"
-    )
-    return HeldOut(tuple(training), tuple(crops), (rows, columns), True, sentence)
+        if not boxes:
+            boxes, seen = [(training[i], _box(training[i])) for i in order[:num_crops]], True
+            origin = (
+                f"that are seen in training, because every image is smaller than two crops of {rows}x{columns}; "
+                "name validation images in a data list for unseen ones"
+            )
+    crops = _spread(boxes, size, num_crops, rng)
+    sentence = f"previews: {num_crops} crops {origin}"
+    return HeldOut(tuple(training), tuple(crops), (rows, columns), seen, sentence)
 
 
-_Box = tuple[int, int, int, int]  # first row, end row, first column, end column
+_Box = Sequence[Sequence[int]]  # (first row, end row), (first column, end column)
 
 
 def _take_strips(
@@ -161,14 +161,13 @@ def _take_strips(
 def _box(entry: dict[str, Any]) -> _Box:
     region = entry.get("region") or {}
     height, width = open_slices(entry["stored"]["image"]).shape[2:] if "slice" in entry else image_size(entry["image"])
-    first_row, end_row = region.get("rows", (0, height))
-    first_column, end_column = region.get("columns", (0, width))
-    if end_row > height or end_column > width:
+    rows, columns = region.get("rows", (0, height)), region.get("columns", (0, width))
+    if rows[1] > height or columns[1] > width:
         raise UserError(
             f"{entry['image']} is {height}x{width} pixels (rows x columns), but its region in the data list ends at "
-            f"{end_row}x{end_column}: correct the region."
+            f"{rows[1]}x{columns[1]}: correct the region."
         )
-    return first_row, end_row, first_column, end_column
+    return rows, columns
 
 
 def _size_before(size: int, spacing: float, source: float) -> int:
@@ -180,19 +179,17 @@ def _size_before(size: int, spacing: float, source: float) -> int:
 
 
 def _region(box: _Box) -> dict[str, list[int]]:
-    return {"rows": [box[0], box[1]], "columns": [box[2], box[3]]}
+    return {"rows": list(box[0]), "columns": list(box[1])}
 
 
 def _split(box: _Box, size: tuple[int, int]) -> tuple[_Box, _Box] | None:
     """Return (what is left, the strip), or ``None`` if the box is less than two crops wide and high."""
-    first_row, end_row, first_column, end_column = box
-    rows, columns = size
-    if end_column - first_column >= 2 * columns:
-        middle = end_column - columns
-        return (first_row, end_row, first_column, middle), (first_row, end_row, middle, end_column)
-    if end_row - first_row >= 2 * rows:
-        middle = end_row - rows
-        return (first_row, middle, first_column, end_column), (middle, end_row, first_column, end_column)
+    for axis in (1, 0):
+        (first, end), n = box[axis], size[axis]
+        if end - first >= 2 * n:
+            kept, strip = list(box), list(box)
+            kept[axis], strip[axis] = (first, end - n), (end - n, end)
+            return kept, strip
     return None
 
 
@@ -208,24 +205,23 @@ def _spread(
     crops = []
     for i in range(num_crops):
         (entry, box), turn = boxes[i % len(boxes)], i // len(boxes)
-        row, column = places[i % len(boxes)][turn]
-        rows, columns = size(entry)
-        crop = (row, min(row + rows, box[1]), column, min(column + columns, box[3]))
+        corner = zip(places[i % len(boxes)][turn], size(entry), box, strict=True)
+        crop = [(at, min(at + n, end)) for at, n, (_, end) in corner]
         own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}
         crops.append({**own, "region": _region(crop)})
     return crops
 
 
-def _positions(box: _Box, size: tuple[int, int], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _positions(box: _Box, size: tuple[int, int], count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """Return ``count`` corners: of a grid of crops shifted at random, in random order, then anywhere in the box."""
-    corners = []
-    for first, end, step in ((box[0], box[1], size[0]), (box[2], box[3], size[1])):
+    corners, last = [], []
+    for (first, end), step in zip(box, size, strict=True):
         fitting = max(1, (end - first) // step)
         slack = max(0, (end - first) - fitting * step)
         corners.append([first + int(rng.integers(slack + 1)) + i * step for i in range(fitting)])
-    grid = [(row, column) for row in corners[0] for column in corners[1]]
+        last.append(max(first, end - step))
+    grid: list[tuple[int, ...]] = list(product(*corners))
     places = [grid[i] for i in rng.permutation(len(grid))[:count]]
-    last_row, last_column = max(box[0], box[1] - size[0]), max(box[2], box[3] - size[1])
     while len(places) < count:
-        places.append((int(rng.integers(box[0], last_row + 1)), int(rng.integers(box[2], last_column + 1))))
+        places.append(tuple(int(rng.integers(side[0], end + 1)) for side, end in zip(box, last, strict=True)))
     return places

@@ -16,17 +16,21 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 from torch import Tensor
 
-from medmdm.data.cases import Cases
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.formats import is_volume
-from medmdm.data.files.volumes import Slicing, volume_geometry
+from medmdm.data.files.volumes import Slicing
+from medmdm.data.lists import image_names
+from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, plain_tensor
-from medmdm.data.validity import Grid, check_known, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, find_user_error, nearest
 from medmdm.files import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
+
+# torch lacks most operations on these types.
+_WIDER = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}
 
 
 class LoadCased(MapTransform):
@@ -71,7 +75,11 @@ class LoadCased(MapTransform):
             if key in d.get("stored", {}):
                 d[key] = self.load_slice(d)[key]
             else:
-                d[key] = _read_label(str(d[key]), Grid(tuple(image.shape[1:])), f"its image {data[self.keys[0]]}")
+                name, grid = str(d[key]), ImageGrid(tuple(image.shape[1:]))
+                label = decode_label(Path(name), grid)
+                check_same_grid(label.grid, grid, name, f"its image {data[self.keys[0]]}")
+                array = label.array.astype(_WIDER.get(label.array.dtype.name, label.array.dtype), copy=False)
+                d[key] = MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": name})
         return self.cut(d)
 
 
@@ -123,15 +131,6 @@ class LabelToClassesd(MapTransform):
         return d
 
 
-def _read_label(name: str, image: Grid, image_name: str) -> MetaTensor:
-    label = decode_label(Path(name), image)
-    check_same_grid(label.grid, image, name, image_name)
-    # torch lacks most operations on these types.
-    wider = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}.get(label.array.dtype.name)
-    array = label.array if wider is None else label.array.astype(wider)
-    return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": name})
-
-
 @dataclass(frozen=True)
 class Example:
     """A labelled image as a head sees it.
@@ -140,14 +139,12 @@ class Example:
         image: ``[C, *spatial]`` in [-1, 1], at the spacing of the backbone.
         label: ``[*spatial]`` class numbers, :data:`medmdm.labels.IGNORE` where nothing is known.
         case: id of the case it is of.
-        record: the entry of the data list and what else is known; holds the patient id.
         group: what is left out together when cases are left out in turn: the volume of a slice; "" for the image alone.
     """
 
     image: Tensor = field(repr=False)
     label: Tensor = field(repr=False)
     case: str = ""
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
     group: str = ""
 
     def __post_init__(self) -> None:
@@ -216,7 +213,7 @@ class CaseReader:
         UserError: later, from :meth:`read`: one sentence naming the file.
     """
 
-    def __init__(self, cases: Cases, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, cases: Selection, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
         self.cases = cases
         self.plan = plan
         self.slice_cache = store
@@ -228,10 +225,7 @@ class CaseReader:
         self.decode = LoadCased(keys, context, self.percentiles, self.nonzero, allow_missing_keys=True)
         self.cut = CutRegiond(keys, allow_missing_keys=True)
         self.to_classes = LabelToClassesd(
-            label_type=cases.label_type,
-            classes=cases.classes if declares else None,
-            ignore=cases.ignore,
-            allow_missing_keys=True,
+            "label", cases.label_type, cases.classes if declares else None, cases.ignore, allow_missing_keys=True
         )
         self.prepare = Compose(
             [
@@ -255,9 +249,8 @@ class CaseReader:
         Raises:
             UserError: a file cannot be read, does not fit its label, or has another number of channels.
         """
-        images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
         try:
-            return self._volume(entry) if is_volume(images[0]) else self._picture(entry)
+            return self._volume(entry) if is_volume(image_names(entry)[0]) else self._picture(entry)
         except Exception as error:
             raise find_user_error(error) or error from None
 
@@ -270,12 +263,10 @@ class CaseReader:
         loaded = self.to_classes(cut)
         truth = plain_tensor(loaded["label"]).numpy()[0].copy() if "label" in loaded else None
         instances = self._instances([cut])
-        shape = tuple(int(n) for n in loaded["image"].shape[1:])
         spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
-        example = self._example(loaded, entry)
         return LoadedCase(
-            entry, [example], (), None, truth, shape, hashes, spacing, np.ascontiguousarray(pixels),
-            None if instances is None else instances[0, 0],
+            entry, [self._example(loaded, entry)], (), None, truth, pixels.shape[1:], hashes, spacing,
+            np.ascontiguousarray(pixels), None if instances is None else instances[0, 0],
         )  # fmt: skip
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
@@ -288,21 +279,18 @@ class CaseReader:
         slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
         loaded = [self.to_classes(one) for one in decoded]
-        shape, affine = volume_geometry(entry["image"], entry.get("series_uid"))
-        slicing = Slicing(shape, affine, axis)
-        truth = instances = None
+        volume = self.store.get(entry["image"], axis, entry.get("series_uid"))
+        slicing, truth, instances, label_affine = volume.slicing, None, None, None
         if "label" in entry:
+            label_affine = self.store.get(entry["label"], axis).slicing.affine
             truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
             numbers = self._instances(decoded)
             instances = None if numbers is None else slicing.to_volume(numbers)[0]
-        label_affine = None if truth is None else self.store.get(entry["label"], axis).slicing.affine
         examples = [self._example(one, entry) for one in loaded]
-        places = tuple(int(one["slice"]) for one in slices)
-        digest = str(slices[0]["volume_hash"])
-        spacing = tuple(float(n) for n in np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0)))
+        spacing = tuple(float(n) for n in np.sqrt((slicing.affine[:3, :3] ** 2).sum(axis=0)))
         return LoadedCase(
-            entry, examples, places, slicing, truth, slicing.shape, (digest, digest), spacing,
-            Path(slices[0]["stored"]["image"]), instances, label_affine,
+            entry, examples, tuple(range(len(slices))), slicing, truth, slicing.shape, (volume.digest, volume.digest),
+            spacing, volume.path, instances, label_affine,
         )  # fmt: skip
 
     def _instances(self, decoded: Sequence[Mapping[Hashable, Any]]) -> np.ndarray | None:
@@ -327,8 +315,7 @@ class CaseReader:
         name = str(entry["case"])
         if "slice" not in loaded:
             return Example(image, label, name)
-        # Slices of a volume are left out together.
-        return Example(image, label, f"{name}_{loaded['slice']:04d}", {"slice": loaded["slice"]}, group=name)
+        return Example(image, label, f"{name}_{loaded['slice']:04d}", name)  # slices are left out together
 
 
 def content_hash(case: LoadedCase) -> str:

@@ -1,10 +1,11 @@
-"""Choosing the images to pre-train on: of a folder, a data list or scikit-image; volumes become their slices."""
+"""What was chosen of a data set; the choice of images to pre-train on, of which volumes become their slices."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing.pool import ThreadPool
@@ -16,12 +17,14 @@ from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.folders import choose_data_list, find_images, image_files
-from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_names
+from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_name, image_names, label_names, label_type
 from medmdm.data.slices import VolumeStore, slice_entries
+from medmdm.data.splits import subset
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.files import sweep_temporaries
+from medmdm.labels import IGNORE
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
@@ -33,29 +36,109 @@ _SLAB_SHARE = 0.15
 
 @dataclass(frozen=True)
 class Selection:
-    """The images of one pre-training.
+    """The images of one pre-training, or the cases to learn a segmentation from and to test it on.
+
+    An entry of a pre-training is ``{"image": path, "region": ..., "patient_id": ...}``, with the keys of the list's
+    entry that say how to read it. A case is ``{"case": file-name-safe id, "name": of the image in the list, "image":
+    path (a list of paths for several sequences), "label": path, "columns": {...}}``, with ``region``, ``patient_id``,
+    ``axis`` and ``series_uid`` where the list gives them, and for pictures ``spacing`` ([rows, columns] in mm) where
+    the entry or the list does.
 
     Args:
         dataset_dir: folder they are in.
-        training: entries ``{"image": path, "region": ..., "patient_id": ...}``, with the keys of the list's entry that
-            say how to read it.
-        validation: entries held out by the data list, in the same form.
-        data_list: the list that was used, or ``None``.
-        transductive: whether the list's validation and test images train too.
+        data_list: the list that was used; ``None`` for a folder of images without one.
+        training: entries to learn from.
+        validation: entries held out by the list, to choose settings by.
+        test: entries to report on; of a pre-training those whose images were found, which train only if it is
+            transductive.
         sentences: what to tell the user, one thing each.
         warnings: what the user should act on.
-        test: the list's test entries whose images were found, in the same form; never trained on unless transductive.
+        transductive: whether the list's validation and test images train too.
+        unlabeled: cases without a label, for methods that can use them; a pre-training has them in ``training``.
     """
 
     dataset_dir: Path
+    data_list: DataList | None
     # Entries hold patient ids, so they stay out of what is printed.
     training: tuple[dict[str, Any], ...] = field(repr=False)
     validation: tuple[dict[str, Any], ...] = field(repr=False)
-    data_list: DataList | None
-    transductive: bool
+    test: tuple[dict[str, Any], ...] = field(repr=False)
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
-    test: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    transductive: bool = False
+    unlabeled: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @property
+    def label_type(self) -> str:
+        """``"classes"``, or ``"instances"`` where labels number objects of one class."""
+        with _titled(self.data_list):
+            return label_type(self._information)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The class numbers that labels may have, rising; 0 and 1 for instances.
+
+        Raises:
+            UserError: the list declares none, or one that 8 bits cannot hold beside :attr:`ignore`.
+        """
+        with _titled(self.data_list):
+            if label_type(self._information) == "instances":
+                return 0, 1
+            names = label_names(self._information)
+            if not names:
+                raise UserError(
+                    "the list does not declare 'labels', so the classes are not known: add "
+                    '"labels": {"background": 0, ...} (or "label_type": "instances" if labels number objects).'
+                )
+            numbers = tuple(sorted(number for number, name in names.items() if (number, name) != (IGNORE, "ignore")))
+            for number in numbers:
+                if names[number] == "ignore":
+                    raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
+                if number >= IGNORE:
+                    raise UserError(
+                        f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to "
+                        "ignore: number them from 0 (python -m medmdm prepare folder turns masks of 0 and "
+                        f"{IGNORE} into 0 and 1)."
+                    )
+            return numbers
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest class number, so that class numbers are channels of a prediction."""
+        return self.classes[-1] + 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class number from 0 to ``num_classes`` − 1, ``"class 3"`` where 3 is not declared."""
+        names = label_names(self._information)
+        if self.label_type == "instances":
+            objects = [name for number, name in sorted(names.items()) if number]
+            return names.get(0, "background"), objects[0] if len(objects) == 1 else "object"
+        return tuple(names.get(number, f"class {number}") for number in range(self.num_classes))
+
+    @property
+    def ignore(self) -> int:
+        """The number of pixels that losses and metrics leave out."""
+        return IGNORE
+
+    def subset(self, n: int, rule: str = "paper", seed: int = 0) -> Selection:
+        """Keep ``n`` training cases, the same that ``python -m medmdm split --subset`` keeps.
+
+        Args:
+            n: how many.
+            rule: ``"paper"`` or ``"seeded"``; see :func:`medmdm.data.subset`.
+            seed: of the draw.
+
+        Raises:
+            UserError: more cases than there are, or an unknown rule.
+        """
+        # By the names in the list: where the folder lies must not change a draw.
+        drawn = subset([{**entry, "image": entry["name"], "_entry": entry} for entry in self.training], n, rule, seed)
+        return dataclasses.replace(self, training=tuple(entry["_entry"] for entry in drawn))
+
+    @property
+    def _information(self) -> Mapping[str, Any]:
+        return {} if self.data_list is None else self.data_list.information
 
 
 def select_training_images(
@@ -79,9 +162,67 @@ def select_training_images(
         UserError: the folder or the list is missing or wrong, or images that it names are missing.
     """
     folder, chosen, warnings = choose_data_list(dataset_dir, data_list)
+    images = find_images(folder, may_be_empty=chosen is not None)  # the list may name images that look like masks
+    masks = counted(len(images.masks), "mask")
     if chosen is None:
-        return _everything(folder, transductive, warnings)
-    return _listed(folder, chosen, transductive, warnings)
+        volumes = sum(is_volume(path) for path in images.images)
+        found = [counted(len(images.images) - volumes, "image")] if volumes < len(images.images) else []
+        found += [counted(volumes, "volume")] if volumes else []
+        sentences = [f"{folder}: {', '.join(found)}, {masks} left out"]
+        if transductive:
+            sentences.append("without a data list all images train, so transductive changes nothing")
+        every = tuple({"image": str(path)} for path in images.images)
+        return Selection(folder, None, every, (), (), tuple(sentences), tuple(warnings), transductive)
+    kept = {}
+    for section in IMAGE_SECTIONS:
+        entries, paths = getattr(chosen, section), image_files(chosen, section, images)
+        if section != "test":  # test images are often kept elsewhere, or back
+            missing = [image_name(entry) for entry, path in zip(entries, paths, strict=True) if path is None]
+            note_missing(chosen, section, missing, len(entries), folder, warnings)
+        kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
+    training, validation, test, unlabeled = (tuple(kept[section]) for section in IMAGE_SECTIONS)
+    counts = [counted(len(kept[section]), f"{section} image") for section in IMAGE_SECTIONS]
+    training = (*training, *unlabeled)
+    if not training and not transductive:
+        raise UserError(f"{chosen.title}: no image to pre-train on: add 'training' or 'unlabeled' ones.")
+    listed = {name for entry in (*training, *validation, *test) for name in image_names(entry)}
+    unlisted = counted(sum(str(path) not in listed for path in images.images), "image")
+    held_out = f"{counts[1]} held out, {counts[2]} left out"
+    if transductive:
+        held_out = f"transductive: {counts[1]} and {counts[2]} of the list train too"
+        training, validation = (*training, *validation, *test), ()
+    left_out = f"{masks} and {unlisted} that the list does not name left out"
+    sentences = [
+        f"{folder}: data list {chosen.title}, {' and '.join([counts[0], *counts[3:] * bool(unlabeled)])}",
+        held_out,
+        left_out,
+    ]
+    return Selection(folder, chosen, training, validation, test, tuple(sentences), tuple(warnings), transductive)
+
+
+def note_missing(
+    data_list: DataList, section: str, missing: Sequence[str], total: int, folder: Path, warnings: list[str]
+) -> None:
+    """Refuse a list of which images are missing, or add to ``warnings``: one that comes with medmdm may lack some.
+
+    So may the user's own lack all of its test images, which are often kept elsewhere, or back.
+    """
+    if not missing:
+        return
+    sentence = f"{data_list.title}: {len(missing)} of {total} {section} images are not in {folder}"
+    some = len(missing) < total
+    if not (data_list.shipped if some else section == "test"):
+        raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
+    warnings.append(f"{sentence} (first: {missing[0]}); {'the others are used' if some else 'there is no test'}")
+
+
+@contextmanager
+def _titled(data_list: DataList | None) -> Iterator[None]:
+    """Put the list's title before a sentence about its content."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{'no data list' if data_list is None else data_list.title}: {error}") from error
 
 
 def slice_volumes(
@@ -140,14 +281,15 @@ def slice_volumes(
         )
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
-
-    def expand(i: int) -> list[dict[str, Any]]:
-        return slice_entries(entries[i], volumes, axis, percentiles, nonzero)
-
     with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
+        groups = pool.imap(lambda i: slice_entries(entries[i], volumes, axis, percentiles, nonzero), which)
         shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
-        sliced = dict(zip(which, tqdm(pool.imap(expand, which), total=len(which), **shown), strict=True))
-    kept = {i: _not_empty(group, min_foreground) for i, group in sliced.items()}
+        sliced = dict(zip(which, tqdm(groups, total=len(which), **shown), strict=True))
+    least = -1 if min_foreground is None else min_foreground
+    kept = {
+        i: [e for e in group if least < 0 or (e["foreground"] >= least and not e["constant"])]
+        for i, group in sliced.items()
+    }
     all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
     if not all_kept:
         problem = f"each of the {all_slices} slices is empty by min_foreground {min_foreground}: lower it."
@@ -164,54 +306,6 @@ def slice_volumes(
         sentences.append(sentence)
     train, held = tuple(chain(*training)), tuple(chain(*validation))
     return dataclasses.replace(selection, training=train, validation=held, sentences=tuple(sentences))
-
-
-def _not_empty(slices: list[dict[str, Any]], least: float | None) -> list[dict[str, Any]]:
-    return [e for e in slices if least is None or (not e["constant"] and e["foreground"] >= least)]
-
-
-def _everything(folder: Path, transductive: bool, warnings: Sequence[str]) -> Selection:
-    images = find_images(folder)
-    volumes = sum(is_volume(path) for path in images.images)
-    found = [counted(len(images.images) - volumes, "image")] if volumes < len(images.images) else []
-    found += [counted(volumes, "volume")] if volumes else []
-    sentences = [f"{folder}: {', '.join(found)}, {counted(len(images.masks), 'mask')} left out"]
-    if transductive:
-        sentences.append("without a data list all images train, so transductive changes nothing")
-    training = tuple({"image": str(path)} for path in images.images)
-    return Selection(folder, training, (), None, transductive, tuple(sentences), tuple(warnings))
-
-
-def _listed(folder: Path, data_list: DataList, transductive: bool, warnings: Sequence[str]) -> Selection:
-    images = find_images(folder, may_be_empty=True)  # the list may name images whose names look like masks
-    warnings, kept = list(warnings), {}
-    for section in IMAGE_SECTIONS:
-        entries = getattr(data_list, section)
-        paths = image_files(data_list, section, images)
-        missing = [entry["image"] for entry, path in zip(entries, paths, strict=True) if path is None]
-        if missing and section != "test":  # test images are often kept elsewhere, or back
-            sentence = f"{data_list.title}: {len(missing)} of {len(entries)} {section} images are not in {folder}"
-            if not data_list.shipped or len(missing) == len(entries):
-                raise UserError(f"{sentence} (first: {missing[0]}): correct dataset_dir or the list.")
-            warnings.append(f"{sentence} (first: {missing[0]}); the others are used")
-        kept[section] = [_entry(entry, path) for entry, path in zip(entries, paths, strict=True) if path is not None]
-    training, validation, test, unlabeled = (tuple(kept[section]) for section in IMAGE_SECTIONS)
-    counts = [counted(len(kept[section]), f"{section} image") for section in IMAGE_SECTIONS]
-    training = (*training, *unlabeled)
-    if not training and not transductive:
-        raise UserError(f"{data_list.title}: no image to pre-train on: add 'training' or 'unlabeled' ones.")
-    listed = {name for entry in (*training, *validation, *test) for name in image_names(entry)}
-    unlisted = counted(sum(str(path) not in listed for path in images.images), "image")
-    sentences = (
-        f"{folder}: data list {data_list.title}, {counts[0]}{f' and {counts[3]}' if unlabeled else ''}",
-        f"transductive: {counts[1]} and {counts[2]} of the list train too"
-        if transductive
-        else f"{counts[1]} held out, {counts[2]} left out",
-        f"{counted(len(images.masks), 'mask')} and {unlisted} that the list does not name left out",
-    )
-    if transductive:
-        training, validation = (*training, *validation, *test), ()
-    return Selection(folder, training, validation, data_list, transductive, sentences, tuple(warnings), test)
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
-from monai.utils import convert_to_tensor, ensure_tuple_rep
+from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
-from medmdm.data.transforms.intensity import check_percentiles
-from medmdm.data.validity import Grid, check_finite, check_same_grid
+from medmdm.data.lists import image_names
+from medmdm.data.transforms.intensity import check_percentiles, values_at
+from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, save_json, text_hash
 
@@ -35,7 +37,6 @@ class StoredVolume:
     Args:
         path: array ``[slices, C, rows, columns]`` in NumPy's format, for :func:`open_slices`.
         slicing: how its slices go back into the source array.
-        channels: C.
         digest: SHA-256 of its voxels, see :func:`medmdm.data.files.volumes.volume_hash`.
         foreground: for each slice, the share of pixels that are brighter than the volume's background.
         constant: for each slice, whether all of its pixels are equal (channel by channel).
@@ -45,7 +46,6 @@ class StoredVolume:
 
     path: Path
     slicing: Slicing
-    channels: int
     digest: str
     foreground: tuple[float, ...]
     constant: tuple[bool, ...]
@@ -53,9 +53,9 @@ class StoredVolume:
     quantiles_nonzero: np.ndarray
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> ImageGrid:
         """Where the source's voxels lie."""
-        return Grid(self.slicing.shape, self.slicing.affine)
+        return ImageGrid(self.slicing.shape, self.slicing.affine)
 
     def percentile_range(self, lower: float, upper: float, nonzero: bool = False) -> list[list[float]]:
         """Return [low, high] of each channel at two percentages (in between the tenths by linear interpolation)."""
@@ -92,14 +92,19 @@ class VolumeStore:
         """
         key = _key(path, axis, series_uid)
         array_path, record_path = self.folder / f"{key}.npy", self.folder / f"{key}.json"
-        record = _load_record(record_path, array_path)
-        if record is None:
+        record: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            record = json.loads(record_path.read_text(encoding="utf-8"))
+        if not record or not array_path.is_file() or array_path.stat().st_size != record.get("bytes"):
             volume = read_volume(path, series_uid)
             slicing = Slicing(volume.array.shape[1:], volume.affine, axis)
             record = _describe(volume, slicing, path)
             try:
-                # Contiguous, so that a slice is one piece of the file.
-                slices = np.ascontiguousarray(_narrow(slicing.to_slices(volume.array)))
+                slices = slicing.to_slices(volume.array)
+                # Slopes such as 1 or 0.5 widen integers to float64, of which float32 often loses nothing.
+                if slices.dtype == np.float64 and np.array_equal(narrow := slices.astype(np.float32), slices):
+                    slices = narrow
+                slices = np.ascontiguousarray(slices)  # so that a slice is one piece of the file
                 with atomic_file(array_path) as file:
                     np.lib.format.write_array(file, slices, version=(2, 0), allow_pickle=False)
                     record["bytes"] = file.tell()
@@ -112,7 +117,7 @@ class VolumeStore:
         own: dict[str, Any] = {key: np.array(record[key]) for key in ("quantiles", "quantiles_nonzero")}
         own |= {key: tuple(record[key]) for key in ("foreground", "constant")}
         slicing = Slicing(record["shape"], np.array(record["affine"]), axis)
-        return StoredVolume(array_path, slicing, record["channels"], record["digest"], **own)
+        return StoredVolume(array_path, slicing, record["digest"], **own)
 
 
 def cache_folder(name: str) -> Path:
@@ -154,13 +159,13 @@ def slice_entries(
     """
     axis = entry.get("axis", axis)
     volume = store.get(entry["image"], axis, entry.get("series_uid"))
-    first = entry["image"][0] if isinstance(entry["image"], list) else entry["image"]
+    first = image_names(entry)[0]
     stored = {"image": str(volume.path)}
     if entry.get("label") is not None:
         label = store.get(entry["label"], axis)
         check_same_grid(label.grid, volume.grid, str(entry["label"]), f"its image {first}")
         stored["label"] = str(label.path)
-    common: dict[str, Any] = {**entry, "image": str(first), "axis": axis, "stored": stored}
+    common: dict[str, Any] = {**entry, "image": first, "axis": axis, "stored": stored}
     common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}
     if percentiles is not None:
         common["intensity_range"] = volume.percentile_range(*check_percentiles(percentiles), nonzero)
@@ -208,7 +213,7 @@ class LoadSliced(MapTransform):
 
 def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
     sources = []
-    for name in [path] if isinstance(path, (str, os.PathLike)) else path:
+    for name in ensure_tuple(path):
         try:
             files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
             # Raw data of .mhd and .nhdr headers lie beside them.
@@ -221,14 +226,6 @@ def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
     return text_hash(json.dumps([_FORMAT, sources, axis, series_uid]))[:40]
 
 
-def _load_record(record_path: Path, array_path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8"))
-        return record if array_path.stat().st_size == record["bytes"] else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> dict[str, Any]:
     array = volume.array
     check_finite(array, str(path))
@@ -239,8 +236,9 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
         # Sorting once gives all quantiles exactly. In the order of memory, for NIfTI lies column after column.
         ordered = np.sort(array[channel].ravel(order="K"))
         others = ordered[ordered != 0]
-        quantiles.append(_quantiles(ordered))
-        nonzero.append(_quantiles(others if len(others) else ordered))
+        quantiles.append(values_at(ordered, np.linspace(0, len(ordered) - 1, _QUANTILES)))
+        others = others if len(others) else ordered
+        nonzero.append(values_at(others, np.linspace(0, len(others) - 1, _QUANTILES)))
         threshold = _threshold(array[channel], quantiles[-1])
         if threshold is not None:
             foreground |= slices[:, channel] > threshold
@@ -249,22 +247,12 @@ def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> di
         "format": _FORMAT,
         "shape": list(slicing.shape),
         "affine": slicing.affine.tolist(),
-        "channels": len(array),
         "digest": volume_hash(volume),
         "foreground": foreground.mean(axis=(1, 2)).tolist(),
         "constant": constant.all(axis=1).tolist(),
         "quantiles": quantiles,
         "quantiles_nonzero": nonzero,
     }
-
-
-def _quantiles(ordered: np.ndarray) -> list[float]:
-    at = np.linspace(0, len(ordered) - 1, _QUANTILES)
-    below = np.floor(at).astype(np.int64)
-    above = np.minimum(below + 1, len(ordered) - 1)
-    low, high = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
-    values: list[float] = (low + (at - below) * (high - low)).tolist()
-    return values
 
 
 def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
@@ -278,11 +266,3 @@ def _threshold(array: np.ndarray, quantiles: list[float]) -> float | None:
         return None
     sample = array.ravel(order="K")[:: max(1, array.size // _SAMPLE)].clip(low, high)
     return float(low) if sample.min() == sample.max() else float(threshold_otsu(sample))
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """Return float64 as float32 where that loses nothing: slopes such as 1 or 0.5 widen integers to float64."""
-    if array.dtype != np.float64:
-        return array
-    narrow = array.astype(np.float32)
-    return narrow if np.array_equal(narrow, array) else array

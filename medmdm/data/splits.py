@@ -262,28 +262,23 @@ def split_data_list(
         training, held_out = split_by_patient([*chain(*sections.values())], test, stratify, seed)
         sections = {"training": training, "validation": [], "test": held_out}
         information["split"] = f"{test:g} of the cases held out by patient, {how}"
-    if folds is None:
-        return [_content(data_list.name, information, sections, n, rule, seed)]
-    parts = k_folds([*sections["training"], *sections["validation"]], folds, stratify, seed)
+    divided = [(information, sections)]
+    if folds is not None:
+        parts = k_folds([*sections["training"], *sections["validation"]], folds, stratify, seed)
+        divided = []
+        for k, part in enumerate(parts):
+            others = sorted(chain(*(other for other in parts if other is not part)), key=image_name)
+            fold = {**information, "fold": f"{k + 1} of {folds} by patient, {how}"}
+            divided.append((fold, {**sections, "training": others, "validation": part}))
     lists = []
-    for k, part in enumerate(parts):
-        others = chain(*(other for other in parts if other is not part))
-        own = {**sections, "training": sorted(others, key=image_name), "validation": part}
-        information["fold"] = f"{k + 1} of {folds} by patient, {how}"
-        lists.append(_content(data_list.name, information, own, n, rule, seed))
+    for information, sections in divided:
+        if n is not None:
+            drawn = "first in string order (paper)" if rule == "paper" else f"drawn with seed {seed}"
+            information["subset"] = f"{n} of {len(sections['training'])} training cases, {drawn}"
+            sections["training"] = subset(sections["training"], n, rule, seed)
+        kept = {section: entries for section, entries in sections.items() if entries}
+        lists.append({"name": data_list.name, **information, **kept})
     return lists
-
-
-def _content(
-    name: str, information: Mapping[str, Any], sections: Sections, n: int | None, rule: str, seed: int
-) -> dict[str, Any]:
-    information = dict(information)
-    if n is not None:
-        total = len(sections["training"])
-        sections = {**sections, "training": subset(sections["training"], n, rule, seed)}
-        drawn = "first in string order (paper)" if rule == "paper" else f"drawn with seed {seed}"
-        information["subset"] = f"{n} of {total} training cases, {drawn}"
-    return {"name": name, **information, **{section: entries for section, entries in sections.items() if entries}}
 
 
 def summarise(content: Mapping[str, Any], stratify: str | None = None) -> str:

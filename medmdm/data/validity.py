@@ -23,7 +23,7 @@ _LABEL_ADVICE = {
 
 
 @dataclass(frozen=True)
-class Grid:
+class ImageGrid:
     """Where the pixels of a picture, or the voxels of a volume, lie.
 
     Args:
@@ -40,7 +40,7 @@ def size_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def grid_distance(grid: Grid, other: Grid) -> float:
+def grid_distance(grid: ImageGrid, other: ImageGrid) -> float:
     """Return how far apart, in mm, voxels of the same index lie at most.
 
     Two affines differ by a linear function of the index, so its length is largest at one of the eight corner voxels:
@@ -54,7 +54,7 @@ def grid_distance(grid: Grid, other: Grid) -> float:
 
 
 def grid_problem(
-    grid: Grid, other: Grid, name: str, other_name: str, advice: str | None = None
+    grid: ImageGrid, other: ImageGrid, name: str, other_name: str, advice: str | None = None
 ) -> tuple[str, str] | None:
     """Return why two grids are not the same.
 
@@ -87,7 +87,7 @@ def grid_problem(
     return kind, f"{sentence}: {advice or _LABEL_ADVICE[kind]}"
 
 
-def check_same_grid(grid: Grid, other: Grid, name: str, other_name: str, advice: str | None = None) -> None:
+def check_same_grid(grid: ImageGrid, other: ImageGrid, name: str, other_name: str, advice: str | None = None) -> None:
     """Refuse what does not lie on the other's grid; arguments as in :func:`grid_problem`.
 
     Raises:

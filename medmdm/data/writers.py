@@ -22,6 +22,8 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
 _COMPRESSION = 3  # a third of the default level's time for a twentieth more space
+# Few programs read 64-bit integers, and the format has no bool or float16.
+_NIFTI_TYPES = {"int64": "float64", "uint64": "float64", "bool": "uint8", "float16": "float32"}
 _TEXT_FIELDS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 
 
@@ -117,16 +119,14 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
     """
     pages = array[None] if array.ndim == 2 else array
     buffer = io.BytesIO()
-    grey, colour = len(pages) == 1, len(pages) == 3
+    png, kind = suffix.lower() == ".png", (len(pages), array.dtype.name)
     if suffix.lower() in (".tif", ".tiff"):
         first, *rest = [Image.fromarray(np.ascontiguousarray(page)) for page in pages]
         first.save(buffer, format="TIFF", compression="tiff_adobe_deflate", save_all=bool(rest), append_images=rest)
-    elif suffix.lower() == ".png" and colour and array.dtype == np.uint16:
+    elif png and kind == (3, "uint16"):
         return _deep_colour_png(pages)
-    elif suffix.lower() == ".png" and (
-        (grey and array.dtype in (np.bool_, np.uint8, np.uint16)) or (colour and array.dtype == np.uint8)
-    ):
-        picture = Image.fromarray(np.ascontiguousarray(pages[0] if grey else np.moveaxis(pages, 0, -1)))
+    elif png and kind in ((1, "bool"), (1, "uint8"), (1, "uint16"), (3, "uint8")):
+        picture = Image.fromarray(np.ascontiguousarray(pages[0] if len(pages) == 1 else np.moveaxis(pages, 0, -1)))
         picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
     else:
         raise UserError(
@@ -159,10 +159,7 @@ def encode_nifti(
         compress: whether it is a ``.nii.gz``.
     """
     data = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
-    if data.dtype == np.int64 or data.dtype == np.uint64:
-        data = data.astype(np.float64)  # few programs read 64-bit integers
-    elif data.dtype in (np.bool_, np.float16):
-        data = data.astype(np.uint8 if data.dtype == np.bool_ else np.float32)
+    data = data.astype(_NIFTI_TYPES.get(data.dtype.name, data.dtype), copy=False)
     if source is not None:
         original = nib.load(source)
         header = original.header.copy()
@@ -193,12 +190,7 @@ def _write(
     axes = 3 if volume else 2
     if array.ndim == axes + 1 and array.shape[0] == 1:
         array = array[0]
-    affine = np.eye(4)
-    shape: tuple[int, ...]
-    if volume:
-        shape, affine = volume_geometry(source, series_uid)
-    else:
-        shape = image_size(source)
+    shape, affine = volume_geometry(source, series_uid) if volume else (image_size(source), np.eye(4))
     if array.ndim not in ((axes,) if spatial_only else (axes, axes + 1)) or array.shape[-axes:] != tuple(shape):
         raise UserError(
             f"{source} has {size_text(shape)} pixels, what is to be written for it is "

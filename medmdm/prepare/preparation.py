@@ -10,7 +10,7 @@ import numpy as np
 
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.pictures import read_image
-from medmdm.data.validity import Grid, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
@@ -153,5 +153,5 @@ def read_label(file: SourceFile, shape: tuple[int, ...], image: SourceFile) -> n
     if array.shape[0] != 1:
         raise UserError(f"{file.shown} has colours: a mask must be grey, its values being class or object numbers.")
     numbers = label_numbers(array, file.shown, MAX_INSTANCES)
-    check_same_grid(Grid(array.shape[1:]), Grid(shape), file.shown, f"its image {image.shown}")
+    check_same_grid(ImageGrid(array.shape[1:]), ImageGrid(shape), file.shown, f"its image {image.shown}")
     return numbers[0].astype(np.uint16)

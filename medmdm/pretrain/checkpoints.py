@@ -56,13 +56,11 @@ class Checkpoints:
         """Return the newest intact checkpoint, or None if there is none; a damaged one is skipped with a warning."""
         for path in reversed(self.paths()):
             try:
-                content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                return torch.load(path, map_location=device, weights_only=True)
             except Exception as error:  # a cut-off zip archive fails in many ways
                 if is_main_process():
                     logger.warning("%s is damaged and is skipped (%s).", path, str(error).split("\n")[0])
                     path.rename(path.with_suffix(".damaged"))
-            else:
-                return content
         return None
 
 

@@ -56,7 +56,6 @@ class Periodic:
             self(engine)
 
     def __call__(self, engine: Engine) -> None:
-        """Act."""
         raise NotImplementedError
 
 
@@ -149,10 +148,8 @@ class StepLog:
         if values:
             batch_size = engine.state.output["batch_size"] * world_size()
             left = (engine.state.epoch_length - step) * batch_size / values["images_per_second"]
-            message += (
-                f"  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
-                f"  {values['images_per_second']:.1f} images/s  {duration(left)} left"
-            )
+            message += f"  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
+            message += f"  {values['images_per_second']:.1f} images/s  {duration(left)} left"
         if heldout:
             message += "  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in heldout.items())
         self.bar.clear()

@@ -14,8 +14,9 @@ from ignite.engine import Engine
 
 from medmdm.artifacts.backbone import make_extractor
 from medmdm.backbones.extractor import FeatureExtractor
-from medmdm.data.cases import Cases, select_cases
+from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader, LoadedCase
+from medmdm.data.selection import Selection
 from medmdm.errors import UserError
 from medmdm.files import is_main_process
 from medmdm.heads.closed_form import ClosedFormHead
@@ -83,10 +84,9 @@ class Probe(Periodic):
         self.folds = _folds(self.cases, list(reader.read_all(self.cases.training)), self.head.most_folds)
         self.validation = list(reader.read_all(self.cases.validation))
         if len(self.folds) < 2 and not self.validation:
-            raise UserError(
-                f"{self.cases.dataset_dir}: the probe leaves labelled patients (or cases) out in turn, so it needs two "
-                "or more with a labelled pixel, or validation cases in its list"
-            )
+            need = "two or more with a labelled pixel, or validation cases in its list"
+            what = f"the probe leaves labelled patients (or cases) out in turn, so it needs {need}"
+            raise UserError(f"{self.cases.dataset_dir}: {what}")
 
     def attach(self, engine: Engine) -> None:
         """Register the handler on a trainer, before the handler that writes the log."""
@@ -134,7 +134,7 @@ class Probe(Periodic):
         return make_extractor((network, self.plan), *settings)[0]
 
 
-def _folds(cases: Cases, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:
+def _folds(cases: Selection, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:
     """Return what is left out together: a patient's cases, in at most ``most`` parts."""
     groups: dict[str, list[LoadedCase]] = {}
     for case in loaded:

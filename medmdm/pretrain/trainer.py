@@ -152,11 +152,9 @@ class MDMTrainer(SupervisedTrainer):
     def _require_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
             kept = self.checkpoints.paths()[-1:] if self.checkpoints is not None else []
-            raise UserError(
-                f"The {what} became {float(value)} at step {self.state.iteration}; "
-                + (f"the last good checkpoint is {kept[0]}; " if kept else "no checkpoint had been written yet; ")
-                + "try a lower learning rate, gradient clipping (max_grad_norm) or amp_dtype 'bfloat16' or 'float32'."
-            )
+            last = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint had been written yet"
+            advice = "a lower learning rate, gradient clipping (max_grad_norm) or amp_dtype 'bfloat16' or 'float32'"
+            raise UserError(f"The {what} became {float(value)} at step {self.state.iteration}; {last}; try {advice}.")
 
     @torch.no_grad()
     def restore(self, x_t: Tensor, t: Tensor) -> Tensor:

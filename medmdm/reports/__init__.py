@@ -5,7 +5,7 @@ or, where the masks are gone, ``per_case.csv``; a workflow that still has the ar
 """
 
 from medmdm.reports.case_files import CaseArrays
-from medmdm.reports.comparison_report import write_comparison
+from medmdm.reports.comparison import write_comparison
 from medmdm.reports.report import Report, write_report
 from medmdm.reports.scoring import Scores
 

@@ -68,11 +68,10 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
     truth = _part(case, _named(case, "label", decode_label, case.label, whole.grid), "label", None)
     size = truth.array.shape[1:]
     prediction = _part(case, predicted, "predicted mask", size)
-    if image is not None:
-        image = _part(case, image, "image", size)
-    for what, one, other in (("predicted mask", prediction, truth), ("image", image, truth)):
+    image = None if image is None else _part(case, image, "image", size)
+    for what, one in (("predicted mask", prediction), ("image", image)):
         if one is not None:
-            check_same_grid(one.grid, other.grid, f"{case.name}: the {what}", "the label", "evaluate again")
+            check_same_grid(one.grid, truth.grid, f"{case.name}: the {what}", "the label", "evaluate again")
     classes = _numbers(case, "label", truth)
     predicted_classes = _numbers(case, "predicted mask", prediction)
     _check_classes(case, "predicted mask", predicted_classes, evaluation, None)
@@ -95,10 +94,9 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
 def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-def]
     """Read a file; whatever its reader complains of is said of this case."""
     try:
-        decoded: Decoded = read(*arguments)
+        return read(*arguments)
     except UserError as error:
         raise UserError(f"{case.name}: the {what} cannot be used, {error}") from error
-    return decoded
 
 
 def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] | None) -> Decoded:
@@ -112,10 +110,8 @@ def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] 
     if case.region is not None and (size is None or array.shape[1:] != size):
         array = cut_region(array, case.region, f"{case.name}: the {what}")
     if size is not None and array.shape[1:] != size:
-        raise UserError(
-            f"{case.name}: the {what} is {Decoded(array).size} and the label {'x'.join(map(str, size))}: they must "
-            "have one size"
-        )
+        found = f"the {what} is {Decoded(array).size} and the label {'x'.join(map(str, size))}"
+        raise UserError(f"{case.name}: {found}: they must have one size")
     return Decoded(array, whole.affine)
 
 
@@ -129,8 +125,7 @@ def _check_classes(
     if not mask.size:
         raise UserError(f"{case.name}: the {what} has no pixels")
     if mask.max() >= evaluation.num_classes:
-        classes = range(evaluation.num_classes)
-        check_known(mask, classes, ignore, f"{case.name}: the {what}", evaluation.class_names)
+        check_known(mask, range(evaluation.num_classes), ignore, f"{case.name}: the {what}", evaluation.class_names)
 
 
 def _instances(case: EvaluatedCase, size: tuple[int, ...]) -> NDArray[np.integer] | None:

@@ -1,4 +1,4 @@
-"""Comparing runs on the same cases: differences with intervals, permutation tests, corrected for their number."""
+"""Comparing runs on the same cases: differences, intervals, tests corrected for their number, and their page."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from typing import Any
 
 import medmdm
 from medmdm.errors import UserError, nearest
-from medmdm.reports.rendering import METRICS, counted, flat
-from medmdm.reports.report import write_report
+from medmdm.files import atomic_write, save_json, sweep_temporaries
+from medmdm.reports.charts import Band, Chart, differences, intervals
+from medmdm.reports.rendering import METRICS, counted, csv_text, flat, metric_title, render
+from medmdm.reports.report import PAGE_FILE, write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.summary import PER_CASE_FILE, Pseudonyms, read_per_case
-from medmdm.runs.record import Evaluation
+from medmdm.runs.record import EVALUATION_FILE, Evaluation
 from medmdm.stats import json_ready, paired, summarise, with_holm
 
 LEVEL = 0.05
 _TESTED = ("dice", "hausdorff95", "object_dice", "object_f1", "aji", "pq")
 _NAMED = 5  # cases that a sentence names
+_MOST_BARS = 3  # pairs whose cases are drawn one by one
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,7 @@ def load_runs(run_dirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     for number, (folder, name) in enumerate(zip(folders, _names(resolved), strict=True)):
         if resolved.count(resolved[number]) > 1:
             raise UserError(f"{folder} is given twice: name different runs")
-        evaluation = Evaluation.load(folder)
-        table = folder / PER_CASE_FILE
+        evaluation, table = Evaluation.load(folder), folder / PER_CASE_FILE
         if not table.is_file():
             write_report(folder)
         letter = chr(ord("A") + number) if number < 26 else f"R{number + 1}"
@@ -84,10 +86,8 @@ def compare(
     """
     names = [name for name in runs[0].cases if all(name in run.cases for run in runs)]
     if not names:
-        raise UserError(
-            f"the runs {', '.join(run.name for run in runs)} have no scored case in common: compare evaluations of one "
-            "data set"
-        )
+        which = ", ".join(run.name for run in runs)
+        raise UserError(f"the runs {which} have no scored case in common: compare evaluations of one data set")
     keys = _metrics(runs, names, metrics)
     patients = [next((run.cases[name].patient for run in runs if run.cases[name].patient), None) for name in names]
     values = {
@@ -138,8 +138,7 @@ def compare(
         ],
         "protocols": _differing(runs),
     }
-    cleaned: dict[str, Any] = hide.clean_all(json_ready(content))
-    return cleaned
+    return hide.clean_all(json_ready(content))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -214,3 +213,75 @@ def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for key in keys
         if len({protocol.get(key) for protocol in protocols}) > 1
     ]
+
+
+def write_comparison(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    metrics: Sequence[str] | None = None,
+    keep_patient_ids: bool = False,
+) -> Path:
+    """Compare runs on the cases that all of them scored.
+
+    Writes ``comparison.csv``, ``comparison.json``, ``comparison.md`` and ``index.html``.
+
+    Args:
+        run_dirs: at least two folders with ``evaluation.json``; where one has no ``per_case.csv`` yet, its report is
+            made first.
+        out: folder to write into.
+        metrics: to be tested, such as ``["dice"]``: choose them before looking, for every p-value is corrected for the
+            number of tests. Default: Dice, and Hausdorff 95 % and the metrics of objects where there are any.
+        keep_patient_ids: write patient ids as they are instead of numbers.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: fewer than two runs, no common case, or a metric that a run lacks.
+    """
+    folder = Path(out)
+    if (folder / EVALUATION_FILE).exists():
+        raise UserError(f"{folder} is a run folder, whose report the comparison would replace: give another --out.")
+    runs = load_runs(run_dirs)
+    patients = [case.patient for run in runs for case in run.evaluation.cases]
+    content = compare(runs, metrics, Pseudonyms(patients, keep_patient_ids))
+    charts = {"mean_differences": _mean_differences(content), "case_differences": _case_differences(content)}
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(folder)
+    columns = [(key, run["letter"]) for key in content["metrics"] for run in content["runs"]]
+    table = [["case", "patient", *(f"{key}_{letter}" for key, letter in columns)]]
+    for row in content["rows"]:
+        values = ("" if row[key][letter] is None else repr(row[key][letter]) for key, letter in columns)
+        table.append([row["case"], row["patient_number"] or "", *values])
+    atomic_write(folder / "comparison.csv", csv_text(table))
+    save_json(content, folder / "comparison.json")
+    atomic_write(folder / "comparison.md", render("comparison.md.j2", content=content, level=LEVEL))
+    atomic_write(folder / PAGE_FILE, render("comparison.html.j2", content=content, level=LEVEL, **charts))
+    return folder / PAGE_FILE
+
+
+def _mean_differences(content: Mapping[str, Any]) -> Chart | None:
+    bands = []
+    for one in content["comparisons"]:
+        metric, (low, high) = METRICS[one["metric"]], one["t_interval"]
+        if not metric.distance and one["difference"] is not None:
+            name = f"{metric.title}, {one['a']} \N{MINUS SIGN} {one['b']}"
+            bands.append(Band(name, one["difference"], low, high, one["verdict"]))
+    return intervals(bands, "mean difference, with its 95 % interval (t)", "Mean differences") if bands else None
+
+
+def _case_differences(content: Mapping[str, Any]) -> list[Chart]:
+    """Return a chart of the first metric's differences, case by case, for each of the first pairs."""
+    names = {run["letter"]: run["name"] for run in content["runs"]}
+    main = content["metrics"][0]
+    charts = []
+    for one in [one for one in content["comparisons"] if one["metric"] == main][:_MOST_BARS]:
+        a, b = one["a"], one["b"]
+        known = [row for row in content["rows"] if row[main][a] is not None and row[main][b] is not None]
+        if known:
+            metric = metric_title(main, content["distance_unit"])
+            title = f"{metric} of each case: {a} ({names[a]}) less {b} ({names[b]})"
+            values = [row[main][a] - row[main][b] for row in known]
+            charts.append(differences(values, [row["case"] for row in known], "difference", title))
+    return charts

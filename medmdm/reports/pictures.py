@@ -165,11 +165,8 @@ def _path(masks: Iterable[tuple[NDArray[np.bool_], int, int]], shape: tuple[int,
 
 def _closed(points: NDArray[np.int64]) -> str:
     """Return a closed line; steps from point to point take fewer digits than places."""
-    steps = np.diff(points[:-1], axis=0)
-    path = f"M{points[0][0]} {points[0][1]}"
-    if len(steps):
-        path += "l" + " ".join(f"{x} {y}" for x, y in steps)
-    return path + "z"
+    steps = " ".join(f"{x} {y}" for x, y in np.diff(points[:-1], axis=0))
+    return f"M{points[0][0]} {points[0][1]}{'l' if steps else ''}{steps}z"
 
 
 def top_value(maps: Iterable[Mapping[str, NDArray[np.float32]]], name: str) -> float:

@@ -42,11 +42,8 @@ METRICS = {key: Metric(**texts) for key, texts in _TEXTS.items()}
 PER_CLASS = tuple(key for key, metric in METRICS.items() if metric.group != "objects")
 COUNTS = ("tp", "fp", "fn", "tn", "n_true", "n_pred")  # pixels of a class
 # What the metrics of objects count in a case, and its column: objects, not pixels.
-OBJECT_COUNTS = {
-    "n_true": "objects_true",
-    "n_pred": "objects_pred",
-    **{key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")},
-}
+OBJECT_COUNTS = {"n_true": "objects_true", "n_pred": "objects_pred"}
+OBJECT_COUNTS |= {key: key for key in ("object_tp", "pq_tp", "pq_iou", "aji_intersection", "aji_union")}
 # Masks that cost nothing, which stand beside the scores, and their columns.
 BASELINES = {"all_foreground": "marking every known pixel", "mean_mask": "the mean of the labelled masks"}
 BASELINE_COLUMNS = tuple(f"{name}_{key}" for name in BASELINES for key in ("dice", "iou"))
@@ -71,8 +68,7 @@ def number_text(value: float | None, distance: bool = False, signed: bool = Fals
         return "\N{EN DASH}"
     digits = 2 if distance else 4
     value = round(value, digits) or 0.0  # no sign of a zero
-    text = f"{value:{'+' if signed and value else ''}.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{value:{'+' if signed and value else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval_text(interval: Sequence[float | None], distance: bool = False, signed: bool = False) -> str:
@@ -90,13 +86,6 @@ def difference_text(difference: Mapping[str, Any]) -> str:
     interval = interval_text(difference["interval"], signed=True)
     known = f"95 % interval {interval}" if None not in difference["interval"] else "no interval"
     return f"difference {number_text(difference['difference'], signed=True)}, {known}"
-
-
-def p_text(value: float | None) -> str:
-    """Return a p-value with three digits."""
-    if value is None:
-        return "\N{EN DASH}"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def metric_title(key: str, unit: str) -> str:
@@ -137,8 +126,8 @@ def environment() -> Environment:
     templates.filters |= {
         "number": number_text,
         "interval": interval_text,
-        "p_value": p_text,
         "difference": difference_text,
+        "p_value": lambda p: "\N{EN DASH}" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "counted": counted,
         "title_of": metric_title,
         "metric": METRICS.__getitem__,
@@ -165,8 +154,7 @@ def _data_uri(picture: bytes) -> Markup:
 
 
 def _tick(value: float, signed: bool = False) -> str:
-    text = f"{value:+g}" if signed and value else f"{value:g}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return f"{value:{'+' if signed and value else ''}g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _one_line(value: Any) -> str:

@@ -30,8 +30,13 @@ from medmdm.reports.summary import (
 from medmdm.runs.record import MAPS, EvaluatedCase, Evaluation
 from medmdm.stats.statistics import BCA_FROM
 
+logger = logging.getLogger(__name__)
+
+PAGE_FILE = "index.html"
 BUDGET = 16_000_000  # bytes that the pictures of a page may take
 _IN_A_ROW = 5
+_MOST_LINES = 8
+_CLASS_COLUMNS = 4
 
 
 def chosen(cases: Sequence[ScoredCase]) -> list[tuple[str, list[ScoredCase]]]:
@@ -40,9 +45,8 @@ def chosen(cases: Sequence[ScoredCase]) -> list[tuple[str, list[ScoredCase]]]:
     Returns:
         Rows with their titles; cases without a Dice are in none.
     """
-    ranked = sorted(
-        (case for case in cases if not math.isnan(case.scores["dice"])), key=lambda c: (c.scores["dice"], c.number)
-    )
+    known = [case for case in cases if not math.isnan(case.scores["dice"])]
+    ranked = sorted(known, key=lambda case: (case.scores["dice"], case.number))
     if len(ranked) <= _IN_A_ROW:
         return [("All cases, the worst first", ranked)] if ranked else []
     size = min(_IN_A_ROW, len(ranked) // 3)
@@ -82,10 +86,6 @@ class Album:
     def drawn_map(self, number: int, name: str) -> bytes:
         """Return a map of a case as a JPEG."""
         return encode_map(self.pictures[number].maps[name], self.tops[name])
-
-
-_MOST_LINES = 8
-_CLASS_COLUMNS = 4
 
 
 def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
@@ -182,11 +182,6 @@ def _learning_curve(lines: Mapping[str, list[Mapping[str, Any]]]) -> Chart | Non
     if not drawn or len(shots) < 2:
         return None
     return curves(drawn, "labelled images", "Dice, mean over test cases", "Learning curve", shots)
-
-
-PAGE_FILE = "index.html"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,9 @@ def score_cases(
         found.cases.append(replace(ScoredCase.of(case, number, evaluation, scores), picture=picture, files=files))
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
-        found.notes.append(
-            f"No map of objects was written for {'all' if without == listed else f'{without} of'} {listed} cases: "
-            "there the connected parts of the predicted mask count as objects, so that objects that touch count as one."
-        )
+        which = f"{'all' if without == listed else f'{without} of'} {listed} cases"
+        instead = "the connected parts of the predicted mask count as objects, so that objects that touch count as one"
+        found.notes.append(f"No map of objects was written for {which}: there {instead}.")
     return found
 
 

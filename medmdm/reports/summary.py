@@ -53,9 +53,7 @@ class Pseudonyms:
 
     def clean(self, text: str) -> str:
         """Return text without patient ids."""
-        if self._pattern is None:
-            return text
-        return self._pattern.sub(lambda match: self._names[match.group()], text)
+        return text if self._pattern is None else self._pattern.sub(lambda match: self._names[match.group()], text)
 
     def clean_all(self, content: Any) -> Any:
         """Return JSON-able content without patient ids, in keys and in values.
@@ -65,10 +63,8 @@ class Pseudonyms:
         if isinstance(content, str):
             return self.clean(content)
         if isinstance(content, Mapping):
-            return {
-                self.clean(str(key)): self.clean_all(self._hidden(value) if "patient" in str(key).lower() else value)
-                for key, value in content.items()
-            }
+            held = ((str(k), self._hidden(v) if "patient" in str(k).lower() else v) for k, v in content.items())
+            return {self.clean(key): self.clean_all(value) for key, value in held}
         if isinstance(content, (list, tuple)):
             return [self.clean_all(value) for value in content]
         return content
@@ -137,9 +133,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
 
 
 def _text(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return repr(value) if isinstance(value, int) else repr(float(value))
+    return "" if math.isnan(value) else repr(value if isinstance(value, int) else float(value))
 
 
 def _number(text: str | None, key: str, path: Path) -> float:
@@ -161,8 +155,7 @@ _NNUNET |= {"n_pred": "n_pred", "n_ref": "n_true"}
 
 def summary_schema() -> dict[str, Any]:
     """Return the JSON schema of ``summary.json``, which comes with medmdm."""
-    schema: dict[str, Any] = json.loads(asset("summary.schema.json"))
-    return schema
+    return json.loads(asset("summary.schema.json"))
 
 
 def headline_keys(scores: dict[str, Any]) -> list[str]:
@@ -189,22 +182,21 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
     numbers = range(1, evaluation.num_classes)
     several = evaluation.num_classes > 2
     summaries = {key: summarise(_values(cases, key), patients) for key in METRICS if _known(cases, key)}
-    pooled_by_class = pool(
-        {k: {name: case.scores[f"{name}_{k}"] for name in COUNTS} for k in numbers} for case in cases
-    )
+    counts = ({k: {name: case.scores[f"{name}_{k}"] for name in COUNTS} for k in numbers} for case in cases)
+    pooled_by_class = pool(counts)
     pooled = _pooled(cases, pooled_by_class)
     nnunet = {str(k): {name: _column(key, k, several) for name, key in _NNUNET.items()} for k in numbers}
     means = {k: {name: _mean(_values(cases, key)) for name, key in row.items()} for k, row in nnunet.items()}
     baselines = baseline_scores(cases, list(numbers) if several else [], patients)
     dice, provenance, study = summaries["dice"], evaluation.provenance, evaluation.study
     patient_of = {case.name: case.patient for case in evaluation.cases}
-    counts = {"listed": len(evaluation.cases), "scored": len(cases), "excluded": len(scores.excluded)}
+    listed = {"listed": len(evaluation.cases), "scored": len(cases), "excluded": len(scores.excluded)}
     summary: dict[str, Any] = {
         "format": 1,
         "medmdm": medmdm.__version__,
         "dataset": evaluation.dataset,
         "section": evaluation.section,
-        "cases": counts | {"patients": dice.n_patients},
+        "cases": listed | {"patients": dice.n_patients},
         "excluded": [{"case": one.name, "reason": one.reason} for one in scores.excluded],
         "source": scores.source,
         "stamp": {key: getattr(provenance, key) for key in ("kind", "sentence", "overlapping")},
@@ -249,8 +241,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "protocol": evaluation.protocol,
         "record": evaluation.record,
     }
-    cleaned: dict[str, Any] = pseudonyms.clean_all(json_ready(summary))
-    return cleaned
+    return pseudonyms.clean_all(json_ready(summary))
 
 
 def _known(cases: Sequence[ScoredCase], key: str) -> bool:

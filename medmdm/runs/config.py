@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
 import json
 import math
@@ -27,7 +26,7 @@ from monai.bundle.config_item import ConfigComponent
 
 from medmdm.components import moved, to_config
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
-from medmdm.files import resource_folder
+from medmdm.files import resource_folder, text_hash
 from medmdm.runs.memory import keep_freed_memory
 
 #: Keys that MONAI itself gives a meaning to.
@@ -65,8 +64,7 @@ def bundle_schema(name: str) -> dict[str, Any]:
             own = {**expanded(target, other or file), **own}
         return own
 
-    schema: dict[str, Any] = expanded(files[f"{name}.json"], f"{name}.json")
-    return schema
+    return expanded(files[f"{name}.json"], f"{name}.json")
 
 
 def settings(name: str) -> dict[str, dict[str, Any]]:
@@ -128,8 +126,7 @@ def merged() -> dict[str, Any]:
     config = {k: v for k, v in current_parser().get().items() if k not in ("_meta_", "$schema")}
     for key, value in config.items():
         if key.endswith("data_list") and isinstance(value, dict):
-            content = json.dumps(value, sort_keys=True).encode()
-            config[key] = f"given in the config, SHA-256 {hashlib.sha256(content).hexdigest()}"
+            config[key] = f"given in the config, SHA-256 {text_hash(json.dumps(value, sort_keys=True))}"
     return json.loads(json.dumps(config, default=str))
 
 
@@ -163,10 +160,9 @@ def described(key: str) -> dict[str, Any]:
         key: id of the part, for example ``"network_def"``.
     """
     try:
-        made: dict[str, Any] = to_config(current_parser().get_parsed_content(key))
+        return to_config(current_parser().get_parsed_content(key))
     except UserError:
-        made = resolved(key)
-    return made
+        return resolved(key)
 
 
 def start() -> None:

@@ -66,10 +66,8 @@ class RunFolder:
             if self.record["data"]["hash"] != self.data["hash"]:
                 differing.append("the images or their split")
             if differing:
-                raise UserError(
-                    f"{self.path} holds a run of another configuration (it differs in {', '.join(differing)}): "
-                    "choose another run_dir, or delete that folder."
-                )
+                other = f"a run of another configuration (it differs in {', '.join(differing)})"
+                raise UserError(f"{self.path} holds {other}: choose another run_dir, or delete that folder.")
         elif self.model_path.exists() or (self.path / "checkpoints").exists():
             raise UserError(f"{self.path} holds weights but no run.json: choose another run_dir.")
         else:
@@ -118,10 +116,9 @@ class RunFolder:
     def saved_steps(self) -> int | None:
         """Return the number of steps of the weights in ``model.pt``, or None without an intact one."""
         try:
-            steps: int = torch.load(self.model_path, weights_only=True, mmap=True)["plan"]["steps"]
+            return torch.load(self.model_path, weights_only=True, mmap=True)["plan"]["steps"]
         except Exception:  # missing or damaged: it is written again
             return None
-        return steps
 
 
 def _now() -> str:

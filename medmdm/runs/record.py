@@ -171,10 +171,8 @@ class Evaluation:
         path = folder / EVALUATION_FILE
         content = _read(path)
         if content.get("format") != _FORMAT:
-            raise UserError(
-                f"{path} has the format {content.get('format')!r} and this medmdm reads {_FORMAT}: evaluate again, or "
-                "use the medmdm that wrote it."
-            )
+            found = f"the format {content.get('format')!r} and this medmdm reads {_FORMAT}"
+            raise UserError(f"{path} has {found}: evaluate again, or use the medmdm that wrote it.")
         missing = [key for key in _REQUIRED if key not in content]
         if missing:
             raise UserError(f"{path} has no {missing[0]!r}{nearest(missing[0], content)}: evaluate again.")
@@ -207,9 +205,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: give the folder that an evaluation wrote, with its {EVALUATION_FILE}."
-        ) from error
+        need = f"the folder that an evaluation wrote, with its {EVALUATION_FILE}"
+        raise UserError(f"{path} does not exist: give {need}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check what it is.") from error
     except ValueError as error:
@@ -307,10 +304,8 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
     shared_ids = {i for a in hashed for i in ids if patient_hashes([i], str(a["salt"]))[0] in a["patients"]}
     shared = [case.name for case in cases if case.entry.get("patient_id") in shared_ids or case.hashes[1] in images]
     if shared:
-        sentence = (
-            f"The test images are new, but {len(shared)} of {len(cases)} are of patients (or parts of images) that "
-            "training saw, so the scores are for new images of known patients."
-        )
+        some = f"{len(shared)} of {len(cases)} are of patients (or parts of images) that training saw"
+        sentence = f"The test images are new, but {some}, so the scores are for new images of known patients."
         return Provenance("patients shared", tuple(shared), sentence)
     if len(known) < len(ledgers):
         sentence = "It is not known which images the encoder was trained on: its weights come without a ledger."
@@ -318,7 +313,5 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
     # A list without patient ids leaves a ledger of images alone: then nobody can say that the patients are new.
     named = all("patient_id" in case.entry for case in cases)
     named = named and all(ledger["patients"] or not ledger["images"] for ledger in known)
-    sentence = "No test image was seen in training" + (
-        ", and none of the patients that the data lists name." if named else "; whether patients were is not known."
-    )
-    return Provenance("inductive", (), sentence)
+    more = ", and none of the patients that the data lists name" if named else "; whether patients were is not known"
+    return Provenance("inductive", (), f"No test image was seen in training{more}.")

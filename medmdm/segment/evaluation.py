@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmdm.data.cases import Cases
 from medmdm.data.files.pictures import image_size
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
+from medmdm.data.selection import Selection
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
@@ -141,7 +141,7 @@ class LabelledData:
             self.draw_support(self.shots, self.draw)
 
     @property
-    def cases(self) -> Cases:
+    def cases(self) -> Selection:
         """The data set."""
         return self.reader.cases
 

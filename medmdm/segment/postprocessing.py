@@ -113,9 +113,8 @@ class PostProcess:
         if not self.in_mm:
             return (1.0,) * dimensions
         if spacing is None:
-            raise UserError(
-                "PostProcess: in_mm is set, and the image's spacing is not known: give it in the data list."
-            )
+            fault = "in_mm is set, and the image's spacing is not known"
+            raise UserError(f"PostProcess: {fault}: give it in the data list.")
         if len(spacing) != dimensions or not all(step > 0 for step in spacing):
             raise UserError(f"PostProcess: the spacing is {list(spacing)}, expected {dimensions} numbers above 0 (mm).")
         return tuple(float(step) for step in spacing)
@@ -127,10 +126,9 @@ class PostProcess:
             is_softmax = self.activation == "softmax"
             probabilities = softmax(values, axis=0) if is_softmax else 0.5 * (1 + np.tanh(values / 2))
         elif self.threshold is not None and values.size and not -1e-3 <= values.min() <= values.max() <= 1 + 1e-3:
-            raise UserError(
-                f"PostProcess: threshold is {self.threshold} and the scores go from {values.min():.3g} to "
-                f"{values.max():.3g}: set activation to softmax or sigmoid, for these are no probabilities."
-            )
+            found = f"threshold is {self.threshold} and the scores go from {values.min():.3g} to {values.max():.3g}"
+            need = "set activation to softmax or sigmoid, for these are no probabilities"
+            raise UserError(f"PostProcess: {found}: {need}.")
         if len(values) == 1:
             if self.threshold is None:
                 raise UserError("PostProcess: one channel of scores has no largest: set a threshold.")
@@ -219,8 +217,7 @@ def _by_class(mask: np.ndarray, background: int) -> Iterator[np.ndarray]:
 
 def _components(part: np.ndarray, corners: bool = True) -> np.ndarray:
     structure = ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1)
-    labels: np.ndarray = ndimage.label(part, structure)[0]
-    return labels
+    return ndimage.label(part, structure)[0]
 
 
 def _without_small_objects(mask: np.ndarray, least: float, background: int) -> np.ndarray:
@@ -290,8 +287,7 @@ def _watershed(
     seedless = np.where(np.isin(labels, labels[tuple(seeds.T)]), 0, labels)
     others = _middles(_in_order(seedless))
     markers[others] = np.arange(len(seeds) + 1, len(seeds) + 1 + len(others[0]))
-    result: np.ndarray = watershed(-distance, markers, mask=inside, connectivity=labels.ndim)
-    return result
+    return watershed(-distance, markers, mask=inside, connectivity=labels.ndim)
 
 
 def _middles(tops: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmdm.artifacts.backbone import Backbone, opened
+from medmdm.artifacts.backbone import Backbone, default_timestep, opened
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import cut
 from medmdm.components import instantiate
-from medmdm.corruption import Corruption, FixedTimesteps, PatchMasking
+from medmdm.corruption import Corruption, PatchMasking
 from medmdm.errors import UserError
 from medmdm.objectives.losses import SSIMLoss
 
@@ -62,16 +62,16 @@ class ReconstructionError(nn.Module):
     ) -> None:
         super().__init__()
         if backbone is None:
-            raise UserError(
-                "write_surprise needs the whole network, and a segmenter keeps only the part that gives features: set "
-                "backbone to the model.pt that it was made from."
-            )
+            kept = "a segmenter keeps only the part that gives features"
+            need = "set backbone to the model.pt that it was made from"
+            raise UserError(f"write_surprise needs the whole network, and {kept}: {need}.")
         network, plan, name = opened(backbone)
         described = plan.get("corruption") if corruption is None else corruption
         masking = _checked(name, network, plan, instantiate(described) if isinstance(described, Mapping) else described)
         if partitions is not None and partitions < 2:
             raise UserError(f"surprise#partitions is {partitions}: something must be seen, give 2 masks or more.")
-        self.timestep = _default_timestep(plan, masking, partitions) if timestep is None else timestep
+        share = _HIDDEN if partitions is None else 1 / partitions
+        self.timestep = default_timestep(plan, masking, share) if timestep is None else timestep
         # For its padding and its masks; the blocks are not read.
         self.masks = FeatureExtractor(
             network,
@@ -129,13 +129,6 @@ def _checked(name: str, network: nn.Module, plan: Mapping[str, Any], corruption:
     else:
         return corruption
     raise UserError(f"{name} {fault}: write_surprise needs {need}.")
-
-
-def _default_timestep(plan: Mapping[str, Any], masking: PatchMasking, partitions: int | None) -> int:
-    draw = instantiate(plan["timesteps"]) if plan.get("timesteps") else None
-    if isinstance(draw, FixedTimesteps):
-        return draw.timestep
-    return round(masking.num_timesteps * (_HIDDEN if partitions is None else 1 / partitions))
 
 
 def _mirrored(x: Tensor, margin: int) -> Tensor:

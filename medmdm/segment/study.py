@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase, content_hash
 from medmdm.errors import UserError, nearest
-from medmdm.files import atomic_write, save_json
+from medmdm.files import atomic_write, save_json, text_hash
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.metrics.baselines import all_foreground_by
@@ -152,11 +151,9 @@ class Study:
                 check_normalize(backbone.extractor, self.reading.whole)
             other = _preprocessing(backbone.plan)
             for key in (key for key in other if other[key] != expected[key]):
-                raise UserError(
-                    f"backbones#{name} was trained with {key} {other[key]}, {next(iter(self.backbones))} with "
-                    f"{expected[key]}, but a study reads images once: leave one out, or set "
-                    f"backbones#{name}#preprocessing#{key}."
-                )
+                both = f"with {key} {other[key]}, {next(iter(self.backbones))} with {expected[key]}"
+                advice = f"leave one out, or set backbones#{name}#preprocessing#{key}"
+                raise UserError(f"backbones#{name} was trained {both}, but a study reads images once: {advice}.")
 
     @property
     def _first(self) -> OpenBackbone:
@@ -190,22 +187,20 @@ class Study:
             if backbone.extractor is not None:
                 sizes = view_sizes([*training.values(), *tested], self.reading)
                 logger.info("%s: %s", name, backbone.extractor.announce(sizes))
-        cells = list(self.cells())
-        looking = any(self._looks_at_others(cell) for cell in cells)
+        every_cell = list(self.cells())
+        looking = any(self._looks_at_others(cell) for cell in every_cell)
         unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
         every_case = [*training.values(), *unlabeled.values(), *tested]
         contents = {case.name: [case.name, content_hash(case)] for case in every_case}
-        supports, keys, found = [], [], []
-        for cell in cells:
-            supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
-            read, scored = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
+        cells, rows = [], list[dict[str, Any]]()
+        for cell in every_cell:
+            support = [training[str(entry["case"])] for entry in self.data.draw_support(cell.shots, cell.draw)]
+            read, scored = ([contents[case.name] for case in cases] for cases in (support, tested))
             looked_at = [contents[name] for name in [*training, *unlabeled]] if self._looks_at_others(cell) else []
-            keys.append(self._key(cell, read, scored, looked_at))
-            found.append(_finished(self._path(cell), keys[-1]))
-        logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
-        rows: list[dict[str, Any]] = []
-        every = zip(cells, supports, keys, found, strict=True)
-        for number, (cell, support, key, content) in enumerate(every, start=1):
+            key = self._key(cell, read, scored, looked_at)
+            cells.append((cell, support, key, _finished(self._path(cell), key)))
+        logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
+        for number, (cell, support, key, content) in enumerate(cells, start=1):
             if content is None:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
                 others = [case for name, case in (training | unlabeled).items() if name not in known]
@@ -220,7 +215,7 @@ class Study:
         labelled = support_ledger(list(training.values()))
         seen = {n: find_provenance(tested, b.plan.get("ledger"), labelled) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in tested}
-        baselines = self._baselines(dict(zip(((c.shots, c.draw) for c in cells), supports, strict=True)), tested)
+        baselines = self._baselines({(c.shots, c.draw): support for c, support, *_ in cells}, tested)
         summary, page = study_table(table, patients, seen, self.reference, baselines)
         stamps = {name: asdict(one) for name, one in seen.items()}
         save_json({"settings": dict(self.config), "stamps": stamps, "table": summary}, folder / "study.json")
@@ -293,7 +288,7 @@ class Study:
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
             "reading": [to_config(self.reading), _preprocessing(self._first.plan)],
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return text_hash(json.dumps(content, sort_keys=True, default=str))
 
 
 def _preprocessing(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,10 +71,8 @@ def test_torch_export_and_trace_agree_on_new_images(make: Make, case: dict[str, 
     example, new = images(1, 0), images(1, 1)
     expected = segmenter(new)
     assert (expected - segmenter(example)).abs().max() > 0.01  # the image matters
-    traced = torch.jit.trace(segmenter, example, check_trace=False)
-    assert (traced(new) - expected).abs().max() < 1e-4
-    exported = torch.export.export(segmenter, (example,))
-    assert (exported.module()(new) - expected).abs().max() < 1e-4
+    assert (torch.jit.trace(segmenter, example, check_trace=False)(new) - expected).abs().max() < 1e-4
+    assert (torch.export.export(segmenter, (example,)).module()(new) - expected).abs().max() < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +129,7 @@ def test_command_line_on_a_network_from_scratch(tmp_path: Path, capsys: pytest.C
     arguments: dict[str, Any] = {"in_channels": 3, "out_channels": 2, "channels": [4, 8], "strides": [2]}
     arguments["spatial_dims"] = 2
     network = PaddedNetwork(UNet(**arguments), 8, 2).eval()
-    config = {"_target_": "monai.networks.nets.UNet", **arguments}
-    save_segmenter(tmp_path / "n.pt", network, {"network": config})
+    save_segmenter(tmp_path / "n.pt", network, {"network": {"_target_": "monai.networks.nets.UNet", **arguments}})
     source, size = str(tmp_path / "n.pt"), ["--size", *map(str, SIZE)]
     assert main(["export", source, str(tmp_path / "n.ts"), *size]) == 0
     assert "n.ts: on a new image its logits differ by at most" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from medmdm.artifacts.pretrained import convert, load_network, load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.errors import UserError
 from medmdm.files import save_torch
-from tests.made import refused
+from tests.made import refused, with_random_weights
 
 TARGET = "medmdm.backbones.ADMUNet"
 
@@ -32,6 +32,12 @@ def save_ours(network: torch.nn.Module, path: Path, target: str = TARGET, **argu
     return path
 
 
+@pytest.fixture
+def ours(make, tmp_path: Path) -> tuple[ADMUNet, Path]:
+    network = make()
+    return network, save_ours(network, tmp_path / "model.pt", **network.config)
+
+
 def assert_same_network(loaded: torch.nn.Module, network: torch.nn.Module) -> None:
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 900])
@@ -42,9 +48,8 @@ def assert_same_network(loaded: torch.nn.Module, network: torch.nn.Module) -> No
         assert torch.equal(loaded(x, t), expected)
 
 
-def test_our_own_file_rebuilds_its_network(make, tmp_path: Path) -> None:
-    network = make()
-    path = save_ours(network, tmp_path / "model.pt", **network.config)
+def test_our_own_file_rebuilds_its_network(ours) -> None:
+    network, path = ours
     loaded, plan = load_pretrained(path)
     assert_same_network(loaded, network)
     assert isinstance(loaded, ADMUNet)
@@ -54,29 +59,26 @@ def test_our_own_file_rebuilds_its_network(make, tmp_path: Path) -> None:
     json.dumps(plan)
 
 
-def test_overrides_change_network_and_plan(make, tmp_path: Path) -> None:
-    network = make()
-    path = save_ours(network, tmp_path / "model.pt", **network.config)
+def test_overrides_change_network_and_plan(ours) -> None:
+    network, path = ours
     loaded, plan = load_pretrained(str(path), use_checkpoint=True, dropout=0.2)
     assert_same_network(loaded, network)
     assert loaded.config == {**network.config, "use_checkpoint": True, "dropout": 0.2}
     assert plan["network"] == {"_target_": TARGET, **loaded.config}
 
 
-def test_loading_draws_no_random_numbers(make, tmp_path: Path) -> None:
-    network = make()
-    path = save_ours(network, tmp_path / "model.pt", **network.config)
+def test_loading_draws_no_random_numbers(ours) -> None:
     before = torch.get_rng_state()
-    load_pretrained(path)
+    load_pretrained(ours[1])
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_monai_network_rebuilds_itself(randomise, tmp_path: Path) -> None:
+def test_monai_network_rebuilds_itself(tmp_path: Path) -> None:
     arguments = {
         "spatial_dims": 2, "in_channels": 3, "out_channels": 3, "channels": [32, 64], "attention_levels": [False, True],
         "num_head_channels": 32, "num_res_blocks": 1,
     }  # fmt: skip
-    network = randomise(DiffusionModelUNet(**arguments))
+    network = with_random_weights(DiffusionModelUNet(**arguments))
     path = save_ours(network, tmp_path / "model.pt", "monai.networks.nets.DiffusionModelUNet", **arguments)
     loaded, plan = load_pretrained(path)
     assert type(loaded) is DiffusionModelUNet
@@ -85,9 +87,8 @@ def test_monai_network_rebuilds_itself(randomise, tmp_path: Path) -> None:
     refused(r"parameters .*instead of", load_pretrained, path, channels=[32, 96])
 
 
-def test_network_from_a_config_entry(make, tmp_path: Path) -> None:
-    network = make()
-    path = save_ours(network, tmp_path / "model.pt", **network.config)
+def test_network_from_a_config_entry(ours) -> None:
+    network, path = ours
     parser = ConfigParser({"network_def": {"_target_": "medmdm.artifacts.load_network", "path": str(path)}})
     assert_same_network(parser.get_parsed_content("network_def"), network)
 
@@ -108,8 +109,7 @@ def test_other_targets_are_refused(make, tmp_path: Path, target: Any) -> None:
 def test_expressions_in_a_plan_stay_strings(make, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     arguments = {**make().config, "dropout": f"$__import__('pathlib').Path({str(marker)!r}).touch()"}
-    path = save_ours(make(), tmp_path / "model.pt", **arguments)
-    refused("cannot be built", load_pretrained, path)
+    refused("cannot be built", load_pretrained, save_ours(make(), tmp_path / "model.pt", **arguments))
     assert not marker.exists()
 
 
@@ -126,8 +126,7 @@ def test_trust_builds_a_network_of_ones_own(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 3)
     path = save_ours(network, tmp_path / "model.pt", "torch.nn.Linear", in_features=2, out_features=3)
     refused(r"'torch\.nn\.Linear'.*trust=True", load_pretrained, path)
-    loaded = load_network(path, trust=True)
-    assert torch.equal(loaded.weight, network.weight)
+    assert torch.equal(load_network(path, trust=True).weight, network.weight)
 
 
 def test_bare_state_dict(published, caplog: pytest.LogCaptureFixture) -> None:
@@ -226,8 +225,7 @@ def test_missing_and_unexpected_keys_are_named(published, tmp_path: Path) -> Non
 
 
 def test_plan_that_contradicts_its_weights(make, tmp_path: Path) -> None:
-    path = save_ours(make(), tmp_path / "model.pt", **make(num_res_blocks=2).config)
-    message = error_of(path)
+    message = error_of(save_ours(make(), tmp_path / "model.pt", **make(num_res_blocks=2).config))
     assert "missing (input_blocks." in message
     assert message.endswith("the weights look like num_res_blocks=1.")
 

@@ -15,8 +15,8 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.errors import UserError
 from medmdm.files import save_torch
-from tests.bundle_runs import Workflow
-from tests.made import SMALL, refused
+from tests.bundle_runs import Workflow, saved_by
+from tests.made import SMALL, refused, with_random_weights
 
 MONAI_SMALL: dict[str, Any] = {
     "num_res_blocks": 1, "channels": (32, 32, 64), "attention_levels": (False, True, True), "num_head_channels": 16,
@@ -31,9 +31,9 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def make(randomise):
+def make():
     def build(**arguments: Any) -> MONAIDiffusionBackbone:
-        return randomise(MONAIDiffusionBackbone(**{**MONAI_SMALL, **arguments}))
+        return with_random_weights(MONAIDiffusionBackbone(**{**MONAI_SMALL, **arguments}))
 
     return build
 
@@ -163,9 +163,7 @@ def test_pre_trains_by_the_bundle(workflow: Workflow, tmp_path: Path):
         "_target_": "medmdm.backbones.MONAIDiffusionBackbone", "in_channels": "@channels", "out_channels": "@channels",
         **{key: list(value) if isinstance(value, tuple) else value for key, value in MONAI_SMALL.items()},
     }  # fmt: skip
-    made = workflow(network_def=definition, max_steps=2, log_every=1, preview_every=2)
-    made.initialize()
-    made.run()
+    saved_by(workflow(network_def=definition, max_steps=2, log_every=1, preview_every=2))
     network, plan = load_pretrained(tmp_path / "run" / "model.pt")
     assert isinstance(network, MONAIDiffusionBackbone)
     assert plan["network"] == {"_target_": "medmdm.backbones.MONAIDiffusionBackbone", **network.config}
@@ -244,8 +242,7 @@ def test_randomise_is_the_constructor_under_a_seed(which):
 
 def test_randomised_residual_branches_are_closed():
     """As at the start of pre-training: the last convolution of each residual block is zero, its first is not."""
-    network = randomise(ADMUNet(**SMALL), 1)
-    state = network.state_dict()
+    state = randomise(ADMUNet(**SMALL), 1).state_dict()
     last = [value for name, value in state.items() if name.endswith("out_layers.3.weight")]
     first = [value for name, value in state.items() if name.endswith("in_layers.2.weight")]
     assert last

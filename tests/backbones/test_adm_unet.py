@@ -287,8 +287,7 @@ def test_trace_export_and_dynamo(make) -> None:
         for program in (traced, exported):
             torch.testing.assert_close(program(x, t), expected)
             torch.testing.assert_close(program(other_x, other_t), other)
-        compiled = torch.compile(network, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x, t), expected)
+        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x, t), expected)
 
 
 def test_config_rebuilds_the_network_through_json() -> None:

@@ -92,8 +92,7 @@ def test_a_window_shape_has_one_mask_whatever_the_batch(make: Make, corruption: 
         assert torch.equal(one.visible[0], whole.visible[i])
     other = FeatureExtractor(make(), (1,), (300,), corruption, seed=4).corruptions(x, 300)[0]
     assert not torch.equal(other.x_t, whole.x_t)
-    transposed = extractor.corruptions(x.transpose(2, 3), 300)[0]
-    assert not torch.equal(transposed.x_t.transpose(2, 3), whole.x_t)
+    assert not torch.equal(extractor.corruptions(x.transpose(2, 3), 300)[0].x_t.transpose(2, 3), whole.x_t)
 
 
 @pytest.mark.parametrize("corruption", [GaussianNoise(), MaskedNoise(patch_size=4, noise_rate=1.0)])
@@ -131,8 +130,7 @@ def test_a_partition_is_the_mean_of_its_views(make: Make) -> None:
     for mine, same in zip(extractor(x), zip(*views, strict=True), strict=True):
         assert_close(mine, sum(same) / 3)
         assert not torch.equal(same[0], same[1])
-    first = extractor.corruptions(x, 500)[0]
-    assert torch.equal(views[0][3], full_pass(network, first.x_t, 500)[4])
+    assert torch.equal(views[0][3], full_pass(network, extractor.corruptions(x, 500)[0].x_t, 500)[4])
 
 
 def test_the_smaller_of_two_partitions_begins_anew(make: Make) -> None:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from medmdm.backbones.layers import AttentionBlock, Float32GroupNorm, ResBlock, double, halve, sinusoidal_embedding
+from tests.made import with_random_weights
 
 
 @pytest.mark.parametrize("width", [32, 33])
@@ -22,9 +23,9 @@ def test_sinusoidal_embedding_equals_its_formula(width: int) -> None:
 
 @pytest.mark.parametrize("new_order", [False, True])
 @pytest.mark.parametrize("num_heads", [1, 4])
-def test_attention_equals_softmax_written_out(randomise, new_order: bool, num_heads: int) -> None:
+def test_attention_equals_softmax_written_out(new_order: bool, num_heads: int) -> None:
     channels, size = 64, 64 // num_heads
-    block = randomise(AttentionBlock(channels, num_heads, new_order))
+    block = with_random_weights(AttentionBlock(channels, num_heads, new_order))
     x = torch.randn(2, channels, 3, 5, generator=torch.Generator().manual_seed(1))
 
     flat = x.flatten(2)
@@ -42,8 +43,8 @@ def test_attention_equals_softmax_written_out(randomise, new_order: bool, num_he
     torch.testing.assert_close(block(x), (flat + attended).view_as(x), rtol=1e-4, atol=1e-5)
 
 
-def test_film_is_scale_and_shift_after_normalisation(randomise) -> None:
-    block = randomise(ResBlock(2, 32, 64, 16))
+def test_film_is_scale_and_shift_after_normalisation() -> None:
+    block = with_random_weights(ResBlock(2, 32, 64, 16))
     generator = torch.Generator().manual_seed(1)
     x, embedding = torch.randn(2, 32, 6, 4, generator=generator), torch.randn(2, 16, generator=generator)
     first, last = block.in_layers[2], block.out_layers[3]
@@ -96,8 +97,8 @@ def test_group_norm_of_few_groups() -> None:
     torch.testing.assert_close(Float32GroupNorm(12, 3)(x), expected.view_as(x))
 
 
-def test_double_precision_stays_double(randomise) -> None:
-    block = randomise(ResBlock(2, 32, 32, 8)).double()
+def test_double_precision_stays_double() -> None:
+    block = with_random_weights(ResBlock(2, 32, 32, 8)).double()
     generator = torch.Generator().manual_seed(0)
     x, embedding = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((1, 32, 4, 4), (1, 8)))
     direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)

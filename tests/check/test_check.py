@@ -14,6 +14,7 @@ from medmdm.check.data_list import check
 from medmdm.cli import main
 from medmdm.errors import UserError
 from tests.check.conftest import DataSet
+from tests.prepare.layouts import aperio, rectangle
 
 
 def test_sound_data_has_no_findings(data: DataSet) -> None:
@@ -31,7 +32,7 @@ def test_decathlon_classes_float_labels_and_ignored_pixels_are_fine(data: DataSe
     data.information["labels"] = {"0": "background", "1": "gland"}
     label = np.eye(12, 20, dtype=np.float32)
     label[5] = 255
-    Image.fromarray(label).save(tmp_path / "a0_mask.tif")
+    data.picture("a0_mask.tif", label)
     data.sections["training"][0]["label"] = "a0_mask.tif"
     report = data.check()
     assert report.findings == ()
@@ -47,10 +48,7 @@ def test_instances_may_have_any_number(data: DataSet, only: Callable) -> None:
 
 
 def test_aperio_outlines_count_as_instances(data: DataSet) -> None:
-    vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ((2, 2), (8, 2), (8, 6), (2, 6)))
-    region = f"<Region Id='1'><Vertices>{vertices}</Vertices></Region>"
-    xml = f"<Annotations><Annotation><Regions>{region}</Regions></Annotation></Annotations>"
-    (data.folder / "a0.xml").write_text(xml)
+    (data.folder / "a0.xml").write_text(aperio([rectangle(2, 2, 8, 6)]))
     data.information["label_type"] = "instances"
     data.sections["training"] = [{"image": "a0.png", "label": "a0.xml"}]
     report = data.check()
@@ -70,8 +68,7 @@ def test_regions_of_one_image_are_different_cases(data: DataSet, only: Callable)
 def test_the_same_pixels_in_another_format_are_found(data: DataSet, only: Callable) -> None:
     Image.open(data.folder / "a1.png").save(data.folder / "b0.bmp")
     data.sections["test"][0]["image"] = "b0.bmp"
-    finding = only(data.check(), "image-in-two-sections")
-    assert finding.files == ("a1.png", "b0.bmp")
+    assert only(data.check(), "image-in-two-sections").files == ("a1.png", "b0.bmp")
 
 
 def test_copies_within_a_section_are_a_warning(data: DataSet, only: Callable) -> None:
@@ -110,7 +107,7 @@ def test_patient_ids_are_never_shown(data: DataSet, capsys: pytest.CaptureFixtur
     (np.full((12, 20), -1), "negative values (-1)"),
 ])  # fmt: skip
 def test_wrong_label_values(data: DataSet, only: Callable, label: np.ndarray, words: str) -> None:
-    Image.fromarray(label.astype(np.float32)).save(data.folder / "a0_mask.tif")
+    data.picture("a0_mask.tif", label.astype(np.float32))
     data.sections["training"][0]["label"] = "a0_mask.tif"
     assert words in only(data.check(), "label-values").message
 

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.cli import main
 from medmdm.errors import UserError, nearest
 from medmdm.files import resource_folder
+from tests.bundle_runs import run_python
 
 
 def test_init_lays_out_every_config_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,33 +48,30 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_uncaught_user_error_ends_the_interpreter_with_a_sentence() -> None:
-    program = (
-        "from medmdm.errors import *; show_user_errors_as_sentences(); show_user_errors_as_sentences()\n"
-        "try:\n    raise UserError('the file x is empty.')\n"
-        "except UserError as e:\n    raise RuntimeError('wrapped') from e"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == "error: the file x is empty.\n"
-    program = program.replace("UserError('", "KeyError('")
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "Traceback" in result.stderr
+WRAPPED = (
+    "from medmdm.errors import *; show_user_errors_as_sentences(); show_user_errors_as_sentences()\n"
+    "try:\n    raise UserError('the file x is empty.')\n"
+    "except UserError as e:\n    raise RuntimeError('wrapped') from e"
+)
+IN_A_LOADER_WORKER = (
+    "import torch\nfrom medmdm.errors import *\nshow_user_errors_as_sentences()\n"
+    "class Broken(torch.utils.data.Dataset):\n"
+    "    def __len__(self): return 1\n"
+    "    def __getitem__(self, i): raise UserError('the file x is empty.')\n"
+    "next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))"
+)
 
 
 @pytest.mark.slow
-def test_user_error_in_a_loader_worker_ends_with_its_sentence() -> None:
-    program = (
-        "import torch\nfrom medmdm.errors import *\nshow_user_errors_as_sentences()\n"
-        "class Broken(torch.utils.data.Dataset):\n"
-        "    def __len__(self): return 1\n"
-        "    def __getitem__(self, i): raise UserError('the file x is empty.')\n"
-        "next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == "error: the file x is empty.\n"
+@pytest.mark.parametrize("program", [WRAPPED, IN_A_LOADER_WORKER], ids=["wrapped", "worker"])
+def test_uncaught_user_error_ends_the_interpreter_with_a_sentence(program: str, tmp_path: Path) -> None:
+    assert run_python("-c", program, cwd=tmp_path, code=1).stderr == "error: the file x is empty.\n"
+
+
+@pytest.mark.slow
+def test_another_error_ends_it_with_a_traceback(tmp_path: Path) -> None:
+    program = WRAPPED.replace("UserError('", "KeyError('")
+    assert "Traceback" in run_python("-c", program, cwd=tmp_path, code=1).stderr
 
 
 def test_nearest() -> None:

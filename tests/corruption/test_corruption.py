@@ -82,8 +82,7 @@ def test_shapes_and_determinism(corrupt: Corruption, shape: tuple[int, ...]) -> 
     assert set(first.visible.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(first.x_t, again.x_t)
     assert torch.equal(first.visible, again.visible)
-    other = corrupt(x0, t, seeded(6))
-    assert not torch.equal(first.x_t, other.x_t)
+    assert not torch.equal(first.x_t, corrupt(x0, t, seeded(6)).x_t)
     assert (first.noise is not None) == corrupt.has_noise
 
 
@@ -92,8 +91,7 @@ def test_one_generator_an_image_makes_damage_independent_of_the_batch(corrupt: C
     x0, t = images(4, 2, 8, 12), torch.tensor([10, 400, 700, 999])
     whole = corrupt(x0, t, [seeded(i) for i in range(4)])
     for i in range(4):
-        alone = corrupt(x0[i : i + 1], t[i : i + 1], [seeded(i)])
-        assert torch.equal(alone.x_t[0], whole.x_t[i])
+        assert torch.equal(corrupt(x0[i : i + 1], t[i : i + 1], [seeded(i)]).x_t[0], whole.x_t[i])
     with pytest.raises(ValueError, match="one for each"):
         corrupt(x0, t, [seeded(0)])
 
@@ -138,8 +136,7 @@ def test_scale_and_offset_are_what_black_and_white_images_show(corrupt, shape, d
     assert torch.equal(offset.to(dtype), result.x_t.to(dtype))
     x0 = images(*shape).to(dtype)
     own = corrupt(x0, t, seeded(4))
-    again = x0 * own.scale + (0 if own.offset is None else own.offset)
-    assert torch.equal(own.x_t, again)
+    assert torch.equal(own.x_t, x0 * own.scale + (0 if own.offset is None else own.offset))
 
 
 @pytest.mark.parametrize(("corrupt", "x0", "t", "sentence"), [
@@ -164,8 +161,7 @@ def test_bad_arguments_get_a_sentence() -> None:
 
 
 def test_timesteps() -> None:
-    t = UniformTimesteps(10)(20_000, seeded(0))
-    counts = torch.bincount(t, minlength=10)
+    counts = torch.bincount(UniformTimesteps(10)(20_000, seeded(0)), minlength=10)
     assert counts.shape == (10,)
     assert ((counts - 2000).abs() < 4.5 * math.sqrt(20_000 * 0.09)).all()
     per_image = UniformTimesteps(1000)(3, [seeded(i) for i in range(3)])

@@ -52,15 +52,13 @@ broken(
 @damage("a region outside its image", r"a\.png (has 20 rows, .* asks for rows 0 to 99|is 20x30 .* ends at 99x30)")
 def _(root: Path) -> list[Attempt]:
     data_list(root)
-    listed = data_list(root, [{"image": "a.png", "region": {"rows": [0, 99]}}])
-    return [pretrain(root), check(listed)]
+    return [pretrain(root), check(data_list(root, [{"image": "a.png", "region": {"rows": [0, 99]}}]))]
 
 
 @damage("a missing file", r"gone\.png( in training does not exist|\): correct)")
 def missing(root: Path, name: str = "gone.png") -> list[Attempt]:
     data_list(root)
-    listed = data_list(root, [{"image": "a.png"}, {"image": name}])
-    return [pretrain(root), check(listed)]
+    return [pretrain(root), check(data_list(root, [{"image": "a.png"}, {"image": name}]))]
 
 
 @damage("a link to nowhere", r"link\.png( in training does not exist: it is a link to nowhere|\): correct)")
@@ -124,8 +122,7 @@ def _(root: Path) -> list[Attempt]:
 
 @damage("more folds than patients", r"3 patients cannot be divided into 5 parts")
 def _(root: Path) -> list[Attempt]:
-    listed = data_list(root)
-    pooled = json.loads(listed.read_text())
+    pooled = json.loads(data_list(root).read_text())
     return [split(data_list(root, [*pooled["training"], *pooled["test"]]), "--folds", "5")]
 
 

@@ -70,8 +70,7 @@ def not_finite(root: Path, value: float) -> list[Attempt]:
     array = np.linspace(0, 1, 20 * 30, dtype=np.float32).reshape(20, 30)
     array[3, 4] = value
     picture(root / "x.tif", array)
-    listed = data_list(root, [{"image": "x.tif"}])
-    return [check(listed), pretrain(root, channels=1, intensity_range=[0, 1])]
+    return [check(data_list(root, [{"image": "x.tif"}])), pretrain(root, channels=1, intensity_range=[0, 1])]
 
 
 for value in (np.nan, np.inf):

@@ -82,12 +82,10 @@ def label(root: Path, slices: int, affine: np.ndarray | None = None) -> list[Att
 
 MOVED = np.eye(4)
 MOVED[0, 3] = 5
-damage("a label on another grid", r"y\.nii\.gz is 20x22x23 but its image x\.nii\.gz is 20x22x24")(
-    partial(label, slices=23)
-)
-damage("a label somewhere else", r"y\.nii\.gz lies up to 5 mm beside its image x\.nii\.gz")(
-    partial(label, slices=24, affine=MOVED)
-)
+GRID = r"y\.nii\.gz is 20x22x23 but its image x\.nii\.gz is 20x22x24"
+PLACE = r"y\.nii\.gz lies up to 5 mm beside its image x\.nii\.gz"
+damage("a label on another grid", GRID)(partial(label, slices=23))
+damage("a label somewhere else", PLACE)(partial(label, slices=24, affine=MOVED))
 
 
 @damage("sequences of different grids as channels", r"b\.nii\.gz is 20x22x25 but .*a\.nii\.gz is 20x22x24")

@@ -4,13 +4,13 @@ from typing import Any
 
 from monai.transforms import Compose
 
-from medmdm.data.cases import Cases
 from medmdm.data.reading import LabelToClassesd, LoadCased
+from medmdm.data.selection import Selection
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import ResampleToSpacingd
 
 
-def chain(cases: Cases, spacing: Any = None, intensity_range: Any = None, **load: Any) -> Compose:
+def chain(cases: Selection, spacing: Any = None, intensity_range: Any = None, **load: Any) -> Compose:
     """Load, cut, turn the label into class numbers, resample, scale."""
     classes = None if cases.label_type == "instances" else cases.classes
     keys = ("image", "label")

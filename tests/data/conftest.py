@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from monai.transforms import Compose, LoadImaged, RandFlipd, RandSpatialCropd
 
@@ -18,6 +19,16 @@ def write_png(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str, rows: int = 40, columns: int = 60, channels: int = 3) -> Path:
         return picture(tmp_path / name, shape=(rows, columns, channels)[: 2 + (channels > 1)], seed=name)
+
+    return write
+
+
+@pytest.fixture
+def write_grey(tmp_path: Path) -> Callable[..., None]:
+    """Write an image of one grey below ``tmp_path``, by default of a size that GlaS has."""
+
+    def write(name: str, rows: int = 430, columns: int = 567) -> None:
+        picture(tmp_path / name, np.full((rows, columns), 1))
 
     return write
 

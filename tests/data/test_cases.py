@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medmdm.data.cases import Cases, case_names, select_cases
+from medmdm.data.cases import case_names, select_cases
 from medmdm.data.lists import label_names, load_data_list
 from medmdm.data.splits import split_data_list
 from medmdm.errors import UserError
@@ -112,8 +112,7 @@ ONE = {"labels": LABELS, "training": [pair("a"), pair("b")], "test": [pair("c"),
     ({**ONE, "spacing": 0}, (), "the data list gives spacing 0"),
 ])  # fmt: skip
 def test_mistakes_end_in_a_sentence(folder, content, missing, sentence):
-    path = folder(content, missing)
-    refused(sentence, select_cases, path)
+    refused(sentence, select_cases, folder(content, missing))
 
 
 def test_test_images_that_are_elsewhere(folder):
@@ -160,12 +159,11 @@ def test_spacing_of_pictures_for_which_the_list_gives_none(folder):
 
 
 @pytest.fixture
-def glas_folder(tmp_path) -> Path:
+def glas_folder(write_grey, tmp_path) -> Path:
     """A rearranged copy of GlaS as PNG: 60 training and 2 test images, masks in a folder of their own."""
     for name in [f"train_{i}" for i in range(1, 61)] + ["testA_1", "testB_3"]:
-        for path in (tmp_path / "png" / f"{name}.png", tmp_path / "truth" / "masks" / f"{name}_anno.png"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (567, 430), 1).save(path, compress_level=1)
+        write_grey(f"png/{name}.png")
+        write_grey(f"truth/masks/{name}_anno.png")
     return tmp_path
 
 
@@ -186,10 +184,8 @@ def test_shipped_list_finds_images_and_labels_anywhere(glas_folder):
     refused(r"1 of 60 training labels are not in .* \(first: train_7_anno\.bmp\)", select_cases, glas_folder)
 
 
-def test_two_labels_of_one_name_are_not_guessed(glas_folder):
-    other = glas_folder / "other" / "train_2_anno.png"
-    other.parent.mkdir()
-    Image.new("L", (567, 430), 1).save(other)
+def test_two_labels_of_one_name_are_not_guessed(glas_folder, write_grey):
+    write_grey("other/train_2_anno.png")
     refused(r"1 of 60 training labels.*train_2_anno\.bmp", select_cases, glas_folder)
 
 
@@ -208,8 +204,7 @@ def test_outlines_go_before_masks_and_masks_before_nothing(tmp_path):
     cases = select_cases(tmp_path, "monuseg")
     assert len(cases.training) == 30
     assert len(cases.test) == 14
-    suffixes = [Path(entry["label"]).suffix for entry in (*cases.training, *cases.test)]
-    assert suffixes == [".png"] + [".xml"] * 43
+    assert [Path(entry["label"]).suffix for entry in (*cases.training, *cases.test)] == [".png"] + [".xml"] * 43
 
 
 def test_a_shipped_list_without_its_images(tmp_path):
@@ -247,8 +242,7 @@ def test_label_names_of_nothing():
 
 @pytest.mark.parametrize(("rule", "seed"), [("paper", 0), ("seeded", 0), ("seeded", 5)])
 def test_subset_is_that_of_the_split_command(folder, tmp_path, rule, seed):
-    content = {**ONE, "training": [pair(f"train_{i}") for i in range(1, 13)]}
-    cases = select_cases(folder(content))
+    cases = select_cases(folder({**ONE, "training": [pair(f"train_{i}") for i in range(1, 13)]}))
     few = cases.subset(5, rule, seed)
     (written,) = split_data_list(load_data_list(tmp_path / "dataset.json"), n=5, rule=rule, seed=seed)
     assert [entry["name"] for entry in few.training] == [entry["image"] for entry in written["training"]]
@@ -294,7 +288,7 @@ def test_case_names_are_unique_and_safe(images):
 
 
 def test_real_glas(real_data):
-    cases: Cases = select_cases(real_data("glas"))
+    cases = select_cases(real_data("glas"))
     assert (len(cases.training), len(cases.test)) == (85, 20)
     assert all(Path(e["label"]).name == f"{e['case']}_anno.bmp" for e in (*cases.training, *cases.test))
 

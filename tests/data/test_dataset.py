@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, LoadImaged, RandSpatialCropd
 from PIL import Image
@@ -17,6 +19,7 @@ from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 from medmdm.files import pixel_hash
 from tests.made import refused
+from tests.written import picture
 
 
 @pytest.fixture
@@ -69,8 +72,7 @@ def test_workers_and_processes_change_nothing(entries, pipeline, cache_gib):
         for batch in loaded:
             for k, image in zip(batch["index"].tolist(), batch["image"], strict=True):
                 assert torch.equal(image, expected[k])
-    resumed = batches(0, start_step=2, rank=1, world_size=2)
-    assert torch.equal(resumed[0]["image"][0], expected[10])
+    assert torch.equal(batches(0, start_step=2, rank=1, world_size=2)[0]["image"][0], expected[10])
 
 
 def test_it_pickles_for_spawned_workers(entries, pipeline):
@@ -85,8 +87,7 @@ def test_images_and_crops_are_uniform_and_reach_the_last_pixel(tmp_path, pipelin
     """The pixel of the crop's corner tells which image it is and where the crop lies."""
     rows, columns, crop = 6, 7, 4
     for image in range(3):
-        array = (np.arange(rows * columns) + image * rows * columns).reshape(rows, columns)
-        Image.fromarray(array.astype(np.uint8)).save(tmp_path / f"{image}.png")
+        picture(tmp_path / f"{image}.png", (np.arange(rows * columns) + image * rows * columns).reshape(rows, columns))
     dataset = make([{"image": str(tmp_path / f"{i}.png")} for i in range(3)], pipeline(crop))
     places = (rows - crop + 1) * (columns - crop + 1)
     draws = 1500
@@ -135,7 +136,7 @@ def test_cache_is_not_changed_by_drawing(entries, pipeline):
 def test_images_are_cached_in_the_files_own_type(tmp_path, rng, pipeline, dtype_of_load):
     array = rng.integers(0, 65536, (20, 24, 3), dtype=np.uint16)
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "deep.png"))
-    Image.fromarray(array[..., 0] > 30000).save(tmp_path / "bilevel.png")
+    picture(tmp_path / "bilevel.png", array[..., 0] > 30000)
     transform = pipeline(24)
     transform.transforms[0]._loader.dtype = dtype_of_load
     for name, dtype, channels in (("deep.png", torch.uint16, 3), ("bilevel.png", torch.bool, 1)):
@@ -158,11 +159,10 @@ def test_small_images_are_padded(write_png, pipeline):
 def test_crops_stay_in_the_region(tmp_path, pipeline):
     array = np.zeros((30, 40), dtype=np.uint8)
     array[5:25, 10:30] = 255
-    Image.fromarray(array).save(tmp_path / "a.png")
-    region = {"rows": [5, 25], "columns": [10, 30]}
-    dataset = make([{"image": str(tmp_path / "a.png"), "region": region}], pipeline(16))
+    path = str(picture(tmp_path / "a.png", array))
+    dataset = make([{"image": path, "region": {"rows": [5, 25], "columns": [10, 30]}}], pipeline(16))
     assert all((dataset[k]["image"] == 1).all() for k in range(20))
-    whole = read_image(tmp_path / "a.png")
+    whole = read_image(path)
     assert dataset.case_hashes == [pixel_hash(whole[:, 5:25, 10:30])]
     assert dataset.ledger == sorted([pixel_hash(whole), pixel_hash(whole[:, 5:25, 10:30])])
 
@@ -178,8 +178,7 @@ def test_ledger_is_of_pixels_not_of_files(write_png, tmp_path, pipeline):
     assert len(png.ledger) == 3
     assert png.patient_ids == ["p"]
     assert bmp.patient_ids == []
-    fewer = make([{"image": str(path)} for path in paths[:2]], pipeline(16))
-    assert fewer.data_hash != png.data_hash
+    assert make([{"image": str(path)} for path in paths[:2]], pipeline(16)).data_hash != png.data_hash
     twice = make([{"image": str(paths[0])}, {"image": str(tmp_path / "9.bmp")}], pipeline(16))
     assert "1 of 2 images are pixel-identical" in twice.sentences[1]
 
@@ -207,12 +206,11 @@ def test_bad_file_is_one_sentence_at_the_start(entries, pipeline, tmp_path, num_
 
 def test_float_images(tmp_path, pipeline, rng):
     array = rng.random((20, 20)).astype(np.float32)
-    Image.fromarray(array).save(tmp_path / "f.tif")
-    data = [{"image": str(tmp_path / "f.tif")}]
+    data = [{"image": str(picture(tmp_path / "f.tif", array))}]
     refused(r"f\.tif holds float32 values.*set intensity_range", make, data, pipeline(16))
     assert make(data, pipeline(16, (0, 1)))[0]["image"].dtype == torch.float32
     array[19, 19] = np.nan
-    Image.fromarray(array).save(tmp_path / "f.tif")
+    picture(tmp_path / "f.tif", array)
     refused(r"f\.tif holds values that are not finite", make, data, pipeline(16, (0, 1)))
 
 
@@ -258,8 +256,7 @@ def test_metadata_reaches_random_transforms(entries, pipeline):
 
 def test_real_glas_ledger_holds_no_mask_and_no_test_image(real_data, pipeline):
     folder = real_data("glas")
-    held_out = hold_out(select_training_images(folder), 256)
-    dataset = make(held_out.training, pipeline(256), channels=3, num_threads=2)
+    dataset = make(hold_out(select_training_images(folder), 256).training, pipeline(256), channels=3, num_threads=2)
     training = {pixel_hash(read_image(folder / f"train_{i}.bmp")) for i in range(1, 86)}
     assert len(training) == 85
     assert set(dataset.ledger) == training
@@ -271,7 +268,31 @@ def test_real_glas_ledger_holds_no_mask_and_no_test_image(real_data, pipeline):
 
 def test_real_monuseg_and_dsb(real_data, pipeline):
     for name, count in (("monuseg", 30), ("dsb2018", 40)):
-        selection = select_training_images(real_data(name))
-        dataset = make(selection.training, pipeline(256), channels=3, num_threads=2)
+        dataset = make(select_training_images(real_data(name)).training, pipeline(256), channels=3, num_threads=2)
         assert len(dataset.case_hashes) == count
         assert dataset[0]["image"].shape == (3, 256, 256)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 6), st.integers(0, 8))
+def test_ranks_share_each_batch_and_resuming_continues_it(world_size, share, steps, start):
+    batch_size = world_size * share
+    whole = list(StepSampler(steps, batch_size))
+    assert whole == [list(range(s * batch_size, (s + 1) * batch_size)) for s in range(steps)]
+    ranks = [list(StepSampler(steps, batch_size, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert [[k for rank in ranks for k in rank[s]] for s in range(steps)] == whole
+    resumed = StepSampler(steps, batch_size)
+    resumed.start_step = start
+    assert list(resumed) == whole[start:]
+    assert len(resumed) == len(whole[start:])
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"batch_size": 5, "world_size": 2}, "batch_size 5 cannot be shared equally by 2 processes"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": 4, "num_steps": -1}, "num_steps is -1"),
+    ({"batch_size": 4, "start_step": -1}, "start_step is -1"),
+    ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank is 2"),
+])  # fmt: skip
+def test_wrong_numbers_of_batches(arguments, sentence):
+    refused(sentence, StepSampler, **{"num_steps": 3, **arguments})

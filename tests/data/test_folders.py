@@ -53,8 +53,7 @@ def test_links_are_followed_and_loops_end(write_png, tmp_path):
     os.symlink(tmp_path / "elsewhere", tmp_path / "real" / "linked")
     os.symlink(tmp_path / "real", tmp_path / "real" / "loop")
     os.symlink(tmp_path / "elsewhere" / "b.png", tmp_path / "real" / "c.png")
-    names = [path.name for path in find_images(tmp_path / "real").images]
-    assert names == ["a.png", "c.png", "b.png"]
+    assert [path.name for path in find_images(tmp_path / "real").images] == ["a.png", "c.png", "b.png"]
 
 
 def test_what_is_wrong_is_said(tmp_path):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import torch
-from PIL import Image
 
 from medmdm.data.dataset import CropDataset
 from medmdm.data.files.pictures import read_image
@@ -13,6 +12,7 @@ from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import select_training_images
 from medmdm.files import pixel_hash
 from tests.made import refused
+from tests.written import picture
 
 
 def inside(crop: dict, region: dict) -> bool:
@@ -39,8 +39,7 @@ def test_from_validation_images(write_png, tmp_path):
     assert images.min() >= -1
     assert images.max() <= 1
     assert all_different(images)
-    by_name = [crop["image"][-5:] for crop in held_out.crops]
-    assert sorted(by_name) == ["b.png"] * 3 + ["c.png"] * 3
+    assert sorted([crop["image"][-5:] for crop in held_out.crops]) == ["b.png"] * 3 + ["c.png"] * 3
     assert all(crop["region"]["columns"][0] >= 30 for crop in held_out.crops if crop["image"].endswith("c.png"))
     first = held_out.crops[0]
     rows, columns = first["region"]["rows"], first["region"]["columns"]
@@ -82,7 +81,7 @@ def test_strips_leave_training(write_png, tmp_path, pipeline):
 def test_no_training_crop_touches_a_strip(tmp_path, pipeline):
     array = np.zeros((20, 60), dtype=np.uint8)
     array[:, 44:] = 255
-    Image.fromarray(array).save(tmp_path / "a.png")
+    picture(tmp_path / "a.png", array)
     held_out = hold_out(select_training_images(tmp_path), 16, num_crops=2)
     dataset = CropDataset(held_out.training, pipeline(16), progress=False)
     assert all((dataset[k]["image"] == -1).all() for k in range(50))

@@ -1,6 +1,7 @@
-"""Cases are read as the pre-training bundle reads its images."""
+"""Image and label on one grid with the declared numbers; cases are read as pre-training reads its images."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -8,12 +9,205 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medmdm.data.cases import select_cases
-from medmdm.data.reading import CaseReader
+from medmdm.data.files.pictures import read_image
+from medmdm.data.files.volumes import Slicing, read_volume
+from medmdm.data.reading import CaseReader, LabelToClassesd, LoadCased
+from medmdm.data.slices import VolumeStore, slice_entries
+from medmdm.errors import UserError, find_user_error
 from medmdm.files import resource_folder
 from tests.data.chain import chain
+from tests.made import refused
+from tests.prepare.layouts import aperio, rectangle
+from tests.written import picture, write_nifti
+
+
+@pytest.fixture
+def entry(tmp_path) -> Callable[..., dict]:
+    """Write an image and a label and return their entry."""
+
+    def write(label: np.ndarray, suffix: str = ".png", shape: tuple[int, int] | None = None) -> dict:
+        image = picture(tmp_path / "image.png", shape=(*(shape or label.shape[:2]), 3))
+        return {"image": str(image), "label": str(picture(tmp_path / f"label{suffix}", label))}
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [(bool, ".png"), (np.uint8, ".bmp"), (np.uint16, ".png"), (np.float32, ".tif")]
+)
+@pytest.mark.parametrize("shape", [(5, 9), (1, 1)])
+def test_pictures_of_every_type(entry, rng, dtype, suffix, shape):
+    values = rng.integers(0, 2 if dtype is bool else 200, shape)
+    if dtype is np.uint16:
+        values = values * 300
+    sample = LoadCased()(entry(values.astype(dtype), suffix))
+    assert sample["image"].shape == (3, *shape)
+    np.testing.assert_array_equal(sample["label"].numpy()[0], values)
+    assert sample["label"].meta["filename_or_obj"].endswith(suffix)
+
+
+def test_region_cuts_both(entry, rng):
+    label = rng.integers(0, 2, (12, 20)).astype(np.uint8)
+    item = {**entry(label), "region": {"rows": [3, 8], "columns": [11, 20]}}
+    sample = LoadCased()(item)
+    np.testing.assert_array_equal(sample["label"][0], label[3:8, 11:20])
+    np.testing.assert_array_equal(sample["image"], read_image(item["image"])[:, 3:8, 11:20])
+    with pytest.raises(UserError, match=r"image.png has 12 rows, but its region asks for rows 3 to 13"):
+        LoadCased()({**item, "region": {"rows": [3, 13]}})
+
+
+def test_outlines(tmp_path, entry):
+    item = entry(np.zeros((20, 30), np.uint8))
+    (tmp_path / "a.xml").write_text(aperio([rectangle(2, 3, 6, 8), rectangle(10, 12, 30, 20)]))
+    expected = np.zeros((20, 30), int)
+    expected[3:8, 2:6], expected[12:20, 10:30] = 1, 2
+    item = {**item, "label": str(tmp_path / "a.xml"), "region": {"rows": [5, 20], "columns": [0, 25]}}
+    sample = LabelToClassesd(label_type="instances")(LoadCased()(item))
+    np.testing.assert_array_equal(sample["label"][0], expected[5:, :25] > 0)
+    assert sample["label"].dtype == torch.uint8
+
+
+def test_volumes_slice_by_slice(tmp_path, rng):
+    image, label = rng.integers(0, 900, (6, 9, 5)).astype(np.int16), rng.integers(0, 3, (6, 9, 5)).astype(np.uint8)
+    for name, array in (("image", image), ("label", label)):
+        write_nifti(tmp_path / f"{name}.nii.gz", array)
+    content = {
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "spacing": 0.5,
+        "training": [{"image": "image.nii.gz", "label": "label.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    cases = select_cases(tmp_path)
+    (volume,) = cases.training
+    assert volume["case"] == "image"
+    assert "spacing" not in volume  # the file knows
+    entries = slice_entries(volume, VolumeStore(tmp_path / "store"), axis="coronal")
+    transform = chain(cases, intensity_range=[0, 900], context_slices=1)
+    read = read_volume(str(tmp_path / "image.nii.gz"))
+    slicing = Slicing(read.array.shape[1:], read.affine, "coronal")
+    images, labels = slicing.to_slices(image[None].astype(float)), slicing.to_slices(label[None])
+    assert len(entries) == len(labels)
+    for number, one in enumerate(entries):
+        sample = transform(one)
+        np.testing.assert_array_equal(sample["label"][0], labels[number, 0])
+        neighbours = np.clip([number - 1, number, number + 1], 0, len(images) - 1)
+        np.testing.assert_allclose(sample["image"], images[neighbours, 0] / 450 - 1, atol=1e-6)
+
+
+def test_label_of_another_size(entry):
+    item = entry(np.zeros((6, 9), np.uint8), shape=(9, 6))
+    refused(r"label.png is 6x9 but its image .*image.png is 9x6, its axes are swapped", LoadCased(), item)
+
+
+def test_missing_label(entry):
+    item = entry(np.zeros((6, 9), np.uint8))
+    del item["label"]
+    refused(r"image\.png has no label", LoadCased(), item)
+    assert "label" not in LoadCased(allow_missing_keys=True)(item)
+    assert LoadCased("image")(item)["image"].shape == (3, 6, 9)
+    refused("LoadCased: keys", LoadCased, ("a", "b", "c"))
+
+
+def test_damaged_label(entry, tmp_path):
+    item = entry(np.zeros((6, 9), np.uint8))
+    Path(item["label"]).write_bytes(b"no image")
+    refused(r"label\.png is not a readable", LoadCased(), item)
+
+
+def tensor(values, name: str = "x.png") -> MetaTensor:
+    return MetaTensor(torch.as_tensor(values), meta={"filename_or_obj": name})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64])
+def test_class_numbers_pass(dtype):
+    values = torch.tensor([[[0, 2, 255], [3, 0, 2]]])
+    result = LabelToClassesd(classes=[0, 2, 3])({"label": tensor(values.to(dtype))})["label"]
+    assert result.dtype == torch.uint8
+    assert result.meta["filename_or_obj"] == "x.png"
+    np.testing.assert_array_equal(result, values)
+
+
+def test_instances_become_one_class_even_number_255():
+    values = torch.tensor([[[0, 1, 255, 40000]]], dtype=torch.int32)
+    result = LabelToClassesd(label_type="instances")({"label": tensor(values)})
+    np.testing.assert_array_equal(result["label"], [[[0, 1, 1, 1]]])
+
+
+@pytest.mark.parametrize(("values", "arguments", "sentence"), [
+    (torch.zeros(3, 2, 2), {}, "x.png has 3 channels, but a label has one number per pixel"),
+    (torch.tensor([[[0.0, 0.5]]]), {}, r"x.png holds values that are not whole numbers \(such as 0.5\)"),
+    (torch.tensor([[[0.0, float("nan")]]]), {}, "x.png holds values that are not finite"),
+    (torch.tensor([[[0, -2]]]), {}, r"x.png holds negative values \(-2\)"),
+    (torch.tensor([[[0, 4, 7]]]), {"classes": [0, 1, 4]}, r"x.png holds 7, but the classes are 0, 1, 4"),
+    (torch.tensor([[[0, 300]]]), {}, "x.png holds 300, but numbers must be below 256"),
+    (torch.tensor([[[0, 255]]]), {"classes": [0, 1], "ignore": 9}, "x.png holds 255, but the classes"),
+    (torch.arange(20)[None, None], {"classes": [0]}, r"holds 1, 2, 3, 4, 5, 6, 7, 8, …, but"),
+])  # fmt: skip
+def test_refused_labels(values, arguments, sentence):
+    refused(sentence, LabelToClassesd(**arguments), {"label": tensor(values)})
+
+
+def test_refused_arguments():
+    refused(r"label_type is 'class' \(did you mean 'classes'\?\)", LabelToClassesd, label_type="class")
+    with pytest.raises(KeyError):
+        LabelToClassesd()({})
+
+
+@pytest.fixture
+def data_set(tmp_path) -> Path:
+    label = np.zeros((40, 60), np.uint16)
+    label[4:20, 8:32], label[24:36, 40:56] = 7, 300
+    picture(tmp_path / "a_label.png", label)
+    picture(tmp_path / "a.png", shape=(40, 60, 3))
+    content = {
+        "label_type": "instances",
+        "spacing": [0.001, 0.001],
+        "training": [{"image": "a.png", "label": "a_label.png", "region": {"rows": [0, 40], "columns": [4, 60]}}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_the_chain_resamples_image_and_label_alike(data_set):
+    cases = select_cases(data_set)
+    sample = chain(cases, spacing=0.002)(cases.training[0])
+    label = read_image(data_set / "a_label.png")[0][:, 4:]
+    image = read_image(data_set / "a.png")[:, :, 4:] / 127.5 - 1
+    assert sample["image"].shape == (3, 20, 28)
+    assert sample["image"].dtype == torch.float32
+    # Objects begin and end on even pixels, so halving them is exact.
+    np.testing.assert_array_equal(sample["label"][0], label[::2, ::2] > 0)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(image)[None].float(), (20, 28), mode="bilinear", antialias=True
+    )[0]
+    np.testing.assert_allclose(sample["image"], expected, atol=1e-5)
+
+
+def test_the_chain_without_resampling_or_labels(data_set):
+    cases = select_cases(data_set)
+    sample = chain(cases)(cases.training[0])
+    assert sample["label"].shape == (1, 40, 56)
+    assert float(sample["image"].min()) >= -1
+    unlabelled = {key: value for key, value in cases.training[0].items() if key != "label"}
+    torch.testing.assert_close(chain(cases)(unlabelled)["image"], sample["image"])
+
+
+def test_unknown_spacing_is_a_sentence(data_set):
+    cases = select_cases(data_set)
+    without = {key: value for key, value in cases.training[0].items() if key != "spacing"}
+    with pytest.raises(Exception, match="transform") as error:
+        chain(cases, spacing=0.002)(without)
+    assert "the pixel spacing of" in str(find_user_error(error.value))
+
+
+def test_real_labels(real_data):
+    cases = select_cases(real_data("glas"))
+    sample = chain(cases)(cases.training[0])
+    np.testing.assert_array_equal(sample["label"][0], read_image(real_data("glas") / "train_1_anno.bmp")[0] > 0)
 
 
 @pytest.fixture

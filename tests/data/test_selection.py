@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from medmdm.data.folders import find_data_list
 from medmdm.data.lists import load_data_list
@@ -15,18 +14,6 @@ from tests.made import refused
 
 def names(entries) -> list[str]:
     return [Path(entry["image"]).name for entry in entries]
-
-
-@pytest.fixture
-def write_grey(tmp_path):
-    """Write an image of one grey below ``tmp_path``, by default of a size that GlaS has."""
-
-    def write(name: str, rows: int = 430, columns: int = 567) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (columns, rows), 90).save(path, compress_level=1)
-
-    return write
 
 
 @pytest.fixture

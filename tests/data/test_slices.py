@@ -11,7 +11,6 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from monai.data import DataLoader
 from monai.transforms import Compose, RandSpatialCropd
-from PIL import Image
 
 import medmdm.data.slices as store_module
 from medmdm.data.dataset import CropDataset, StepSampler
@@ -21,8 +20,10 @@ from medmdm.data.selection import select_training_images, slice_volumes
 from medmdm.data.slices import LoadSliced, VolumeStore, open_slices, slice_entries
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, ResampleToSpacingd
+from medmdm.data.writers import SliceAssembler, encode_nifti
 from medmdm.errors import UserError
 from tests.data.dicom_files import write_series
+from tests.data.files.test_dicom import by_simpleitk
 from tests.made import refused
 from tests.written import SHAPE, oblique, write_nifti
 
@@ -83,8 +84,7 @@ def test_acceptance_nifti_goes_through_slices_exactly(tmp_path, store):
     source = nib.load(path)
     for axis in SLICE_AXES:
         volume = store.get(str(path), axis)
-        back = volume.slicing.to_volume(open_slices(volume.path))
-        assert np.array_equal(back[0], np.asanyarray(source.dataobj))
+        assert np.array_equal(volume.slicing.to_volume(open_slices(volume.path))[0], np.asanyarray(source.dataobj))
         assert np.array_equal(volume.slicing.affine, source.affine)
 
 
@@ -94,8 +94,7 @@ def test_store_decodes_once(tmp_path, store, monkeypatch):
     monkeypatch.setattr(store_module, "read_volume", lambda *a: reads.append(a) or read_volume(*a))
     first = store.get(str(path))
     for _ in range(2):
-        again = VolumeStore(store.folder).get(str(path))
-        assert again.digest == first.digest == volume_hash(read_volume(path))
+        assert VolumeStore(store.folder).get(str(path)).digest == first.digest == volume_hash(read_volume(path))
     assert len(reads) == 1
     store.get(str(path), "coronal")
     assert len(reads) == 2
@@ -117,9 +116,8 @@ def test_statistics_of_the_store(tmp_path, store):
     values[0, 0, 9] = 1e6  # one voxel must not decide what is foreground
     volume = store.get(str(write_nifti(tmp_path / "a.nii.gz", values, np.eye(4))))
     assert np.allclose(volume.percentile_range(0.5, 99.5)[0], np.percentile(values, [0.5, 99.5]), rtol=1e-5)
-    assert np.allclose(
-        volume.percentile_range(1, 99, nonzero=True)[0], np.percentile(values[values != 0], [1, 99]), rtol=1e-5
-    )
+    nonzero = np.percentile(values[values != 0], [1, 99])
+    assert np.allclose(volume.percentile_range(1, 99, nonzero=True)[0], nonzero, rtol=1e-5)
     assert volume.constant == (True,) * 4 + (False,) * 6
     assert all(share == 0 for share in volume.foreground[:4])
     assert all(share > 0.9 for share in volume.foreground[4:])
@@ -143,9 +141,8 @@ def test_entries_with_label_axis_and_context(tmp_path, store):
     one, two = (rng.integers(0, 100, SHAPE, dtype=np.int16) for _ in range(2))
     paths = [str(write_nifti(tmp_path / f"{name}.nii", a, np.eye(4))) for name, a in (("t1", one), ("t2", two))]
     label = str(write_nifti(tmp_path / "l.nii", (one > 50).astype(np.float32), np.eye(4)))
-    entries = slice_entries(
-        {"image": paths, "label": label, "axis": "coronal", "grade": "x"}, store, percentiles=[0, 100]
-    )
+    case = {"image": paths, "label": label, "axis": "coronal", "grade": "x"}
+    entries = slice_entries(case, store, percentiles=[0, 100])
     assert len(entries) == SHAPE[1]
     load = LoadSliced(["image", "label"], context_slices=[1, 0])
     for k, entry in enumerate(entries):
@@ -175,8 +172,7 @@ def test_a_folder_of_volumes(cohort, tmp_path):
     assert len(sliced.training) == 11 * 8
     assert len(sliced.validation) == 8
     assert not any("label" in entry["image"] for entry in (*sliced.training, *sliced.validation))
-    again = slice_volumes(selection, percentiles=[1, 99], store=tmp_path / "store")
-    assert again.training == sliced.training
+    assert slice_volumes(selection, percentiles=[1, 99], store=tmp_path / "store").training == sliced.training
     other = slice_volumes(selection, percentiles=[1, 99], store=tmp_path / "store", seed=1)
     assert other.validation != sliced.validation
 
@@ -195,8 +191,7 @@ def test_patients_are_held_out_whole(cohort, tmp_path):
 def test_a_slab_of_the_only_volume(cohort, tmp_path):
     selection = select_training_images(cohort(1, (20, 24, 20)))
     sliced = slice_volumes(selection, percentiles=[1, 99], context_slices=1, store=tmp_path / "store")
-    held = [entry["slice"] for entry in sliced.validation]
-    assert held == [8, 9, 10]
+    assert [entry["slice"] for entry in sliced.validation] == [8, 9, 10]
     assert sorted(entry["slice"] for entry in sliced.training) == [*range(6), *range(13, 20)]
     assert "neighbours train" in sliced.sentences[-1]
 
@@ -257,8 +252,7 @@ def test_crops_of_slices(cohort, tmp_path):
     folder = tmp_path / "set" / "imagesTr"
     assert cached.ledger == sorted(volume_hash(read_volume(folder / name)) for name in trained)
     assert len(set(cached.case_hashes)) == 5 * 8
-    crops = held_out.images(Compose(pipeline(16)[:4] + pipeline(16)[5:]))
-    assert crops.shape == (4, 1, 16, 16)
+    assert held_out.images(Compose(pipeline(16)[:4] + pipeline(16)[5:])).shape == (4, 1, 16, 16)
     assert all("patient_id" not in crop for crop in held_out.crops)
 
 
@@ -305,7 +299,7 @@ def test_crops_at_another_spacing(cohort, tmp_path):
 
 
 def test_pictures_and_dicom_in_one_list(tmp_path, write_png):
-    Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / "grey.png")
+    write_png("grey.png", 30, 30, channels=1)
     write_series(tmp_path / "dicom", np.random.default_rng(0).integers(0, 200, (6, 20, 20)).astype(np.int16))
     entries = [{"image": "grey.png", "magnification": 10}, {"image": "dicom", "axis": "sagittal", "patient_id": "1"}]
     (tmp_path / "dataset.json").write_text(json.dumps({"name": "x", "spacing": 0.5, "training": entries}))
@@ -318,12 +312,8 @@ def test_pictures_and_dicom_in_one_list(tmp_path, write_png):
 
 
 def test_acceptance_dicom_through_slices_to_nifti(tmp_path, store, real_data):
-    from medmdm.data.writers import SliceAssembler, encode_nifti
-
     folder = real_data("radiology/mr_dicom_series")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    sitk.WriteImage(reader.Execute(), str(tmp_path / "theirs.nii.gz"))
+    sitk.WriteImage(by_simpleitk(folder), str(tmp_path / "theirs.nii.gz"))
     theirs = nib.load(tmp_path / "theirs.nii.gz")
     for axis in SLICE_AXES:
         volume = store.get(str(folder), axis)

@@ -78,8 +78,7 @@ def test_folds_are_a_division_by_patient_whatever_the_order(cases, folds, seed, 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from("abcd"), min_size=6, max_size=40), st.integers(2, 5), st.integers(0, 20))
 def test_folds_are_balanced_within_one_patient_where_patients_have_one_case(grades, folds, seed) -> None:
-    cases = [{"image": f"{i}.png", "grade": grade} for i, grade in enumerate(grades)]
-    parts = k_folds(cases, folds, "grade", seed)
+    parts = k_folds([{"image": f"{i}.png", "grade": grade} for i, grade in enumerate(grades)], folds, "grade", seed)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     for grade in set(grades):
         share = [sum(case["grade"] == grade for case in part) for part in parts]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from medmdm.check.data_list import check
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.data.validity import (
-    Grid,
+    ImageGrid,
     check_finite,
     check_known,
     check_range,
@@ -24,6 +23,7 @@ from medmdm.data.validity import (
 from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from tests.made import refused
+from tests.written import write_nifti
 
 SMALL, LARGE = (20, 20, 5), (200, 200, 50)
 PLAIN = np.eye(4)
@@ -75,10 +75,9 @@ def test_four_users_give_one_answer(name: str, tmp_path: Path) -> None:
     shape, image_affine, label_shape, label_affine, expected = CASES[name]
     data = tmp_path / "release"
     for kind, size, matrix in (("image", shape, image_affine), ("label", label_shape, label_affine)):
-        (data / f"{kind}s").mkdir(parents=True)
         array = np.zeros(size, np.uint8)
         array[1:4, 1:4] = 1
-        nib.save(nib.Nifti1Image(array, matrix), data / f"{kind}s" / "a.nii")
+        write_nifti(data / f"{kind}s" / "a.nii", array, matrix)
     entry = {"image": "images/a.nii", "label": "labels/a.nii"}
     content = {"name": "grid", "labels": {"background": 0, "blob": 1}, "training": [entry]}
     (data / "dataset.json").write_text(json.dumps(content))
@@ -92,7 +91,9 @@ def test_four_users_give_one_answer(name: str, tmp_path: Path) -> None:
         return not any(finding.check.startswith("label-") for finding in check(data / "dataset.json").errors)
 
     def reported() -> Any:
-        check_same_grid(Grid(label_shape, label_affine), Grid(shape, image_affine), "label", "image", "evaluate again")
+        check_same_grid(
+            ImageGrid(label_shape, label_affine), ImageGrid(shape, image_affine), "label", "image", "evaluate again"
+        )
 
     answers = [answer(ask) for ask in (train, checked, lambda: prepare("volumes", data, tmp_path / "out"), reported)]
     assert answers == [expected] * 4
@@ -105,12 +106,12 @@ def test_distance_is_that_of_the_farthest_voxel() -> None:
         one, other = (np.vstack([rng.normal(size=(3, 4)), [0, 0, 0, 1]]) for _ in range(2))
         voxels = np.concatenate([np.indices(shape).reshape(3, -1), np.ones((1, np.prod(shape)))])
         farthest = np.linalg.norm((one @ voxels - other @ voxels)[:3], axis=0).max()
-        assert grid_distance(Grid(shape, one), Grid(shape, other)) == pytest.approx(farthest)
+        assert grid_distance(ImageGrid(shape, one), ImageGrid(shape, other)) == pytest.approx(farthest)
 
 
 def test_pictures_and_volumes_are_told_apart() -> None:
     with pytest.raises(UserError, match="of y and x, one is a volume and one a picture"):
-        check_same_grid(Grid((3, 4)), Grid((3, 4, 1), PLAIN), "y", "x")
+        check_same_grid(ImageGrid((3, 4)), ImageGrid((3, 4, 1), PLAIN), "y", "x")
 
 
 @pytest.mark.parametrize(("label", "words"), [

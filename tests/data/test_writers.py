@@ -89,8 +89,7 @@ def test_masks_of_dicom_series(tmp_path):
     stored = np.arange(6 * 5 * 7, dtype=np.int16).reshape(6, 5, 7)
     folder = write_series(tmp_path / "s", stored, orientation=(0, 1, 0, 0, 0, -1))
     volume = read_volume(folder)
-    path = write_mask(tmp_path / "mask.nii.gz", volume.array[0] % 7, folder)
-    ours = nib.load(path)
+    ours = nib.load(write_mask(tmp_path / "mask.nii.gz", volume.array[0] % 7, folder))
     assert np.array_equal(np.asanyarray(ours.dataobj), volume.array[0] % 7)
     assert np.abs(ours.affine - volume.affine).max() < 1e-4
     assert np.abs(ours.get_qform() - volume.affine).max() < 1e-3

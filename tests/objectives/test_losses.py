@@ -8,15 +8,8 @@ from monai.losses import SSIMLoss as MonaiSSIMLoss
 from scipy.ndimage import correlate1d
 
 from medmdm.components import instantiate, to_config
-from medmdm.objectives.losses import (
-    L1Loss,
-    MSELoss,
-    PaperSSIMLoss,
-    ReconstructionLoss,
-    SSIMLoss,
-    WeightedSumLoss,
-    with_visible,
-)
+from medmdm.objectives import L1Loss, MSELoss, PaperSSIMLoss, SSIMLoss, WeightedSumLoss
+from medmdm.objectives.losses import ReconstructionLoss, with_visible
 from tests.made import refused
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "golden_ssim.json").read_text())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medmdm.data.files.pictures import read_image
 from medmdm.data.lists import load_data_list
@@ -225,8 +224,7 @@ def test_folder_masks_of_0_and_255(tmp_path: Path) -> None:
 
 
 def test_folder_of_instances(tmp_path: Path) -> None:
-    source = layouts.folder(tmp_path / "cells")
-    summary = prepare("folder", source, tmp_path / "out", label_type="instances")
+    summary = prepare("folder", layouts.folder(tmp_path / "cells"), tmp_path / "out", label_type="instances")
     assert np.unique(label(tmp_path / "out", "a/x")).tolist() == [0, 1, 2]
     assert load_data_list(tmp_path / "out" / "dataset.json").information["label_type"] == "instances"
     assert "objects" in summary
@@ -235,9 +233,8 @@ def test_folder_of_instances(tmp_path: Path) -> None:
 def test_folder_hints_at_instances(tmp_path: Path) -> None:
     picture(tmp_path / "set" / "a.png", shape=(20, 50, 3))
     mask(tmp_path / "set" / "a_mask.png", [(1, 2, i, i + 1, i) for i in range(1, 41)], 20, 50)
-    assert "40 values: if they number objects, give --label-type instances" in prepare(
-        "folder", tmp_path / "set", tmp_path / "out"
-    )
+    summary = prepare("folder", tmp_path / "set", tmp_path / "out")
+    assert "40 values: if they number objects, give --label-type instances" in summary
 
 
 def test_folder_refuses_masks_that_number_nothing(tmp_path: Path) -> None:
@@ -246,7 +243,7 @@ def test_folder_refuses_masks_that_number_nothing(tmp_path: Path) -> None:
     picture(source / "a_mask.png")
     refused(r"a_mask\.png has colours", prepare, "folder", source, out)
     (source / "a_mask.png").unlink()
-    Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(source / "a_mask.tif")
+    picture(source / "a_mask.tif", np.full((20, 30), 0.5, np.float32))
     refused(r"a_mask\.tif holds values that are not whole numbers", prepare, "folder", source, out)
     mask(source / "a_label.png", [])
     refused(r"a\.png has two masks", prepare, "folder", source, out)

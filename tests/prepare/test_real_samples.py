@@ -13,6 +13,8 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.lists import load_data_list
 from medmdm.files import pixel_hash
 from medmdm.prepare import prepare
+from medmdm.prepare.glas import _grades
+from medmdm.prepare.release import open_release
 
 
 def facts(dest: Path) -> list[dict]:
@@ -34,8 +36,7 @@ def test_glas(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     assert sum(len(np.unique(read_image(path))) - 1 for path in masks) == 769
     part = subset(source, tmp_path / "part", "train_1*")
     shutil.copy(source / "Grade.csv", part)
-    summary = prepare("glas", part, dest)
-    assert "training: 74 of 85 images are not in the source" in summary
+    assert "training: 74 of 85 images are not in the source" in prepare("glas", part, dest)
     for entry in load_data_list(dest / "dataset.json").training:
         name = Path(entry["image"]).stem
         assert pixel_hash(read_image(dest / entry["image"])) == pixel_hash(read_image(source / f"{name}.bmp"))
@@ -43,9 +44,6 @@ def test_glas(real_data: Callable[[str], Path], tmp_path: Path) -> None:
 
 
 def test_grades_of_the_release_are_those_of_the_list_that_comes_with_medmdm(real_data: Callable[[str], Path]) -> None:
-    from medmdm.prepare.glas import _grades
-    from medmdm.prepare.release import open_release
-
     with open_release(real_data("glas")) as release:
         grades, notices = _grades(release)
     assert not notices

@@ -53,8 +53,7 @@ def test_zip_bomb(archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_size_that_the_directory_hides_is_not_unpacked(archive, tmp_path: Path) -> None:
     path = archive({"a.png": bytes(1 << 20)})
-    content = path.read_bytes()
-    path.write_bytes(content.replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    path.write_bytes(path.read_bytes().replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
     with open_release(path) as release, pytest.raises(UserError, match=r"set\.zip/a\.png"):
         release.files[0].sha256()
 

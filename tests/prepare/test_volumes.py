@@ -108,9 +108,8 @@ def test_labels_beside_images_subjects_and_channels(tmp_path):
 
     for name in ("p1_frame1", "p1_frame2", "p2_frame1"):
         for channel in range(2):
-            write_nifti(
-                tmp_path / "nnu" / "imagesTr" / f"{name}_000{channel}.nii.gz", np.full(SHAPE, channel, np.int16)
-            )
+            path = tmp_path / "nnu" / "imagesTr" / f"{name}_000{channel}.nii.gz"
+            write_nifti(path, np.full(SHAPE, channel, np.int16))
         write_nifti(tmp_path / "nnu" / "labelsTr" / f"{name}.nii.gz", LABEL)
     prepare("volumes", tmp_path / "nnu", tmp_path / "b", subject="^imagesTr/(p[0-9])", test=0.3)
     content = load_data_list(tmp_path / "b" / "dataset.json")
@@ -145,26 +144,23 @@ def test_dicom_series_lose_the_patient(tmp_path, zipped):
         with zipfile.ZipFile(tmp_path / "hospital.zip", "w") as archive:
             for file in sorted(path for path in source.rglob("*") if path.is_file()):
                 archive.write(file, file.relative_to(source))
-    table = prepare("volumes", tmp_path / "hospital.zip" if zipped else source, tmp_path / "out", test=0.5)
+    given = tmp_path / "hospital.zip" if zipped else source
+    table = prepare("volumes", given, tmp_path / "out", test=0.5)
     assert "1 localisers or multi-frame DICOM files left out" in table
     assert "doe" not in table
     content = load_data_list(tmp_path / "out" / "dataset.json")
     assert len(content.training) == len(content.test) == 2
-    assert {e["patient_id"] for e in content.training} | {e["patient_id"] for e in content.test} == {
-        "subject001",
-        "subject002",
-    }
-    assert {e["patient_id"] for e in content.training}.isdisjoint(e["patient_id"] for e in content.test)
+    training, test = ({e["patient_id"] for e in part} for part in (content.training, content.test))
+    assert training | test == {"subject001", "subject002"}
+    assert training.isdisjoint(test)
     original = read_volume(source / "doe^jane" / "series0")
     ours = read_volume(tmp_path / "out" / "images" / "subject001_series01.nii.gz")
     assert np.array_equal(ours.array, original.array)
     assert np.abs(ours.affine - original.affine).max() < 1e-4
-    for _, (_, written) in state(tmp_path / "out").items():
+    for _, written in state(tmp_path / "out").values():
         for secret in (b"JANE", b"DOE", b"doe", b"MRN"):
             assert secret not in written
-    assert "0 prepared, 4 kept" in prepare(
-        "volumes", tmp_path / "hospital.zip" if zipped else source, tmp_path / "out", test=0.5
-    )
+    assert "0 prepared, 4 kept" in prepare("volumes", given, tmp_path / "out", test=0.5)
 
 
 def test_what_is_wrong_is_said(tmp_path):

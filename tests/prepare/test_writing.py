@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from medmdm.cli.prepare import add_arguments, run
@@ -66,8 +67,7 @@ def test_what_is_written_is_what_the_source_holds(kind: str, source: Path, tmp_p
             with Image.open(dest / entry["label"]) as label:
                 assert label.mode.startswith("I;16")
             assert read_image(dest / entry["label"]).shape[1:] == read_image(dest / entry["image"]).shape[1:]
-    selection = select_training_images(dest)
-    assert len(selection.training) == len(found.training)
+    assert len(select_training_images(dest).training) == len(found.training)
     assert not list(dest.rglob(".*"))
 
 
@@ -96,8 +96,7 @@ def test_a_changed_source_and_a_changed_output_are_noticed(kind: str, source: Pa
     dest = tmp_path / "out"
     prepare(kind, source, dest)
     before = contents(dest)
-    image = load_data_list(dest / "dataset.json").training[0]["image"]
-    (dest / image).write_bytes(b"scribble")
+    (dest / load_data_list(dest / "dataset.json").training[0]["image"]).write_bytes(b"scribble")
     assert ": 1 prepared" in prepare(kind, source, dest)
     assert contents(dest) == before
 
@@ -249,8 +248,7 @@ def test_patients_are_neither_printed_nor_logged(tmp_path: Path, caplog: pytest.
     source = glas(tmp_path / "glas")
     grades = source / "Grade.csv"
     grades.write_bytes(grades.read_bytes().replace(b",21,", b",SECRET,"))
-    summary = prepare("glas", source, tmp_path / "out")
-    assert "SECRET" not in summary + caplog.text
+    assert "SECRET" not in prepare("glas", source, tmp_path / "out") + caplog.text
     assert "SECRET" in (tmp_path / "out" / "dataset.json").read_text()
 
 
@@ -258,22 +256,18 @@ def test_lists_are_plain_json_in_one_order(tmp_path: Path) -> None:
     for name, maker in {"glas": glas, "monuseg": monuseg, "dsb2018": dsb2018}.items():
         prepare(name, maker(tmp_path / name), tmp_path / "out" / name)
         content = json.loads((tmp_path / "out" / name / "dataset.json").read_text())
-        assert {"name", "description", "licence", "citation", "labels", "label_type", "training", "test"} <= set(
-            content
-        )
+        keys = {"name", "description", "licence", "citation", "labels", "label_type", "training", "test"}
+        assert keys <= set(content)
 
 
 def test_16_bit_and_float_pictures_keep_every_bit(tmp_path: Path) -> None:
-    import SimpleITK as sitk  # noqa: N813
-
-    rng = np.random.default_rng(0)
-    source = tmp_path / "set"
+    rng, source = np.random.default_rng(0), tmp_path / "set"
     picture(source / "rgb.png")
     deep = rng.integers(0, 65536, (12, 17, 3), dtype=np.uint16)
     sitk.WriteImage(sitk.GetImageFromArray(deep, isVector=True), str(source / "deep.tif"))
-    Image.fromarray(rng.integers(0, 65536, (12, 17), dtype=np.uint16)).save(source / "grey16.png")
-    Image.fromarray(rng.random((12, 17), dtype=np.float32)).save(source / "float.tif")
-    Image.fromarray(rng.random((12, 17)) > 0.5).save(source / "bilevel.png")
+    picture(source / "grey16.png", rng.integers(0, 65536, (12, 17), dtype=np.uint16))
+    picture(source / "float.tif", rng.random((12, 17), dtype=np.float32))
+    picture(source / "bilevel.png", rng.random((12, 17)) > 0.5)
     prepare("folder", source, tmp_path / "out")
     for entry in load_data_list(tmp_path / "out" / "dataset.json").training:
         image = tmp_path / "out" / entry["image"]

@@ -39,8 +39,7 @@ def test_scores_and_picture(shape: tuple[int, ...], corruption: Corruption, tmp_
         guess = torch.where(damaged.visible.bool(), clean, guess)
     expected = [peak_signal_noise_ratio(c.numpy(), g.numpy(), data_range=2) for c, g in zip(clean, guess, strict=True)]
     assert scores["psnr_t900"] == pytest.approx(np.mean(expected), rel=1e-4)
-    picture = Image.open(tmp_path / "previews" / "step_00000010.png")
-    assert picture.mode == "RGB"
+    assert Image.open(tmp_path / "previews" / "step_00000010.png").mode == "RGB"
 
 
 def test_a_perfect_network_scores_one_and_damage_is_the_same_each_time(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medmdm.artifacts.backbone import make_extractor
@@ -17,15 +16,15 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
-from medmdm.errors import find_user_error
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task, views
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.optimization import Optimization
 from medmdm.pretrain.probe import Probe, _folds
-from tests.bundle_runs import BUNDLE, TINY
-from tests.made import refused
+from tests.bundle_runs import BUNDLE, TINY, saved_by
+from tests.made import refused, refused_in_config
+from tests.written import picture
 
 PLAN = {"crop_size": [16, 16], "channels": 3, "intensity_range": [0, 255]}
 
@@ -34,13 +33,11 @@ PLAN = {"crop_size": [16, 16], "channels": 3, "intensity_range": [0, 255]}
 def labelled(tmp_path: Path) -> Path:
     """Five pictures (dark objects on light ground) of three patients, and a test picture that does not exist."""
     folder = tmp_path / "labelled"
-    folder.mkdir()
     rng = np.random.default_rng(1)
     for n in range(5):
         mask = np.kron(rng.random((3, 4)) > 0.5, np.ones((8, 8))).astype(np.uint8)
-        picture = np.where(mask[..., None] > 0, 60, 190) + rng.integers(-20, 20, (24, 32, 3))
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{n}.png")
-        Image.fromarray(mask).save(folder / f"{n}_label.png")
+        picture(folder / f"{n}.png", np.where(mask[..., None] > 0, 60, 190) + rng.integers(-20, 20, (24, 32, 3)))
+        picture(folder / f"{n}_label.png", mask)
     return folder
 
 
@@ -61,12 +58,7 @@ def write_list(folder: Path, training: str, validation: str = "", patients: str 
 
 def pretrain(run: Path, folder: Path, **overrides: Any) -> list[dict[str, str]]:
     settings = {**TINY, "dataset_dir": str(folder), "data_list": "none", "run_dir": str(run), **overrides}
-    made = ConfigWorkflow(config_file=[str(BUNDLE)], logging_file=False, **settings)
-    try:
-        made.initialize()
-        made.run()
-    except Exception as error:
-        raise find_user_error(error) or error from None
+    saved_by(ConfigWorkflow(config_file=[str(BUNDLE)], logging_file=False, **settings))
     with open(run / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -80,8 +72,7 @@ def test_the_probe_changes_no_bit_and_is_in_log_and_tensorboard(labelled: Path, 
     assert (tmp_path / "with" / "model.pt").read_bytes() == (tmp_path / "without" / "model.pt").read_bytes()
     probed = {row["step"]: float(row["probe_dice"]) for row in rows if row["probe_dice"]}
     assert list(probed) == ["0", "4", "6"]
-    events = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
-    events.Reload()
+    events = EventAccumulator(str(tmp_path / "with" / "tensorboard")).Reload()
     for name in ("probe_dice", "probe_iou"):
         assert [event.step for event in events.Scalars(name)] == [0, 4, 6]
 
@@ -158,18 +149,19 @@ def test_bad_input_is_refused_before_training(labelled: Path, overrides: dict[st
 
 
 def test_a_label_of_another_size_is_named_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((5, 5), np.uint8)).save(labelled / "1_label.png")
-    refused(r"1(_label)?\.png", pretrain, tmp_path / "run", labelled, probe_data_list=str(write_list(labelled, "012")))
+    picture(labelled / "1_label.png", np.zeros((5, 5)))
+    data_list = str(write_list(labelled, "012"))
+    refused_in_config(r"1(_label)?\.png", pretrain, tmp_path / "run", labelled, probe_data_list=data_list)
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_a_network_without_features_is_refused_before_the_first_step(labelled: Path, tmp_path: Path) -> None:
-    data_list = str(write_list(labelled, "012"))
+    settings = {"probe_data_list": str(write_list(labelled, "012"))}
     network = {
         "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
         "channels": [8, 8], "attention_levels": [False, False], "num_res_blocks": 1, "norm_num_groups": 4,
     }  # fmt: skip
-    refused("has no features", pretrain, tmp_path / "run", labelled, probe_data_list=data_list, network_def=network)
+    refused_in_config("has no features", pretrain, tmp_path / "run", labelled, **settings, network_def=network)
 
 
 def test_no_list_no_probe(tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +9,15 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from medmdm.errors import UserError, find_user_error
-from tests.bundle_runs import OVERLAYS, Workflow
-from tests.made import refused
+from tests.bundle_runs import OVERLAYS, Workflow, saved_by, trainer_of
+from tests.made import refused, refused_in_config
 
 SGD = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 1.0}
+ONE_STEP: dict[str, Any] = {"max_steps": 1, "network_def#dropout": 0.0, "optimizer": SGD}
 
 
 def train(made: ConfigWorkflow) -> dict[str, torch.Tensor]:
-    made.initialize()
-    made.run()
-    path = Path(made.parser["run_dir"]) / "model.pt"
-    return torch.load(path, weights_only=True)["model"]
-
-
-@contextlib.contextmanager
-def raises_user_error(match: str) -> Iterator[None]:
-    """Expect a UserError, also one that MONAI's config parser has wrapped."""
-    with pytest.raises((UserError, RuntimeError)) as caught:
-        yield
-    error = find_user_error(caught.value)
-    assert error is not None, caught.value
-    assert re.search(match, str(error)), error
+    return saved_by(made)["model"]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -57,8 +42,7 @@ def test_the_loop_is_what_it_says(workflow: Workflow, tmp_path: Path) -> None:
     for step in range(3):
         loss = torch.zeros(())
         for k in range(4 * step, 4 * step + 4):
-            seed = int(np.random.SeedSequence([0, 1, k]).generate_state(1)[0])
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([0, 1, k]).generate_state(1)[0]))
             x0 = dataset[k]["image"][None]
             t = torch.randint(1000, (1,), generator=generator)
             grid = torch.rand(4, generator=generator).argsort().argsort() < 4 * (1000 - int(t)) // 1000
@@ -84,21 +68,18 @@ def test_two_runs_are_bit_identical_and_seeds_differ(workflow: Workflow, tmp_pat
 
 
 def test_micro_batches_give_the_same_step(workflow: Workflow, tmp_path: Path) -> None:
-    settings = {"max_steps": 1, "network_def#dropout": 0.0, "optimizer": SGD}
-    whole = train(workflow(**settings))
-    parts = train(workflow(**settings, accumulation_steps=4, run_dir=str(tmp_path / "parts")))
+    whole = train(workflow(**ONE_STEP))
+    parts = train(workflow(**ONE_STEP, accumulation_steps=4, run_dir=str(tmp_path / "parts")))
     for name in whole:
         assert torch.allclose(whole[name], parts[name], atol=1e-6), name
-    with raises_user_error("equal parts"):
-        train(workflow(**settings, accumulation_steps=3, run_dir=str(tmp_path / "uneven")))
+    uneven = workflow(**ONE_STEP, accumulation_steps=3, run_dir=str(tmp_path / "uneven"))
+    refused_in_config("equal parts", train, uneven)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_trains_on_the_cpu(workflow: Workflow, dtype: str, tmp_path: Path) -> None:
     seen = set()
-    made = workflow(max_steps=2, amp_dtype=dtype)
-    made.initialize()
-    trainer = made.parser.get_parsed_content("train#trainer")
+    trainer = trainer_of(workflow(max_steps=2, amp_dtype=dtype))
     convolution = trainer.network.input_blocks[1][0].in_layers[2]
     convolution.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
     trainer.run()
@@ -109,12 +90,9 @@ def test_mixed_precision_trains_on_the_cpu(workflow: Workflow, dtype: str, tmp_p
 
 
 def test_a_skipped_step_is_not_averaged(workflow: Workflow) -> None:
-    made = workflow(max_steps=2, amp_dtype="float16")
-    made.initialize()
-    trainer = made.parser.get_parsed_content("train#trainer")
+    trainer = trainer_of(workflow(max_steps=2, amp_dtype="float16"))
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
-    weight = trainer.network.input_blocks[0][0].weight
-    weight.register_hook(lambda grad: grad * float("inf"))
+    trainer.network.input_blocks[0][0].weight.register_hook(lambda grad: grad * float("inf"))
     trainer.run()
     assert same(before, trainer.network.state_dict())
     assert int(trainer.optimization.ema.n_averaged) == 0
@@ -123,9 +101,7 @@ def test_a_skipped_step_is_not_averaged(workflow: Workflow) -> None:
 
 @pytest.mark.parametrize(("what", "where"), [("loss", "loss"), ("gradient", "gradient")])
 def test_non_finite_stops_and_keeps_the_last_checkpoint(workflow, what, where, tmp_path) -> None:
-    made = workflow()
-    made.initialize()
-    trainer = made.parser.get_parsed_content("train#trainer")
+    trainer = trainer_of(workflow())
 
     @trainer.on(Events.ITERATION_STARTED(once=4))
     def break_it(engine: Any) -> None:
@@ -156,15 +132,12 @@ def test_overlays_run(workflow: Workflow, overlay: str, tmp_path: Path) -> None:
 
 
 def test_layout_and_compile_switches(workflow: Workflow, tmp_path: Path) -> None:
-    settings = {"max_steps": 1, "network_def#dropout": 0.0, "optimizer": SGD}
-    plain = train(workflow(**settings))
-    other = train(workflow(**settings, channels_last=True, run_dir=str(tmp_path / "b")))
+    plain = train(workflow(**ONE_STEP))
+    other = train(workflow(**ONE_STEP, channels_last=True, run_dir=str(tmp_path / "b")))
     for name in plain:
         assert torch.allclose(plain[name], other[name], atol=1e-6), name
         assert other[name].is_contiguous()
-    made = workflow(compile=True, run_dir=str(tmp_path / "c"))
-    made.initialize()
-    network = made.parser.get_parsed_content("train#trainer").network
+    network = trainer_of(workflow(compile=True, run_dir=str(tmp_path / "c"))).network
     assert network._compiled_call_impl is not None
     assert not any("_orig_mod" in name for name in network.state_dict())
 
@@ -193,12 +166,10 @@ def test_check_properties_is_empty(workflow: Workflow) -> None:
 def test_another_configuration_or_other_images_are_refused(workflow, image_folder, tmp_path) -> None:
     train(workflow(max_steps=2))
     written = (tmp_path / "run" / "model.pt").stat()
-    with raises_user_error(r"differs in max_steps, optimizer#lr\)"):
-        train(workflow(max_steps=3, **{"optimizer#lr": 0.5}))
+    refused_in_config(r"differs in max_steps, optimizer#lr\)", train, workflow(max_steps=3, **{"optimizer#lr": 0.5}))
     train(workflow(max_steps=2, num_workers=1))  # finished: nothing to do, and workers may change
     (image_folder / "a.png").unlink()
-    with raises_user_error("the images or their split"):
-        train(workflow(max_steps=2))
+    refused_in_config("the images or their split", train, workflow(max_steps=2))
     left = (tmp_path / "run" / "model.pt").stat()
     assert (left.st_ino, left.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)  # nobody wrote it again
 
@@ -225,6 +196,5 @@ def test_dry_run_prints_the_plan_and_writes_nothing(workflow, tmp_path, capsys) 
 ])  # fmt: skip
 def test_bad_settings_get_a_sentence_before_the_first_step(workflow, override, sentence, tmp_path) -> None:
     override = {"train#trainer#max_epochs" if k == "max_epochs" else k: v for k, v in override.items()}
-    with raises_user_error(re.escape(sentence)):
-        train(workflow(**override))
+    refused_in_config(re.escape(sentence), train, workflow(**override))
     assert not (tmp_path / "run").exists()

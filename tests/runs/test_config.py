@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from jsonschema import Draft202012Validator
 from monai.bundle import ConfigParser
 
 from medmdm.components import MOVED
-from medmdm.errors import UserError, find_user_error
+from medmdm.errors import UserError
 from medmdm.runs.config import (
     bundle_schema,
     check,
@@ -22,8 +23,8 @@ from medmdm.runs.config import (
     resolved,
     settings,
 )
-from tests.bundle_runs import BUNDLE, BUNDLES, OVERLAYS, Workflow
-from tests.made import refused
+from tests.bundle_runs import BUNDLE, BUNDLES, OVERLAYS, Workflow, saved_by
+from tests.made import refused, refused_in_config
 
 SCHEMAS = sorted((BUNDLES / "schemas").glob("mdm_*.json"))
 KNOWN = json.loads(BUNDLE.read_text())
@@ -157,9 +158,7 @@ def test_a_device_that_is_not_there_gets_a_sentence() -> None:
     ({"probe_every": "@run_dir"}, "probe_every must be a whole number of 1 or more, got "),
 ])  # fmt: skip
 def test_a_wrong_override_ends_a_bundle(workflow: Workflow, override: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(RuntimeError) as caught:
-        workflow(**override).initialize()
-    assert sentence in str(find_user_error(caught.value))
+    refused_in_config(re.escape(sentence), workflow(**override).initialize)
 
 
 def test_words_of_json_in_overrides_mean_what_they_mean_in_json() -> None:
@@ -203,20 +202,14 @@ def test_an_overlay_of_0_1_goes_on_working(workflow: Workflow, tmp_path: Path) -
         },
         "ema": {"_target_": "medmdm.engines.EMA", "model": "@network", "decay": "@ema_decay"},
     }  # fmt: skip
-    made = workflow(max_steps=1, **old)
-    made.initialize()
-    made.run()
-    plan = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["plan"]
-    assert plan["network"]["_target_"] == MOVED["medmdm.networks.ADMUNet"]
+    assert saved_by(workflow(max_steps=1, **old))["plan"]["network"]["_target_"] == MOVED["medmdm.networks.ADMUNet"]
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert config["loss_function"] == {"_target_": "medmdm.objectives.MSELoss"}
 
 
 def test_a_full_copy_of_a_0_1_bundle_is_told_what_to_do() -> None:
     parser = ConfigParser({"imports": ["$import medmdm.engines as engines"], "run": "$engines.config.start()"})
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps it
-        parser.get_parsed_content("run")
-    assert "python -m medmdm init" in str(find_user_error(caught.value))
+    refused_in_config("python -m medmdm init", parser.get_parsed_content, "run")
 
 
 def test_resolved_evaluates_references_but_makes_nothing() -> None:

@@ -15,6 +15,7 @@ from medmdm.data.files.pictures import read_image
 from medmdm.files import pixel_hash
 from medmdm.objectives import L1Loss, Objective
 from medmdm.runs.folder import RunFolder
+from tests.bundle_runs import saved_by
 from tests.made import refused
 
 
@@ -63,20 +64,17 @@ def test_plan_rebuilds_the_network_and_hides_patients(tmp_path: Path) -> None:
     objective = Objective(PatchMasking(500, 4), UniformTimesteps(500), L1Loss())
     patients = ["TCGA-AB-1234", "TCGA-AB-1234", "7"]
     plan = make_plan(to_config(network), objective, 3, (32, 48), ["b", "a", "b"], patients)
-    run = RunFolder(tmp_path, {}, plan, {"hash": "h", "images": 2}, 0)
-    run.save_model(network.state_dict(), 9)
+    RunFolder(tmp_path, {}, plan, {"hash": "h", "images": 2}, 0).save_model(network.state_dict(), 9)
     rebuilt, read = load_pretrained(tmp_path / "model.pt")
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), rebuilt.parameters(), strict=True))
     assert rebuilt.config == network.config
     assert read == {**plan, "steps": 9}
     assert plan["ledger"]["images"] == ["a", "b"]
     assert len(plan["ledger"]["patients"]) == 2
-    salt = plan["ledger"]["salt"]
-    expected = hashlib.pbkdf2_hmac("sha256", b"7", salt.encode(), 20_000).hex()
+    expected = hashlib.pbkdf2_hmac("sha256", b"7", plan["ledger"]["salt"].encode(), 20_000).hex()
     assert expected in plan["ledger"]["patients"]
     assert patient_hashes(["7"], "other salt") != [expected]
-    content = (tmp_path / "model.pt").read_bytes()
-    assert b"TCGA" not in content
+    assert b"TCGA" not in (tmp_path / "model.pt").read_bytes()
     assert plan["crop_size"] == [32, 48]
     assert plan["corruption"]["patch_size"] == 4
 
@@ -88,14 +86,9 @@ def test_no_patient_id_and_every_image_in_what_a_run_writes(workflow, image_fold
         "training": [{"image": f"{n}.png", "patient_id": f"PATIENT-{p}"} for n, p in (("a", "0815"), ("b", "4711"))],
         "test": [{"image": "c_x.png", "patient_id": "PATIENT-0042"}],
     }
-    if inline:
-        made = workflow(max_steps=2, data_list=data_list)
-    else:
+    if not inline:
         (image_folder / "dataset.json").write_text(json.dumps(data_list))
-        made = workflow(max_steps=2)
-    made.initialize()
-    made.run()
-    plan = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["plan"]
+    plan = saved_by(workflow(max_steps=2, **({"data_list": data_list} if inline else {})))["plan"]
     assert plan["ledger"]["images"] == sorted(pixel_hash(read_image(image_folder / f"{n}.png")) for n in "ab")
     assert len(plan["ledger"]["patients"]) == 2
     for file in (tmp_path / "run").rglob("*"):
@@ -107,11 +100,9 @@ def test_no_patient_id_and_every_image_in_what_a_run_writes(workflow, image_fold
 
 
 @pytest.mark.parametrize(("name", "count"), [("glas", 85), ("monuseg", 30)])
-def test_real_sets_train_on_their_training_images_only(workflow, real_data, tmp_path, name, count) -> None:
+def test_real_sets_train_on_their_training_images_only(workflow, real_data, name, count) -> None:
     made = workflow(name, max_steps=1, dataset_dir=str(real_data(name)), batch_size=2, crop_size=[64, 64])
-    made.initialize()
-    made.run()
-    ledger = set(torch.load(tmp_path / "run" / "model.pt", weights_only=True)["plan"]["ledger"]["images"])
+    ledger = set(saved_by(made)["plan"]["ledger"]["images"])
     assert len(ledger) == count
     files = [p for p in real_data(name).rglob("*") if p.suffix in (".bmp", ".tif", ".png")]
     training, others = set(), set()

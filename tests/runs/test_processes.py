@@ -8,7 +8,7 @@ from monai.engines.utils import IterationEvents
 
 from medmdm.files import is_main_process
 from medmdm.runs import processes as distributed
-from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, bundle_command, run_python
+from tests.bundle_runs import BUNDLE, OVERLAYS, TINY, bundle_command, run_python, trainer_of
 
 pytestmark = pytest.mark.slow  # starts programs
 
@@ -22,11 +22,8 @@ def test_two_processes_have_the_gradients_of_one(settings, tmp_path, image_folde
     one_step |= {"dataset_dir": str(image_folder), "run_dir": str(tmp_path / "two")}
     files = json.dumps([str(BUNDLE), str(OVERLAYS / "multi_gpu.json")])
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT, str(tmp_path / "g2")]
-    result = run_python(*launch, files, json.dumps(one_step), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    made = workflow(**{**one_step, "run_dir": str(tmp_path / "one")})
-    made.initialize()
-    trainer = made.parser.get_parsed_content("train#trainer")
+    run_python(*launch, files, json.dumps(one_step), cwd=tmp_path)
+    trainer = trainer_of(workflow(**{**one_step, "run_dir": str(tmp_path / "one")}))
     one: dict[str, torch.Tensor] = {}
     trainer.add_event_handler(
         IterationEvents.BACKWARD_COMPLETED,
@@ -47,12 +44,9 @@ def test_two_processes_have_the_gradients_of_one(settings, tmp_path, image_folde
 def test_torchrun_of_the_bundle_runs_and_one_process_writes(tmp_path: Path, image_folder: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
     command = bundle_command(tmp_path / "run", image_folder, "multi_gpu", max_steps=2)
-    result = run_python(*launch, *command, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("step 2/2") == 1
+    assert run_python(*launch, *command, cwd=tmp_path).stderr.count("step 2/2") == 1
     assert pd.read_csv(tmp_path / "run" / "metrics.csv")["step"].tolist() == [0, 2]
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["sessions"][0]["hardware"]["processes"] == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["sessions"][0]["hardware"]["processes"] == 2
     assert not any(name.startswith("module.") for name in torch.load(tmp_path / "run" / "model.pt")["model"])
 
 

@@ -126,8 +126,7 @@ def test_kinds(seen: Any, support: list[LoadedCase], kind: str, overlapping: lis
 
 
 def test_another_part_of_a_seen_image_counts_as_its_patient() -> None:
-    parts = [case("left", "1", "whole"), case("other", "2", "elsewhere")]
-    found = find_provenance(parts, ledger("9", "whole"))
+    found = find_provenance([case("left", "1", "whole"), case("other", "2", "elsewhere")], ledger("9", "whole"))
     assert (found.kind, list(found.overlapping)) == ("patients shared", ["left"])
 
 

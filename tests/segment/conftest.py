@@ -1,25 +1,25 @@
 """A made data set, and bundles run on it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
-from PIL import Image
 
 from medmdm.data.files.pictures import read_image
 from medmdm.data.writers import encode_picture
-from medmdm.errors import UserError, find_user_error
 from tests.bundle_runs import BUNDLES, HEAD, Run, write_backbone
+from tests.made import refused_in_config
+from tests.written import picture
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Bright blobs on dark ground, images of different sizes, two test images; patients known."""
     folder = tmp_path / "pictures"
-    folder.mkdir()
     rng = np.random.default_rng(0)
     sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
     for number in range(6):
@@ -27,8 +27,8 @@ def pictures(tmp_path: Path) -> Path:
         label = np.zeros(shape, np.uint8)
         label[6:18, 8 + number : 24 + number] = 1
         image = np.where(label[..., None] > 0, 190, 60) + rng.integers(-30, 30, (*shape, 3))
-        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
-        Image.fromarray(label).save(folder / f"{number}_mask.png")
+        picture(folder / f"{number}.png", image)
+        picture(folder / f"{number}_mask.png", label)
         entry = {"image": f"{number}.png", "label": f"{number}_mask.png", "patient_id": f"patient {number}"}
         sections["training" if number < 4 else "test"].append(entry)
     content = {"name": "blobs", "labels": {"background": 0, "blob": 1}, **sections}
@@ -45,9 +45,8 @@ def run(tmp_path: Path, pictures: Path) -> Run:
         settings: dict[str, Any] = {"dataset_dir": str(pictures), "slice_cache": str(tmp_path / "slices"), **overrides}
         if bundle == "mdm_segment":
             settings = {"run_dir": str(tmp_path / "run"), "backbone": str(backbone), "head": HEAD, **settings}
-        workflow = ConfigWorkflow(
-            config_file=str(BUNDLES / f"{bundle}.json"), logging_file=False, meta_file=None, **settings
-        )
+        config = str(BUNDLES / f"{bundle}.json")
+        workflow = ConfigWorkflow(config_file=config, logging_file=False, meta_file=None, **settings)
         workflow.initialize()
         return workflow.run()[0]
 
@@ -59,9 +58,7 @@ def refused(run: Run) -> Run:
     """Run a bundle that must stop with a sentence to the user."""
 
     def call(sentence: str, bundle: str, **overrides: Any) -> None:
-        with pytest.raises((RuntimeError, UserError)) as caught:
-            run(bundle, **overrides)
-        assert sentence in str(find_user_error(caught.value))
+        refused_in_config(re.escape(sentence), run, bundle, **overrides)
 
     return call
 

@@ -56,8 +56,7 @@ def test_argmax(shape):
 @pytest.mark.parametrize("background", [0, 2])
 def test_threshold(argmax, background):
     logits = np.random.default_rng(1).normal(size=(3, 6, 7))
-    process = PostProcess(argmax=argmax, threshold=0.4, activation="softmax", background=background)
-    mask = process(logits)["mask"]
+    mask = PostProcess(argmax=argmax, threshold=0.4, activation="softmax", background=background)(logits)["mask"]
     seen = set()
     for row in range(6):
         for column in range(7):
@@ -165,8 +164,7 @@ def test_ring():
     ring = disc((40, 60), (20, 30), 12) & ~disc((40, 60), (20, 30), 5)
     hole = int(disc((40, 60), (20, 30), 5).sum())
     assert euler_number(ring, connectivity=1) == 0
-    kept = PostProcess(fill_holes_below=hole)(one_hot(ring))["mask"]
-    np.testing.assert_array_equal(kept, ring)
+    np.testing.assert_array_equal(PostProcess(fill_holes_below=hole)(one_hot(ring))["mask"], ring)
     filled = PostProcess(fill_holes_below=hole + 1)(one_hot(ring))["mask"]
     np.testing.assert_array_equal(filled, disc((40, 60), (20, 30), 12))
 
@@ -187,15 +185,13 @@ def test_a_speck_in_a_hole_goes_with_it():
     mask = np.ones((9, 9), np.uint8)
     mask[3:6, 3:6] = 0
     mask[4, 4] = 2
-    result = PostProcess(remove_small_objects=2, fill_holes_below=10)(one_hot(mask, 3))["mask"]
-    assert (result == 1).all()
+    assert (PostProcess(remove_small_objects=2, fill_holes_below=10)(one_hot(mask, 3))["mask"] == 1).all()
 
 
 def test_other_backgrounds():
     mask = np.full((8, 8), 1)
     mask[2:4, 2:4], mask[6, 6] = 0, 0
-    process = PostProcess(background=1, remove_small_objects=2, instances="components")
-    result = process(one_hot(mask))
+    result = PostProcess(background=1, remove_small_objects=2, instances="components")(one_hot(mask))
     expected = mask.copy()
     expected[6, 6] = 1
     np.testing.assert_array_equal(result["mask"], expected)
@@ -313,8 +309,7 @@ def test_a_volume_of_one_slice_is_an_image():
 
 @pytest.mark.parametrize("shape", [(30, 45), (6, 9, 12)])
 def test_boxes_are_those_of_scikit_image(shape):
-    rng = np.random.default_rng(3)
-    instances = rng.integers(0, 6, shape) * 1000
+    instances = np.random.default_rng(3).integers(0, 6, shape) * 1000
     table = boxes(instances)
     expected = regionprops_table(instances, properties=("label", "bbox", "area"))
     n = len(shape)

@@ -95,9 +95,8 @@ def test_nothing_is_copied_from_what_is_seen() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 21, 30), (2, 1, 12, 40), (1, 2, 7, 6)], ids=str)
 def test_the_map_is_that_of_scikit_image(shape: tuple[int, ...]) -> None:
     x, answer = noise(*shape), noise(1, shape[1], 64, 64, seed=1)
-    error = ReconstructionError(
-        (Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t)), PLAN)
-    )
+    answering = Stub(lambda x_t, call: answer[..., : x_t.shape[2], : x_t.shape[3]].expand_as(x_t))
+    error = ReconstructionError((answering, PLAN))
     found = error(x).numpy()
     for b in range(shape[0]):
         maps = []
@@ -136,8 +135,7 @@ def waves(count: int, seed: int) -> Tensor:
 def test_a_trained_network_errs_where_the_picture_was_changed() -> None:
     torch.manual_seed(0)
     masking = PatchMasking(patch_size=4)
-    sizes = {**SIZES, "attention_resolutions": ()}
-    net = ADMUNet(in_channels=1, out_channels=1, **sizes)
+    net = ADMUNet(in_channels=1, out_channels=1, **{**SIZES, "attention_resolutions": ()})
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for step in range(60):
         x, t = waves(4, step), torch.full((4,), 250)
@@ -150,8 +148,7 @@ def test_a_trained_network_errs_where_the_picture_was_changed() -> None:
     truth = np.zeros((32, 32), bool)
     truth[11:21, 8:18] = True  # on no grid of patches
     changed = torch.where(torch.from_numpy(truth), pictures.mT, pictures)
-    scores = [roc_auc_score(truth.ravel(), found.numpy().ravel()) for found in error(changed)]
-    assert np.mean(scores) > 0.9
+    assert np.mean([roc_auc_score(truth.ravel(), found.numpy().ravel()) for found in error(changed)]) > 0.9
     before, after = (float(error(x)[:, 0, truth].mean()) for x in (pictures, changed))
     assert after > 2 * before
 

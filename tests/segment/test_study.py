@@ -30,8 +30,7 @@ def test_a_killed_study_computes_no_finished_cell_again(run: Run, tmp_path: Path
     assert set(table.columns) == {"backbone", "head", "shots", "draw", "seed", "case", "dice", "iou"}
     kept = {path: path.stat().st_mtime_ns for path in cells[1:]}
     cells[0].unlink()  # as if the run had been killed before it
-    again = run("mdm_study", **study_settings(tmp_path))
-    pd.testing.assert_frame_equal(table, again)
+    pd.testing.assert_frame_equal(table, run("mdm_study", **study_settings(tmp_path)))
     assert cells[0].is_file()
     assert {path: path.stat().st_mtime_ns for path in cells[1:]} == kept
     assert "MDM" in (tmp_path / "study" / "study.md").read_text()
@@ -114,8 +113,7 @@ def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
         tmp_path, backbones={"reading": overlay}, heads={"unet": UNET}, shots=[4, 2, 4], draws=2, seeds=[0, 0],
         reference=["none", "unet"],
     )  # fmt: skip
-    table = run("mdm_study", **settings)
-    assert set(table["backbone"]) == {"none"}
+    assert set(run("mdm_study", **settings)["backbone"]) == {"none"}
     assert len(list((tmp_path / "study" / "cells").iterdir())) == 1 + 2
 
 

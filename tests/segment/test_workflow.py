@@ -23,19 +23,18 @@ from medmdm.reports import write_report
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, Run, write_backbone
 from tests.segment.conftest import on_one_grid
+from tests.written import write_nifti
 
 
 def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) -> None:
     scores = run("mdm_segment")
     assert scores["dice"] > 0.9
     folder = tmp_path / "run"
-    assert {"segmenter.pt", "plan.json", "run.json", "evaluation.json", "index.html", "per_case.csv"} <= {
-        path.name for path in folder.iterdir()
-    }
+    files = {"segmenter.pt", "plan.json", "run.json", "evaluation.json", "index.html", "per_case.csv"}
+    assert files <= {path.name for path in folder.iterdir()}
     mask = read_image(folder / "predictions" / "4.png")[0]
     assert mask.shape == read_image(pictures / "4.png").shape[1:]
-    record = json.loads((folder / "evaluation.json").read_text())
-    assert record["stamp"]["kind"] == "inductive"
+    assert json.loads((folder / "evaluation.json").read_text())["stamp"]["kind"] == "inductive"
     assert "patient 4" not in (folder / "index.html").read_text()
 
     again = run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), segmenter=str(folder / "segmenter.pt"))
@@ -173,9 +172,8 @@ def test_a_head_of_another_backbone_is_refused(run: Run, refused: Run, tmp_path:
 
 def test_the_papers_norm_is_for_windows_of_one_size(run: Run, refused: Run, tmp_path: Path) -> None:
     refused("whole_images", "mdm_segment", whole_images=True, normalize="global_l2")
-    refused(
-        "views", "mdm_segment", run_dir=str(tmp_path / "views"), head={**HEAD, "views": "whole"}, normalize="global_l2"
-    )
+    head = {**HEAD, "views": "whole"}
+    refused("views", "mdm_segment", run_dir=str(tmp_path / "views"), head=head, normalize="global_l2")
     assert run("mdm_segment", normalize="global_l2", report=False)["dice"] > 0.9
 
 
@@ -199,16 +197,13 @@ def test_from_scratch_needs_no_backbone(run: Run, tmp_path: Path) -> None:
     workflow.initialize()
     assert workflow.run()[0]["dice"] > 0.8
     segmenter = str(tmp_path / "run" / "segmenter.pt")
-    evaluated = run("mdm_evaluate", run_dir=str(tmp_path / "e"), segmenter=segmenter)
-    assert evaluated["dice"] > 0.8
+    assert run("mdm_evaluate", run_dir=str(tmp_path / "e"), segmenter=segmenter)["dice"] > 0.8
     # A backbone says how images are read, and gives the map of surprise.
     settings = {"head": UNET, "run_dir": str(tmp_path / "beside"), "write_surprise": True}
     first = run("mdm_segment", **settings)
     assert run("mdm_segment", **settings) == first
-    again = run(
-        "mdm_evaluate", run_dir=str(tmp_path / "s"), segmenter=str(tmp_path / "beside" / "segmenter.pt"),
-        backbone=str(tmp_path / "model.pt"), write_surprise=True,
-    )  # fmt: skip
+    files = {"segmenter": str(tmp_path / "beside" / "segmenter.pt"), "backbone": str(tmp_path / "model.pt")}
+    again = run("mdm_evaluate", run_dir=str(tmp_path / "s"), write_surprise=True, **files)
     assert again == pytest.approx(first)
     assert (tmp_path / "s" / "predictions" / "4_surprise.tif").is_file()
 
@@ -222,15 +217,14 @@ def test_percentiles_may_be_given_as_pre_training_has_them() -> None:
 def volumes(tmp_path: Path) -> dict[str, Any]:
     """Settings of a run on bright boxes in three small volumes, one of them to test on."""
     folder = tmp_path / "volumes"
-    folder.mkdir()
     rng = np.random.default_rng(1)
     sections: dict[str, list[dict[str, str]]] = {"training": [], "test": []}
     for number in range(3):
         label = np.zeros((20, 24, 7), np.uint8)
         label[5:14, 6 + number : 18, 2:5] = 1
         image = label * 500.0 + rng.normal(100, 40, label.shape)
-        for name, array in ((f"{number}.nii.gz", image.astype(np.float32)), (f"{number}_label.nii.gz", label)):
-            nib.save(nib.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), folder / name)
+        write_nifti(folder / f"{number}.nii.gz", image.astype(np.float32), np.diag([1.0, 2.0, 3.0, 1.0]))
+        write_nifti(folder / f"{number}_label.nii.gz", label, np.diag([1.0, 2.0, 3.0, 1.0]))
         entry = {"image": f"{number}.nii.gz", "label": f"{number}_label.nii.gz"}
         sections["training" if number < 2 else "test"].append(entry)
     (folder / "dataset.json").write_text(json.dumps({"name": "boxes", "labels": {"rest": 0, "box": 1}, **sections}))
@@ -310,8 +304,7 @@ def test_images_and_labels_are_decoded_once_and_scored_once(run, tmp_path, monke
     counted("medmdm.data.files.volumes.read_volume")
     scores = run("mdm_segment", **settings)
     data = Path(settings.get("dataset_dir", tmp_path / "pictures"))
-    files = {path.name for path in data.iterdir() if path.suffix != ".json"}
-    assert decoded == dict.fromkeys(files, 1)
+    assert decoded == dict.fromkeys({path.name for path in data.iterdir() if path.suffix != ".json"}, 1)
     written = json.loads((tmp_path / "run" / "summary.json").read_text())["scores"]
     assert scores == {"dice": written["dice"]["mean"], "iou": written["iou"]["mean"]}
     numbers = (tmp_path / "run" / "per_case.csv").read_bytes()
@@ -321,27 +314,21 @@ def test_images_and_labels_are_decoded_once_and_scored_once(run, tmp_path, monke
     assert (tmp_path / "run" / "index.html").read_bytes() == page
 
 
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ({"window": 16}, "window must be a list of whole numbers such as [64, 64], or null, got 16."),
-        ({"window": [0, 16]}, "window#0 must be a whole number of 1 or more, got 0."),
-        ({"window": [16]}, "window must be two whole numbers above 0, such as [96, 96], got [16]."),
-        ({"overlap": 1.5}, "overlap must be a number from 0 to below 1, got 1.5."),
-        ({"shots": "two"}, "shots must be a whole number of 1 or more, or null, got 'two'."),
-        ({"shots": 5}, "a subset of 5 cases was asked for, but there are 4: give 1 to 4"),
-        ({"shots": 2, "draw": -1}, "draw must be a whole number of 0 or more, got -1."),
-        ({"blocks": 3}, 'blocks must be "paper" or a list of block numbers, got 3.'),
-        ({"timesteps": 50}, "timesteps must be a list of whole numbers such as [50, 200], or null, got 50."),
-        ({"timesteps": [1000]}, "timesteps must be a list of numbers from 0 to 999, got [1000]."),
-        (
-            {"masking": "partition", "partitions": "many"},
-            "partitions must be a whole number of 1 or more, or null, got 'many'.",
-        ),
-        ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("setting", "sentence"), [
+    ({"window": 16}, "window must be a list of whole numbers such as [64, 64], or null, got 16."),
+    ({"window": [0, 16]}, "window#0 must be a whole number of 1 or more, got 0."),
+    ({"window": [16]}, "window must be two whole numbers above 0, such as [96, 96], got [16]."),
+    ({"overlap": 1.5}, "overlap must be a number from 0 to below 1, got 1.5."),
+    ({"shots": "two"}, "shots must be a whole number of 1 or more, or null, got 'two'."),
+    ({"shots": 5}, "a subset of 5 cases was asked for, but there are 4: give 1 to 4"),
+    ({"shots": 2, "draw": -1}, "draw must be a whole number of 0 or more, got -1."),
+    ({"blocks": 3}, 'blocks must be "paper" or a list of block numbers, got 3.'),
+    ({"timesteps": 50}, "timesteps must be a list of whole numbers such as [50, 200], or null, got 50."),
+    ({"timesteps": [1000]}, "timesteps must be a list of numbers from 0 to 999, got [1000]."),
+    ({"masking": "partition", "partitions": "many"},
+     "partitions must be a whole number of 1 or more, or null, got 'many'."),
+    ({"include_backbone": "no"}, "include_backbone must be true or false, got 'no'."),
+], ids=str)  # fmt: skip
 def test_wrong_settings_get_a_sentence_before_anything_is_done(refused, tmp_path, setting, sentence) -> None:
     refused(sentence, "mdm_segment", **setting)
     assert not (tmp_path / "run").exists()

@@ -1,3 +1,1 @@
 """Reading and writing the files that a lab has: pictures, volumes, DICOM."""
-
-from __future__ import annotations

@@ -12,7 +12,7 @@ from medmdm.data.files.dicom import choose_series
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
-from medmdm.data.validity import Grid, size_text
+from medmdm.data.validity import ImageGrid, size_text
 from medmdm.errors import UserError
 from medmdm.files import pixel_hash
 
@@ -37,9 +37,9 @@ class Decoded:
         return size_text(self.array.shape[1:])
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> ImageGrid:
         """Where its pixels lie."""
-        return Grid(self.array.shape[1:], self.affine)
+        return ImageGrid(self.array.shape[1:], self.affine)
 
     def hash(self) -> str:
         """SHA-256 of the decoded pixels."""
@@ -52,21 +52,19 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
     Raises:
         UserError: it cannot be read.
     """
-    if isinstance(path, list):
-        volume = read_volume([str(one) for one in path], series_uid)
-        return Decoded(volume.array, volume.affine)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Decoded(read_image(path))
-    if not is_volume(path):
-        what = "a folder without DICOM files" if path.is_dir() else "no file that can be read"
-        suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
-        raise UserError(f"{path} is {what}: give one of {suffixes}, or a folder of DICOM files.")
+    if not isinstance(path, list):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return Decoded(read_image(path))
+        if not is_volume(path):
+            what = "a folder without DICOM files" if path.is_dir() else "no file that can be read"
+            suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
+            raise UserError(f"{path} is {what}: give one of {suffixes}, or a folder of DICOM files.")
     volume = read_volume(path, series_uid)
-    warnings = choose_series(path, series_uid).warnings if path.is_dir() else ()
+    warnings = () if isinstance(path, list) or not path.is_dir() else choose_series(path, series_uid).warnings
     return Decoded(volume.array, volume.affine, warnings)
 
 
-def decode_label(path: Path, image: Grid) -> Decoded:
+def decode_label(path: Path, image: ImageGrid) -> Decoded:
     """Decode a label; outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them.
 
     Args:

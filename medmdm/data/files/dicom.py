@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,8 @@ def read_header(path: Path) -> DicomSlice:
     Raises:
         UserError: it is damaged or holds no pixels.
     """
-    reader = _reader(path)
-    try:
+    with _reader(path) as reader:
         reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it."
-        ) from error
     size, spacing = reader.GetSize(), reader.GetSpacing()
     return DicomSlice(
         path=path,
@@ -78,36 +74,25 @@ def read_header(path: Path) -> DicomSlice:
 
 def read_tag(path: Path, key: str) -> str:
     """Return one text of a file's header, such as ``"0018|0050"`` (slice thickness); empty where it is missing."""
-    reader = _reader(path)
-    reader.ReadImageInformation()
+    with _reader(path) as reader:
+        reader.ReadImageInformation()
     return _tag(reader, key)
 
 
-def _decode_slice(path: Path) -> np.ndarray:
-    """Decode one file: ``[rows, columns]`` or ``[rows, columns, channels]``.
-
-    Slope and intercept are applied, and MONOCHROME1 is inverted so that larger is brighter (GDCM does both).
-
-    Raises:
-        UserError: it is damaged.
-    """
-    import SimpleITK as sitk  # noqa: N813
-
-    reader = _reader(path)
-    try:
-        array: np.ndarray = sitk.GetArrayFromImage(reader.Execute())[0]
-    except RuntimeError as error:
-        raise UserError(f"{path} is a damaged or truncated DICOM file: replace it or remove it.") from error
-    return array
-
-
-def _reader(path: Path) -> Any:
+@contextmanager
+def _reader(path: Path) -> Iterator[Any]:
+    """Give SimpleITK's reader of one file; what it stumbles over becomes a sentence."""
     import SimpleITK as sitk  # noqa: N813 - slow to import, and only volumes need it
 
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
-    return reader
+    try:
+        yield reader
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it."
+        ) from error
 
 
 def _tag(reader: Any, key: str) -> str:
@@ -119,25 +104,28 @@ class Series:
     """The slices of one volume, in the order of their position along the normal.
 
     Args:
-        uid: SeriesInstanceUID.
-        description: SeriesDescription, may be empty.
         slices: headers in order.
         affine: ``[4, 4]``, (column, row, slice) → mm in RAS.
         warnings: sentences on files left out and on missing slices.
     """
 
-    uid: str
-    description: str
     slices: tuple[DicomSlice, ...]
     affine: np.ndarray
     warnings: tuple[str, ...] = ()
 
 
-def _list_series(folder: str | os.PathLike[str]) -> dict[str, list[DicomSlice]]:
-    """Read the headers of all DICOM files in ``folder`` (not below it) and group them by SeriesInstanceUID.
+def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None) -> Series:
+    """Choose one series of a folder and put its slices in order.
+
+    Files that are localisers by their image type are left out, with a warning, before the number of series is counted.
+
+    Args:
+        folder: where the files are; what lies deeper does not count.
+        series_uid: which one, if there are several.
 
     Raises:
-        UserError: the folder is missing or holds no DICOM file, or one is damaged.
+        UserError: the folder is missing or holds no DICOM file, one is damaged, there are several series and none is
+            named (the sentence lists them), there is none of that name, or its slices do not make a volume.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -149,23 +137,6 @@ def _list_series(folder: str | os.PathLike[str]) -> dict[str, list[DicomSlice]]:
             found[header.series_uid].append(header)
     if not found:
         raise UserError(f"{folder} holds no DICOM file: give the folder that holds the slices of a series.")
-    return dict(found)
-
-
-def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None) -> Series:
-    """Choose one series of a folder and put its slices in order.
-
-    Files that are localisers by their image type are left out, with a warning, before the number of series is counted.
-
-    Args:
-        folder: where the files are.
-        series_uid: which one, if there are several.
-
-    Raises:
-        UserError: there are several and none is named (the sentence lists them), there is none of that name, or the
-            slices of the chosen one do not make a volume.
-    """
-    found = _list_series(folder)
     if series_uid is not None:
         if series_uid not in found:
             raise UserError(f"{folder} holds no series {series_uid}: it holds {_listing(found)}.")
@@ -220,25 +191,25 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
         )
     normal = stack[0].direction[:, 2]
     stack = sorted(stack, key=lambda file: float(file.origin @ normal))
-    positions = np.array([file.origin @ normal for file in stack])
-    step = (stack[-1].origin - stack[0].origin) / max(len(stack) - 1, 1)
     if len(stack) == 1:
-        step = normal * _thickness(stack[0].path)
+        step = normal
+        with suppress(ValueError):  # slice thickness in mm, where the header gives it
+            step = normal * (float(read_tag(stack[0].path, "0018|0050")) or 1.0)
     else:
-        warnings += _check_gaps(positions, len(stack), folder)
+        step = (stack[-1].origin - stack[0].origin) / (len(stack) - 1)
+        warnings += _check_gaps(np.array([file.origin @ normal for file in stack]), folder)
     affine = np.eye(4)
-    affine[:3, 0] = stack[0].direction[:, 0] * stack[0].spacing[0]
-    affine[:3, 1] = stack[0].direction[:, 1] * stack[0].spacing[1]
+    affine[:3, :2] = stack[0].direction[:, :2] * stack[0].spacing
     affine[:3, 2] = step  # not the normal: with a tilted gantry slices are shifted as they go
     affine[:3, 3] = stack[0].origin
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS → RAS
-    return Series(stack[0].series_uid, stack[0].description, tuple(stack), affine, tuple(warnings))
+    return Series(tuple(stack), affine, tuple(warnings))
 
 
 def read_series(series: Series) -> np.ndarray:
     """Decode the slices of a series.
 
-    Slope and intercept of each file are applied, and MONOCHROME1 is inverted so that larger is brighter.
+    Slope and intercept of each file are applied, and MONOCHROME1 is inverted so that larger is brighter (by GDCM).
 
     Returns:
         ``[columns, rows, slices]``, or with a last axis of channels for colour; the type holds all slices' values.
@@ -246,21 +217,16 @@ def read_series(series: Series) -> np.ndarray:
     Raises:
         UserError: a file is damaged.
     """
-    arrays = [_decode_slice(file.path) for file in series.slices]
-    common = np.result_type(*{array.dtype for array in arrays})
-    stacked = np.stack([array.astype(common, copy=False) for array in arrays])
-    return np.swapaxes(stacked, 0, 2)
+    import SimpleITK as sitk  # noqa: N813
+
+    arrays = []
+    for file in series.slices:
+        with _reader(file.path) as reader:
+            arrays.append(sitk.GetArrayFromImage(reader.Execute())[0])
+    return np.swapaxes(np.stack(arrays), 0, 2)
 
 
-def _thickness(path: Path) -> float:
-    """Return the slice thickness in mm that the header gives, else 1."""
-    try:
-        return float(read_tag(path, "0018|0050")) or 1.0
-    except ValueError:
-        return 1.0
-
-
-def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str]) -> list[str]:
+def _check_gaps(positions: np.ndarray, folder: str | os.PathLike[str]) -> list[str]:
     gaps = np.diff(positions)
     if gaps.min() < 1e-3:
         raise UserError(
@@ -276,8 +242,8 @@ def _check_gaps(positions: np.ndarray, count: int, folder: str | os.PathLike[str
     if missing > 0 and np.allclose(gaps / step, np.round(gaps / step), atol=0.05):
         return [
             f"{folder}: {counted(missing, 'slice')} seem{'s' if missing == 1 else ''} to be missing "
-            f"(first gap after slice {where} of {count}: {gaps[where - 1]:.2f} mm instead of {step:.2f} mm), so "
-            "distances across slices are not right"
+            f"(first gap after slice {where} of {len(positions)}: {gaps[where - 1]:.2f} mm instead of {step:.2f} mm), "
+            "so distances across slices are not right"
         ]
     return [
         f"{folder}: the slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, so distances across slices are right "

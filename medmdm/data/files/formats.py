@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
+from PIL import Image, UnidentifiedImageError
+
 from medmdm.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
@@ -61,12 +63,12 @@ def volume_stem(path: PurePath) -> str:
 
 
 @contextmanager
-def errors_as_sentences(path: Path, nature: str) -> Iterator[None]:
+def errors_as_sentences(path: Path, nature: str = "truncated or damaged") -> Iterator[None]:
     """Turn whatever a decoder raises on a file into one sentence that names it.
 
     Args:
         path: the file.
-        nature: what it must be, if nothing else is known: "truncated or damaged".
+        nature: what it must be, if nothing else is known.
     """
     try:
         yield
@@ -74,6 +76,17 @@ def errors_as_sentences(path: Path, nature: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path.") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(
+            f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression bomb: "
+            "cut the image into tiles."
+        ) from error
+    except UnidentifiedImageError as error:
+        reason = "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
+        if path.stat().st_size == 0:
+            reason = "is an empty file (0 bytes): replace it or remove it"
+        raise UserError(f"{path} {reason}.") from error
     except (IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path} cannot be opened ({error.strerror}): check what it is and who may read it.") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes

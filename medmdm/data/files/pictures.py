@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.data import ImageReader
+from monai.utils import ensure_tuple
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
+from medmdm.data.validity import size_text
 from medmdm.errors import UserError, warn_once
 
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
@@ -40,7 +41,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         UserError: the file is missing, empty, damaged or no such image; the sentence names it.
     """
     path = Path(path)
-    with _errors_as_sentences(path):
+    with errors_as_sentences(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
@@ -48,8 +49,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
                     warn_once(f"{path} has {pages} pages; only the first is used")
                 array = _read_deep_colour(path, image) if _is_deep_colour(path, image) else _array(path, image)
         except UnidentifiedImageError:
-            if not _is_tiff(path):
-                raise
+            with open(path, "rb") as file:
+                if file.read(2) not in (b"II", b"MM"):  # no TIFF
+                    raise
             array = _read_with_simpleitk(path)  # TIFFs that Pillow has no mode for, such as float colour
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -59,7 +61,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return (rows, columns) of an image as :func:`read_image` would give it, from the header where possible."""
     path = Path(path)
-    with _errors_as_sentences(path):
+    with errors_as_sentences(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 if image.getexif().get(_ORIENTATION, 1) == 1:
@@ -79,61 +81,25 @@ class RasterReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        return all(str(name).lower().endswith(IMAGE_SUFFIXES) for name in _as_tuple(filename))
+        return all(str(name).lower().endswith(IMAGE_SUFFIXES) for name in ensure_tuple(filename))
 
     def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
         # Decoding waits for `get_data`: when `read` fails, LoadImage goes on to MONAI's other readers, which would
         # hide our sentence and could return a picture cut to 8 bits.
-        return tuple(Path(name) for name in _as_tuple(data))
+        return tuple(Path(name) for name in ensure_tuple(data))
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         arrays = [read_image(path) for path in img]
-        for path, array in zip(img, arrays, strict=True):
-            if array.shape[1:] != arrays[0].shape[1:] or array.dtype != arrays[0].dtype:
+        kinds = [f"{size_text(array.shape[1:])} {array.dtype.name}" for array in arrays]
+        for path, kind in zip(img, kinds, strict=True):
+            if kind != kinds[0]:
                 raise UserError(
-                    f"{path} is {_describe(array)} but {img[0]} is {_describe(arrays[0])}: files given as channels "
-                    "of one image must agree in size and type."
+                    f"{path} is {kind} but {img[0]} is {kinds[0]}: files given as channels of one image must agree in "
+                    "size and type."
                 )
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        meta = {
-            "original_channel_dim": 0,
-            "spatial_shape": np.asarray(array.shape[1:]),
-            "original_dtype": array.dtype.name,
-        }
-        return array, meta
-
-
-def _as_tuple(data: Any) -> tuple[Any, ...]:
-    return tuple(data) if isinstance(data, (list, tuple)) else (data,)
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}"
-
-
-@contextmanager
-def _errors_as_sentences(path: Path) -> Iterator[None]:
-    with errors_as_sentences(path, "truncated or damaged"):
-        try:
-            yield
-        except Image.DecompressionBombError as error:
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise UserError(
-                f"{path} would decode to more than {limit:,} pixels, which is refused as a possible decompression "
-                "bomb: cut the image into tiles."
-            ) from error
-        except UnidentifiedImageError as error:
-            reason = (
-                "is an empty file (0 bytes): replace it or remove it"
-                if path.stat().st_size == 0
-                else "is not a readable PNG, TIFF, BMP or JPEG image: replace it, convert it or remove it"
-            )
-            raise UserError(f"{path} {reason}.") from error
-
-
-def _is_tiff(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) in (b"II", b"MM")
+        shape = np.asarray(array.shape[1:])
+        return array, {"original_channel_dim": 0, "spatial_shape": shape, "original_dtype": array.dtype.name}
 
 
 def _array(path: Path, image: Image.Image) -> np.ndarray:
@@ -146,22 +112,19 @@ def _array(path: Path, image: Image.Image) -> np.ndarray:
     mode = image.mode
     if mode == "1":
         return np.asarray(image.convert("L")) > 0  # Pillow's own array of bilevel images has bytes of 255 as True
+    if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
+        return np.asarray(image.convert("L" if mode == "La" else "RGB"))
+    array = np.asarray(image)
     if mode in ("L", "RGB", "F"):
-        return np.asarray(image)
+        return array
     if mode in ("LA", "RGBA"):
-        array = np.asarray(image)
         return array[..., 0] if mode == "LA" else array[..., :3]
-    if mode.startswith("I;16"):
-        array = np.asarray(image)
-        # Pillow turns "white is zero" around for 8 bits but not for 16.
+    if mode.startswith("I;16"):  # Pillow turns "white is zero" around for 8 bits but not for 16
         return 65535 - array if photometric == 0 else array
     if mode == "I":
-        array = np.asarray(image)
         if is_png:  # older versions of Pillow hold 16-bit grey PNGs in 32 bits
             return array.astype(np.uint16)
         return array.view(np.uint32) if unsigned else array
-    if mode in ("P", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"):
-        return np.asarray(image.convert("L" if mode == "La" else "RGB"))
     raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey.")
 
 

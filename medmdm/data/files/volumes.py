@@ -12,11 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import ImageReader
-from monai.utils import MetaKeys, SpaceKeys
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from medmdm.data.files.dicom import choose_series, order_slices, read_header, read_series
 from medmdm.data.files.formats import NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
-from medmdm.data.validity import Grid, check_same_grid
+from medmdm.data.validity import ImageGrid, check_same_grid
 from medmdm.errors import UserError, nearest, warn_once
 from medmdm.files import pixel_hash
 
@@ -83,6 +83,7 @@ class Slicing:
         return np.moveaxis(turned, -1, 0)
 
 
+_Path = str | os.PathLike[str]
 _NATURE = "truncated, damaged or no volume"
 _DEFLATE_LIMIT = 1032  # no deflate stream grows more than so many times
 
@@ -100,12 +101,12 @@ class Volume:
     affine: np.ndarray
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> ImageGrid:
         """Where its voxels lie."""
-        return Grid(self.array.shape[1:], self.affine)
+        return ImageGrid(self.array.shape[1:], self.affine)
 
 
-def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | None = None) -> Volume:
+def read_volume(path: _Path | Sequence[_Path], series_uid: str | None = None) -> Volume:
     """Read a volume, or several sequences of one patient as the channels of one.
 
     Args:
@@ -122,8 +123,6 @@ def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | 
         _check_same_grid([volume.grid for volume in volumes], path)
         return Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
     path = Path(path)  # type: ignore[arg-type]
-    if not path.exists():
-        raise UserError(f"{path} does not exist: check the path.")
     with errors_as_sentences(path, _NATURE):
         nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
         array, affine = _read_nifti(path) if nifti else _read_with_simpleitk(path, series_uid)
@@ -141,9 +140,7 @@ def read_volume(path: str | os.PathLike[str] | Sequence[str], series_uid: str | 
     return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine)
 
 
-def volume_geometry(
-    path: str | os.PathLike[str], series_uid: str | None = None
-) -> tuple[tuple[int, int, int], np.ndarray]:
+def volume_geometry(path: _Path, series_uid: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
     """Return the shape (i, j, k) and the RAS affine of a volume; for NIfTI and DICOM from the headers alone.
 
     Raises:
@@ -154,7 +151,7 @@ def volume_geometry(
         series = choose_series(path, series_uid)
         columns, rows = series.slices[0].size
         return (columns, rows, len(series.slices)), series.affine
-    if path.exists() and path.name.lower().endswith(NIFTI_SUFFIXES):
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
         with errors_as_sentences(path, _NATURE):
             image = nib.load(path)
             shape = (*image.shape, 1, 1)[:3]
@@ -188,23 +185,20 @@ class SimpleITKReader(ImageReader):
         super().__init__()
         self.series_uid = series_uid
 
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        names = filename if isinstance(filename, (list, tuple)) else (filename,)
-        return all(is_volume(name) for name in names)
+    def verify_suffix(self, filename: Sequence[_Path] | _Path) -> bool:
+        return all(is_volume(name) for name in ensure_tuple(filename))
 
     def read(self, data: Any, **kwargs: Any) -> tuple[Path, ...]:
         # Decoding waits for `get_data`: when `read` fails, LoadImage goes on to other readers and hides our sentence.
-        return tuple(Path(name) for name in (data if isinstance(data, (list, tuple)) else (data,)))
+        return tuple(Path(name) for name in ensure_tuple(data))
 
     def get_data(self, img: tuple[Path, ...]) -> tuple[np.ndarray, dict]:
         arrays, grids = [], []
         for path in img:
-            if not path.exists():
-                raise UserError(f"{path} does not exist: check the path.")
             with errors_as_sentences(path, _NATURE):
                 array, affine = _read_with_simpleitk(path, self.series_uid)
             arrays.append(array)
-            grids.append(Grid(array.shape[:3], affine))
+            grids.append(ImageGrid(array.shape[:3], affine))
         if len(arrays) > 1:
             _check_same_grid(grids, img)
             array = np.stack(arrays, axis=-1) if arrays[0].ndim == 3 else np.concatenate(arrays, axis=-1)
@@ -236,6 +230,8 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the array, ``[i, j, k]`` or with channels last, and the RAS affine."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path.")
     if path.is_dir() or is_dicom(path):
         series = choose_series(path, series_uid) if path.is_dir() else order_slices([read_header(path)], path)
         for sentence in series.warnings:
@@ -253,13 +249,11 @@ def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray
     direction = np.array(image.GetDirection()).reshape(dimensions, dimensions)[:spatial, :spatial]
     affine[:spatial, :spatial] = direction * np.array(image.GetSpacing())[:spatial]
     affine[:spatial, 3] = image.GetOrigin()[:spatial]
-    if array.ndim > dimensions == 2:
-        array = array[:, :, None]
-    elif dimensions == 2:
-        array = array[..., None]
+    if dimensions == 2:
+        array = np.expand_dims(array, 2)
     return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _check_same_grid(grids: Sequence[Grid], names: Sequence[str | os.PathLike[str]]) -> None:
+def _check_same_grid(grids: Sequence[ImageGrid], names: Sequence[_Path]) -> None:
     for grid, name in zip(grids, names, strict=True):
         check_same_grid(grid, grids[0], str(name), str(names[0]), "register the sequences to one grid first")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -155,53 +156,49 @@ class ScaleByPercentiles(Transform):
 
     def ranges(self, img: torch.Tensor) -> list[list[float]]:
         """Return the [low, high] of each channel."""
-        return [self._range(channel) for channel in img]
+        ranges = []
+        for channel in plain_tensor(img).cpu().numpy():
+            ordered = np.sort(channel.ravel())
+            if self.nonzero and ordered.any():
+                ordered = ordered[ordered != 0]
+            ranges.append(values_at(ordered, np.array(self.bounds) / 100 * (len(ordered) - 1)))
+        return ranges
 
-    def _range(self, channel: torch.Tensor) -> list[float]:
-        values = plain_tensor(channel).flatten().double().sort().values
-        if self.nonzero and (values != 0).any():
-            values = values[values != 0]
-        bounds = []
-        for percentage in self.bounds:  # torch.quantile refuses volumes of more than 16 million voxels
-            at = percentage / 100 * (len(values) - 1)
-            below = int(at)
-            above = min(below + 1, len(values) - 1)
-            bounds.append(float(values[below] + (at - below) * (values[above] - values[below])))
-        return bounds
+
+def values_at(ordered: np.ndarray, at: np.ndarray) -> list[float]:
+    """Return what stands at ``at`` (numbers from 0 to n − 1) in ``[n]`` rising values, in between by interpolation."""
+    below = np.floor(at).astype(np.int64)
+    above = np.minimum(below + 1, len(ordered) - 1)
+    low, high = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
+    values: list[float] = (low + (at - below) * (high - low)).tolist()
+    return values
 
 
 class PercentileRanged(MapTransform):
     """Note percentiles of a picture's channels as the range that :class:`ScaleIntensityByDtyped` scales to [−1, 1].
 
-    It takes the colour of light and stain out of pictures. Slices of volumes come with the range of their volume, which
-    stays. To be run on whole pictures: a crop must be scaled as the picture that it comes from.
+    The [low, high] of each channel go under "intensity_range". It takes the colour of light and stain out of pictures.
+    Slices of volumes come with the range of their volume, which stays. To be run on whole pictures: a crop must be
+    scaled as the picture that it comes from.
 
     Args:
         keys: the key of the image ``[C, *spatial]``.
         percentiles: [lower, upper] percentages; None notes nothing.
         nonzero: whether pixels of value 0 are left out of the count.
-        range_key: under which the [low, high] of each channel are put, unless it is there already.
 
     Raises:
         UserError: the percentages are out of range.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        percentiles: Sequence[float] | None = None,
-        nonzero: bool = False,
-        range_key: str = "intensity_range",
-    ) -> None:
+    def __init__(self, keys: KeysCollection, percentiles: Sequence[float] | None = None, nonzero: bool = False) -> None:
         super().__init__(keys)
         self.scale = None if percentiles is None else ScaleByPercentiles(*check_percentiles(percentiles), nonzero)
-        self.range_key = range_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if self.scale is not None and d.get(self.range_key) is None:
+        if self.scale is not None and d.get("intensity_range") is None:
             for key in self.key_iterator(d):
-                d[self.range_key] = self.scale.ranges(d[key])
+                d["intensity_range"] = self.scale.ranges(d[key])
         return d
 
 
@@ -259,7 +256,10 @@ class ScaleIntensityByDtype(Transform):
             raise UserError(f"intensity_range is {list(intensity_range)}: give [low, high] with low < high.")
         self.intensity_range = intensity_range
 
-    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+    def __call__(self, img: torch.Tensor, ranges: Sequence[Sequence[float]] | None = None) -> torch.Tensor:
+        """Scale an image ``[C, *spatial]``: by ``ranges``, its channels' own (:func:`scale_to_range`), if given."""
+        if ranges is not None:
+            return scale_to_range(img, ranges)
         full_range = self.intensity_range or _FULL_RANGE.get(_file_dtype(img))
         if full_range is None:
             raise UserError(
@@ -271,32 +271,20 @@ class ScaleIntensityByDtype(Transform):
         return scaled if self.intensity_range is None else scaled.clamp(-1, 1)
 
 
-class ScaleIntensityByDtyped(MapTransform):
+class ScaleIntensityByDtyped(EachKey):
     """Dictionary version of :class:`ScaleIntensityByDtype`.
+
+    An entry's own "intensity_range", the [low, high] of each channel, goes before the argument:
+    :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume, :class:`medmdm.data.PercentileRanged`
+    those of a picture.
 
     Args:
         keys: keys of images.
         intensity_range: (low, high) that become −1 and 1; ``None``: the full range of the file's type.
-        range_key: key of an entry's own [low, high] of each channel, which goes before ``intensity_range``;
-            :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume, and
-            :class:`medmdm.data.PercentileRanged` those of a picture.
         allow_missing_keys: don't raise if a key is missing.
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        intensity_range: Sequence[float] | None = None,
-        range_key: str = "intensity_range",
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, intensity_range: Sequence[float] | None = None, allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.scale = ScaleIntensityByDtype(intensity_range)
-        self.range_key = range_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            own = d.get(self.range_key)
-            d[key] = self.scale(d[key]) if own is None else scale_to_range(d[key], own)
-        return d
+        super().__init__(keys, ScaleIntensityByDtype(intensity_range), allow_missing_keys, "intensity_range")

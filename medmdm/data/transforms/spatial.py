@@ -10,7 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch.nn.functional import interpolate
 
 from medmdm.errors import UserError
@@ -24,20 +24,28 @@ class EachKey(MapTransform):
 
     Args:
         keys: keys of images ``[C, *spatial]``.
-        transform: from one image to another.
+        transform: from one image to another, given as well what stands under ``beside``.
         allow_missing_keys: don't raise if a key is missing.
+        beside: key of what an entry says of all its images, such as its region; the transform gets None where it is
+            missing.
     """
 
     def __init__(
-        self, keys: KeysCollection, transform: Callable[[torch.Tensor], torch.Tensor], allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        transform: Callable[..., torch.Tensor],
+        allow_missing_keys: bool = False,
+        beside: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = transform
+        self.beside = beside
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        own = [] if self.beside is None else [d.get(self.beside)]
         for key in self.key_iterator(d):
-            d[key] = self.transform(d[key])
+            d[key] = self.transform(d[key], *own)
         return d
 
 
@@ -71,7 +79,7 @@ def as_spacing(
     if magnification is not None:
         numbers = [_MM_TIMES_MAGNIFICATION / magnification if _positive(magnification) else 0.0]
     else:
-        numbers = list(spacing) if isinstance(spacing, (list, tuple)) else [spacing]  # type: ignore[list-item]
+        numbers = list(ensure_tuple(spacing))
     if len(numbers) not in (1, 2) or not all(_positive(number) for number in numbers):
         raise UserError(
             f"{name} gives {'spacing' if magnification is None else 'magnification'} "
@@ -168,11 +176,11 @@ class ResampleToSpacing(Transform):
         """
         if self.target is None:
             return img
-        meta = img.meta if isinstance(img, MetaTensor) else {}
-        spacing = meta.get("spacing") if spacing is None else spacing
+        if spacing is None and isinstance(img, MetaTensor):
+            spacing = img.meta.get("spacing")
         if spacing is None:
             raise UserError(
-                f"the pixel spacing of {meta.get('filename_or_obj', 'an image')} is not known, so it cannot be "
+                f"the pixel spacing of {file_name(img)} is not known, so it cannot be "
                 "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry "
                 "(mdm_infer.json: or --image_spacing)."
             )
@@ -180,14 +188,13 @@ class ResampleToSpacing(Transform):
 
 
 class ResampleToSpacingd(MapTransform):
-    """Dictionary version of :class:`ResampleToSpacing`, which finds each image's spacing beside it.
+    """Dictionary version of :class:`ResampleToSpacing`, which finds (rows, columns) in mm beside the image: "spacing".
 
     Args:
         keys: keys of images ``[C, H, W]``.
         spacing: mm between pixels of the result; ``None`` with no magnification: nothing is resampled.
         magnification: of the result, instead of a spacing.
         mode: ``"bilinear"``, or ``"nearest"`` for labels; one for each key or one for all.
-        spacing_key: key of the entry's own (rows, columns) in mm.
         allow_missing_keys: don't raise if a key is missing.
     """
 
@@ -197,28 +204,26 @@ class ResampleToSpacingd(MapTransform):
         spacing: float | Sequence[float] | None = None,
         magnification: float | None = None,
         mode: str | Sequence[str] = "bilinear",
-        spacing_key: str = "spacing",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.resample = [ResampleToSpacing(spacing, magnification, m) for m in ensure_tuple_rep(mode, len(self.keys))]
-        self.spacing_key = spacing_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, resample in self.key_iterator(d, self.resample):
-            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=str(d.get("image"))))
+            d[key] = resample(d[key], as_spacing(d.get("spacing"), name=str(d.get("image"))))
         return d
 
 
-def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str = "the image") -> Any:
+def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str | None = None) -> Any:
     """Return the part of ``image`` that ``region`` names.
 
     Args:
         image: array or tensor ``[C, H, W]``.
         region: ``{"rows": [first, end], "columns": [first, end]}`` in pixels, ``end`` excluded; a key that is left
             out means all; ``None`` means the whole image.
-        name: file name for the error.
+        name: file name for the error; ``None``: the one in the image's metadata.
 
     Raises:
         UserError: the region reaches outside the image.
@@ -231,38 +236,23 @@ def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str
         first, end = region.get(key, (0, size))
         if not 0 <= first < end <= size:
             raise UserError(
-                f"{name} has {size} {key}, but its region asks for {key} {first} to {end}: correct the region."
+                f"{name or file_name(image)} has {size} {key}, but its region asks for {key} {first} to {end}: correct "
+                "the region."
             )
         slices.append(slice(first, end))
     return image[:, slices[0], slices[1]]
 
 
-class CutRegion(Transform):
-    """Cut an image ``[C, H, W]`` to a region; see :func:`cut_region`."""
-
-    def __call__(self, img: Any, region: Mapping[str, Sequence[int]] | None = None) -> Any:
-        return cut_region(img, region, file_name(img))
-
-
-class CutRegiond(MapTransform):
-    """Dictionary version of :class:`CutRegion`: the region is the data-list entry's; entries without one stay whole.
+class CutRegiond(EachKey):
+    """Cut images to the "region" of their entry, see :func:`cut_region`; entries without one stay whole.
 
     Args:
         keys: keys of images ``[C, H, W]``.
-        region_key: key of the region, ``{"rows": [first, end], "columns": [first, end]}``.
         allow_missing_keys: don't raise if a key is missing.
     """
 
-    def __init__(self, keys: KeysCollection, region_key: str = "region", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.region_key = region_key
-        self.cut = CutRegion()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.cut(d[key], d.get(self.region_key))
-        return d
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, cut_region, allow_missing_keys, "region")
 
 
 class PadToSize(Transform):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import skimage.io
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from medmdm.data.files.pictures import RasterReader, image_size, read_image
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import pixel_hash
 from tests.made import refused
+from tests.written import picture
 
 ROWS, COLUMNS = 5, 7
 
@@ -70,8 +72,7 @@ def test_jpeg_gives_what_pillow_decodes(tmp_path, rng):
 def test_alpha_is_dropped_and_not_blended(tmp_path, rng, channels, kept, suffix):
     array = colour(rng, channels)
     array[..., -1] = 0
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(array).save(path)
+    path = picture(tmp_path / f"a.{suffix}", array)
     np.testing.assert_array_equal(read_image(path), array[..., :kept].transpose(2, 0, 1))
 
 
@@ -79,9 +80,8 @@ def test_palette_becomes_rgb(tmp_path, rng):
     image = Image.fromarray(colour(rng)).quantize(16)
     for suffix in ("png", "bmp", "tif"):
         image.save(tmp_path / f"a.{suffix}")
-        np.testing.assert_array_equal(
-            read_image(tmp_path / f"a.{suffix}"), np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        )
+        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), expected)
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
@@ -102,8 +102,7 @@ def test_jpeg_compressed_tiff(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bit_grey(tmp_path, rng, suffix):
     array = grey(rng, np.uint16)
-    Image.fromarray(array).save(tmp_path / f"a.{suffix}")
-    result = read_image(tmp_path / f"a.{suffix}")
+    result = read_image(picture(tmp_path / f"a.{suffix}", array))
     assert result.dtype == np.uint16
     np.testing.assert_array_equal(result, array[None])
 
@@ -122,7 +121,6 @@ def test_sixteen_bit_colour_is_not_cut_to_eight(tmp_path, rng, name, channels):
 
 def test_big_endian_tiff_comes_in_native_order(tmp_path, rng):
     array = grey(rng, np.uint16)
-    tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", array, byteorder=">")
     tifffile.imwrite(tmp_path / "b.tif", array, byteorder="<")
     big, little = read_image(tmp_path / "a.tif"), read_image(tmp_path / "b.tif")
@@ -133,7 +131,6 @@ def test_big_endian_tiff_comes_in_native_order(tmp_path, rng):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_white_is_zero_is_shown_as_a_viewer_does(tmp_path, rng, dtype):
-    tifffile = pytest.importorskip("tifffile")
     array = grey(rng, dtype)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], np.iinfo(dtype).max - array)
@@ -141,7 +138,6 @@ def test_white_is_zero_is_shown_as_a_viewer_does(tmp_path, rng, dtype):
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.float32])
 def test_tiff_with_other_types_keeps_its_values(tmp_path, rng, dtype):
-    tifffile = pytest.importorskip("tifffile")
     low, high = (-30000, 30000) if np.issubdtype(dtype, np.signedinteger) else (0, 60000)
     array = rng.integers(low, high, (ROWS, COLUMNS)).astype(dtype)
     if dtype == np.uint32:
@@ -151,7 +147,6 @@ def test_tiff_with_other_types_keeps_its_values(tmp_path, rng, dtype):
 
 
 def test_float_colour_tiff(tmp_path, rng):
-    tifffile = pytest.importorskip("tifffile")
     array = rng.random((ROWS, COLUMNS, 3)).astype(np.float32)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb")
     result = read_image(tmp_path / "a.tif")
@@ -161,7 +156,6 @@ def test_float_colour_tiff(tmp_path, rng):
 
 
 def test_planes_that_would_lose_bits_are_refused(tmp_path, rng):
-    tifffile = pytest.importorskip("tifffile")
     array = rng.integers(0, 65536, (3, ROWS, COLUMNS)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", planarconfig="separate")
     refused(r"a\.tif stores its 16-bit channels as separate planes", read_image, tmp_path / "a.tif")
@@ -187,7 +181,6 @@ def test_orientation_tag_is_honoured(tmp_path, orientation, name):
 
 
 def test_turned_sixteen_bit_colour_is_refused(tmp_path, rng):
-    tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", colour(rng, dtype=np.uint16), photometric="rgb", extratags=[(274, 3, 1, 6)])
     refused(r"a\.tif has 16-bit colours and an orientation tag", read_image, tmp_path / "a.tif")
 
@@ -266,8 +259,7 @@ def test_hash_tells_shape_type_and_every_pixel_apart(channels, rows, columns, dt
 
 def test_reader_in_load_image(tmp_path, rng):
     array = colour(rng)
-    path = tmp_path / "a.png"
-    Image.fromarray(array).save(path)
+    path = picture(tmp_path / "a.png", array)
     image = LoadImage(reader=RasterReader(), ensure_channel_first=True, image_only=True, dtype=None)(path)
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image.numpy(), array.transpose(2, 0, 1))
@@ -277,7 +269,7 @@ def test_reader_in_load_image(tmp_path, rng):
 
 def test_reader_from_json_by_dotted_name(tmp_path, rng):
     array = grey(rng)
-    Image.fromarray(array).save(tmp_path / "a.tif")
+    picture(tmp_path / "a.tif", array)
     config = {
         "load": {
             "_target_": "LoadImaged", "keys": "image", "reader": "medmdm.data.RasterReader",
@@ -287,18 +279,15 @@ def test_reader_from_json_by_dotted_name(tmp_path, rng):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load = ConfigParser(config).get_parsed_content("load")
-    image = load({"image": tmp_path / "a.tif"})["image"]
-    np.testing.assert_array_equal(image.numpy(), array[None])
+    np.testing.assert_array_equal(load({"image": tmp_path / "a.tif"})["image"].numpy(), array[None])
 
 
 def test_reader_stacks_files_as_channels_and_wants_equal_sizes(tmp_path, rng):
-    for name in ("a", "b"):
-        Image.fromarray(grey(rng)).save(tmp_path / f"{name}.png")
-    Image.fromarray(grey(rng)[:3]).save(tmp_path / "small.png")
+    a, b = (picture(tmp_path / f"{name}.png", grey(rng)) for name in ("a", "b"))
+    small = picture(tmp_path / "small.png", grey(rng)[:3])
     load = LoadImage(reader=RasterReader(), ensure_channel_first=True, image_only=True, dtype=None)
-    both = load([tmp_path / "a.png", tmp_path / "b.png"])
-    np.testing.assert_array_equal(both[1].numpy(), read_image(tmp_path / "b.png")[0])
-    refused(r"small\.png is 3x7 uint8 but .*a\.png is 5x7 uint8", load, [tmp_path / "a.png", tmp_path / "small.png"])
+    np.testing.assert_array_equal(load([a, b])[1].numpy(), read_image(b)[0])
+    refused(r"small\.png is 3x7 uint8 but .*a\.png is 5x7 uint8", load, [a, small])
 
 
 def test_sentence_survives_monai(tmp_path):

@@ -71,13 +71,11 @@ def test_fourth_axis_and_several_files_are_channels(tmp_path):
 
 def test_hash_does_not_depend_on_type_or_axes(tmp_path):
     original = nib.load(write_nifti(tmp_path / "a.nii.gz"))
-    turned = nib.as_closest_canonical(original).slicer[:, ::-1]
-    nib.save(turned, tmp_path / "turned.nii.gz")
+    nib.save(nib.as_closest_canonical(original).slicer[:, ::-1], tmp_path / "turned.nii.gz")
     nib.save(nib.Nifti1Image(original.get_fdata(dtype=np.float32), original.affine), tmp_path / "float.nii.gz")
     hashes = {volume_hash(read_volume(tmp_path / name)) for name in ("a.nii.gz", "turned.nii.gz", "float.nii.gz")}
     assert len(hashes) == 1
-    mirrored = oblique((-1, 1, 1))
-    assert volume_hash(read_volume(write_nifti(tmp_path / "m.nii.gz", affine=mirrored))) not in hashes
+    assert volume_hash(read_volume(write_nifti(tmp_path / "m.nii.gz", affine=oblique((-1, 1, 1))))) not in hashes
 
 
 def test_damaged_files_end_in_a_sentence(tmp_path):

@@ -1,4 +1,4 @@
-"""Windows and percentiles, against NumPy."""
+"""Windows and percentiles, against NumPy; ranges by type and as given."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from medmdm.data.transforms.intensity import (
     CT_WINDOWS,
@@ -14,6 +15,7 @@ from medmdm.data.transforms.intensity import (
     ScaleByPercentilesd,
     ScaleByWindow,
     ScaleByWindowd,
+    ScaleIntensityByDtype,
     ScaleIntensityByDtyped,
     check_percentiles,
     percentiles_record,
@@ -123,3 +125,40 @@ def test_what_is_wrong_is_said():
     assert scaled_range() is None
     assert percentiles_record(None) is None
     assert percentiles_record([1, 99], True) == {"lower": 1.0, "upper": 99.0, "nonzero": True}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])]
+)
+def test_scale_by_type(dtype, values):
+    scaled = ScaleIntensityByDtype()(torch.tensor([[values]], dtype=dtype))
+    assert scaled.dtype == torch.float32
+    expected = {2: [-1.0, 1.0], 3: [-1.0, -0.6, 1.0]}[len(values)]
+    torch.testing.assert_close(scaled, torch.tensor([[expected]]))
+
+
+def test_scale_is_exactly_the_papers_formula():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert torch.equal(ScaleIntensityByDtype()(values), values.to(torch.float32) / 127.5 - 1)
+
+
+def test_scale_knows_the_files_type_after_monai_widened_it():
+    image = MetaTensor(torch.tensor([[[0, 65535]]], dtype=torch.int32), meta={"original_dtype": "uint16"})
+    torch.testing.assert_close(ScaleIntensityByDtype()(image).as_tensor(), torch.tensor([[[-1.0, 1.0]]]))
+
+
+def test_scale_with_a_range_clips():
+    scaled = ScaleIntensityByDtype((-100, 300))(torch.tensor([[[-500.0, -100.0, 100.0, 300.0, 900.0]]]))
+    torch.testing.assert_close(scaled, torch.tensor([[[-1.0, -1.0, 0.0, 1.0, 1.0]]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_scale_needs_a_range_for_types_without_one(dtype):
+    image = MetaTensor(torch.ones(1, 2, 2, dtype=dtype), meta={"filename_or_obj": "ct.tif"})
+    sentence = rf"ct\.tif holds {str(dtype)[6:]} values.*set intensity_range"
+    refused(sentence, ScaleIntensityByDtyped("image"), {"image": image})
+
+
+@pytest.mark.parametrize("bad", [(1, 1), (2, 1), (1,), (1, 2, 3)])
+def test_scale_refuses_a_wrong_range(bad):
+    refused(r"give \[low, high\] with low < high", ScaleIntensityByDtyped, "image", bad)

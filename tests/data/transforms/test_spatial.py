@@ -1,4 +1,4 @@
-"""Cutting, padding and scaling, on plain tensors and on MONAI's."""
+"""Cutting, padding, scaling and resampling, on plain tensors and on MONAI's."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,23 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from medmdm.data.transforms.intensity import ScaleIntensityByDtype, ScaleIntensityByDtyped
-from medmdm.data.transforms.spatial import CutRegiond, PadToSize, PadToSized
+from medmdm.data.transforms.spatial import (
+    CutRegiond,
+    PadToSize,
+    PadToSized,
+    ResampleToSpacing,
+    ResampleToSpacingd,
+    as_spacing,
+    resample_to_shape,
+)
 from medmdm.errors import UserError
-from tests.made import refused
 
 
 def test_cut():
     image = torch.arange(2 * 4 * 6).reshape(2, 4, 6)
     cut = CutRegiond("image")
-    torch.testing.assert_close(
-        cut({"image": image, "region": {"rows": [1, 3], "columns": [2, 6]}})["image"], image[:, 1:3, 2:]
-    )
+    part = cut({"image": image, "region": {"rows": [1, 3], "columns": [2, 6]}})["image"]
+    torch.testing.assert_close(part, image[:, 1:3, 2:])
     torch.testing.assert_close(cut({"image": image, "region": {"columns": [0, 1]}})["image"], image[:, :, :1])
     assert cut({"image": image})["image"] is image
     with pytest.raises(UserError, match=r"a\.png has 4 rows, but its region asks for rows 2 to 5"):
@@ -41,8 +46,7 @@ def test_padding_reflects_then_repeats_the_edge(rows, columns, wanted_rows, want
         far = np.clip(position, -(size - 1), 2 * (size - 1))
         return np.where(position == far, reflected, np.where(position < 0, size - 1, 0))
 
-    expected = image[:, source(rows, wanted_rows)][:, :, source(columns, wanted_columns)]
-    torch.testing.assert_close(padded, expected)
+    torch.testing.assert_close(padded, image[:, source(rows, wanted_rows)][:, :, source(columns, wanted_columns)])
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.int32, torch.float32])
@@ -52,43 +56,6 @@ def test_padding_keeps_type_and_metadata(dtype):
     assert padded.shape == (1, 4, 4)
     assert padded.dtype == dtype
     assert padded.meta["filename_or_obj"] == "a.png"
-
-
-@pytest.mark.parametrize(
-    ("dtype", "values"), [(torch.bool, [False, True]), (torch.uint8, [0, 51, 255]), (torch.uint16, [0, 13107, 65535])]
-)
-def test_scale_by_type(dtype, values):
-    scaled = ScaleIntensityByDtype()(torch.tensor([[values]], dtype=dtype))
-    assert scaled.dtype == torch.float32
-    expected = {2: [-1.0, 1.0], 3: [-1.0, -0.6, 1.0]}[len(values)]
-    torch.testing.assert_close(scaled, torch.tensor([[expected]]))
-
-
-def test_scale_is_exactly_the_papers_formula():
-    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
-    assert torch.equal(ScaleIntensityByDtype()(values), values.to(torch.float32) / 127.5 - 1)
-
-
-def test_scale_knows_the_files_type_after_monai_widened_it():
-    image = MetaTensor(torch.tensor([[[0, 65535]]], dtype=torch.int32), meta={"original_dtype": "uint16"})
-    torch.testing.assert_close(ScaleIntensityByDtype()(image).as_tensor(), torch.tensor([[[-1.0, 1.0]]]))
-
-
-def test_scale_with_a_range_clips():
-    scaled = ScaleIntensityByDtype((-100, 300))(torch.tensor([[[-500.0, -100.0, 100.0, 300.0, 900.0]]]))
-    torch.testing.assert_close(scaled, torch.tensor([[[-1.0, -1.0, 0.0, 1.0, 1.0]]]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
-def test_scale_needs_a_range_for_types_without_one(dtype):
-    image = MetaTensor(torch.ones(1, 2, 2, dtype=dtype), meta={"filename_or_obj": "ct.tif"})
-    with pytest.raises(UserError, match=rf"ct\.tif holds {str(dtype)[6:]} values.*set intensity_range"):
-        ScaleIntensityByDtyped("image")({"image": image})
-
-
-@pytest.mark.parametrize("bad", [(1, 1), (2, 1), (1,), (1, 2, 3)])
-def test_scale_refuses_a_wrong_range(bad):
-    refused(r"give \[low, high\] with low < high", ScaleIntensityByDtyped, "image", bad)
 
 
 def test_transforms_from_json():
@@ -105,3 +72,54 @@ def test_transforms_from_json():
     transform = ConfigParser(config).get_parsed_content("t")
     image = transform({"image": torch.full((1, 2, 2), 15, dtype=torch.uint8)})["image"]
     torch.testing.assert_close(image, torch.ones(1, 4, 6))
+
+
+def test_magnification_is_a_spacing():
+    assert as_spacing(magnification=40) == (0.00025, 0.00025)  # mm: 0.25 micrometres
+    assert as_spacing(magnification=20) == (0.0005, 0.0005)
+    assert as_spacing(0.5) == (0.5, 0.5)
+    assert as_spacing([1, 2]) == (1.0, 2.0)
+    assert as_spacing() is None
+    for arguments in ((0,), (-1,), ([1, 2, 3],), ("1",), (None, 0), (1, 2)):
+        with pytest.raises(UserError):
+            as_spacing(*arguments)
+
+
+def test_edges_stay_in_place():
+    # A ramp in mm: after resampling each pixel's value is its own position again.
+    rows, columns = 40, 60
+    y, x = np.meshgrid((np.arange(rows) + 0.5) * 0.5, (np.arange(columns) + 0.5) * 0.7, indexing="ij")
+    result = ResampleToSpacing([1.0, 0.35])(torch.from_numpy(np.stack([y, x])), (0.5, 0.7))
+    assert result.shape == (2, 20, 120)
+    assert np.allclose(result[0, 2:-2, 60], (np.arange(20)[2:-2] + 0.5) * 1.0, atol=1e-5)
+    assert np.allclose(result[1, 10, 4:-4], (np.arange(120)[4:-4] + 0.5) * 0.35, atol=1e-5)
+
+
+def test_shrinking_filters():
+    stripes = torch.arange(64).remainder(2).float().expand(1, 64, 64) * 100
+    small = ResampleToSpacing(4.0)(stripes, (1.0, 1.0))
+    assert small.shape == (1, 16, 16)
+    assert (small[:, 2:-2, 2:-2] - 50).abs().max() < 5  # without a low-pass it would be stripes again
+
+
+def test_labels_keep_their_values():
+    label = torch.randint(0, 4, (1, 9, 7), dtype=torch.uint8)
+    larger = ResampleToSpacing(0.5, mode="nearest")(label, (1.0, 1.0))
+    assert larger.dtype == torch.uint8
+    assert torch.equal(larger, label.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert torch.equal(resample_to_shape(larger, (9, 7), "nearest"), label)
+
+
+def test_dictionary_version_takes_each_entrys_spacing():
+    resample = ResampleToSpacingd(["image", "label"], magnification=20, mode=["bilinear", "nearest"])
+    entry = {"image": torch.rand(3, 20, 30), "label": torch.ones(1, 20, 30), "spacing": [0.00025, 0.00025]}
+    result = resample(entry)
+    assert result["image"].shape == (3, 10, 15)
+    assert result["label"].shape == (1, 10, 15)
+    meta = MetaTensor(torch.rand(3, 20, 30), meta={"spacing": (0.001, 0.001), "original_dtype": "uint8"})
+    result = resample({"image": meta, "label": meta})
+    assert result["image"].shape == (3, 40, 60)
+    assert result["image"].meta["original_dtype"] == "uint8"
+    assert ResampleToSpacingd("image")(entry)["image"] is entry["image"]  # no target: nothing happens
+    with pytest.raises(UserError, match=r"pixel spacing of a\.png is not known.*data list"):
+        resample({"image": MetaTensor(torch.rand(3, 4, 4), meta={"filename_or_obj": "a.png"}), "label": meta})

@@ -1,6 +1,7 @@
 """DICOM series, against SimpleITK's own reading and by hand."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ SAGITTAL = (0, 1, 0, 0, 0, -1)
 SLOPE, INTERCEPT, PHOTOMETRIC = (0x0028, 0x1053), (0x0028, 0x1052), (0x0028, 0x0004)
 
 
+def by_simpleitk(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
 def simpleitk_affine(image: sitk.Image) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
@@ -30,10 +37,7 @@ def simpleitk_affine(image: sitk.Image) -> np.ndarray:
 @pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), TILTED, SAGITTAL])
 def test_agrees_with_simpleitk(tmp_path, orientation):
     folder = write_series(tmp_path / "s", STORED, orientation=orientation, tags={SLOPE: "2", INTERCEPT: "-1024"})
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    image = reader.Execute()
-    volume = read_volume(folder)
+    image, volume = by_simpleitk(folder), read_volume(folder)
     assert np.array_equal(volume.array[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
     assert np.array_equal(volume.array[0], STORED.transpose(2, 1, 0) * 2 - 1024)
     assert np.abs(volume.affine - simpleitk_affine(image)).max() < 1e-3
@@ -62,8 +66,7 @@ def test_each_file_has_its_own_slope(tmp_path):
 def test_white_is_zero(tmp_path, kind, bits, total):
     tags = {PHOTOMETRIC: "MONOCHROME1", (0x0028, 0x0101): bits, (0x0028, 0x0102): bits - 1, SLOPE: "2", INTERCEPT: "7"}
     folder = write_series(tmp_path / "s", STORED.astype(kind), tags=tags)
-    expected = (total - STORED.transpose(2, 1, 0).astype(int)) * 2 + 7
-    assert np.array_equal(read_volume(folder).array[0], expected)
+    assert np.array_equal(read_volume(folder).array[0], (total - STORED.transpose(2, 1, 0).astype(int)) * 2 + 7)
 
 
 def test_several_series(tmp_path):
@@ -125,9 +128,8 @@ def test_what_makes_no_volume(tmp_path):
 def test_gaps_are_reported(tmp_path):
     places = [np.array([0, 0, z]) for z in (0, 3, 6, 12, 15, 18)]
     series = choose_series(write_series(tmp_path / "missing", STORED, positions=places))
-    assert (
-        "1 slice seems to be missing (first gap after slice 3 of 6: 6.00 mm instead of 3.00 mm)" in series.warnings[0]
-    )
+    sentence = "1 slice seems to be missing (first gap after slice 3 of 6: 6.00 mm instead of 3.00 mm)"
+    assert sentence in series.warnings[0]
     places = [np.array([0, 0, z]) for z in (0, 3, 6, 9.4, 12.4, 15.4)]
     series = choose_series(write_series(tmp_path / "uneven", STORED, positions=places))
     assert "3.00 to 3.40 mm apart" in series.warnings[0]
@@ -140,8 +142,7 @@ def test_tilted_gantry_and_single_slice(tmp_path):
     affine = read_volume(write_series(tmp_path / "tilt", STORED, positions=places)).affine
     for k in range(6):
         assert np.allclose((affine @ [0, 0, k, 1])[:3], places[k] * [-1, -1, 1])
-    path = write_dicom(tmp_path / "one.dcm", STORED[0], {(0x0018, 0x0050): "4.5"})
-    volume = read_volume(path)
+    volume = read_volume(write_dicom(tmp_path / "one.dcm", STORED[0], {(0x0018, 0x0050): "4.5"}))
     assert volume.array.shape == (1, 7, 5, 1)
     assert np.linalg.norm(volume.affine[:3, 2]) == pytest.approx(4.5)
 
@@ -157,10 +158,7 @@ def test_names_without_suffix(tmp_path):
 
 def test_real_series(real_data):
     folder = real_data("radiology/mr_dicom_series")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-    image = reader.Execute()
-    volume = read_volume(folder)
+    image, volume = by_simpleitk(folder), read_volume(folder)
     assert np.array_equal(volume.array[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0))
     corner = np.array([511, 511, 21, 1])
     assert np.abs((volume.affine - simpleitk_affine(image)) @ corner).max() < 5e-3
