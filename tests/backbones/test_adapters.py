@@ -276,8 +276,8 @@ BASIC: dict[str, Any] = {"features": (8, 8, 16, 16, 24, 16), "num_groups": 4}
 
 
 @pytest.mark.parametrize("changes", [{}, {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}], ids=str)
-def test_the_plain_unet_is_monais(changes: dict[str, Any], randomise: Any) -> None:
-    network = randomise(BasicUNetBackbone(**{**BASIC, **changes}))
+def test_the_plain_unet_is_monais(changes: dict[str, Any]) -> None:
+    network = with_random_weights(BasicUNetBackbone(**{**BASIC, **changes}))
     norm = ("group", {"num_groups": 4})
     dims, channels, out = (network.config[key] for key in ("spatial_dims", "in_channels", "out_channels"))
     same = BasicUNet(dims, channels, out, BASIC["features"], norm=norm).eval()
@@ -294,9 +294,9 @@ def test_the_plain_unet_is_monais(changes: dict[str, Any], randomise: Any) -> No
         assert feature.shape[2] * info["reduction"] == x.shape[2]
 
 
-def test_the_plain_unet_is_told_what_it_is_asked_to(randomise: Any) -> None:
+def test_the_plain_unet_is_told_what_it_is_asked_to() -> None:
     def built(**told: Any) -> nn.Module:
-        return randomise(BasicUNetBackbone(**BASIC, **told))
+        return with_random_weights(BasicUNetBackbone(**BASIC, **told))
 
     plain, timed, masked = built(), built(tells_t=True), built(tells_hidden=True)
     x, t = inputs(plain)
