@@ -28,7 +28,7 @@ from medmdm.data.files.formats import (
 from medmdm.data.files.volumes import read_volume
 from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
-from medmdm.data.validity import Grid, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
@@ -173,7 +173,7 @@ def _make_volume(name: str, sequences: Sequence[SourceFile], labels: Sequence[So
     return Made(files, facts, notes=tuple(notes))
 
 
-def _read_label(file: SourceFile) -> tuple[np.ndarray, Grid]:
+def _read_label(file: SourceFile) -> tuple[np.ndarray, ImageGrid]:
     with file.local() as path:
         label = read_volume(path)
     numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
