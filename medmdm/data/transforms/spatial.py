@@ -54,9 +54,9 @@ def plain_tensor(image: torch.Tensor) -> torch.Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
-def file_name(image: Any) -> str:
+def file_name(image: Any, unknown: str = "the image") -> str:
     """Return the file that an image was read from, for sentences."""
-    return str(image.meta.get("filename_or_obj", "the image")) if isinstance(image, MetaTensor) else "the image"
+    return str(image.meta.get("filename_or_obj", unknown)) if isinstance(image, MetaTensor) else unknown
 
 
 def as_spacing(
