@@ -36,6 +36,7 @@ from medmdm.data.transforms.intensity import (
     window_range,
 )
 from medmdm.data.transforms.spatial import (
+    CutRegion,
     CutRegiond,
     PadToSize,
     PadToSized,
@@ -49,7 +50,7 @@ from medmdm.files import pixel_hash
 
 __all__ = [
     "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "CaseReader", "CropDataset",
-    "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
+    "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
     "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
     "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
     "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",
