@@ -1,7 +1,5 @@
 """What a lab has on disk, as samples that MONAI can batch."""
 
-from __future__ import annotations
-
 from medmdm.data.cases import select_cases
 from medmdm.data.dataset import CropDataset, StepSampler
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume

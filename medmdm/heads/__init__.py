@@ -1,7 +1,5 @@
 """How a segmentation is learnt from a few labelled images."""
 
-from __future__ import annotations
-
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.end_to_end import FineTuning, FromScratch
@@ -10,21 +8,7 @@ from medmdm.heads.segmenter import PaddedNetwork, Prediction, Predictor, Segment
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 
 __all__ = [
-    "ClosedFormHead",
-    "CrossEntropyDiceLoss",
-    "FineTuning",
-    "Fitted",
-    "Fitter",
-    "FromScratch",
-    "LinearClassifier",
-    "PaddedNetwork",
-    "PixelClassifier",
-    "PixelClassifierHead",
-    "Prediction",
-    "Predictor",
-    "Reading",
-    "Segmenter",
-    "Task",
-    "random_crop",
-    "views",
-]
+    "ClosedFormHead", "CrossEntropyDiceLoss", "FineTuning", "Fitted", "Fitter", "FromScratch", "LinearClassifier",
+    "PaddedNetwork", "PixelClassifier", "PixelClassifierHead", "Prediction", "Predictor", "Reading", "Segmenter",
+    "Task", "random_crop", "views",
+]  # fmt: skip
