@@ -4,8 +4,6 @@
 at its start.
 """
 
-from __future__ import annotations
-
 from medmdm.check.data_list import check
 from medmdm.check.sharing import quick_check
 

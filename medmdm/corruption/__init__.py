@@ -12,12 +12,6 @@ from medmdm.corruption.masking import PatchMasking
 from medmdm.corruption.noise import GaussianNoise, MaskedNoise
 
 __all__ = [
-    "Corrupted",
-    "Corruption",
-    "FixedTimesteps",
-    "GaussianNoise",
-    "Generators",
-    "MaskedNoise",
-    "PatchMasking",
+    "Corrupted", "Corruption", "FixedTimesteps", "GaussianNoise", "Generators", "MaskedNoise", "PatchMasking",
     "UniformTimesteps",
-]
+]  # fmt: skip

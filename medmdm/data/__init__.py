@@ -1,7 +1,5 @@
 """What a lab has on disk, as samples that MONAI can batch."""
 
-from __future__ import annotations
-
 from medmdm.data.cases import select_cases
 from medmdm.data.dataset import CropDataset, StepSampler
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
@@ -37,6 +35,7 @@ from medmdm.data.transforms.intensity import (
     window_range,
 )
 from medmdm.data.transforms.spatial import (
+    CutRegion,
     CutRegiond,
     PadToSize,
     PadToSized,
@@ -50,7 +49,7 @@ from medmdm.files import pixel_hash
 
 __all__ = [
     "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "Augmentation", "CaseReader", "CropDataset",
-    "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
+    "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
     "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
     "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
     "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",

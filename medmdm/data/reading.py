@@ -23,7 +23,7 @@ from medmdm.data.lists import image_names
 from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
-from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, plain_tensor
+from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, find_user_error, nearest
 from medmdm.files import lines_hash, pixel_hash
@@ -83,7 +83,7 @@ class LoadCased(MapTransform):
         return self.cut(d)
 
 
-class LabelToClassesd(MapTransform):
+class LabelToClassesd(EachKey):
     """Turn labels into class numbers: ``[1, *spatial]`` uint8.
 
     Objects of an instance label become 1. Of a label with classes every number must be declared, or be ``ignore``; the
@@ -109,7 +109,7 @@ class LabelToClassesd(MapTransform):
         ignore: int = IGNORE,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys, self._to_classes, allow_missing_keys)
         if label_type not in LABEL_TYPES:
             close = nearest(label_type, LABEL_TYPES)
             raise UserError(f"label_type is {label_type!r}{close}: use classes or instances.")
@@ -117,18 +117,15 @@ class LabelToClassesd(MapTransform):
         self.classes = None if classes is None else sorted(classes)
         self.ignore = ignore
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            meta = d[key].meta if isinstance(d[key], MetaTensor) else {}
-            name = str(meta.get("filename_or_obj", "the label"))
-            numbers = label_numbers(plain_tensor(d[key]).numpy(), name)
-            if self.label_type == "instances":
-                numbers = numbers > 0
-            else:
-                check_known(numbers, self.classes, self.ignore, name)
-            d[key] = MetaTensor(torch.from_numpy(numbers.astype(np.uint8)), meta=dict(meta))
-        return d
+    def _to_classes(self, label: torch.Tensor) -> MetaTensor:
+        name = file_name(label, "the label")
+        numbers = label_numbers(plain_tensor(label).numpy(), name)
+        if self.label_type == "instances":
+            numbers = numbers > 0
+        else:
+            check_known(numbers, self.classes, self.ignore, name)
+        meta = dict(label.meta) if isinstance(label, MetaTensor) else {}
+        return MetaTensor(torch.from_numpy(numbers.astype(np.uint8)), meta=meta)
 
 
 @dataclass(frozen=True)

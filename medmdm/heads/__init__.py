@@ -1,7 +1,5 @@
 """How a segmentation is learnt from a few labelled images."""
 
-from __future__ import annotations
-
 from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.consistency import Consistency
@@ -13,25 +11,7 @@ from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 from medmdm.heads.training import Training
 
 __all__ = [
-    "ClosedFormHead",
-    "Consistency",
-    "CrossEntropyDiceLoss",
-    "FineTuning",
-    "Fitted",
-    "Fitter",
-    "FromScratch",
-    "LinearClassifier",
-    "PaddedNetwork",
-    "PixelClassifier",
-    "PixelClassifierHead",
-    "Prediction",
-    "Predictor",
-    "RandomForest",
-    "RandomForestHead",
-    "Reading",
-    "Segmenter",
-    "Task",
-    "Training",
-    "random_crop",
-    "views",
-]
+    "ClosedFormHead", "Consistency", "CrossEntropyDiceLoss", "FineTuning", "Fitted", "Fitter", "FromScratch",
+    "LinearClassifier", "PaddedNetwork", "PixelClassifier", "PixelClassifierHead", "Prediction", "Predictor",
+    "RandomForest", "RandomForestHead", "Reading", "Segmenter", "Task", "Training", "random_crop", "views",
+]  # fmt: skip

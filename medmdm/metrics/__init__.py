@@ -4,8 +4,6 @@ Metrics are called as ``metric(pred, true)``. What is undefined (nothing to scor
 silence: every summary counts what it left out. Definitions and edge cases: ``docs/reference/metrics.md``.
 """
 
-from __future__ import annotations
-
 from medmdm.metrics.instances import (
     aji,
     aji_plus,
@@ -19,19 +17,6 @@ from medmdm.metrics.overlap import Overlaps, overlaps
 from medmdm.metrics.pixels import dice, iou, mean_scores, pixel_scores, pool, surface_scores
 
 __all__ = [
-    "Overlaps",
-    "aji",
-    "aji_plus",
-    "dice",
-    "instance_scores",
-    "iou",
-    "mean_scores",
-    "object_dice",
-    "object_f1",
-    "object_hausdorff",
-    "overlaps",
-    "panoptic_quality",
-    "pixel_scores",
-    "pool",
-    "surface_scores",
-]
+    "Overlaps", "aji", "aji_plus", "dice", "instance_scores", "iou", "mean_scores", "object_dice", "object_f1",
+    "object_hausdorff", "overlaps", "panoptic_quality", "pixel_scores", "pool", "surface_scores",
+]  # fmt: skip

@@ -1,7 +1,5 @@
 """What is learnt: the objective, and how a restored image is compared with the clean one."""
 
-from __future__ import annotations
-
 from medmdm.objectives.losses import (
     L1Loss,
     MSELoss,
@@ -14,12 +12,6 @@ from medmdm.objectives.losses import (
 from medmdm.objectives.objective import Objective
 
 __all__ = [
-    "L1Loss",
-    "MSELoss",
-    "Objective",
-    "PaperSSIMLoss",
-    "ReconstructionLoss",
-    "SSIMLoss",
-    "WeightedSumLoss",
+    "L1Loss", "MSELoss", "Objective", "PaperSSIMLoss", "ReconstructionLoss", "SSIMLoss", "WeightedSumLoss",
     "with_visible",
-]
+]  # fmt: skip

@@ -177,28 +177,35 @@ def values_at(ordered: np.ndarray, at: np.ndarray) -> list[float]:
 class PercentileRanged(MapTransform):
     """Note percentiles of a picture's channels as the range that :class:`ScaleIntensityByDtyped` scales to [−1, 1].
 
-    The [low, high] of each channel go under "intensity_range". It takes the colour of light and stain out of pictures.
-    Slices of volumes come with the range of their volume, which stays. To be run on whole pictures: a crop must be
-    scaled as the picture that it comes from.
+    It takes the colour of light and stain out of pictures. Slices of volumes come with the range of their volume, which
+    stays. To be run on whole pictures: a crop must be scaled as the picture that it comes from.
 
     Args:
         keys: the key of the image ``[C, *spatial]``.
         percentiles: [lower, upper] percentages; None notes nothing.
         nonzero: whether pixels of value 0 are left out of the count.
+        range_key: under which the [low, high] of each channel are put, unless it is there already.
 
     Raises:
         UserError: the percentages are out of range.
     """
 
-    def __init__(self, keys: KeysCollection, percentiles: Sequence[float] | None = None, nonzero: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        percentiles: Sequence[float] | None = None,
+        nonzero: bool = False,
+        range_key: str = "intensity_range",
+    ) -> None:
         super().__init__(keys)
         self.scale = None if percentiles is None else ScaleByPercentiles(*check_percentiles(percentiles), nonzero)
+        self.range_key = range_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if self.scale is not None and d.get("intensity_range") is None:
+        if self.scale is not None and d.get(self.range_key) is None:
             for key in self.key_iterator(d):
-                d["intensity_range"] = self.scale.ranges(d[key])
+                d[self.range_key] = self.scale.ranges(d[key])
         return d
 
 
@@ -274,17 +281,20 @@ class ScaleIntensityByDtype(Transform):
 class ScaleIntensityByDtyped(EachKey):
     """Dictionary version of :class:`ScaleIntensityByDtype`.
 
-    An entry's own "intensity_range", the [low, high] of each channel, goes before the argument:
-    :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume, :class:`medmdm.data.PercentileRanged`
-    those of a picture.
-
     Args:
         keys: keys of images.
         intensity_range: (low, high) that become −1 and 1; ``None``: the full range of the file's type.
+        range_key: key of an entry's own [low, high] of each channel, which goes before ``intensity_range``;
+            :func:`medmdm.data.slice_volumes` puts there the percentiles of the volume, and
+            :class:`medmdm.data.PercentileRanged` those of a picture.
         allow_missing_keys: don't raise if a key is missing.
     """
 
     def __init__(
-        self, keys: KeysCollection, intensity_range: Sequence[float] | None = None, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        intensity_range: Sequence[float] | None = None,
+        range_key: str = "intensity_range",
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, ScaleIntensityByDtype(intensity_range), allow_missing_keys, "intensity_range")
+        super().__init__(keys, ScaleIntensityByDtype(intensity_range), allow_missing_keys, range_key)

@@ -54,9 +54,9 @@ def plain_tensor(image: torch.Tensor) -> torch.Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
-def file_name(image: Any) -> str:
+def file_name(image: Any, unknown: str = "the image") -> str:
     """Return the file that an image was read from, for sentences."""
-    return str(image.meta.get("filename_or_obj", "the image")) if isinstance(image, MetaTensor) else "the image"
+    return str(image.meta.get("filename_or_obj", unknown)) if isinstance(image, MetaTensor) else unknown
 
 
 def as_spacing(
@@ -188,13 +188,14 @@ class ResampleToSpacing(Transform):
 
 
 class ResampleToSpacingd(MapTransform):
-    """Dictionary version of :class:`ResampleToSpacing`, which finds (rows, columns) in mm beside the image: "spacing".
+    """Dictionary version of :class:`ResampleToSpacing`, which finds each image's spacing beside it.
 
     Args:
         keys: keys of images ``[C, H, W]``.
         spacing: mm between pixels of the result; ``None`` with no magnification: nothing is resampled.
         magnification: of the result, instead of a spacing.
         mode: ``"bilinear"``, or ``"nearest"`` for labels; one for each key or one for all.
+        spacing_key: key of the entry's own (rows, columns) in mm.
         allow_missing_keys: don't raise if a key is missing.
     """
 
@@ -204,15 +205,17 @@ class ResampleToSpacingd(MapTransform):
         spacing: float | Sequence[float] | None = None,
         magnification: float | None = None,
         mode: str | Sequence[str] = "bilinear",
+        spacing_key: str = "spacing",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.resample = [ResampleToSpacing(spacing, magnification, m) for m in ensure_tuple_rep(mode, len(self.keys))]
+        self.spacing_key = spacing_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, resample in self.key_iterator(d, self.resample):
-            d[key] = resample(d[key], as_spacing(d.get("spacing"), name=str(d.get("image"))))
+            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=str(d.get("image"))))
         return d
 
 
@@ -243,16 +246,24 @@ def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str
     return image[:, slices[0], slices[1]]
 
 
+class CutRegion(Transform):
+    """Cut an image ``[C, H, W]`` to a region; see :func:`cut_region`."""
+
+    def __call__(self, img: Any, region: Mapping[str, Sequence[int]] | None = None) -> Any:
+        return cut_region(img, region)
+
+
 class CutRegiond(EachKey):
-    """Cut images to the "region" of their entry, see :func:`cut_region`; entries without one stay whole.
+    """Dictionary version of :class:`CutRegion`: the region is the data-list entry's; entries without one stay whole.
 
     Args:
         keys: keys of images ``[C, H, W]``.
+        region_key: key of the region, ``{"rows": [first, end], "columns": [first, end]}``.
         allow_missing_keys: don't raise if a key is missing.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, cut_region, allow_missing_keys, "region")
+    def __init__(self, keys: KeysCollection, region_key: str = "region", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, CutRegion(), allow_missing_keys, region_key)
 
 
 class PadToSize(Transform):
