@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import medmdm
 from medmdm.cli import check, compare, convert, export, init, prepare, report, split
-from medmdm.errors import UserError
+from medmdm.errors import INTERRUPTED, UserError, find_user_error
 
 __all__ = ["main"]
 
@@ -49,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         return int(args.run(args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        user_error = find_user_error(error)
+        if user_error is None:
+            raise
+        print(f"error: {user_error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmdm.errors import UserError, nearest
+from medmdm.files import claim
 
 __all__ = ["KINDS", "Kind", "prepare"]
 
@@ -81,7 +82,7 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         The summary table.
 
     Raises:
-        UserError: one sentence about the file that is in the way.
+        UserError: one sentence about the file that is in the way, or that another process writes to ``dest``.
     """
     if kind not in KINDS:
         raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}.")
@@ -93,5 +94,6 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
     real_source, real_dest = source.resolve(), dest.resolve()
     if real_source == real_dest or real_source in real_dest.parents:
         raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder.")
+    claim(dest)
     summary: str = importlib.import_module(KINDS[kind].module).prepare(source, dest, **options)
     return summary
