@@ -6,8 +6,10 @@ import contextlib
 import difflib
 import errno
 import functools
+import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -44,6 +46,10 @@ class FullDiskError(UserError, OSError):
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # torch.save hides why its file came out short: "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0".
 _CUT_SHORT = ("unexpected pos", "PytorchStreamWriter failed")
+# MONAI's sentence around what a component's constructor raised.
+_NOT_MADE = re.compile("Failed to instantiate component '([^']+)'")
+# What these raise without a sentence is a mistake of ours, whose traceback is of use.
+_OURS = ("medmdm.artifacts.", "medmdm.data.", "medmdm.pretrain.", "medmdm.reports.", "medmdm.runs.", "medmdm.segment.")
 
 
 @contextlib.contextmanager
@@ -89,13 +95,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def find_user_error(error: BaseException | None) -> UserError | None:
     """Return the first :class:`UserError` in the chain of causes: MONAI's config parser wraps what components raise.
 
-    A full disk counts as one wherever it was found.
+    A full disk counts as one wherever it was found, and so does a component that refuses its arguments.
     """
     chain = list(_chain(error))
-    full = (one for one in chain if isinstance(one, OSError) and one.errno in _FULL)
     found: list[UserError] = [one for one in chain if isinstance(one, UserError)]
+    full = (one for one in chain if isinstance(one, OSError) and one.errno in _FULL)
     found += [FullDiskError(one.filename or "the disk", str(one.strerror)) for one in full]
+    for one, cause in reversed(list(itertools.pairwise(chain))):
+        made = _NOT_MADE.match(str(one))
+        if made and isinstance(cause, (TypeError, ValueError)) and not made[1].startswith(_OURS):
+            found.append(cannot_be_built(made[1], cause))
     return found[0] if found else None
+
+
+def cannot_be_built(name: str, error: Exception) -> UserError:
+    """Return the sentence for a component whose constructor raised ``error``."""
+    return UserError(f"{name} cannot be built: {str(error).strip().splitlines()[0].rstrip('.')}.")
 
 
 def show_user_errors_as_sentences() -> None:

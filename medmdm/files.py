@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # the command line starts without torch, which takes seconds
 logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".part"
+#: In a folder of masks or pictures that medmdm wrote: images are not looked for there.
+OUTPUTS_MARK = ".medmdm_outputs"
 
 
 @contextlib.contextmanager
@@ -80,6 +82,13 @@ def sweep_temporaries(folder: str | os.PathLike[str], seconds: float = 0) -> Non
         with contextlib.suppress(FileNotFoundError):
             if not seconds or time.time() - leftover.stat().st_mtime > seconds:
                 leftover.unlink()
+
+
+def mark_outputs(folder: Path) -> None:
+    """Make a folder of outputs, and see that a later search for images in a folder above leaves it out."""
+    with refuse_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUTS_MARK).touch()
 
 
 #: Folders that this process writes to, by device and inode, and the descriptors that hold them.

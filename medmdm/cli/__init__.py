@@ -24,9 +24,14 @@ COMMANDS = {
     "export": export,
 }
 
+_BUNDLES = (
+    "To train and to segment, lay out the bundles in a folder (python -m medmdm init FOLDER) and run one there: "
+    "python -m monai.bundle run --config_file bundles/mdm_pretrain.json; from elsewhere give the path to bundles/."
+)
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__, epilog=_BUNDLES)
     parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for name, module in COMMANDS.items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
-from medmdm.errors import UserError
+from medmdm.errors import UserError, cannot_be_built
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
@@ -185,7 +185,12 @@ class FromScratch(_EndToEnd):
     def fit(self, task: Task, extractor: Extractor | None = None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         torch.manual_seed(task.seed)
-        network = PaddedNetwork(self.network(), self.multiple, task.num_classes).to(task.device)
+        try:
+            made = self.network()
+        except (TypeError, ValueError) as error:
+            kind = self.network.func if isinstance(self.network, functools.partial) else self.network
+            raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
+        network = PaddedNetwork(made, self.multiple, task.num_classes).to(task.device)
         groups = [{"params": list(network.parameters()), "lr": self.learning_rate}]
         losses = self.train(network, groups, task, functools.partial(network.train, True))
         network.requires_grad_(False)

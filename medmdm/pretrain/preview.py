@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, is_main_process
+from medmdm.files import atomic_write, is_main_process, mark_outputs
 from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
 
@@ -86,6 +86,7 @@ class Preview(Periodic):
         picture = preview_grid([c[: self.max_shown] for c in columns], titles, self.note)
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
+        mark_outputs(Path(self.folder) / "previews")
         atomic_write(Path(self.folder) / "previews" / f"step_{engine.state.iteration:08d}.png", buffer.getvalue())
 
     def _restore_one(self, engine: Engine, x_t: Tensor, t: int) -> Tensor:

@@ -40,6 +40,7 @@ def study_table(
     patients: Mapping[str, str | None],
     seen: Mapping[str, Provenance],
     reference: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[dict[str, Any], str]:
     """Summarise a study, and compare its cells with a reference.
 
@@ -48,13 +49,14 @@ def study_table(
         patients: the patient of each case, where known.
         seen: what each backbone has seen, by its name.
         reference: (backbone, head) that all others are compared with.
+        notes: sentences that a reader of the numbers should know.
 
     Returns:
         The numbers (JSON-able), and the tables in Markdown.
     """
     rows = summarise_study(table, patients)
     comparisons = [] if reference is None else json_ready(_compare(table, patients, tuple(reference)))
-    text = render("study.md.j2", rows=rows, comparisons=comparisons, seen=seen, reference=reference)
+    text = render("study.md.j2", rows=rows, comparisons=comparisons, seen=seen, reference=reference, notes=notes)
     return {"rows": rows, "comparisons": comparisons}, text
 
 

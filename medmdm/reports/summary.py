@@ -210,7 +210,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "ignore": None if evaluation.instance_labels else evaluation.ignore,
         "distance_unit": scores.ruler.unit,
         "tolerance": scores.ruler.tolerance,
-        "notes": list(dict.fromkeys([*scores.notes, *dice.warnings])),
+        "notes": list(dict.fromkeys([*evaluation.protocol.get("notes", ()), *scores.notes, *dice.warnings])),
         "metric_per_case": [
             {
                 "case": case.name,

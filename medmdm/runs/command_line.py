@@ -20,7 +20,6 @@ from medmdm.errors import UserError
 
 #: Within parts, whose schema does not say what their arguments are.
 _PATHS = ("path", "folder")
-_JSON_WORDS = ("true", "false", "null")
 
 
 def typed() -> dict[str, str]:
@@ -64,15 +63,15 @@ def restore(parser: ConfigParser, settings: Mapping[str, Mapping[str, Any]]) -> 
     given = typed()
     for key, value in given.items():
         kind = settings.get(key, {"type": "string"} if key.rpartition("#")[2] in _PATHS else {})
-        if key == "device" or not _is_text(kind) or value[:1] in ("$", "@", "%"):
-            continue
-        nullable = "null" in kind["type"]
-        if (nullable and value in ("null", "None")) or ("object" in kind["type"] and value[:1] == "{"):
-            text = parser.get(key) if value[:1] == "{" else None
+        if value == "None" and key in settings:  # MONAI drops it, and the default would stand
+            meant: Any = None
+        elif key != "device" and _is_text(kind) and not _means_more(value, kind):
+            meant = _unquoted(value)
+            meant = Path(meant) if "#" in meant or meant in ("true", "false") else meant
         else:
-            text = _unquoted(value)
-        if text != parser.get(key) or text in _JSON_WORDS:
-            parser[key] = Path(text) if isinstance(text, str) and ("#" in text or text in _JSON_WORDS) else text
+            continue
+        if meant != parser.get(key):
+            parser[key] = meant
             changed = True
     for path, value in _texts(parser.get()):
         if "::" in value and value[:1] not in ("$", "@", "%") and path not in given:
@@ -86,6 +85,10 @@ def restore(parser: ConfigParser, settings: Mapping[str, Mapping[str, Any]]) -> 
 def _is_text(kind: Mapping[str, Any]) -> bool:
     kinds = kind.get("type", ())
     return "string" in kinds and "array" not in kinds and "pattern" not in kind and not kind.get("x-part")
+
+
+def _means_more(value: str, kind: Mapping[str, Any]) -> bool:
+    return value == "null" or value[:1] in ("$", "@", "%") or ("object" in kind["type"] and value[:1] == "{")
 
 
 def _unquoted(value: str) -> str:

@@ -19,7 +19,7 @@ from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
+from medmdm.files import atomic_write, claim, mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
@@ -139,6 +139,7 @@ class Evaluation:
         self.data.announce()
         tested, task = self.data.tested(), self.segmenter.task
         record = RunFolder(Path(self.outputs.folder), dict(self.config), {}, self.data.identity(tested), 0)
+        self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
         protocol = {**{k: v for k, v in task.items() if k != "ledger"}, "segmenter": self.segmenter.path}
@@ -167,10 +168,17 @@ class Inference:
     inferer: Inferer | None = None
 
     def run(self) -> Sequence[Path]:
-        """Segment every image; return the masks' paths."""
+        """Segment every image; return the masks' paths.
+
+        Raises:
+            UserError: a mask could be written over an image, or another process writes to the folder.
+        """
         folder, cases = Path(self.outputs.folder), self.reader.cases
         predictor = _predictor(self.segmenter, self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test]
+        self.outputs.refuse_sources(entries)
+        mark_outputs(folder / "predictions")
+        claim(folder)
         tables, masks = [], []
         for number, entry in enumerate(entries, start=1):
             case = self.reader.read({key: value for key, value in entry.items() if key != "label"})

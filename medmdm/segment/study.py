@@ -180,7 +180,6 @@ class Study:
         folder = Path(self.run_dir)
         training, tested = {case.name: case for case in self.data.support()}, self.data.tested()
         identity = self.data.identity(tested, list(training.values()))
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
         # What changes from session to session is checked cell by cell, so that a study can grow.
         record = RunFolder(folder, {"bundle": self.config.get("bundle")}, {}, identity, 0)
         record.open()
@@ -191,11 +190,15 @@ class Study:
         cells = list(self.cells())
         contents = {case.name: [case.name, content_hash(case)] for case in [*training.values(), *tested]}
         supports, keys, found = [], [], []
+        notes: dict[str, None] = {}
         for cell in cells:
             supports.append([training[str(e["case"])] for e in self.data.draw_support(cell.shots, cell.draw)])
+            notes |= dict.fromkeys(self.data.lacking(supports[-1], cell.draw))
             read = ([contents[case.name] for case in cases] for cases in (supports[-1], tested))
             keys.append(self._key(cell, *read))
             found.append(_finished(self._path(cell), keys[-1]))
+        for note in notes:
+            logger.warning("%s: it cannot be learnt from them.", note)
         logger.info("%d cells, %d of them finished before", len(cells), sum(one is not None for one in found))
         rows: list[dict[str, Any]] = []
         every = zip(cells, supports, keys, found, strict=True)
@@ -213,9 +216,10 @@ class Study:
         labelled = support_ledger(list(training.values()))
         seen = {n: find_provenance(tested, b.plan.get("ledger"), labelled) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in tested}
-        summary, page = study_table(table, patients, seen, self.reference)
+        summary, page = study_table(table, patients, seen, self.reference, list(notes))
         stamps = {name: asdict(one) for name, one in seen.items()}
-        save_json({"settings": dict(self.config), "stamps": stamps, "table": summary}, folder / "study.json")
+        content = {"settings": dict(self.config), "stamps": stamps, "table": summary, "notes": list(notes)}
+        save_json(content, folder / "study.json")
         atomic_write(folder / "study.md", page)
         record.finish(0)
         print(page)

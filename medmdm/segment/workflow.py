@@ -92,8 +92,11 @@ class Segmentation:
         # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
         config = {**self.config, "backbone_sha256": self.backbone.identity}
         record = RunFolder(Path(self.outputs.folder), config, {}, self.data.identity(tested, support), self.seed)
+        self.outputs.refuse_sources(self.data.entries())
         record.open()
         protocol = self._protocol(support)
+        for note in protocol.get("notes", ()):
+            logger.warning("%s: it cannot be learnt from them.", note)
         plan: Mapping[str, Any] = self.backbone.plan
         if not self.head.needs_backbone:  # a network from scratch saw none of the images that a backbone saw
             plan = {**plan, "ledger": make_ledger()}
@@ -159,4 +162,5 @@ class Segmentation:
             "num_classes": cases.num_classes,
             "class_names": list(cases.class_names),
             "label_type": cases.label_type,
+            **({"notes": lacking} if (lacking := self.data.lacking(support, self.data.draw)) else {}),
         }
