@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError, cannot_be_built, nearest
 
 #: Where there are classes that may be built on the word of a weights file; nothing else is imported for it.
 ROOMS = ("medmdm.corruption", "medmdm.backbones", "medmdm.heads", "medmdm.segment", "monai.networks.nets")
@@ -215,7 +215,7 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
     except (TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{config['_target_']} cannot be built: {str(error).rstrip('.')}.") from error
+        raise cannot_be_built(str(config["_target_"]), error) from error
 
 
 def _part(value: Any, trust: bool) -> Any:

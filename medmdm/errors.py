@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import functools
+import itertools
 import logging
+import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted: the same command goes on from what is finished."
 
 
 class UserError(ValueError):
@@ -17,6 +24,46 @@ class UserError(ValueError):
 
     Raise it as early as possible; :func:`show_user_errors_as_sentences` prints it without a traceback.
     """
+
+
+class FullDiskError(UserError, OSError):
+    """A disk or a quota is full; also an ``OSError``, so that a cache, which a run can do without, may go on.
+
+    Args:
+        folder: what was written to.
+        reason: the system's, such as "No space left on device".
+    """
+
+    def __init__(self, folder: object, reason: str = "No space left on device") -> None:
+        super().__init__(folder, reason)
+        self.strerror = reason
+        self._sentence = f"{folder} cannot be written ({reason}): free some space, then the same command goes on."
+
+    def __str__(self) -> str:
+        return self._sentence
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# torch.save hides why its file came out short: "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0".
+_CUT_SHORT = ("unexpected pos", "PytorchStreamWriter failed")
+# MONAI's sentence around what a component's constructor raised.
+_NOT_MADE = re.compile("Failed to instantiate component '([^']+)'")
+# What these raise without a sentence is a mistake of ours, whose traceback is of use.
+_OURS = ("medmdm.artifacts.", "medmdm.data.", "medmdm.pretrain.", "medmdm.reports.", "medmdm.runs.", "medmdm.segment.")
+
+
+@contextlib.contextmanager
+def refuse_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise a :class:`FullDiskError` that names ``folder`` where what is written in the block finds no space."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reasons = [one.strerror for one in _chain(error) if isinstance(one, OSError) and one.errno in _FULL]
+        if not reasons and isinstance(error, RuntimeError) and any(words in str(error) for words in _CUT_SHORT):
+            reasons = ["the file was cut short; the disk may be full"]
+        if not reasons or isinstance(error, UserError):
+            raise
+        raise FullDiskError(folder, str(reasons[0])) from error
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
@@ -36,21 +83,41 @@ def warn_once(sentence: str) -> None:
     logger.warning(sentence)
 
 
-def find_user_error(error: BaseException | None) -> UserError | None:
-    """Return the first :class:`UserError` in the chain of causes: MONAI's config parser wraps what components raise."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and what caused it, the last one first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            return error
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """Return the first :class:`UserError` in the chain of causes: MONAI's config parser wraps what components raise.
+
+    A full disk counts as one wherever it was found, and so does a component that refuses its arguments.
+    """
+    chain = list(_chain(error))
+    found: list[UserError] = [one for one in chain if isinstance(one, UserError)]
+    full = (one for one in chain if isinstance(one, OSError) and one.errno in _FULL)
+    found += [FullDiskError(one.filename or "the disk", str(one.strerror)) for one in full]
+    for one, cause in reversed(list(itertools.pairwise(chain))):
+        made = _NOT_MADE.match(str(one))
+        if made and isinstance(cause, (TypeError, ValueError)) and not made[1].startswith(_OURS):
+            found.append(cannot_be_built(made[1], cause))
+    return found[0] if found else None
+
+
+def cannot_be_built(name: str, error: Exception) -> UserError:
+    """Return the sentence for a component whose constructor raised ``error``."""
+    return UserError(f"{name} cannot be built: {str(error).strip().splitlines()[0].rstrip('.')}.")
 
 
 def show_user_errors_as_sentences() -> None:
     """Make the interpreter end with ``error: <sentence>`` and status 1 when a :class:`UserError` ends the program.
 
-    Every other exception keeps its traceback. Calling it twice is harmless.
+    An interrupt ends with a sentence too, by its signal. Every other exception keeps its traceback. Calling it twice is
+    harmless.
     """
     previous = sys.excepthook
     if getattr(previous, "_medmdm", False):
@@ -58,7 +125,9 @@ def show_user_errors_as_sentences() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         user_error = find_user_error(error)
-        if user_error is None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(INTERRUPTED, file=sys.stderr)
+        elif user_error is None:
             previous(kind, error, trace)
         else:
             # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.

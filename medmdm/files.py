@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,12 +17,16 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, refuse_full_disk
 
 if TYPE_CHECKING:  # the command line starts without torch, which takes seconds
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_SUFFIX = ".part"
+#: In a folder of masks or pictures that medmdm wrote: images are not looked for there.
+OUTPUTS_MARK = ".medmdm_outputs"
 
 
 @contextlib.contextmanager
@@ -28,19 +35,23 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed; after an
     exception the temporary file is deleted and the old one stays. Missing parent folders are made.
+
+    Raises:
+        FullDiskError: there is no space for it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY_SUFFIX}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # a full disk would keep gigabytes of it
-        raise
+    with refuse_full_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # a full disk would keep gigabytes of it
+            raise
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -71,6 +82,84 @@ def sweep_temporaries(folder: str | os.PathLike[str], seconds: float = 0) -> Non
         with contextlib.suppress(FileNotFoundError):
             if not seconds or time.time() - leftover.stat().st_mtime > seconds:
                 leftover.unlink()
+
+
+def mark_outputs(folder: Path) -> None:
+    """Make a folder of outputs, and see that a later search for images in a folder above leaves it out."""
+    with refuse_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUTS_MARK).touch()
+
+
+#: Folders that this process writes to, by device and inode, and the descriptors that hold them.
+_CLAIMED: dict[tuple[int, int], int] = {}
+
+
+def claim(folder: str | os.PathLike[str]) -> None:
+    """Make this process the only one that writes to a folder, until it ends, however it ends.
+
+    The folder itself is locked, so that nothing is left in it; on a file system that wants a file to lock (NFS), and on
+    Windows, it is ``.lock`` in it. Of the processes of a torchrun the main one claims for all; a folder that does not
+    exist is not claimed.
+
+    Raises:
+        UserError: another process has claimed it.
+    """
+    folder = Path(folder)
+    if not is_main_process() or not folder.is_dir():
+        return
+    status = folder.stat()
+    identity = status.st_dev, status.st_ino
+    if identity in _CLAIMED:
+        return
+    try:
+        _CLAIMED[identity] = _locked(folder)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is writing to {folder}: wait until it ends, stop it, or choose another folder."
+        ) from error
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see that no other process writes to it.", folder, error.strerror)
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor that holds the lock of a folder until it is closed, at the latest by the system."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            os.close(handle)
+            raise BlockingIOError from error
+        return handle
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            os.close(handle)
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _release_in_child() -> None:
+    """A loader's worker must not hold the folder of a run that was killed."""
+    while _CLAIMED:
+        os.close(_CLAIMED.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def file_hash(path: Path) -> str:

@@ -170,7 +170,7 @@ class CachedExtractor(nn.Module):
             save_torch(content, self.folder / f"{name}.pt")
             self.on_disk += _size(content)
         except OSError as error:  # a full disk must not end a run that can do without
-            logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error)
+            logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error.strerror or error)
             self.max_bytes = 0
 
     def _load(self, name: str) -> dict[str, Any] | None:

@@ -9,15 +9,20 @@ from collections.abc import Sequence
 
 import medmdm
 from medmdm.cli import check, compare, convert, export, init, prepare, report, split
-from medmdm.errors import UserError
+from medmdm.errors import INTERRUPTED, UserError, find_user_error
 
 __all__ = ["main"]
 
 COMMANDS = (init, prepare, check, split, report, compare, convert, export)
 
+_BUNDLES = (
+    "To train and to segment, lay out the bundles in a folder (python -m medmdm init FOLDER) and run one there: "
+    "python -m monai.bundle run --config_file bundles/mdm_pretrain.json; from elsewhere give the path to bundles/."
+)
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__, epilog=_BUNDLES)
     parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for module in COMMANDS:
@@ -41,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         return args.run(args) or 0  # only ``check`` has a status of its own
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        user_error = find_user_error(error)
+        if user_error is None:
+            raise
+        print(f"error: {user_error}", file=sys.stderr)
         return 1

@@ -90,7 +90,9 @@ def select_cases(
     counts = [f"{len(kept[section])} {section}" for section in IMAGE_SECTIONS if kept[section]]
     if not counts:
         nothing = f"{chosen.title}: no case is left in {', '.join(sections)}"
-        raise UserError(f"{'; '.join([nothing, *warnings])}.")
+        others = [section for section in SECTIONS if getattr(chosen, section) and section not in sections]
+        remedy = f"choose a section that has cases ({', '.join(others)}) or " if others else ""
+        raise UserError(f"{'; '.join([nothing, *warnings])}: {remedy}correct dataset_dir or the list.")
     sentences = [f"{folder}: data list {chosen.title}, cases: {', '.join(counts)}"]
     training, validation, test, unlabeled = (kept[section] for section in IMAGE_SECTIONS)
     cases = Selection(folder, chosen, training, validation, test, (), tuple(warnings), unlabeled=unlabeled)

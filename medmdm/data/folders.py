@@ -14,6 +14,7 @@ from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom,
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.errors import UserError
+from medmdm.files import OUTPUTS_MARK
 
 DEMO = "demo"
 DEMO_LABELLED = "demo_labelled"
@@ -68,8 +69,8 @@ def is_mask(path: PurePath) -> bool:
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
     """Search ``folder`` and everything below it for pictures and volumes, leaving masks out.
 
-    A folder that directly holds DICOM files counts as one volume. Hidden files and folders and ``__MACOSX`` are
-    skipped; links are followed, each folder being visited once.
+    A folder that directly holds DICOM files counts as one volume. Hidden files and folders, ``__MACOSX`` and masks that
+    medmdm predicted are skipped; links are followed, each folder being visited once.
 
     Args:
         folder: where to search.
@@ -106,7 +107,7 @@ def is_hidden(name: str) -> bool:
 
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Give all files below a folder but hidden ones; links are followed, each folder being visited once.
+    """Give all files below a folder but hidden ones and what medmdm wrote there; links are followed, each folder once.
 
     Raises:
         UserError: a folder cannot be read.
@@ -119,6 +120,9 @@ def walk_files(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in visited:  # a link back to a folder above, or two links to one folder
+            folders.clear()
+            continue
+        if OUTPUTS_MARK in files and Path(folder) != root:
             folders.clear()
             continue
         visited.add(real)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
-from medmdm.errors import UserError
+from medmdm.errors import UserError, cannot_be_built
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.consistency import Consistency
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
@@ -107,7 +107,12 @@ class FromScratch:
     def fit(self, task: Task, extractor: Extractor | None = None) -> Fitted:
         """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         torch.manual_seed(task.seed)
-        network = PaddedNetwork(self.network(), self.multiple, task.num_classes).to(task.device)
+        try:
+            made = self.network()
+        except (TypeError, ValueError) as error:
+            kind = self.network.func if isinstance(self.network, functools.partial) else self.network
+            raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
+        network = PaddedNetwork(made, self.multiple, task.num_classes).to(task.device)
         groups = [{"params": list(network.parameters()), "lr": self.training.learning_rate}]
         train_mode = functools.partial(network.train, True)
         averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled)

@@ -169,7 +169,7 @@ class PixelClassifierHead:
                 engine.terminate()
 
         trainer = Engine(step)
-        trainer.logger.setLevel(logging.WARNING)
+        trainer.logger.setLevel(logging.CRITICAL)  # what ends it is raised as well
         trainer.add_event_handler(Events.EPOCH_COMPLETED, end_of_epoch)
         trainer.run(loader, self.max_epochs)
         for member, state in finished.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medmdm.errors import UserError, nearest
+from medmdm.files import claim
 
 __all__ = ["KINDS", "Kind", "prepare"]
 
@@ -79,7 +80,7 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         The summary table.
 
     Raises:
-        UserError: one sentence about the file that is in the way.
+        UserError: one sentence about the file that is in the way, or that another process writes to ``dest``.
     """
     from medmdm.prepare.release import open_release
     from medmdm.prepare.writing import carry_out
@@ -93,6 +94,7 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         raise UserError(f"{dest} is a file: give a folder to write to.")
     if dest.resolve().is_relative_to(source.resolve()):
         raise UserError(f"DEST {dest} is inside SOURCE {source}, so a second run would read it: choose another folder.")
+    claim(dest)
     layout = importlib.import_module(f"medmdm.prepare.{KINDS[kind].module}")
     with open_release(source, KINDS[kind].zips_inside) as release:
         return carry_out(kind, layout.plan(release, **options), dest)

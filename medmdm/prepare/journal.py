@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmdm.data.lists import LIST_NAMES
-from medmdm.errors import UserError
+from medmdm.errors import UserError, refuse_full_disk
 from medmdm.files import atomic_write, file_hash
 from medmdm.prepare.preparation import Made, SourceCase
 
@@ -82,7 +82,7 @@ class Journal:
             "columns": dict(made.columns),
             "notes": list(made.notes),
         }
-        with open(self._path, "ab") as file:
+        with refuse_full_disk(self.dest), open(self._path, "ab") as file:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())

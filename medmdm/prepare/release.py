@@ -16,7 +16,7 @@ from typing import IO
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES
 from medmdm.data.folders import is_hidden, walk_files
-from medmdm.errors import UserError
+from medmdm.errors import FullDiskError, UserError, refuse_full_disk
 from medmdm.files import stream_hash
 
 # Pictures of one colour shrink a thousandfold, so a ratio means nothing for small files. No data set of images shrinks
@@ -63,7 +63,7 @@ class SourceFile:
         with tempfile.TemporaryDirectory(prefix="medmdm-") as folder:
             target = Path(folder, self.path.name)
             try:
-                with self._reading() as file, open(target, "wb") as unpacked:
+                with self._reading() as file, refuse_full_disk(folder), open(target, "wb") as unpacked:
                     shutil.copyfileobj(file, unpacked, 1 << 20)
                 yield target
             except UserError as error:
@@ -76,6 +76,8 @@ class SourceFile:
                 yield file
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self.shown} cannot be unpacked ({error}): download the zip file again.") from error
+        except FullDiskError:
+            raise
         except OSError as error:
             raise UserError(f"{self.shown} cannot be read ({error.strerror or error}): check the file.") from error
 

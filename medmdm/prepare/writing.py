@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.data.validity import size_text
-from medmdm.errors import UserError
-from medmdm.files import sweep_temporaries, text_hash
+from medmdm.errors import UserError, refuse_full_disk
+from medmdm.files import claim, sweep_temporaries, text_hash
 from medmdm.prepare.journal import Journal, write_if_changed
 from medmdm.prepare.preparation import Preparation, SourceCase
 
@@ -37,6 +37,9 @@ def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
     if gone:
         problem = f"{dest} holds {len(gone)} cases prepared before that the source no longer has (first: {gone[0]})"
         raise UserError(f"{problem}: give another folder, or put all parts of the release into one source.")
+    with refuse_full_disk(dest):
+        dest.mkdir(parents=True, exist_ok=True)
+    claim(dest)
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
     made = 0

@@ -22,6 +22,7 @@ from medmdm.check.sharing import quick_check
 from medmdm.data.dataset import CropDataset
 from medmdm.data.holdout import HeldOut
 from medmdm.data.selection import Selection
+from medmdm.errors import refuse_full_disk
 from medmdm.files import atomic_write, is_main_process, world_size
 from medmdm.runs.processes import average
 
@@ -136,14 +137,15 @@ class StepLog:
         row = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in {"step": step, **values, **heldout}.items()}
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
         assert self.writer is not None
-        for name, value in {**values, **heldout}.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+        with refuse_full_disk(self.path.parent):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            for name, value in {**values, **heldout}.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()
         message = f"step {step}/{engine.state.epoch_length}"
         if values:
             batch_size = engine.state.output["batch_size"] * world_size()

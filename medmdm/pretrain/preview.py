@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
-from medmdm.files import atomic_file, is_main_process
+from medmdm.files import atomic_file, is_main_process, mark_outputs
 from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
 
@@ -86,6 +86,7 @@ class Preview(Periodic):
         titles = ["original"] + [f"{what} t={t}" for t in self.timesteps for what in ("given", "restored")]
         columns = [self.crops, *shown]
         picture = preview_grid([c[: self.max_shown] for c in columns], titles, self.note)
+        mark_outputs(Path(self.folder) / "previews")
         with atomic_file(Path(self.folder) / "previews" / f"step_{engine.state.iteration:08d}.png") as file:
             picture.save(file, format="PNG")
 

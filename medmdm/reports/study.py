@@ -42,6 +42,7 @@ def study_table(
     seen: Mapping[str, Provenance],
     reference: Sequence[str] | None = None,
     baselines: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[dict[str, Any], str]:
     """Summarise a study, and compare its cells with a reference.
 
@@ -52,6 +53,7 @@ def study_table(
         reference: (backbone, head) that all others are compared with.
         baselines: the same columns for masks that cost nothing, named in ``head``: ``all_foreground`` with 0 shots, and
             ``mean_mask`` of the labelled masks of each number of shots and draw, where it is known.
+        notes: sentences that a reader of the numbers should know.
 
     Returns:
         The numbers (JSON-able), and the tables in Markdown.
@@ -62,7 +64,7 @@ def study_table(
     if baselines is not None:
         free, gains = summarise_study(baselines, patients), json_ready([*_gains(table, baselines, patients)])
     content = {"rows": rows, "comparisons": comparisons, "baselines": free, "gains": gains}
-    return content, render("study.md.j2", **content, seen=seen, reference=reference)
+    return content, render("study.md.j2", **content, seen=seen, reference=reference, notes=notes)
 
 
 def summarise_study(table: pd.DataFrame, patients: Mapping[str, str | None] | None = None) -> list[dict[str, Any]]:

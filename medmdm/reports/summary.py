@@ -204,7 +204,11 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "ignore": None if evaluation.instance_labels else evaluation.ignore,
         "distance_unit": scores.ruler.unit,
         "tolerance": scores.ruler.tolerance,
-        "notes": list(dict.fromkeys([*not_better(baselines), *scores.notes, *dice.warnings])),
+        "notes": list(
+            dict.fromkeys(
+                [*not_better(baselines), *evaluation.protocol.get("notes", ()), *scores.notes, *dice.warnings]
+            )
+        ),
         "metric_per_case": [
             {
                 "case": case.name,

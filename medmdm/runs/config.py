@@ -26,7 +26,8 @@ from monai.bundle.config_item import ConfigComponent
 
 from medmdm.components import moved, to_config
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
-from medmdm.files import resource_folder, text_hash
+from medmdm.files import claim, resource_folder, text_hash
+from medmdm.runs.command_line import restore, written_folder
 from medmdm.runs.memory import keep_freed_memory
 
 #: Keys that MONAI itself gives a meaning to.
@@ -166,13 +167,16 @@ def described(key: str) -> dict[str, Any]:
 
 
 def start() -> None:
-    """Begin a bundle: user errors become sentences, the config is normalised and checked.
+    """Begin a bundle: user errors become sentences, the config is normalised and checked, its folder is claimed.
 
     Raises:
-        UserError: with a sentence for each unknown key and each value that is not of its kind.
+        UserError: with a sentence for each unknown key and each value that is not of its kind, or another process
+            writes to the folder.
     """
     show_user_errors_as_sentences()
     parser = current_parser()
+    if restore(parser, settings(str(parser.get("bundle")))):
+        parser.parse(reset=True)
     normalise(parser)
     config = parser.get()
     check(config)
@@ -181,8 +185,12 @@ def start() -> None:
     given = {key: parser.get_parsed_content(key) for key in late}
     _refuse(faults(given, {"properties": known}))
     check_device(config.get("device"))
-    if {**config, **given}.get("keep_freed_memory"):
+    given = {**config, **given}
+    if given.get("keep_freed_memory"):
         keep_freed_memory()
+    folder = written_folder(given)
+    if folder is not None:  # another process is named before hours of reading
+        claim(folder)
 
 
 def normalise(parser: ConfigParser) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import medmdm
 from medmdm.errors import UserError
-from medmdm.files import is_main_process, save_json, save_torch, sweep_temporaries, world_size
+from medmdm.files import claim, is_main_process, save_json, save_torch, sweep_temporaries, world_size
 from medmdm.runs.config import differing_keys, may_change
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
@@ -55,7 +55,8 @@ class RunFolder:
         """Make the folder, or check that it is this run's; note that a session begins.
 
         Raises:
-            UserError: if the folder belongs to another configuration, or to something else.
+            UserError: if the folder belongs to another configuration or to something else, or another process writes
+                to it.
         """
         record_path = self.path / "run.json"
         if record_path.exists():
@@ -83,6 +84,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            claim(self.path)
         except OSError as error:
             raise UserError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         sweep_temporaries(self.path)

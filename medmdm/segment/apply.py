@@ -19,7 +19,7 @@ from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
+from medmdm.files import atomic_write, claim, mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
@@ -141,6 +141,7 @@ class Evaluation:
         self.data.announce()
         tested, task = self.data.tested(), self.segmenter.task
         record = RunFolder(Path(self.outputs.folder), dict(self.config), {}, self.data.identity(tested), 0)
+        self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
         protocol = {**{k: v for k, v in task.items() if k != "ledger"}, "segmenter": self.segmenter.path}
@@ -169,10 +170,16 @@ class Inference:
     inferer: Inferer | None = None
 
     def run(self) -> Sequence[Path]:
-        """Segment every image; return the masks' paths."""
+        """Segment every image; return the masks' paths.
+
+        Raises:
+            UserError: a mask could be written over an image, or another process writes to the folder.
+        """
         cases = self.reader.cases
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
+        self.outputs.refuse_sources(entries)
+        claim(Path(self.outputs.folder))
         return segment_all(entries, self.reader, predictor, self.postprocess, self.outputs)
 
 
@@ -185,6 +192,7 @@ def segment_all(
 ) -> list[Path]:
     """Write masks of cases whose labels, where there are any, are not looked at; return their paths."""
     folder, tables, masks = Path(outputs.folder), [], []
+    mark_outputs(folder / "predictions")
     for number, entry in enumerate(entries, start=1):
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)

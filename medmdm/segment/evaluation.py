@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from medmdm.data.files.pictures import image_size
+from medmdm.data.lists import SECTIONS
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.selection import Selection
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
+from medmdm.files import mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.baselines import mean_mask
@@ -80,6 +82,22 @@ class Outputs:
         if self.study is not None and not Path(self.study).is_file():
             raise UserError(f"study names {self.study}, which does not exist: give the study.csv of a study.")
 
+    def refuse_sources(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """See that no mask can be written over what it is made from, before anything is written.
+
+        Raises:
+            UserError: an image or a label lies where the masks go.
+        """
+        masks = (Path(self.folder) / "predictions").resolve()
+        for entry in entries:
+            images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+            for source in (*images, *([entry["label"]] if entry.get("label") else [])):
+                if masks in (real := Path(source).resolve()).parents or masks == real:
+                    raise UserError(
+                        f"{source} lies in {Path(self.folder) / 'predictions'}, where the masks are written, and could "
+                        "be written over: choose another folder to write to."
+                    )
+
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
         prediction = predictor.case(case)
@@ -135,8 +153,11 @@ class LabelledData:
 
     def __post_init__(self) -> None:
         if not getattr(self.cases, self.section, None) and not self.cross_validated:
-            need = "correct the data list or choose another section"
-            raise UserError(f"There is no {self.section} case to evaluate: {need}.")
+            others = [name for name in SECTIONS if getattr(self.cases, name)]
+            raise UserError(
+                f"There is no {self.section} case to evaluate: correct the data list or choose another section"
+                + (f" (it has cases for {', '.join(others)})." if others else ".")
+            )
         if self.shots is not None:
             self.draw_support(self.shots, self.draw)
 
@@ -158,6 +179,10 @@ class LabelledData:
     def draw_support(self, shots: int, draw: int) -> Sequence[dict[str, Any]]:
         """Return the entries of so many training cases."""
         return self.cases.subset(shots, self.rule, draw).training
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the entries of all cases that are used."""
+        return [*self.cases.training, *self.cases.validation, *self.cases.test]
 
     def support(self) -> list[LoadedCase]:
         """Read the training cases."""
@@ -212,6 +237,16 @@ class LabelledData:
             del read["test"]
         return {"hash": data_hash(**read), **{f"{section}_cases": len(cases) for section, cases in read.items()}}
 
+    def lacking(self, support: Sequence[LoadedCase], draw: int) -> list[str]:
+        """Return a sentence for each class that a head cannot learn from these cases."""
+        seen = {int(number) for case in support for example in case.examples for number in example.label.unique()}
+        names = self.cases.class_names
+        return [
+            f"none of the {len(support)} labelled images holds class {number} {names[number]} (draw {draw})"
+            for number in self.cases.classes
+            if number not in seen
+        ]
+
     def announce(self) -> None:
         """Log what was chosen, and what the user should act on."""
         for sentence in self.cases.sentences:
@@ -250,6 +285,7 @@ def evaluate(
         Mean Dice and IoU over the labelled cases, as in ``summary.json``.
     """
     logger.info("%s: %s", provenance.kind, provenance.sentence)
+    mark_outputs(Path(outputs.folder) / "predictions")
     found: dict[str, tuple[LoadedCase, Predicted]] = {}
     for number, case in enumerate(tested):
         found[case.name] = replace(case, examples=()), outputs.predict(case, predictor, postprocess)

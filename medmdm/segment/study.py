@@ -179,7 +179,6 @@ class Study:
         folder = Path(self.run_dir)
         training, tested = {case.name: case for case in self.data.support()}, self.data.tested()
         identity = self.data.identity(tested, list(training.values()))
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
         # What changes from session to session is checked cell by cell, so that a study can grow.
         record = RunFolder(folder, {"bundle": self.config.get("bundle")}, {}, identity, 0)
         record.open()
@@ -192,13 +191,16 @@ class Study:
         unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
         every_case = [*training.values(), *unlabeled.values(), *tested]
         contents = {case.name: [case.name, content_hash(case)] for case in every_case}
-        cells, rows = [], list[dict[str, Any]]()
+        cells, rows, notes = [], list[dict[str, Any]](), dict[str, None]()
         for cell in every_cell:
             support = [training[str(entry["case"])] for entry in self.data.draw_support(cell.shots, cell.draw)]
+            notes |= dict.fromkeys(self.data.lacking(support, cell.draw))
             read, scored = ([contents[case.name] for case in cases] for cases in (support, tested))
             looked_at = [contents[name] for name in [*training, *unlabeled]] if self._looks_at_others(cell) else []
             key = self._key(cell, read, scored, looked_at)
             cells.append((cell, support, key, _finished(self._path(cell), key)))
+        for note in notes:
+            logger.warning("%s: it cannot be learnt from them.", note)
         logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
         for number, (cell, support, key, content) in enumerate(cells, start=1):
             if content is None:
@@ -216,9 +218,10 @@ class Study:
         seen = {n: find_provenance(tested, b.plan.get("ledger"), labelled) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in tested}
         baselines = self._baselines({(c.shots, c.draw): support for c, support, *_ in cells}, tested)
-        summary, page = study_table(table, patients, seen, self.reference, baselines)
+        summary, page = study_table(table, patients, seen, self.reference, baselines, list(notes))
         stamps = {name: asdict(one) for name, one in seen.items()}
-        save_json({"settings": dict(self.config), "stamps": stamps, "table": summary}, folder / "study.json")
+        content = {"settings": dict(self.config), "stamps": stamps, "table": summary, "notes": list(notes)}
+        save_json(content, folder / "study.json")
         atomic_write(folder / "study.md", page)
         record.finish(0)
         print(page)

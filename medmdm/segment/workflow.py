@@ -101,7 +101,10 @@ class Segmentation:
         config = {**self.config, "backbone_sha256": self.backbone.identity}
         folder = Path(self.outputs.folder)
         record = RunFolder(folder, config, {}, self.data.identity(tested, support), self.seed)
+        self.outputs.refuse_sources(self.data.entries())
         record.open()
+        for note in self._protocol(support).get("notes", ()):
+            logger.warning("%s: it cannot be learnt from them.", note)
         plan: Mapping[str, Any] = self.backbone.plan
         if not self.head.needs_backbone:  # a network from scratch saw none of the images that a backbone saw
             plan = {**plan, "ledger": make_ledger()}
@@ -187,4 +190,5 @@ class Segmentation:
             "num_classes": cases.num_classes,
             "class_names": list(cases.class_names),
             "label_type": cases.label_type,
+            **({"notes": lacking} if (lacking := self.data.lacking(support, self.data.draw)) else {}),
         }

@@ -1,0 +1,115 @@
+"""What used to end in a traceback, or said too little."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.networks.nets import UNet
+
+from medmdm import cli
+from medmdm.data import select_cases
+from medmdm.errors import INTERRUPTED, find_user_error
+from medmdm.heads import FromScratch
+from tests.bundle_runs import BUNDLES, HEAD, Workflow, write_backbone
+from tests.made import made_example, refused, task
+from tests.segment.conftest import pictures  # noqa: F401 - a fixture
+
+MONAI_NET = {
+    "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
+    "channels": [30, 30], "attention_levels": [False, False], "num_res_blocks": 1, "norm_num_groups": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "sentence"), [
+    (MONAI_NET, "monai.networks.nets.DiffusionModelUNet cannot be built: DiffusionModelUNet expects all num_channels"),
+    ({"_target_": "torch.nn.GroupNorm", "num_groups": 4, "num_channels": 6},
+     "torch.nn.GroupNorm cannot be built: num_channels"),
+    ({"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 3, "groups": 2},
+     "torch.nn.Conv2d cannot be built: in_channels must be divisible by groups."),
+])  # fmt: skip
+def test_a_network_that_cannot_be_built(network: dict[str, Any], sentence: str, workflow: Workflow) -> None:
+    run = workflow(network_def=network)
+    run.initialize()
+    with pytest.raises(RuntimeError) as caught:
+        run.run()
+    assert str(find_user_error(caught.value)).startswith(sentence)
+    assert "\n" not in str(find_user_error(caught.value))
+
+
+def test_a_baseline_that_cannot_be_built() -> None:
+    for channels in ([8], []):
+        network = partial(UNet, spatial_dims=2, in_channels=3, out_channels=2, channels=channels, strides=[2])
+        refused("^UNet cannot be built: ", FromScratch(network).fit, task([made_example()]))
+
+
+def test_a_failure_of_our_own_keeps_its_traceback() -> None:
+    for name in ("medmdm.data.CropDataset", "medmdm.pretrain.Probe"):
+        error = RuntimeError(f"Failed to instantiate component '{name}' with keywords: a")
+        error.__cause__ = ValueError("shapes differ")
+        assert find_user_error(error) is None
+
+
+def test_no_case_is_left_says_which_sections_have_some(pictures: Path) -> None:  # noqa: F811
+    content = json.loads((pictures / "dataset.json").read_text())
+    del content["test"]
+    (pictures / "dataset.json").write_text(json.dumps(content))
+    refused(
+        r"no case is left in test: choose a section that has cases \(training\)", select_cases, pictures, None, ["test"]
+    )
+
+
+def test_help_says_where_the_bundles_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "python -m medmdm init FOLDER" in " ".join(capsys.readouterr().out.split())
+
+
+def test_commands_that_are_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> Any:
+        def run(_: Any) -> int:
+            raise error
+
+        return run
+
+    arguments = ["init", "nowhere"]
+    monkeypatch.setattr(cli.init, "run", fail(KeyboardInterrupt()))
+    assert cli.main(arguments) == 130
+    assert capsys.readouterr().err == f"{INTERRUPTED}\n"
+    monkeypatch.setattr(cli.init, "run", fail(OSError(errno.ENOSPC, "No space left on device", "nowhere")))
+    assert cli.main(arguments) == 1
+    monkeypatch.setattr(cli.init, "run", fail(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        cli.main(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.bundle
+@pytest.mark.parametrize("head", [
+    {**HEAD, "max_epochs": 90_000, "min_epochs": 90_000},
+    {"_target_": "medmdm.heads.FromScratch", "steps": 900_000, "multiple": 2, "network": {
+        "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
+        "out_channels": 2, "channels": [4, 4], "strides": [2]}},
+    {"_target_": "medmdm.heads.FineTuning", "steps": 900_000},
+], ids=lambda head: head["_target_"].rpartition(".")[2])  # fmt: skip
+def test_an_interrupted_fit(head: dict[str, Any], pictures: Path, tmp_path: Path) -> None:  # noqa: F811
+    overlay = tmp_path / "head.json"
+    overlay.write_text(json.dumps({"head": head, "backbone": str(write_backbone(tmp_path / "model.pt"))}))
+    files = str([str(BUNDLES / "mdm_segment.json"), str(overlay)])
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", files]
+    command += ["--dataset_dir", str(pictures), "--run_dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "run" / "run.json").exists():
+        time.sleep(0.2)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert stderr.splitlines()[-1] == INTERRUPTED
+    assert "Traceback" not in stderr
