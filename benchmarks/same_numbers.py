@@ -72,7 +72,11 @@ def jobs(out: Path, data: Path | None) -> Iterator[tuple[str, list[str]]]:
     cache = {"slice_cache": out / "slices"}
     yield "pretrain", command("mdm_pretrain", [], {"run_dir": out / "pretrain"})
     segment = {"backbone": model, "run_dir": out / "segment", "write_probabilities": "true"}
-    yield "segment", command("mdm_segment", [], segment)
+    head = {
+        "_target_": "medmdm.segment.PixelClassifierHead", "members": 10, "max_epochs": 60, "min_epochs": 20,
+        "patience": 20, "batch_size": 8, "pixels": 256,
+    }  # fmt: skip
+    yield "segment", command("mdm_segment", [config(out, "segment", {"head": head})], segment)  # the default of 0.1
     extra = {"write_surprise": "true", "backbone": model}
     yield "evaluate", command("mdm_evaluate", [], {"segmenter": segmenter, "run_dir": out / "evaluate", **extra})
     yield "infer", command("mdm_infer", [], {"segmenter": segmenter, "output_dir": out / "infer"})
@@ -92,7 +96,7 @@ def jobs(out: Path, data: Path | None) -> Iterator[tuple[str, list[str]]]:
             "random": {"path": str(model), "initialise": "random", "normalize": "standardize"},
             "raw pixels": {"path": str(model), "initialise": "raw", "masking": "none"},
         },
-        "only": {"fine-tuning": ["MDM"], "fresh": ["MDM"]}, "reference": ["MDM", "ridge"],
+        "only": {"fresh": ["MDM"]}, "reference": ["MDM", "ridge"],
     }  # fmt: skip
     yield "study", command("mdm_study", [config(out, "study", study)], {})
     if data is not None:
@@ -143,8 +147,11 @@ def run(checkout: Path, out: Path, data: Path | None, threads: int) -> int:
     out.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
     failed = 0
+    grouped = "num_groups" in (checkout / "bundles" / "mdm_pretrain.json").read_text()
     for name, words in jobs(out, data):
         done, log = out / f"{name}.done", out / f"{name}.log"
+        if grouped and any("mdm_pretrain.json" in word for word in words) and name != "overlay_paper":
+            words = [*words, "--network_def#num_groups", "32"]  # what 0.1 has
         if done.exists():
             continue
         with open(log, "w") as file:

@@ -32,7 +32,8 @@ KNOWN = json.loads(BUNDLE.read_text())
 
 def merged(overlay: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the bundle of an overlay, and both merged as ``monai.bundle run`` does."""
-    bundle = BUNDLES / ("mdm_study.json" if overlay.stem.endswith("_study") else "mdm_pretrain.json")
+    kind = overlay.stem.rpartition("_")[2]
+    bundle = BUNDLES / f"mdm_{kind if kind in ('study', 'segment') else 'pretrain'}.json"
     parser = ConfigParser(ConfigParser.load_config_files([str(bundle), str(overlay)]))
     parser.parse()
     return json.loads(bundle.read_text()), parser.get()
