@@ -93,10 +93,10 @@ class Outputs:
             images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
             for source in (*images, *([entry["label"]] if entry.get("label") else [])):
                 if masks in (real := Path(source).resolve()).parents or masks == real:
-                    raise UserError(
-                        f"{source} lies in {Path(self.folder) / 'predictions'}, where the masks are written, and could "
-                        "be written over: choose another folder to write to."
+                    place = (
+                        f"{Path(self.folder) / 'predictions'}, where the masks are written, and could be written over"
                     )
+                    raise UserError(f"{source} lies in {place}: choose another folder to write to.")
 
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
@@ -153,11 +153,9 @@ class LabelledData:
 
     def __post_init__(self) -> None:
         if not getattr(self.cases, self.section, None) and not self.cross_validated:
-            others = [name for name in SECTIONS if getattr(self.cases, name)]
-            raise UserError(
-                f"There is no {self.section} case to evaluate: correct the data list or choose another section"
-                + (f" (it has cases for {', '.join(others)})." if others else ".")
-            )
+            others = ", ".join(name for name in SECTIONS if getattr(self.cases, name)) or "none"
+            need = f"correct the data list or choose another section (with cases: {others})"
+            raise UserError(f"There is no {self.section} case to evaluate: {need}.")
         if self.shots is not None:
             self.draw_support(self.shots, self.draw)
 
@@ -240,12 +238,9 @@ class LabelledData:
     def lacking(self, support: Sequence[LoadedCase], draw: int) -> list[str]:
         """Return a sentence for each class that a head cannot learn from these cases."""
         seen = {int(number) for case in support for example in case.examples for number in example.label.unique()}
-        names = self.cases.class_names
-        return [
-            f"none of the {len(support)} labelled images holds class {number} {names[number]} (draw {draw})"
-            for number in self.cases.classes
-            if number not in seen
-        ]
+        which = f"none of the {len(support)} labelled images holds class"
+        absent = (number for number in self.cases.classes if number not in seen)
+        return [f"{which} {number} {self.cases.class_names[number]} (draw {draw})" for number in absent]
 
     def announce(self) -> None:
         """Log what was chosen, and what the user should act on."""
