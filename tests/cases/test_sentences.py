@@ -21,6 +21,7 @@ from tests.bundle_runs import BUNDLES, HEAD, Workflow, write_backbone
 from tests.made import made_example, refused, task
 from tests.segment.conftest import pictures  # noqa: F401 - a fixture
 
+LONG = {"_target_": "medmdm.heads.Training", "steps": 900_000}
 MONAI_NET = {
     "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
     "channels": [30, 30], "attention_levels": [False, False], "num_res_blocks": 1, "norm_num_groups": 32,
@@ -93,10 +94,10 @@ def test_commands_that_are_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.bundle
 @pytest.mark.parametrize("head", [
     {**HEAD, "max_epochs": 90_000, "min_epochs": 90_000},
-    {"_target_": "medmdm.heads.FromScratch", "steps": 900_000, "multiple": 2, "network": {
+    {"_target_": "medmdm.heads.FromScratch", "training": LONG, "multiple": 2, "network": {
         "_target_": "monai.networks.nets.UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3,
         "out_channels": 2, "channels": [4, 4], "strides": [2]}},
-    {"_target_": "medmdm.heads.FineTuning", "steps": 900_000},
+    {"_target_": "medmdm.heads.FineTuning", "training": LONG},
 ], ids=lambda head: head["_target_"].rpartition(".")[2])  # fmt: skip
 def test_an_interrupted_fit(head: dict[str, Any], pictures: Path, tmp_path: Path) -> None:  # noqa: F811
     overlay = tmp_path / "head.json"
