@@ -105,12 +105,17 @@ def test_an_interrupted_fit(head: dict[str, Any], pictures: Path, tmp_path: Path
     files = str([str(BUNDLES / "mdm_segment.json"), str(overlay)])
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", files]
     command += ["--dataset_dir", str(pictures), "--run_dir", str(tmp_path / "run")]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # What runs the tests in the background may ignore interrupts, and a child would inherit that.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=default)
     while process.poll() is None and not (tmp_path / "run" / "run.json").exists():
         time.sleep(0.2)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
+    try:
+        stderr = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode in (-signal.SIGINT, 130)
     assert stderr.splitlines()[-1] == INTERRUPTED
     assert "Traceback" not in stderr
