@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ class Consistency:
         ramp: shares of the steps between which the weight rises from 0; before it no unlabelled image is read.
         cutmix: paste rectangles.
         tolerance: by how much the loss of the labelled images may end above what it was when the weight began to rise.
-            Above it the unlabelled images are said to hurt, and the network goes on from there without them.
+            Above it the unlabelled images are said to hurt, and the network is trained anew without them.
 
     Raises:
         UserError: a number is out of range.
@@ -166,6 +165,6 @@ class Views(Dataset):
         weak = self.cut(example, seed=int(rng.integers(2**31)), augmentation=spatial).image
         if self.augmentation is None or self.augmentation.intensity is None:
             return weak, weak
-        recolour = copy.copy(self.augmentation.intensity)
+        recolour: Any = self.augmentation.intensity
         recolour.set_random_state(seed=int(rng.integers(2**31)))
         return weak, torch.as_tensor(recolour({"image": weak.clone()})["image"]).as_subclass(Tensor)

@@ -120,8 +120,8 @@ class Training:
         if evidence["unlabelled"]["kept"]:
             return averaged, evidence
         logger.warning(
-            "The unlabelled images hurt: the loss of the labelled ones rose from %.3f to %.3f; it is trained again "
-            "without them.",
+            "The unlabelled images hurt: the loss of the labelled ones rose from %.3f to %.3f, so it is trained "
+            "anew without them.",
             before,
             after,
         )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medmdm.data.transforms.augmentation import PRESETS, Augmentation, Rescaled, modality_of, preset
+from medmdm.data.transforms.augmentation import PRESETS, Rescaled, modality_of, preset
 from tests.made import refused
 
 
@@ -69,4 +69,3 @@ def test_the_modality_is_read_or_guessed() -> None:
 
 def test_what_there_is_not_is_refused() -> None:
     refused("no augmentation 'histolgy' .did you mean 'histology'", preset, "histolgy")
-    assert Augmentation() == Augmentation(None, None, False)
