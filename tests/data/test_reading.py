@@ -257,3 +257,23 @@ def test_percentiles_take_out_what_brightness_and_contrast_do_to_channels(pictur
     )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     assert -1 == one.min() < one.max() == 1
+
+
+def test_several_sequences_are_the_channels_of_a_labelled_case(tmp_path, rng) -> None:
+    sequences = [rng.integers(0, 900, (6, 9, 5)).astype(np.int16) for _ in range(2)]
+    label = rng.integers(0, 2, (6, 9, 5)).astype(np.uint8)
+    for name, array in (("t1", sequences[0]), ("t2", sequences[1]), ("label", label)):
+        write_nifti(tmp_path / f"{name}.nii.gz", array, np.diag([1.0, 1, 2, 1]))
+    content = {
+        "labels": {"background": 0, "a": 1},
+        "training": [{"image": ["t1.nii.gz", "t2.nii.gz"], "label": "label.nii.gz"}],
+    }
+    cases = select_cases(tmp_path, content)
+    reader = CaseReader(cases, {"intensity_range": [0, 900], "channels": 2}, tmp_path / "store")
+    case = reader.read(cases.training[0])
+    assert case.slicing is not None
+    np.testing.assert_array_equal(case.truth, label)
+    slices = case.slicing.to_slices(np.stack(sequences).astype(float))
+    assert len(case.examples) == len(slices)
+    for example, expected in zip(case.examples, slices, strict=True):
+        np.testing.assert_allclose(example.image, expected / 450 - 1, atol=1e-6)
