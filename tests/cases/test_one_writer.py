@@ -18,7 +18,7 @@ HOLD = """
 import os, sys, time
 from medmdm.files import claim
 claim(sys.argv[1])
-if len(sys.argv) > 2 and not os.fork():  # as a loader's worker
+if len(sys.argv) > 2 and os.fork():  # the other, as a loader's worker, says when it is there
     time.sleep(60)
 print("held", flush=True)
 time.sleep(60)
@@ -59,11 +59,15 @@ def test_the_second_is_told(held: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("more", [(), ("fork",)])
 def test_a_killed_one_leaves_it_free(more: tuple[str, ...], tmp_path: Path) -> None:
     process = holder(tmp_path, *more)
+    refused("another process is writing to", claim, tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    claim(tmp_path)
-    claim(tmp_path)  # of this process already
-    os.killpg(process.pid, signal.SIGKILL) if more else None
+    try:
+        claim(tmp_path)
+        claim(tmp_path)  # of this process already
+    finally:
+        if more:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_folder_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
