@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from monai.networks.nets import BasicUNet
+from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -204,6 +206,10 @@ class PaddedNetwork(_Voices):
         self.multiple = multiple
         self.num_classes = num_classes
         self.flips = tuple(flips)
+        if isinstance(network, BasicUNet) and multiple % 16 == 0:
+            for part in network.modules():  # the sides fit at every level, and a padding by nothing copies everything
+                if isinstance(part, UpCat):
+                    part.is_pad = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``[B, K, *spatial]`` of images of any size."""

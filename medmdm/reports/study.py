@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medmdm.errors import UserError, nearest
 from medmdm.reports.baselines import beyond
 from medmdm.reports.rendering import render
 from medmdm.runs.record import Provenance
-from medmdm.stats import json_ready, paired, spread, summarise, with_holm
+from medmdm.stats import crossed_interval, json_ready, paired, spread, summarise, with_holm
 
 _COLUMNS = ("backbone", "head", "shots", "draw", "seed", "case", "dice", "iou")
 
@@ -33,6 +34,8 @@ def read_study(path: Path) -> pd.DataFrame:
     numbers = pd.to_numeric(table["shots"], errors="coerce")
     if table.empty or numbers.isna().any() or (numbers != numbers.round()).any():
         raise UserError(f"the study {path}: 'shots' must be the number of labelled images in each row.")
+    if "section" in table:  # a study that also scored training images that were left out
+        table = table[table["section"] == "test"]
     return table.assign(shots=numbers.astype(int))
 
 
@@ -47,7 +50,8 @@ def study_table(
     """Summarise a study, and compare its cells with a reference.
 
     Args:
-        table: a row for each test case and cell: backbone, head, shots, draw, seed, case, dice, iou.
+        table: a row for each test case and cell: backbone, head, shots, draw, seed, case, dice, iou; with a column
+            ``section`` those of ``training`` are cases that were left out.
         patients: the patient of each case, where known.
         seen: what each backbone has seen, by its name.
         reference: (backbone, head) that all others are compared with.
@@ -58,13 +62,24 @@ def study_table(
     Returns:
         The numbers (JSON-able), and the tables in Markdown.
     """
-    rows = summarise_study(table, patients)
-    comparisons = [] if reference is None else json_ready(_compare(table, patients, tuple(reference)))
+    content: dict[str, Any] = {}
+    if "section" in table:
+        left_out, table = (table[table["section"] == section] for section in ("training", "test"))
+        content = {"left_out": dict(zip(("rows", "comparisons"), _rows(left_out, patients, reference), strict=True))}
+    rows, comparisons = _rows(table, patients, reference)
     free, gains = [], []
     if baselines is not None:
         free, gains = summarise_study(baselines, patients), json_ready([*_gains(table, baselines, patients)])
-    content = {"rows": rows, "comparisons": comparisons, "baselines": free, "gains": gains}
-    return content, render("study.md.j2", **content, seen=seen, reference=reference, notes=notes)
+    content |= {"rows": rows, "comparisons": comparisons, "baselines": free, "gains": gains}
+    return content, render("study.md.j2", **{"left_out": None, **content}, seen=seen, reference=reference, notes=notes)
+
+
+def _rows(
+    table: pd.DataFrame, patients: Mapping[str, str | None], reference: Sequence[str] | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the points of the curve, and each compared with the reference."""
+    comparisons = [] if reference is None else json_ready(_compare(table, patients, tuple(reference)))
+    return summarise_study(table, patients), comparisons
 
 
 def summarise_study(table: pd.DataFrame, patients: Mapping[str, str | None] | None = None) -> list[dict[str, Any]]:
@@ -102,22 +117,28 @@ def _curve_point(cell: pd.DataFrame, metric: str, patients: Mapping[str, str | N
 def _compare(
     table: pd.DataFrame, patients: Mapping[str, str | None], reference: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Compare cells with the reference of as many labels, by test image, each averaged over draws and seeds."""
-    by_case = table.groupby(["shots", "backbone", "head", "case"])["dice"].mean()
+    """Compare cells with the reference of as many labels, by test image on the same draws, averaged over seeds."""
+    by_draw = table.groupby(["shots", "backbone", "head", "case", "draw"])["dice"].mean().unstack("draw")
     found = []
     for shots in sorted(table["shots"].unique()):
-        here = by_case[shots]
+        here = by_draw.loc[shots].dropna(axis=1, how="all")
         names = here.index.droplevel("case").unique()
         if reference not in names:
             continue
-        base = here[reference]
+        base = here.loc[reference]
         groups = [patients.get(case) for case in base.index]
         for backbone, head in names:
             if (backbone, head) == reference:
                 continue
-            outcome = paired(here[backbone, head].reindex(base.index).to_numpy(), base.to_numpy(), groups).as_dict()
+            differences = here.loc[backbone, head].reindex(base.index) - base
+            by_case = differences.mean(axis=1)
+            outcome = paired(by_case.to_numpy(), np.zeros(len(by_case)), groups).as_dict()
             row = {"backbone": backbone, "head": head, "shots": int(shots), "difference": outcome["difference"]}
             row |= {"interval": outcome["t_interval"], "unit": outcome["unit"], "n": outcome["n"]}
+            if differences.shape[1] > 1:  # other images could have been labelled, too
+                if outcome["unit"] == "patients":
+                    differences = differences.groupby(np.asarray(groups, dtype=str)).mean()
+                row["interval"] = crossed_interval(differences.to_numpy().T)
             found.append(row | {"p": outcome["p_value"], **{key: outcome[key] for key in ("wins", "ties", "losses")}})
     return with_holm(found, "p")
 

@@ -106,6 +106,8 @@ class Study:
         inferer: of MONAI's; None for what ``reading`` says.
         metrics: ``metrics(mask, truth, num_classes, ignore)`` gives ``dice`` and ``iou`` of a case.
         reference: (backbone, head) that all others are compared with, paired by test case; None for no comparison.
+        left_out: score each cell also on the labelled training cases that it did not see, so that choices can be made
+            without the test cases; ``study.csv`` then has a column ``section``, and the page a second table.
         config: merged config of the run.
 
     Raises:
@@ -122,6 +124,7 @@ class Study:
     inferer: Inferer | None = None
     metrics: Callable[..., Mapping[str, float]] = mean_scores
     reference: Sequence[str] | None = None
+    left_out: bool = False
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -188,6 +191,7 @@ class Study:
                 logger.info("%s: %s", name, backbone.extractor.announce(sizes))
         every_cell = list(self.cells())
         looking = any(self._looks_at_others(cell) for cell in every_cell)
+        labelled = [case for case in training.values() if case.truth is not None] if self.left_out else []
         unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
         every_case = [*training.values(), *unlabeled.values(), *tested]
         contents = {case.name: [case.name, content_hash(case)] for case in every_case}
@@ -195,28 +199,30 @@ class Study:
         for cell in every_cell:
             support = [training[str(entry["case"])] for entry in self.data.draw_support(cell.shots, cell.draw)]
             notes |= dict.fromkeys(self.data.lacking(support, cell.draw))
-            read, scored = ([contents[case.name] for case in cases] for cases in (support, tested))
+            left_out = [case for case in labelled if case not in support]
+            read, scored = ([contents[case.name] for case in cases] for cases in (support, [*tested, *left_out]))
             looked_at = [contents[name] for name in [*training, *unlabeled]] if self._looks_at_others(cell) else []
             key = self._key(cell, read, scored, looked_at)
-            cells.append((cell, support, key, _finished(self._path(cell), key)))
+            cells.append((cell, support, left_out, key, _finished(self._path(cell), key)))
         for note in notes:
             logger.warning("%s: it cannot be learnt from them.", note)
         logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
-        for number, (cell, support, key, content) in enumerate(cells, start=1):
+        for number, (cell, support, left_out, key, content) in enumerate(cells, start=1):
             if content is None:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
                 others = [case for name, case in (training | unlabeled).items() if name not in known]
-                content = {"key": key, **self._compute(cell, support, others, tested)}
+                content = {"key": key, **self._compute(cell, support, others, tested, left_out)}
                 save_json(content, self._path(cell))
-                dice = np.nanmean([np.nan if row["dice"] is None else row["dice"] for row in content["rows"]])
+                dices = [row["dice"] for row in content["rows"][: len(tested)]]
+                dice = np.nanmean([np.nan if one is None else one for one in dices])
                 where = f"cell {number} of {len(cells)}, {cell.name}"
                 logger.info("%s: Dice %.4f, %.1f s", where, dice, content["seconds"])
             rows += [{**asdict(cell), **row} for row in content["rows"]]
         table = pd.DataFrame(rows)
         atomic_write(folder / "study.csv", table.to_csv(index=False))
-        labelled = support_ledger(list(training.values()))
-        seen = {n: find_provenance(tested, b.plan.get("ledger"), labelled) for n, b in self.backbones.items()}
-        patients = {case.name: case.entry.get("patient_id") for case in tested}
+        ledger = support_ledger(list(training.values()))
+        seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
+        patients = {case.name: case.entry.get("patient_id") for case in [*training.values(), *tested]}
         baselines = self._baselines({(c.shots, c.draw): support for c, support, *_ in cells}, tested)
         summary, page = study_table(table, patients, seen, self.reference, baselines, list(notes))
         stamps = {name: asdict(one) for name, one in seen.items()}
@@ -234,7 +240,12 @@ class Study:
         return getattr(self.heads[cell.head], "uses_unlabelled", False)
 
     def _compute(
-        self, cell: Cell, support: Sequence[LoadedCase], others: Sequence[LoadedCase], tested: Sequence[LoadedCase]
+        self,
+        cell: Cell,
+        support: Sequence[LoadedCase],
+        others: Sequence[LoadedCase],
+        tested: Sequence[LoadedCase],
+        left_out: Sequence[LoadedCase],
     ) -> dict[str, Any]:
         backbone, cases = self.backbones.get(cell.backbone), self.data.cases
         device = self._first.device
@@ -243,12 +254,13 @@ class Study:
         fitted = self.heads[cell.head].fit(task, None if backbone is None else backbone.extractor)
         seconds = time.perf_counter() - started
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
-        rows = []
-        for case in tested:
+        rows: list[dict[str, Any]] = []
+        for case in [*tested, *left_out]:
             mask = self.postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}
-            rows.append({"case": case.name, **numbers})
+            section = {"section": "test" if len(rows) < len(tested) else "training"} if self.left_out else {}
+            rows.append({"case": case.name, **numbers, **section})
         return {
             "cell": asdict(cell),
             "support": [case.name for case in support],
@@ -283,6 +295,7 @@ class Study:
             "support": support,
             "tested": tested,
             **({"looked_at": looked_at} if looked_at else {}),
+            **({"left_out": True} if self.left_out else {}),
             "classes": self.data.cases.num_classes,
             "head": to_config(self.heads[cell.head], strict=False),
             "postprocess": to_config(self.postprocess, strict=False),

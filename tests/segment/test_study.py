@@ -136,3 +136,24 @@ def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
 def test_a_wrong_study_is_refused(refused, tmp_path, monkeypatch, changes, sentence) -> None:
     monkeypatch.chdir(tmp_path)
     refused(sentence, "mdm_study", **study_settings(tmp_path, **changes))
+
+
+def test_a_study_can_score_the_training_images_that_a_fit_did_not_see(run: Run, tmp_path: Path) -> None:
+    settings = study_settings(tmp_path, heads={"ridge": study_settings(tmp_path)["heads"]["ridge"]})
+    plain = run("mdm_study", **settings)
+    table = run("mdm_study", **settings | {"run_dir": str(tmp_path / "both"), "left_out": True})
+    tested, left_out = (table[table["section"] == section] for section in ("test", "training"))
+    pd.testing.assert_frame_equal(tested.drop(columns="section").reset_index(drop=True), plain)
+    assert set(left_out["shots"]) == {2}  # nothing is left of all four
+    for cell in (tmp_path / "both" / "cells").glob("*k2__*.json"):
+        content = json.loads(cell.read_text())
+        cases = [row["case"] for row in content["rows"]]
+        assert len(cases) == 4
+        assert not {*content["support"]} & {*cases}
+    summary = json.loads((tmp_path / "both" / "study.json").read_text())["table"]
+    mdm = left_out[left_out["backbone"] == "MDM"].groupby("case")["dice"].mean().mean()
+    assert summary["left_out"]["rows"][0]["dice"]["mean"] == pytest.approx(mdm)
+    assert "that the fit did not see" in (tmp_path / "both" / "study.md").read_text()
+    run("mdm_segment", study=str(tmp_path / "both" / "study.csv"))  # the curve of the test images
+    curve = json.loads((tmp_path / "run" / "summary.json").read_text())["learning_curve"]
+    assert curve == json.loads((tmp_path / "study" / "study.json").read_text())["table"]["rows"]

@@ -266,3 +266,20 @@ def test_what_has_no_value_is_counted() -> None:
     assert json.dumps(empty.as_dict(), allow_nan=False)
     with pytest.raises(ValueError, match="one shape"):
         stats.risk_coverage([1, 2], [1])
+
+
+def test_crossed_interval(rng: np.random.Generator) -> None:
+    values = rng.normal(0.1, 0.2, (5, 8))
+    low, high = stats.crossed_interval(values)
+    means = []
+    for _ in range(4000):
+        rows, columns = rng.integers(5, size=5), rng.integers(8, size=8)
+        means.append(values[rows][:, columns].mean())
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.015)
+    assert stats.crossed_interval(values) == (low, high)
+    # One draw: only the cases vary. A case that a draw lacks counts with the others.
+    assert stats.crossed_interval([[0.5, 0.5]]) == (0.5, 0.5)
+    assert stats.crossed_interval([[0.2, np.nan, 0.2], [np.nan, 0.2, 0.2]]) == pytest.approx((0.2, 0.2))
+    assert all(np.isnan(bound) for bound in stats.crossed_interval([[0.5], [0.6]]))
+    with pytest.raises(UserError, match="confidence"):
+        stats.crossed_interval(values, confidence=95)
