@@ -31,6 +31,17 @@ class Kind(NamedTuple):
     zips_inside: bool = False
 
 
+_CLASSES: dict[str, Any] = {
+    "nargs": "+",
+    "metavar": "NAME=VALUES",
+    "help": "names, merges and chooses classes: background=0 gland=1,2 ignore=3; VALUES are numbers, names or colours "
+    "(#fa3253) of the source, or 'rest' for all others; classes are numbered as given, from 0 for background",
+}
+_SUBJECT: dict[str, Any] = {
+    "metavar": "REGEX",
+    "help": "finds the patient in an image's path, by its first group if it has one, such as '([0-9]+)_[0-9]+[.]png'; "
+    "default: patients are not known",
+}
 KINDS = {
     "glas": Kind("glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv", zips_inside=True),
     "monuseg": Kind("monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons", zips_inside=True),
@@ -43,7 +54,9 @@ KINDS = {
                 "choices": ("classes", "instances"),
                 "default": "classes",
                 "help": "what mask values mean: class numbers (default), or numbers of objects of one class",
-            }
+            },
+            "classes": _CLASSES,
+            "subject": _SUBJECT,
         },
     ),
     "volumes": Kind(

@@ -5,7 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from medmdm.data.folders import find_images, is_mask
+from medmdm.data.folders import find_images
+from medmdm.data.mask_names import is_mask
 from tests.made import refused
 
 
