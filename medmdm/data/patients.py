@@ -47,7 +47,7 @@ def suspected_patients(paths: Sequence[str]) -> str | None:
     """
     stems = [_GROUP_AND_NUMBER.match(PurePosixPath(path).stem) for path in paths]
     candidates = (
-        ([found.group(1) if found else "" for found in stems], r"([^/]+)[_. -]+[A-Za-z]*[0-9]+[.][^/]*$", "names"),
+        ([found.group(1) if found else "" for found in stems], r"([^/]+)[_. -][A-Za-z]*[0-9]+[.]", "names"),
         ([PurePosixPath(path).parent.name for path in paths], r"([^/]+)/[^/]*$", "folders"),
     )
     for groups, pattern, what in candidates:
@@ -57,9 +57,9 @@ def suspected_patients(paths: Sequence[str]) -> str | None:
         if enough and (with_digits or (what == "names" and len(several) >= _MANY_GROUPS)):
             first = next(i for i, group in enumerate(groups) if group in several)
             second = groups.index(groups[first], first + 1)
+            look = "names look like group_number" if what == "names" else "folders look like groups"
             return (
-                f"no patients are named, and {what} look like those of several images of one ({paths[first]}, "
-                f"{paths[second]}): if that is so, give --subject '{pattern}', which finds {groups[first]!r}, so that "
-                "no patient is in two parts of a split"
+                f"no patients are named, and {look} ({paths[first]}, {paths[second]}): if {groups[first]!r} is a "
+                f"patient, give --subject '{pattern}', so that no patient is in two parts of a split"
             )
     return None

@@ -26,7 +26,7 @@ from medmdm.data.files.formats import (
     volume_stem,
 )
 from medmdm.data.files.volumes import read_volume
-from medmdm.data.mask_names import is_mask
+from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
