@@ -31,6 +31,11 @@ class Kind(NamedTuple):
     zips_inside: bool = False
 
 
+_LABEL_TYPE: dict[str, Any] = {
+    "choices": ("classes", "instances"),
+    "default": "classes",
+    "help": "what labels number: classes (default), or objects of one class",
+}
 _CLASSES: dict[str, Any] = {
     "nargs": "+",
     "metavar": "NAME=VALUES",
@@ -50,12 +55,32 @@ KINDS = {
         "picture_folder",
         "any folder of PNG, TIFF, BMP or JPEG images, with or without masks beside them",
         {
-            "label_type": {
-                "choices": ("classes", "instances"),
-                "default": "classes",
-                "help": "what mask values mean: class numbers (default), or numbers of objects of one class",
-            },
+            "label_type": _LABEL_TYPE,
             "classes": _CLASSES,
+            "subject": _SUBJECT,
+        },
+    ),
+    "coco": Kind(
+        "coco",
+        "images with COCO JSON files of outlines (polygons or RLE), as CVAT, Label Studio or Roboflow export them",
+        {
+            "label_type": _LABEL_TYPE,
+            "classes": {
+                **_CLASSES,
+                "help": "makes classes of categories: background=rest epithelium=duct,gland ignore=artefact; 'rest' "
+                "is all others, left out as background; classes are numbered as given",
+            },
+            "overlap": {
+                "choices": ("last", "smallest", "ignore", "refuse"),
+                "default": "last",
+                "help": "whose the pixels are that several objects cover: of the last in the file (default), of the "
+                "smallest, ignored, or refused",
+            },
+            "empty": {
+                "choices": ("unlabelled", "background"),
+                "default": "unlabelled",
+                "help": "what images without annotations are: without a label (default), or all background",
+            },
             "subject": _SUBJECT,
         },
     ),
