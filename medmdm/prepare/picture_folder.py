@@ -63,7 +63,7 @@ def plan(
     labels, more = reading.labels()
     information: dict[str, Any] = {
         "name": release.source.resolve().stem,
-        "description": "Prepared from a folder by medmdm; all images train.",
+        "description": "Prepared from a folder by medmdm.",
         "label_type": label_type,
     } | ({"labels": labels} if labels else {})
     notices += more
