@@ -41,10 +41,7 @@ class FolderImages:
     @property
     def masks_left_out(self) -> str:
         """A phrase on the masks, with the folders that say what they are."""
-        names = [mask_name(path.relative_to(self.folder)) for path in self.masks]
-        folders = sorted({name.folder for name in names if name is not None and name.folder})
-        shown = ", ".join(folders[:_SHOWN]) + (", …" if len(folders) > _SHOWN else "")
-        return f"{counted(len(self.masks), 'mask')} left out" + (f" (in {shown})" if folders else "")
+        return f"{counted(len(self.masks), 'mask')} left out{_in_folders(self.folder, self.masks)}"
 
 
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
@@ -78,7 +75,7 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     masks = tuple(path for path in ordered if is_mask(path.relative_to(root)))
     images = tuple(path for path in ordered if not is_mask(path.relative_to(root)))
     if not images and not may_be_empty:
-        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}.")
+        raise UserError(f"{root} holds no image: {_instead(root, masks, others)}.")
     return FolderImages(root, images, masks, dict(others))
 
 
@@ -111,12 +108,19 @@ def walk_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if not is_hidden(name))
 
 
-def _instead(masks: int, others: Counter[str]) -> str:
+def _in_folders(root: Path, masks: Iterable[Path]) -> str:
+    """Return ``" (in labels, SegmentationClass)"``, the folders that say that files are masks."""
+    names = [mask_name(path.relative_to(root)) for path in masks]
+    folders = sorted({name.folder for name in names if name is not None and name.folder})
+    return f" (in {', '.join(folders[:_SHOWN])}{', …' if len(folders) > _SHOWN else ''})" if folders else ""
+
+
+def _instead(root: Path, masks: Sequence[Path], others: Counter[str]) -> str:
     suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, "DICOM"))
     if masks:
         return (
-            f"all {masks} image files in it have names of masks (such as *_mask.png, or a folder named labels); rename "
-            "them if they are images, or name them in a data list"
+            f"all {len(masks)} image files in it have names of masks (such as *_mask.png, or a folder named labels)"
+            f"{_in_folders(root, masks)}; rename them if they are images, or name them in a data list"
         )
     if others:
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))

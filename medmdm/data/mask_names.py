@@ -47,7 +47,9 @@ _LAST_WORD = re.compile(
     r"(anno|annot|annotation|gt|groundtruth|instance|label|mask|seg|segmentation|pixelmap)s?|labels(tr|ts|val)"
 )
 
-# File names, in lower case.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+")  # also of `leftMask`
+
+# File names, in lower case but for the last.
 # `x_anno.bmp`, `x_annotation_2.png`, `x-mask.png`, `mask.png`, `x_mask_3.tif`; not `x_masked.png`.
 _MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
 # `x_label.png`, `x_gt.png`, `x-seg2.png`, BIDS' `x_dseg`: words that may begin an image's name too, so they end it.
@@ -57,6 +59,7 @@ _WORDS_AT_END = (
 )
 _MASK_AT_END = re.compile(rf"(?:^|[_\-. ])(?:{_WORDS_AT_END})[_\- ]?\d*$|-labelled$")  # the last is QuPath's
 # `x_seg_rater2`, `x_mask_b`: of several people, or one object of several.
+_CAMEL_AT_END = re.compile(r"(?<=[a-z0-9])(?:Mask|Label|Annotation|GT|Seg)s?\d*$")  # `cellMask`
 _PERSON = r"(?:rater|reader|expert|annotator|observer)"
 _ONE_OF_SEVERAL = re.compile(
     rf"[_\-. ](?:{_WORDS_AT_END}|masks?|anno[a-z]*)(?:[_\-. ](?:[a-z]|{_PERSON}?[_\-]?\d+|{_PERSON}[_\-]?[a-z\d]+))+$"
@@ -92,13 +95,18 @@ def mask_name(path: PurePath) -> MaskName | None:
     """
     stem = path.stem.lower().removesuffix(".nii")  # of .nii.gz
     for folder in path.parent.parts:
-        words = re.findall("[a-z0-9]+", folder.lower())
+        words = [word.lower() for word in _WORD.findall(folder)]
         content = _content(words) if words else None
         if content is not None:
             return MaskName("other" if _OTHER.search(stem) else content, folder)
     if _OTHER.search(stem):
         return MaskName("other")
-    if _MASK_ANYWHERE.search(stem) or _MASK_AT_END.search(stem) or _ONE_OF_SEVERAL.search(stem):
+    if (
+        _CAMEL_AT_END.search(path.stem)
+        or _MASK_ANYWHERE.search(stem)
+        or _MASK_AT_END.search(stem)
+        or _ONE_OF_SEVERAL.search(stem)
+    ):
         return MaskName("any")
     return None
 
@@ -120,7 +128,8 @@ def common_name(path: PurePath) -> str:
         i = lower.index("derivatives")
         del folders[i : i + 1 + (len(lower) > i + 1 and not lower[i + 1].startswith("sub-"))]
     folders = [_CAMVID.sub(r"\1", part) for part in folders if not _BARE_FOLDER.fullmatch(part)]
-    parts = [_WORDS.sub("", part).strip("_-. ") for part in (*folders, _INNER_SUFFIX.sub("", path.stem))]
+    stem = _CAMEL_AT_END.sub("", _INNER_SUFFIX.sub("", path.stem))
+    parts = [_WORDS.sub("", part).strip("_-. ") for part in (*folders, stem)]
     return "/".join(part for part in parts if part)
 
 
@@ -131,6 +140,16 @@ def names_before_mask_word(path: PurePath) -> list[str]:
     """
     stem = _INNER_SUFFIX.sub("", path.stem)
     return [common_name(path.with_name(stem[: found.start()] + path.suffix)) for found in _CUTS.finditer(stem)][::-1]
+
+
+def names_it_begins_with(path: PurePath) -> list[str]:
+    """Return :func:`common_name` of a mask without its last words, longest first.
+
+    ``x_left_mask.png`` may be of ``x.png``.
+    """
+    name = common_name(path)
+    ends = [found.start() for found in re.finditer(r"[_\-. ]", name) if found.start() > name.rfind("/") + 1]
+    return [name[:end].strip("_-. ") for end in reversed(ends)]
 
 
 def _content(words: Sequence[str]) -> Content | None:

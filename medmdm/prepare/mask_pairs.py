@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medmdm.data.mask_names import common_name, mask_name, names_before_mask_word
+from medmdm.data.mask_names import common_name, mask_name, names_before_mask_word, names_it_begins_with
 from medmdm.errors import UserError, counted
 from medmdm.prepare.release import SourceFile
 
@@ -66,6 +66,7 @@ def pair_masks(images: Sequence[SourceFile], masks: Sequence[SourceFile], label_
         if by_content[meant] and by_content["any"]:
             wanted, unwanted = candidates, []  # `labels/x.png` may be anything: do not choose
         if len(wanted) > 1:
+            wanted = sorted(wanted, key=lambda mask: mask.path.as_posix())
             raise UserError(
                 f"{image.shown} has two masks, {wanted[0].shown} and {wanted[1].shown}: keep one, or make one of them "
                 "(parts of one truth); the masks of a second annotator belong into a folder and data list of their own."
@@ -91,8 +92,8 @@ def unread_outlines(files: Iterable[SourceFile]) -> list[str]:
         return []
     names = f"{counted(len(found), 'file')} of outlines, boxes or settings{_in_folders(found, every=True)}"
     return [
-        f"{names} not read (first: {found[0].path}): export masks for the images without one; COCO's JSON is read by "
-        "python -m medmdm prepare coco"
+        f"{names} {'is' if len(found) == 1 else 'are'} not read (first: {found[0].path}): export masks for the images "
+        "without one; COCO's JSON is read by python -m medmdm prepare coco"
     ]
 
 
@@ -113,6 +114,11 @@ def _owners(
             lonely.append(mask)
         else:
             owned[owner].append(mask)
+    for mask in [*lonely]:  # `x_left_mask.png` beside `x_mask.png`, which may be a part of the truth
+        owner = next((by_name[name] for name in names_it_begins_with(mask.path) if name in by_name), None)
+        if owner in owned:
+            owned[owner].append(mask)
+            lonely.remove(mask)
     return owned, lonely, other
 
 

@@ -112,7 +112,7 @@ def test_layout(layout: str, tmp_path: Path) -> None:
 
 def test_a_folder_of_labels_alone(tmp_path: Path) -> None:
     picture(tmp_path / "set" / "SegmentationClass" / "x.png", TRUTH)
-    refused("all 1 image files in it have names of masks", find_images, tmp_path / "set")
+    refused("all 1 image files in it have names of masks .*in SegmentationClass", find_images, tmp_path / "set")
     refused("holds no image among 1 files", prepare, "folder", tmp_path / "set", tmp_path / "out")
 
 
@@ -196,6 +196,8 @@ def test_masks_that_number_something_else(tmp_path: Path) -> None:
     ("masks1/img_1.png", "masks2/img_1.png"),
     ("rater_1/img_1.png", "rater_2/img_1.png"),
     ("img_1_mask.png", "img_1_mask.tif"),
+    ("img_1_mask.png", "img_1_left_mask.png"),
+    ("img_1Mask.png", "img_1_gt.png"),
 ])  # fmt: skip
 def test_two_masks_of_one_image(first: str, second: str, tmp_path: Path) -> None:
     source = tmp_path / "set"
@@ -218,6 +220,18 @@ def test_numbers_behind_the_word_are_of_images_where_such_are(tmp_path: Path) ->
         picture(source / f"x_mask_{i}.png", values((LEFT, i)))
     prepare("folder", source, tmp_path / "out")
     assert [label(tmp_path / "out", f"x_{i}").max() for i in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.geojson", "annotations.xml", "ann/x.jpg.json"])
+def test_outlines_that_are_not_read(name: str, tmp_path: Path) -> None:
+    """LabelMe, QuPath, CVAT and Supervisely without masks: the images have no label, and the table says why."""
+    source = tmp_path / "set"
+    picture(source / "x.jpg", shape=(*SHAPE, 3))
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).write_text("{}")
+    assert f"not read (first: {name}): export masks" in prepare("folder", source, tmp_path / "out")
+    picture(source / "x_mask.png", TRUTH)
+    assert "not read" not in prepare("folder", source, tmp_path / "out")
 
 
 def png(array: np.ndarray, path: Path) -> bytes:
