@@ -77,9 +77,7 @@ def pair_masks(images: Sequence[SourceFile], masks: Sequence[SourceFile], label_
             classes[image] = by_content["classes"][0]
     if unused:
         option = "instances" if label_type == "classes" else "classes"
-        notices.append(
-            f"{counted(len(unused), 'mask')}{_in_folders(unused)} left out: --label-type {option} takes them"
-        )
+        notices.append(f"{counted(len(unused), 'mask')}{_in_folders(unused)} left out, for --label-type {option}")
     if lonely:
         notices.append(f"{len(lonely)} masks belong to no image and are left out (first: {lonely[0].path})")
     return Pairs(chosen, classes, tuple(notices))

@@ -136,7 +136,7 @@ def test_colours_of_cvat(tmp_path: Path) -> None:
     assert content.information["labels"] == {"background": 0, "stroma": 1, "nucleus": 2}
     np.testing.assert_array_equal(label(tmp_path / "out", "s0"), values((LEFT, 2), (RIGHT, 1)))
     assert [("label" in entry) for entry in content.training] == [True, True, False]
-    assert "2 masks in SegmentationObject left out: --label-type instances takes them" in summary
+    assert "2 masks in SegmentationObject left out, for --label-type instances" in summary
 
 
 def test_objects_of_cvat(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_other_tables_of_colours(name: str, text: str, tmp_path: Path) -> None:
 def test_masks_that_number_something_else(tmp_path: Path) -> None:
     source, out = cvat(tmp_path / "set"), tmp_path / "out"
     (source / "labelmap.txt").unlink()
-    refused("has colours", prepare, "folder", source, out)
+    refused("has colours.*labelmap.txt beside the masks or --classes", prepare, "folder", source, out)
     (source / "labelmap.txt").write_text("nucleus:250,50,83::\n")
     refused(r"s0\.png has #33ddff, and .*labelmap\.txt lists no such colour", prepare, "folder", source, out)
     (source / "labelmap.txt").write_text("nucleus: pink\n")
