@@ -23,6 +23,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the pages call ``$GLAS``, ``$HIPPOCAMPUS`` and so on."""
     root = tmp_path_factory.mktemp("sources")
     made = {name.upper(): layouts.MAKERS[name](root / name) for name in ("glas", "monuseg", "dsb2018")}
+    made |= {"CVAT": layouts.cvat(root / "cvat"), "COCO": layouts.coco(root / "coco")}
     made["HIPPOCAMPUS"] = hippocampus(root / "hippocampus")
     made["CT"] = volume(root / "ct" / "ct.nii.gz", np.int16, -1000)
     made["DICOM"] = root / "dicom"
@@ -51,6 +52,8 @@ def test_commands_of_the_page_run(page: Path, sources: dict[str, str], tmp_path:
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     if not blocks:
         pytest.skip("no bash block: its commands take paths or machines that a test has not")
+    if any("prepare coco" in block for block in blocks):
+        pytest.importorskip("pycocotools")
     commands = tmp_path / "bin"
     commands.mkdir()
     python = commands / "python"  # not a link: through one a virtual environment is not found

@@ -18,6 +18,7 @@ from medmdm.check.findings import Finding
 from medmdm.check.inspection import Facts, ListedCase
 from medmdm.data.files.formats import volume_stem
 from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, regions_overlap
+from medmdm.data.patients import suspected_patients
 from medmdm.data.selection import Selection
 from medmdm.errors import UserError
 
@@ -61,7 +62,10 @@ def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tup
 
 
 def shared_patients(data_list: DataList) -> Iterator[Finding]:
-    """Find patients in two sections: a warning for a publisher's split, an error for any other."""
+    """Find patients in two sections: a warning for a publisher's split, an error for any other.
+
+    Where the list names none, names that look like ``patient_number`` are a warning.
+    """
     official = data_list.information.get("split") == "official"
     sections = {section: getattr(data_list, section) for section in SECTIONS}
     cases: dict[str, dict[str, list[str]]] = {section: defaultdict(list) for section in SECTIONS}
@@ -71,6 +75,11 @@ def shared_patients(data_list: DataList) -> Iterator[Finding]:
             if "patient_id" in entry:
                 cases[section][entry["patient_id"]].append(image_name(entry))
                 number.setdefault(entry["patient_id"], len(number) + 1)
+    if not number and not official and sum(map(bool, sections.values())) > 1:
+        names = [image_names(entry)[0] for entries in sections.values() for entry in entries]
+        suspected = suspected_patients(names)
+        if suspected:
+            yield Finding.warning("patients-unknown", f"{suspected} (python -m medmdm split)")
     for a, b in combinations(SECTIONS, 2):
         shared = [patient for patient in number if patient in cases[a] and patient in cases[b]]
         if not shared:

@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=float, metavar="SHARE", help="pool all cases and hold this share out as test")
     parser.add_argument("--folds", type=int, metavar="K", help="divide what trains and validates into K folds")
     parser.add_argument("--stratify", metavar="COLUMN", help="spread the values of this column evenly, such as grade")
+    parser.add_argument(
+        "--subject",
+        metavar="REGEX",
+        help="finds the patient in an image's path where the list names none, by its first group if it has one, such "
+        "as '([0-9]+)_[0-9]+[.]png'",
+    )
     parser.add_argument("--subset", type=int, metavar="N", help="keep N training cases")
     parser.add_argument(
         "--rule", choices=("paper", "seeded"), default="paper", help="how to choose them (default: paper)"
@@ -30,14 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run ``split`` with parsed arguments and print what came out."""
     from medmdm.data.lists import load_data_list
-    from medmdm.data.splits import split_data_list, summarise
+    from medmdm.data.splits import patients_unknown, split_data_list, summarise
     from medmdm.files import atomic_write
 
     out = Path(args.out).expanduser()
     if out.suffix.lower() != ".json":
         raise UserError(f"OUT is {out}: give the name of a JSON file, such as {out.name}.json.")
     data_list = load_data_list(args.data_list)
-    lists = split_data_list(data_list, args.test, args.folds, args.stratify, args.subset, args.rule, args.seed)
+    lists = split_data_list(
+        data_list, args.test, args.folds, args.stratify, args.subset, args.rule, args.seed, args.subject
+    )
     numbered = [out.with_name(f"{out.stem}_fold_{k}{out.suffix}") for k in range(1, len(lists) + 1)]
     paths = [out] if args.folds is None else numbered
     texts = [json.dumps(content, indent=2, ensure_ascii=False) + "\n" for content in lists]
@@ -47,6 +55,9 @@ def run(args: argparse.Namespace) -> None:
     for path, text, content in zip(paths, texts, lists, strict=True):
         atomic_write(path, text)
         print(f"{path}: {summarise(content, args.stratify)}")
+    unknown = None if args.subject or (args.test is None and args.folds is None) else patients_unknown(data_list)
+    if unknown:
+        print(f"note: {unknown}")
     if data_list.path is not None and out.resolve().parent != data_list.path.resolve().parent:
         folder = "DIR (the folder of the images)" if data_list.shipped else os.path.relpath(data_list.path.parent)
         print(f"image paths do not start at the new list's folder, so pass with it: --dataset_dir {folder}")

@@ -13,9 +13,10 @@ from medmdm.data.files.volumes import (
     volume_geometry,
     volume_hash,
 )
-from medmdm.data.folders import FolderImages, find_data_list, find_images, is_mask
+from medmdm.data.folders import FolderImages, find_data_list, find_images
 from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
+from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader, Example, LabelToClassesd, LoadCased, LoadedCase
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
 from medmdm.data.slices import LoadSliced, StoredVolume, VolumeStore, open_slices, slice_entries

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_volume
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
-from medmdm.errors import UserError
+from medmdm.data.mask_names import is_mask, mask_name
+from medmdm.errors import UserError, counted
 from medmdm.files import OUTPUTS_MARK
 
 DEMO = "demo"
 DEMO_LABELLED = "demo_labelled"
-
-# `x_anno.bmp`, `x_annotation_2.png`, `x-mask.png`, `mask.png`, `x_mask_3.tif`; not `x_masked.png`.
-_MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
-# `x_label.png`, `x_gt.png`, `x-seg2.png`: words that may begin an image's name too, so they must end it.
-_MASK_AT_END = re.compile(
-    r"(?:^|[_\-. ])(?:labels?|gt|ground[_\- ]?truth|inst(?:ances?)?|seg(?:mentations?)?)[_\- ]?\d*$"
-)
-_LABEL_WORD = re.compile("(anno|annotation|gt|groundtruth|instance|label|mask|seg|segmentation)s?|labels(tr|ts|val)")
+_SHOWN = 6  # folders of masks named in a sentence
 
 
 @dataclass(frozen=True)
@@ -45,25 +38,10 @@ class FolderImages:
     masks: tuple[Path, ...]
     others: dict[str, int]
 
-
-def is_mask(path: PurePath) -> bool:
-    """Whether the name of a file, or of a folder in ``path``, says that it holds labels rather than an image.
-
-    Args:
-        path: path *below* the data set's folder, so that a data set kept in ``/data/labels`` is not taken for masks.
-    """
-    stem = path.stem.lower().removesuffix(".nii")  # of .nii.gz
-    if _MASK_ANYWHERE.search(stem) or _MASK_AT_END.search(stem):
-        return True
-    # `Ground_Truth`, `masks`, `train_masks`, `masks_train`; a first word in the singular (`seg_study`) says too little.
-    folders = [re.findall("[a-z0-9]+", part.lower()) for part in path.parent.parts]
-    return any(
-        _LABEL_WORD.fullmatch("".join(words))
-        or _LABEL_WORD.fullmatch(words[-1])
-        or words[0] in ("annotations", "labels", "masks")
-        or words[-2:] == ["ground", "truth"]
-        for words in filter(None, folders)
-    )
+    @property
+    def masks_left_out(self) -> str:
+        """A phrase on the masks, with the folders that say what they are."""
+        return f"{counted(len(self.masks), 'mask')} left out{_in_folders(self.folder, self.masks)}"
 
 
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
@@ -97,7 +75,7 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     masks = tuple(path for path in ordered if is_mask(path.relative_to(root)))
     images = tuple(path for path in ordered if not is_mask(path.relative_to(root)))
     if not images and not may_be_empty:
-        raise UserError(f"{root} holds no image: {_instead(len(masks), others)}.")
+        raise UserError(f"{root} holds no image: {_instead(root, masks, others)}.")
     return FolderImages(root, images, masks, dict(others))
 
 
@@ -130,12 +108,19 @@ def walk_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if not is_hidden(name))
 
 
-def _instead(masks: int, others: Counter[str]) -> str:
+def _in_folders(root: Path, masks: Iterable[Path]) -> str:
+    """Return ``" (in labels, SegmentationClass)"``, the folders that say that files are masks."""
+    names = [mask_name(path.relative_to(root)) for path in masks]
+    folders = sorted({name.folder for name in names if name is not None and name.folder})
+    return f" (in {', '.join(folders[:_SHOWN])}{', …' if len(folders) > _SHOWN else ''})" if folders else ""
+
+
+def _instead(root: Path, masks: Sequence[Path], others: Counter[str]) -> str:
     suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, "DICOM"))
     if masks:
         return (
-            f"all {masks} image files in it have names of masks (such as *_mask.png, or a folder named labels); rename "
-            "them if they are images, or name them in a data list"
+            f"all {len(masks)} image files in it have names of masks (such as *_mask.png, or a folder named labels)"
+            f"{_in_folders(root, masks)}; rename them if they are images, or name them in a data list"
         )
     if others:
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))

@@ -168,7 +168,7 @@ def select_training_images(
         volumes = sum(is_volume(path) for path in images.images)
         found = [counted(len(images.images) - volumes, "image")] if volumes < len(images.images) else []
         found += [counted(volumes, "volume")] if volumes else []
-        sentences = [f"{folder}: {', '.join(found)}, {masks} left out"]
+        sentences = [f"{folder}: {', '.join(found)}, {images.masks_left_out}"]
         if transductive:
             sentences.append("without a data list all images train, so transductive changes nothing")
         every = tuple({"image": str(path)} for path in images.images)

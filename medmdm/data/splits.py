@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.data.lists import SECTIONS, DataList, image_name
+from medmdm.data.lists import SECTIONS, DataList, image_name, image_names
+from medmdm.data.patients import find_subject, subject_pattern, suspected_patients
 from medmdm.errors import UserError, counted, nearest
 
 SUBSET_RULES = ("paper", "seeded")
@@ -231,6 +233,7 @@ def split_data_list(
     n: int | None = None,
     rule: str = "paper",
     seed: int = 0,
+    subject: str | None = None,
 ) -> list[dict[str, Any]]:
     """Make new data lists from one.
 
@@ -242,9 +245,12 @@ def split_data_list(
         n: number of training cases to keep, ``None``: all.
         rule: how they are chosen; see :func:`medmdm.data.subset`.
         seed: of the division and of ``rule="seeded"``.
+        subject: regular expression that finds the patient in the path of an image, for the cases whose patient the list
+            does not name; see :func:`medmdm.data.patients.find_subject`. It becomes their ``patient_id``.
 
     Returns:
-        One content of a JSON file, or one per fold.
+        One content of a JSON file, or one per fold. They say that they are divided by patient only where the list names
+        patients.
 
     Raises:
         UserError: nothing was asked for, or it cannot be had.
@@ -256,19 +262,22 @@ def split_data_list(
     information = dict(data_list.information)
     if data_list.unlabeled:
         information["unlabeled"] = list(data_list.unlabeled)
-    sections: Sections = {section: list(getattr(data_list, section)) for section in SECTIONS}
-    how = f"seed {seed}" + (f", stratified by {stratify}" if stratify else "")
+    pattern = subject_pattern(subject)
+    sections: Sections = {
+        section: [_with_patient(entry, pattern) for entry in getattr(data_list, section)] for section in SECTIONS
+    }
+    how = f"{_by([*chain(*sections.values())])}, seed {seed}" + (f", stratified by {stratify}" if stratify else "")
     if test is not None:
         training, held_out = split_by_patient([*chain(*sections.values())], test, stratify, seed)
         sections = {"training": training, "validation": [], "test": held_out}
-        information["split"] = f"{test:g} of the cases held out by patient, {how}"
+        information["split"] = f"{test:g} of the cases held out {how}"
     divided = [(information, sections)]
     if folds is not None:
         parts = k_folds([*sections["training"], *sections["validation"]], folds, stratify, seed)
         divided = []
         for k, part in enumerate(parts):
             others = sorted(chain(*(other for other in parts if other is not part)), key=image_name)
-            fold = {**information, "fold": f"{k + 1} of {folds} by patient, {how}"}
+            fold = {**information, "fold": f"{k + 1} of {folds} {how}"}
             divided.append((fold, {**sections, "training": others, "validation": part}))
     lists = []
     for information, sections in divided:
@@ -279,6 +288,34 @@ def split_data_list(
         kept = {section: entries for section, entries in sections.items() if entries}
         lists.append({"name": data_list.name, **information, **kept})
     return lists
+
+
+def patients_unknown(data_list: DataList) -> str | None:
+    """Return a sentence where a data list names no patients; ``None`` where it names some.
+
+    It says so where the names of images look like ``patient_number``.
+    """
+    entries = [entry for section in SECTIONS for entry in getattr(data_list, section)]
+    if any("patient_id" in entry for entry in entries):
+        return None
+    suspected = suspected_patients([image_names(entry)[0] for entry in entries])
+    return suspected or "no patients are named, so the division is by image: images of one patient may be in two parts"
+
+
+def _with_patient(entry: Entry, pattern: re.Pattern[str] | None) -> Entry:
+    if pattern is None or "patient_id" in entry:
+        return entry
+    return {**entry, "patient_id": find_subject(image_names(entry)[0], pattern)}
+
+
+def _by(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return what cases are divided by, as far as patients are named."""
+    named = sum("patient_id" in entry for entry in entries)
+    if named == len(entries):
+        return "by patient"
+    if not named:
+        return "by image (no patients are named)"
+    return f"by patient for the {named} of {len(entries)} cases that name one, else by image"
 
 
 def summarise(content: Mapping[str, Any], stratify: str | None = None) -> str:

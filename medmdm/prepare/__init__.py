@@ -31,6 +31,22 @@ class Kind(NamedTuple):
     zips_inside: bool = False
 
 
+_LABEL_TYPE: dict[str, Any] = {
+    "choices": ("classes", "instances"),
+    "default": "classes",
+    "help": "what labels number: classes (default), or objects of one class",
+}
+_CLASSES: dict[str, Any] = {
+    "nargs": "+",
+    "metavar": "NAME=VALUES",
+    "help": "names, merges and chooses classes: background=0 gland=1,2 ignore=3; VALUES are numbers, names or colours "
+    "(#fa3253) of the source, or 'rest' for all others; classes are numbered as given, from 0 for background",
+}
+_SUBJECT: dict[str, Any] = {
+    "metavar": "REGEX",
+    "help": "finds the patient in an image's path, by its first group if it has one, such as '([0-9]+)_[0-9]+[.]png'; "
+    "default: patients are not known",
+}
 KINDS = {
     "glas": Kind("glas", "GlaS: colon glands, BMP images with *_anno.bmp masks and Grade.csv", zips_inside=True),
     "monuseg": Kind("monuseg", "MoNuSeg 2018: nuclei, TIFF images with Aperio XML polygons", zips_inside=True),
@@ -39,11 +55,33 @@ KINDS = {
         "picture_folder",
         "any folder of PNG, TIFF, BMP or JPEG images, with or without masks beside them",
         {
-            "label_type": {
-                "choices": ("classes", "instances"),
-                "default": "classes",
-                "help": "what mask values mean: class numbers (default), or numbers of objects of one class",
-            }
+            "label_type": _LABEL_TYPE,
+            "classes": _CLASSES,
+            "subject": _SUBJECT,
+        },
+    ),
+    "coco": Kind(
+        "coco",
+        "images with COCO JSON files of outlines (polygons or RLE), as CVAT, Label Studio or Roboflow export them",
+        {
+            "label_type": _LABEL_TYPE,
+            "classes": {
+                **_CLASSES,
+                "help": "makes classes of categories: background=rest epithelium=duct,gland ignore=artefact; 'rest' "
+                "is all others, left out as background; classes are numbered as given",
+            },
+            "overlap": {
+                "choices": ("last", "smallest", "ignore", "refuse"),
+                "default": "last",
+                "help": "whose the pixels are that several objects cover: of the last in the file (default), of the "
+                "smallest, ignored, or refused",
+            },
+            "empty": {
+                "choices": ("unlabelled", "background"),
+                "default": "unlabelled",
+                "help": "what images without annotations are: without a label (default), or all background",
+            },
+            "subject": _SUBJECT,
         },
     ),
     "volumes": Kind(

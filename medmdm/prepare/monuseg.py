@@ -10,8 +10,8 @@ from typing import Any
 from skimage.segmentation import relabel_sequential
 
 from medmdm.data.files.aperio import draw_regions, read_aperio
-from medmdm.data.folders import is_mask
 from medmdm.data.lists import load_data_list
+from medmdm.data.mask_names import is_mask
 from medmdm.errors import UserError
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem

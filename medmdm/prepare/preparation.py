@@ -151,7 +151,10 @@ def read_label(file: SourceFile, shape: tuple[int, ...], image: SourceFile) -> n
     if array.shape[0] == 3 and (array == array[:1]).all():
         array = array[:1]  # grey, stored as colours
     if array.shape[0] != 1:
-        raise UserError(f"{file.shown} has colours: a mask must be grey, its values being class or object numbers.")
+        raise UserError(
+            f"{file.shown} has colours: a mask must be grey, its values being class or object numbers; prepare folder "
+            "also reads colours by a labelmap.txt beside the masks or --classes, as in nucleus=#fa3253."
+        )
     numbers = label_numbers(array, file.shown, MAX_INSTANCES)
     check_same_grid(ImageGrid(array.shape[1:]), ImageGrid(shape), file.shown, f"its image {image.shown}")
     return numbers[0].astype(np.uint16)

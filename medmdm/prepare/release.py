@@ -161,13 +161,19 @@ def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[Sour
         raise UserError(f"{path} is neither a folder nor a sound zip file ({error}): download it again.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a zip file ({error}): check the file.") from error
-    members = [member for member in archive.infolist() if not member.is_dir()]
-    _refuse_unsafe(path, members)
+    members = {member: _slashes(member.filename) for member in archive.infolist()}
+    members = {member: name for member, name in members.items() if not name.endswith("/")}
+    _refuse_unsafe(path, list(members))
     return [
-        SourceFile(prefix / member.filename, f"{path}/{member.filename}", partial(archive.open, member))
-        for member in members
-        if not any(is_hidden(part) for part in PurePosixPath(member.filename).parts)
+        SourceFile(prefix / name, f"{path}/{name}", partial(archive.open, member))
+        for member, name in members.items()
+        if not any(is_hidden(part) for part in PurePosixPath(name).parts)
     ]
+
+
+def _slashes(name: str) -> str:
+    r"""Return the name of a member as the standard has it: .NET and old programs of Windows write ``data\a.png``."""
+    return name.replace("\\", "/")
 
 
 def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -175,12 +181,12 @@ def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         # `filename` ends at a NUL byte and has the host's separators; the name in the archive is what counts.
         name = member.orig_filename
-        parts = re.split(r"[/\\]", name)
-        if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+        slashed = _slashes(name)
+        if slashed.startswith("/") or ".." in slashed.split("/") or re.match(r"[A-Za-z]:", name) or "\0" in name:
             raise UserError(f"{path} holds the path {name!r}, which leaves its folder: the file is not to be trusted.")
-        if name in seen:
+        if slashed in seen:
             raise UserError(f"{path} holds {name!r} twice: the file is not to be trusted.")
-        seen.add(name)
+        seen.add(slashed)
         if member.flag_bits & 1:
             raise UserError(f"{path} is encrypted ({name!r}): unpack it and give the folder.")
     # Reading stops at a member's stated size, so the stated sizes bound what is unpacked. Members that share bytes of

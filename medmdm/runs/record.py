@@ -313,5 +313,9 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
     # A list without patient ids leaves a ledger of images alone: then nobody can say that the patients are new.
     named = all("patient_id" in case.entry for case in cases)
     named = named and all(ledger["patients"] or not ledger["images"] for ledger in known)
-    more = ", and none of the patients that the data lists name" if named else "; whether patients were is not known"
+    more = (
+        ", and none of the patients that the data lists name"
+        if named
+        else "; whether their patients were is not known, for the data lists do not name them all"
+    )
     return Provenance("inductive", (), f"No test image was seen in training{more}.")

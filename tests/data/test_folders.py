@@ -5,7 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from medmdm.data.folders import find_images, is_mask
+from medmdm.data.folders import find_images
+from medmdm.data.mask_names import is_mask
 from tests.made import refused
 
 
@@ -15,7 +16,10 @@ from tests.made import refused
     "a_gt2.png", "a_ground_truth.png", "a_groundtruth.png", "a_instance.png", "a_instances.png", "a_seg.png",
     "a_segmentation.png", "a_seg_1.png", "masks/a.png", "x/masks/a.png", "labelsTr/a.png", "Labels/a.tif",
     "Annotations/a.png", "Instances/a.png", "gt/a.png", "Ground_Truth/a.png", "ground truth/x/a.png",
-    "train_masks/a.png", "masks_train/a.png", "segmentation/a.png", "test/GroundTruth/a.png",
+    "train_masks/a.png", "masks_train/a.png", "segmentation/a.png", "test/GroundTruth/a.png", "leftMask/a.png",
+    "cellMask.png", "sub-1/sub-1_dseg.nii.gz", "sub-1_label-GM_probseg.nii.gz", "derivatives/x/sub-1_T1w.nii.gz",
+    "annotations/panoptic_train2017/a.png", "ann/a.png", "masks1/a.png", "rater_2/a.png", "a_seg_rater2.png",
+    "1st_manual/21_manual1.png", "Overlay/a.png", "mask_images/a.png", "a.seg.nrrd",
 ])  # fmt: skip
 def test_masks_by_name(path):
     assert is_mask(PurePosixPath(path))
@@ -24,7 +28,9 @@ def test_masks_by_name(path):
 @pytest.mark.parametrize("path", [
     "train_1.bmp", "unmasked.png", "x_masked.png", "damask_2.png", "labelled_cells.png", "segment_3.png",
     "gt3000_scanner.png", "annotators/a.png", "images/a.png", "seg_study/a.png", "unlabelled/a.png", "cannon.png",
-    "instance_7_scan.png", "imagesTr/a.png", "Tissue Images/a.tif",
+    "instance_7_scan.png", "imagesTr/a.png", "Tissue Images/a.tif", "JPEGImages/a.jpg", "img/a.png", "LabelMe/a.jpg",
+    "leftImg8bit/a_leftImg8bit.png", "x_json/img.png", "experts/a.png", "label_free/a.png", "mask_ct_2020/a.png",
+    "sub-1/anat/sub-1_T1w.nii.gz", "x [x=0,y=8].png", "annex/a.png", "default/image_2/a.png", "SegStudy/a.png",
 ])  # fmt: skip
 def test_images_by_name(path):
     assert not is_mask(PurePosixPath(path))

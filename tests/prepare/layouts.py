@@ -1,5 +1,6 @@
 """Tiny copies of what publishers ship, made on the spot."""
 
+import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,6 +84,37 @@ def folder(root: Path) -> Path:
         picture(root / "images" / f"{name}.tif", seed=name)
     for name in ("a/x", "b/x"):
         mask(root / "labels" / f"{name}.png", [(1, 5, 1, 6, 1), (8, 12, 10, 20, 3)])
+    return root
+
+
+def cvat(root: Path) -> Path:
+    """CVAT's "Segmentation mask" of two images, objects of two classes."""
+    colours = {"nucleus": (250, 50, 83), "mitosis": (51, 221, 255)}
+    lines = ["background:0,0,0::", *(f"{name}:{','.join(map(str, colour))}::" for name, colour in colours.items())]
+    for i in range(2):
+        picture(root / "JPEGImages" / f"s{i}.png")
+        classes, objects = np.zeros((20, 30, 3)), np.zeros((20, 30, 3))
+        classes[2:8, 3:9], classes[10:16, 14:25] = colours.values()
+        objects[2:8, 3:9], objects[10:16, 14:25] = (128, 0, 0), (0, 128, 0)
+        picture(root / "SegmentationClass" / f"s{i}.png", classes)
+        picture(root / "SegmentationObject" / f"s{i}.png", objects)
+    (root / "labelmap.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def coco(root: Path) -> Path:
+    """CVAT's COCO export of two images, a polygon and run lengths in the first."""
+    for i in range(2):
+        picture(root / "images" / "default" / f"s{i}.png")
+    polygon = {"segmentation": [[3, 2, 9, 2, 9, 8, 3, 8]], "category_id": 1, "iscrowd": 0}
+    runs = {"segmentation": {"size": [20, 30], "counts": [290, 6, 304]}, "category_id": 2, "iscrowd": 1}
+    content = {
+        "images": [{"id": i, "file_name": f"s{i}.png", "height": 20, "width": 30} for i in range(2)],
+        "categories": [{"id": 1, "name": "nucleus"}, {"id": 2, "name": "mitosis"}],
+        "annotations": [{"id": i, "image_id": 0, **one} for i, one in enumerate((polygon, runs))],
+    }
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_default.json").write_text(json.dumps(content))
     return root
 
 

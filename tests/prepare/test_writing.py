@@ -16,8 +16,9 @@ from PIL import Image
 
 from medmdm.cli.prepare import add_arguments, run
 from medmdm.data.files.pictures import read_image
-from medmdm.data.folders import find_data_list, is_mask
+from medmdm.data.folders import find_data_list
 from medmdm.data.lists import load_data_list
+from medmdm.data.mask_names import is_mask
 from medmdm.data.selection import select_training_images
 from medmdm.errors import UserError
 from medmdm.files import pixel_hash
