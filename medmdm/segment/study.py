@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from monai.inferers import Inferer
 
 from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase, content_hash
 from medmdm.errors import UserError, nearest
-from medmdm.files import atomic_write, save_json, text_hash
+from medmdm.files import atomic_write, save_json, sweep_temporaries, text_hash
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
+from medmdm.intact import DamagedFileError, load_record, save_record
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
@@ -32,6 +34,7 @@ from medmdm.segment.evaluation import LabelledData, Postprocessing
 logger = logging.getLogger(__name__)
 
 NO_BACKBONE = "none"
+_FORMAT = 1  # of a cell: the next where the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ class Study:
         # What changes from session to session is checked cell by cell, so that a study can grow.
         record = RunFolder(folder, {"bundle": self.config.get("bundle")}, {}, identity, 0)
         record.open()
+        sweep_temporaries(folder / "cells")
         for name, backbone in self.backbones.items():
             if backbone.extractor is not None:
                 sizes = view_sizes([*training.values(), *tested], self.reading)
@@ -207,7 +211,7 @@ class Study:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
                 others = [case for name, case in (training | unlabeled).items() if name not in known]
                 content = {"key": key, **self._compute(cell, support, others, tested)}
-                save_json(content, self._path(cell))
+                save_record(content, self._path(cell))
                 dice = np.nanmean([np.nan if row["dice"] is None else row["dice"] for row in content["rows"]])
                 where = f"cell {number} of {len(cells)}, {cell.name}"
                 logger.info("%s: Dice %.4f, %.1f s", where, dice, content["seconds"])
@@ -279,6 +283,8 @@ class Study:
         backbone = self.backbones.get(cell.backbone)
         extractor = None if backbone is None else backbone.extractor
         content = {
+            "format": _FORMAT,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
             "cell": asdict(cell),
             "support": support,
             "tested": tested,
@@ -303,8 +309,11 @@ def _preprocessing(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _finished(path: Path, key: str) -> dict[str, Any] | None:
     """Return a cell that was computed under the same settings."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = load_record(path)
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        logger.warning("%s It is computed again.", error)
         return None
     if content.get("key") != key:
         logger.warning("%s was computed with other settings or data; it is computed again.", path)
