@@ -169,7 +169,7 @@ class CachedExtractor(nn.Module):
         if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
             return
         try:
-            save_torch({**content, "torch": torch.__version__}, self.folder / f"{name}.pt")
+            save_torch({**content, "torch": str(torch.__version__)}, self.folder / f"{name}.pt")
             self.on_disk += _size(content)
         except OSError as error:  # a full disk must not end a run that can do without
             logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error.strerror or error)
@@ -181,7 +181,8 @@ class CachedExtractor(nn.Module):
             return None
         try:
             content: dict[str, Any] = load_torch(path)
-            if content.pop("torch", torch.__version__) == torch.__version__:  # earlier versions of medmdm do not say
+            # Earlier versions of medmdm do not say.
+            if isinstance(content, dict) and content.pop("torch", torch.__version__) == torch.__version__:
                 return content
         except DamagedFileError:  # by something else than us
             logger.warning("%s is damaged; it is computed again.", path)
