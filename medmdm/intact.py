@@ -120,8 +120,8 @@ def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:

@@ -70,10 +70,11 @@ class StoredVolume:
 class VolumeStore:
     """A folder of decoded volumes, each an uncompressed array that is mapped into memory rather than read.
 
-    A volume is stored slice after slice along one axis, in the type that it decodes to (float64 as float32 where that
-    loses nothing), under a name that is a hash of the source files' paths, sizes and times and of the axis: later runs
-    and other processes find it, and a changed or replaced file, or a damaged copy, is decoded again. Neither the names nor the files hold anything
-    about the patient but the voxels. Deleting the folder loses nothing but time.
+    A volume is stored slice after slice along one axis, in the type that it decodes to (float64 as float32 where
+    that loses nothing), under a name that is a hash of the source files' paths, sizes and times and of the axis:
+    later runs and other processes find it, and a changed or replaced file, or a damaged copy, is decoded again.
+    Neither the names nor the files hold anything about the patient but the voxels. Deleting the folder loses
+    nothing but time.
 
     Args:
         folder: ``None``: ``medmdm/slices`` in the user's cache folder.

@@ -252,7 +252,9 @@ class MDMTrainer(SupervisedTrainer):
         if checkpoint is not None:
             self.load_state_dict(checkpoint)
         elif self.checkpoints is not None and self.run_folder is not None and (steps := self.run_folder.saved_steps()):
-            fault = f"{self.run_folder.model_path} holds weights of {steps} steps, but there is no checkpoint to go on from"
+            fault = (
+                f"{self.run_folder.model_path} holds weights of {steps} steps, but there is no checkpoint to go on from"
+            )
             raise UserError(f"{fault}: choose another run_dir, or move that file away to begin again at step 0.")
         if self.state.iteration >= last:
             if self.run_folder is not None and is_main_process() and self.run_folder.saved_steps() != last:

@@ -149,7 +149,9 @@ def _read(path: Path) -> dict[str, Any]:
     kinds = {"config": dict, "data": dict, "sessions": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
     if wrong or "hash" not in record["data"]:
-        raise UserError(f"{path} has no {(wrong or ['data#hash'])[0]!r}: it is no record of a run; choose another run_dir.")
+        raise UserError(
+            f"{path} has no {(wrong or ['data#hash'])[0]!r}: it is no record of a run; choose another run_dir."
+        )
     return record
 
 

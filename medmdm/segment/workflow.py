@@ -133,7 +133,9 @@ class Segmentation:
         protocol = {**self._protocol(support), "segmenter_sha256": file_hash(self.model_path)}
         protocol |= {
             "training_cases": [case.name for case in support],
-            "training_patients": sorted({str(case.entry["patient_id"]) for case in support if "patient_id" in case.entry}),
+            "training_patients": sorted(
+                {str(case.entry["patient_id"]) for case in support if "patient_id" in case.entry}
+            ),
         }
         applied = replace(self.outputs, folder=folder / "applied", boxes=True)
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
