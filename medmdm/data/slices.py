@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
+from medmdm.data.files.detached import named_files
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.lists import image_names
@@ -244,6 +245,8 @@ def _sources(path: str | Sequence[str]) -> list[list[tuple[Path, os.stat_result]
             # Raw data of .mhd and .nhdr headers lie beside them.
             if Path(name).suffix.lower() in (".mhd", ".nhdr"):
                 files += sorted(p for p in Path(name).parent.glob(f"{Path(name).stem}.*") if p != Path(name))
+                beside = (Path(name).parent / one for one in named_files(Path(name)))
+                files += [p for p in beside if p not in files and p.is_file()]
             found.append([(file, file.stat()) for file in files])
         except OSError as error:
             raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path.") from error

@@ -19,7 +19,7 @@ from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, claim, file_hash, mark_outputs
+from medmdm.files import atomic_write, claim, file_hash, mark_outputs, sweep_temporaries
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
@@ -205,6 +205,7 @@ def segment_all(
     """Write masks of cases whose labels, where there are any, are not looked at; return their paths."""
     folder, tables, masks = Path(outputs.folder), [], []
     mark_outputs(folder / "predictions")
+    sweep_temporaries(folder)
     for number, entry in enumerate(entries, start=1):
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)

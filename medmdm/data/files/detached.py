@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from medmdm.data.files.formats import is_special
 from medmdm.errors import UserError
 
 _HEADER = 1 << 20  # bytes; headers are a few thousand
@@ -29,17 +30,24 @@ def refuse_leaving(path: Path) -> None:
         UserError: naming the file and where it leads.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        header = file.read(_HEADER)
-    for name in _named(header):
-        # ITK's decoders cut white space and quotes off; a link is followed like a file.
-        text = name.decode("utf-8", "replace").strip().strip("\"'").strip()
+    for text in named_files(path):
         target = path.parent / text
+        if is_special(target):
+            raise UserError(f"{path} takes its voxels from {text!r}, a pipe, a socket or a device.")
+        # A link is followed like a file.
         if leaves_folder(text) or (target.is_symlink() and path.parent.resolve() not in target.resolve().parents):
             raise UserError(
                 f"{path} takes its voxels from {text!r}, which leaves its folder: the file is not to be trusted; if "
                 "it is your own, put both files into one folder and correct the header."
             )
+
+
+def named_files(path: Path) -> list[str]:
+    """Return what a MetaImage or NRRD file says of the files that hold its voxels, if they are not in itself."""
+    with open(path, "rb") as file:
+        header = file.read(_HEADER)
+    # ITK's decoders cut white space and quotes off.
+    return [name.decode("utf-8", "replace").strip().strip("\"'").strip() for name in _named(header)]
 
 
 def _named(header: bytes) -> Iterator[bytes]:
