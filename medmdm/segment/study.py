@@ -315,7 +315,7 @@ def _finished(path: Path, key: str) -> dict[str, Any] | None:
     except DamagedFileError as error:
         logger.warning("%s It is computed again.", error)
         return None
-    if content.get("key") != key:
+    if content.get("key") != key or not isinstance(content.get("rows"), list):
         logger.warning("%s was computed with other settings or data; it is computed again.", path)
         return None
     return content

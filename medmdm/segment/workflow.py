@@ -22,6 +22,7 @@ from medmdm.errors import UserError
 from medmdm.files import file_hash, save_json
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
+from medmdm.intact import DamagedFileError
 from medmdm.reports import Report
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.config import differing_keys
@@ -185,7 +186,10 @@ class Segmentation:
         """Read a segmenter that was fitted as the config says."""
         extractor = self.backbone.extractor
         backbone = None if extractor is None else (extractor.innermost.backbone, self.backbone.plan)
-        model, plan = load_segmenter(path, backbone=backbone if self.head.needs_backbone else None)
+        try:
+            model, plan = load_segmenter(path, backbone=backbone if self.head.needs_backbone else None)
+        except DamagedFileError as error:
+            raise UserError(f"{error} If you delete it, it is fitted again.") from error
         saved, wanted = plan.get("task", {}), json.loads(json.dumps(known))
         # Earlier versions wrote less, names of cases, and the path of the backbone, whose weights are compared.
         common = saved.keys() & wanted.keys() - {"backbone", "notes"}

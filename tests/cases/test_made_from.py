@@ -99,11 +99,7 @@ def test_features_of_another_torch_are_computed_again(tmp_path: Path) -> None:
         assert cached.extracted == computed
 
 
-def test_cells_of_another_torch_are_computed_again(
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
-) -> None:
+def test_cells_of_another_torch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     settings: dict[str, Any] = study_settings(tmp_path, shots=[2], draws=1)
 
     def times() -> dict[str, int]:
