@@ -1,7 +1,7 @@
 """Components know their config: from an object to ``{"_target_": ..., arguments}`` and back, in one place.
 
 :func:`to_config` reads what it is made of, :func:`instantiate` makes it again. Weights files are not trusted: on their
-word only classes marked :func:`buildable` are made, and MONAI's networks.
+word only classes marked :func:`buildable` are made, and those of :data:`MONAI_NETWORKS`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import functools
 import importlib
 import inspect
 import itertools
+import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +26,50 @@ from medmdm.errors import UserError, cannot_be_built, nearest
 #: Where there are classes that may be built on the word of a weights file; nothing else is imported for it.
 ROOMS = ("medmdm.corruption", "medmdm.backbones", "medmdm.heads", "medmdm.segment", "monai.networks.nets")
 _BUILDABLE: list[type] = []
+_PLACE = re.compile(r"[/\\]|^~|^file:")  # what addresses and paths have, and names of layers have not
 _Kind = TypeVar("_Kind", bound=type)
+
+_UNET = "spatial_dims in_channels out_channels channels strides kernel_size up_kernel_size"
+_BASIC = "spatial_dims in_channels out_channels features act norm bias dropout upsample"
+_ENCODED = "spatial_dims in_channels out_channels channels num_res_blocks attention_levels norm_num_groups norm_eps"
+_SEGRES = "spatial_dims init_filters in_channels out_channels act norm blocks_down blocks_up upsample_mode"
+#: MONAI's networks that may be built on the word of a weights file, and the arguments that it may give them: numbers,
+#: names of layers and the like. Some of MONAI's fetch an address, or copy a file, that an argument names: none is here.
+MONAI_NETWORKS = {
+    "AHNet": "layers spatial_dims in_channels out_channels psp_block_num upsample_mode",
+    "AttentionUnet": f"{_UNET} dropout",
+    "AutoEncoder": f"{_UNET} num_res_units inter_channels inter_dilations num_inter_units act norm dropout bias"
+    " padding",
+    "AutoencoderKL": f"{_ENCODED} latent_channels with_encoder_nonlocal_attn with_decoder_nonlocal_attn"
+    " use_checkpoint use_convtranspose include_fc use_combined_linear use_flash_attention",
+    "BasicUNet": _BASIC,
+    "BasicUNetPlusPlus": f"{_BASIC} deep_supervision",
+    "DAF3D": "in_channels out_channels visual_output",
+    "DiffusionModelUNet": f"{_ENCODED} resblock_updown num_head_channels with_conditioning transformer_num_layers"
+    " cross_attention_dim num_class_embeds upcast_attention dropout_cattn include_fc use_combined_linear"
+    " use_flash_attention",
+    "DynUNet": "spatial_dims in_channels out_channels kernel_size strides upsample_kernel_size filters dropout"
+    " norm_name act_name deep_supervision deep_supr_num res_block trans_bias",
+    "FlexibleUNet": "in_channels out_channels backbone decoder_channels spatial_dims norm act dropout decoder_bias"
+    " upsample pre_conv interp_mode is_pad",
+    "HighResNet": "spatial_dims in_channels out_channels norm_type acti_type dropout_prob bias layer_params"
+    " channel_matching",
+    "MedNeXt": "spatial_dims init_filters in_channels out_channels encoder_expansion_ratio decoder_expansion_ratio"
+    " bottleneck_expansion_ratio kernel_size deep_supervision use_residual_connection blocks_down blocks_bottleneck"
+    " blocks_up norm_type global_resp_norm",
+    "Quicknat": "num_classes num_channels num_filters kernel_size kernel_c stride_conv pool stride_pool se_block"
+    " drop_out act norm adn_ordering",
+    "SegResNet": f"{_SEGRES} dropout_prob norm_name num_groups use_conv_final",
+    "SegResNetDS": f"{_SEGRES} dsdepth resolution",
+    "SegResNetDS2": f"{_SEGRES} dsdepth resolution",
+    "SwinUNETR": "img_size in_channels out_channels patch_size depths num_heads window_size qkv_bias mlp_ratio"
+    " feature_size norm_name drop_rate attn_drop_rate dropout_path_rate normalize patch_norm use_checkpoint"
+    " spatial_dims downsample use_v2 use_flash_attention",
+    "UNETR": "in_channels out_channels img_size feature_size hidden_size mlp_dim num_heads norm_name dropout_rate"
+    " spatial_dims pos_embed proj_type conv_block res_block qkv_bias save_attn",
+    "UNet": f"{_UNET} num_res_units act norm dropout bias adn_ordering",
+    "VNet": "spatial_dims in_channels out_channels act dropout_prob dropout_prob_down dropout_prob_up dropout_dim bias",
+}  # fmt: skip
 
 _MOVED: dict[str, dict[str, tuple[str, ...]]] = {
     "medmdm.engines": {
@@ -175,9 +219,7 @@ def find(name: Any, trust: bool = False) -> Any:
     if trust and found is None:
         raise UserError(f"{name!r} cannot be imported: check its spelling, and that its package is installed.")
     # The name alone is not enough: modules also hold what they import.
-    is_network = isinstance(found, type) and issubclass(found, nn.Module)
-    is_known = is_network and found.__module__.startswith("monai.networks.nets.")
-    if not (trust or is_known or any(found is kind for kind in _BUILDABLE)):
+    if not (trust or _is_listed(found) or any(found is kind for kind in _BUILDABLE)):
         raise UserError(
             f"{name!r} is neither medmdm's nor MONAI's to build{nearest(target, map(public_name, _BUILDABLE))}, so it "
             "is not run on the word of a file; if the file is your own, pass trust=True."
@@ -203,7 +245,10 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
     make = find(config.get("_target_"), trust)
     if isinstance(make, type) and not issubclass(make, kind):
         raise UserError(f"{config['_target_']} is no {kind.__name__}, which is needed here.")
-    arguments = {k: _part(v, trust) for k, v in config.items() if not k.startswith("_")}
+    given = {k: v for k, v in config.items() if not k.startswith("_")}
+    if not trust:
+        _refuse_reaching_out(make, given)
+    arguments = {k: _part(v, trust) for k, v in given.items()}
     if config.get("_mode_") == "callable":
         return functools.partial(make, **arguments)
     known = _arguments(make)
@@ -216,6 +261,42 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
         if isinstance(error, UserError):
             raise
         raise cannot_be_built(str(config["_target_"]), error) from error
+
+
+def _is_listed(found: Any) -> bool:
+    """Whether a class is one of :data:`MONAI_NETWORKS`."""
+    is_network = isinstance(found, type) and issubclass(found, nn.Module)
+    return is_network and found.__module__.startswith("monai.networks.nets.") and found.__name__ in MONAI_NETWORKS
+
+
+def _refuse_reaching_out(make: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse, on the word of a file, arguments that could name something outside of it.
+
+    Raises:
+        UserError: naming the first.
+    """
+    name = getattr(make, "__name__", str(make))
+    left_out = set(_arguments(make) or ()) - set(MONAI_NETWORKS[name].split()) if _is_listed(make) else set()
+    end = "is not taken on the word of a file; if the file is your own, pass trust=True."
+    for key, value in arguments.items():
+        if key.startswith("pretrained") and value not in (None, False):
+            raise UserError(f"{name} would fetch weights ({key}), which {end}")
+        if key in left_out and not key.startswith("pretrained"):
+            raise UserError(f"{name} gets {key!r}, which {end}")
+        for text in _texts(value):
+            if _PLACE.search(text):
+                raise UserError(f"{name} gets an address or a path as {key}, which {end}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in the value of an argument; parts are looked at as they are made."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        if "_target_" not in value:
+            yield from (text for one in [*value.keys(), *value.values()] for text in _texts(one))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for one in value for text in _texts(one))
 
 
 def _part(value: Any, trust: bool) -> Any:

@@ -85,9 +85,13 @@ def sweep_temporaries(folder: str | os.PathLike[str], seconds: float = 0) -> Non
 
 
 def mark_outputs(folder: Path) -> None:
-    """Make a folder of outputs, and see that a later search for images in a folder above leaves it out."""
+    """Make a folder of outputs, and see that a later search for images in a folder above leaves it out.
+
+    What a killed run left half-written in it is deleted.
+    """
     with refuse_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(folder)
         (folder / OUTPUTS_MARK).touch()
 
 

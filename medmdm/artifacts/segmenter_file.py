@@ -60,7 +60,12 @@ def save_segmenter(
             record = dict(plan)
             if not isinstance(record.get("network"), Mapping) or "_target_" not in record["network"]:
                 raise UserError("the plan of a network must hold its _target_ and arguments under 'network'.")
-            record["network"] = {k: v for k, v in record["network"].items() if k == "_target_" or k[:1] != "_"}
+            # Pre-trained weights were fetched for the training; those that it made of them are in this file.
+            record["network"] = {
+                k: v
+                for k, v in record["network"].items()
+                if k == "_target_" or (k[:1] != "_" and not k.startswith("pretrained"))
+            }
             record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
             record["padding"]["flips"] = list(segmenter.flips)
             kind, state = "network", {"network": segmenter.network.state_dict()}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.components import find, instantiate
 from medmdm.errors import UserError
+from medmdm.intact import load_torch
 
 WRAPPERS = ("ema", "state_dict", "model")  # where training programs put the state dict, averaged weights first
 #: Arguments of an ADM U-Net that leave no trace in a shape but change the output, as in the paper.
@@ -33,19 +32,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"{path}: {what}; name a weights file.")
-    with open(path, "rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no error of its own here: pickle's, zip's and KeyErrors have been seen
-        if is_archive and not zipfile.is_zipfile(path):
-            reason = "the file is cut off; copy or download it again"
-        elif is_archive and isinstance(error, pickle.UnpicklingError):
-            need = "save the state dict alone, torch.save(network.state_dict(), path), where it comes from"
-            reason = f"the file holds Python objects besides tensors, which could run code when loaded; {need}"
-        else:
-            reason = "this is not a PyTorch checkpoint, or it is damaged"
-        raise UserError(f"{path}: {reason}.") from error
+    content = load_torch(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a state dict, found a {type(content).__name__}.")
     return dict(content)

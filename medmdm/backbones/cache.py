@@ -20,6 +20,7 @@ from medmdm.backbones.feature_maps import normalization
 from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import save_torch, sweep_temporaries, tensor_hash, text_hash, weights_hash
+from medmdm.intact import DamagedFileError, load_torch
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class CachedExtractor(nn.Module):
 
     A file a window, named by a hash of its pixels, in a folder named by a hash of the backbone's weights and of all
     settings that change its features; normalisation is applied on reading, so that it does not. Files are written
-    atomically: a killed run leaves whole ones. What is read back is what the first reading gave, bit for bit.
+    atomically: a killed run leaves whole ones. What is read back is what the first reading gave, bit for bit; what is
+    damaged, or was computed by another version of PyTorch, is computed again.
 
     Args:
         extractor: what computes the features.
@@ -167,7 +169,7 @@ class CachedExtractor(nn.Module):
         if self.folder is None or self.on_disk + _size(content) > self.max_bytes:
             return
         try:
-            save_torch(content, self.folder / f"{name}.pt")
+            save_torch({**content, "torch": str(torch.__version__)}, self.folder / f"{name}.pt")
             self.on_disk += _size(content)
         except OSError as error:  # a full disk must not end a run that can do without
             logger.warning("%s cannot be written (%s): nothing more is cached.", self.folder, error.strerror or error)
@@ -178,14 +180,15 @@ class CachedExtractor(nn.Module):
         if path is None or not path.is_file():
             return None
         try:
-            content: dict[str, Any] = torch.load(path, weights_only=True)
-            _size(content)
-            return content
-        except Exception:  # damaged by something else than us: computed again
+            content: dict[str, Any] = load_torch(path)
+            # Earlier versions of medmdm do not say.
+            if isinstance(content, dict) and content.pop("torch", torch.__version__) == torch.__version__:
+                return content
+        except DamagedFileError:  # by something else than us
             logger.warning("%s is damaged; it is computed again.", path)
-            self.on_disk -= path.stat().st_size
-            path.unlink()
-            return None
+        self.on_disk -= path.stat().st_size
+        path.unlink()
+        return None
 
 
 def _shift(mean: Tensor | None, multiplier: Tensor, centre: Tensor | None) -> Tensor | None:

@@ -15,7 +15,17 @@ from medmdm.check.findings import Finding, Report, Row
 from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
 from medmdm.data.folders import FolderImages, find_images, image_files, label_files
-from medmdm.data.lists import SECTIONS, DataList, image_names, label_names, label_type, load_data_list
+from medmdm.data.lists import (
+    IMAGE_SECTIONS,
+    SECTIONS,
+    DataList,
+    image_name,
+    image_names,
+    label_names,
+    label_type,
+    load_data_list,
+)
+from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
 
@@ -49,6 +59,7 @@ def check(
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
         inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
     findings += [finding for facts in inspected for finding in facts.findings]
+    findings += _wrong_sizes(loaded)
     findings += identical_images(inspected)
     findings += shared_patients(loaded)
     findings += clashing_names(cases)
@@ -101,6 +112,17 @@ def _missing(path: Path, name: str, section: str) -> Finding:
     else:
         advice = "correct the list or --dataset_dir"
     return Finding.error("missing-file", f"{name} in {section} does not exist: {advice}", name)
+
+
+def _wrong_sizes(data_list: DataList) -> Iterator[Finding]:
+    """Say which sizes of pixels are no numbers above 0, of the list or of an entry."""
+    entries = [entry for section in IMAGE_SECTIONS for entry in getattr(data_list, section)]
+    listed = [({"image": data_list.title}, data_list.information), *((entry, {}) for entry in entries)]
+    for entry, information in listed:
+        try:
+            with_spacing(entry, information)
+        except UserError as error:
+            yield Finding.error("pixel-size", error, *([] if information else [image_name(entry)]))
 
 
 def _odd_ones_out(inspected: Sequence[Facts], declared: Any) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +18,13 @@ from monai.transforms import RandomizableTrait, Transform
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from medmdm.data.transforms.intensity import file_dtype_tensor
+from medmdm.data.transforms.intensity import file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
 from medmdm.files import lines_hash, pixel_hash, text_hash
+
+logger = logging.getLogger(__name__)
 
 
 class CropDataset(Dataset):
@@ -168,6 +171,7 @@ class CropDataset(Dataset):
     def _fill(self, channels: int | None, budget: int, num_threads: int, progress: bool) -> None:
         """Decode every image, check it, and keep those that fit into ``budget`` bytes."""
         shapes: list[tuple[int, ...]] = []
+        flat: list[str] = []
         total = len(self.data)
         with ThreadPool(min(num_threads, total)) as pool:
             prepared = self._prepare_in_order(pool, 2 * num_threads)
@@ -178,10 +182,19 @@ class CropDataset(Dataset):
                 crop = self._finish(item)
                 shapes.append(tuple(crop.shape))
                 check_range(crop.numpy(), self.data[which]["image"])
+                if is_flat(item["image"], item.get("intensity_range")):
+                    flat.append(str(self.data[which]["image"]))
                 size = item["image"].nbytes
                 if self._cached_bytes + size <= budget:
                     self._cache[which] = item
                     self._cached_bytes += size
+        if flat:
+            told = f"{len(flat)} of {total} images have one value everywhere once they are scaled (first: {flat[0]})"
+            if len(flat) == total:
+                raise UserError(
+                    f"{told}: there is nothing to learn; check the images, and percentiles if they are set."
+                )
+            logger.warning("%s: nothing can be learnt from them; leave them out, or choose wider percentiles.", told)
         self._check_shapes(shapes, channels)
 
     def _prepare_in_order(self, pool: ThreadPool, ahead: int) -> Iterator[tuple[dict[str, Any], tuple[str, str]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_volume
+from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_special, is_volume
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.data.mask_names import is_mask, mask_name
@@ -87,6 +87,8 @@ def is_hidden(name: str) -> bool:
 def walk_files(root: Path) -> Iterator[Path]:
     """Give all files below a folder but hidden ones and what medmdm wrote there; links are followed, each folder once.
 
+    Pipes, sockets and devices, from which reading may never end, are no files.
+
     Raises:
         UserError: a folder cannot be read.
     """
@@ -105,7 +107,7 @@ def walk_files(root: Path) -> Iterator[Path]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield from (Path(folder, name) for name in files if not is_hidden(name))
+        yield from (path for name in files if not is_hidden(name) and not is_special(path := Path(folder, name)))
 
 
 def _in_folders(root: Path, masks: Iterable[Path]) -> str:

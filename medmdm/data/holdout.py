@@ -18,6 +18,7 @@ from medmdm.data.slices import LoadSliced, open_slices
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, plain_tensor, target_shape
 from medmdm.errors import UserError, find_user_error
+from medmdm.files import pixel_hash
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class HeldOut:
     crop_size: tuple[int, int]
     seen: bool
     sentence: str
+
+    def hashes(self) -> list[str]:
+        """Return the SHA-256 of each crop's pixels, as they are in its file."""
+        load = Compose([LoadSliced("image"), CutRegiond("image")])
+        return [pixel_hash(np.asarray(load(dict(entry))["image"])) for entry in self.crops]
 
     def images(self, transform: Callable | None = None, channels: int | None = None) -> torch.Tensor:
         """Load the crops.

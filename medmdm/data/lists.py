@@ -7,9 +7,10 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medmdm.data.files.detached import leaves_folder
 from medmdm.errors import UserError, nearest
 from medmdm.files import resource_folder
 from medmdm.labels import LABEL_TYPES
@@ -163,10 +164,9 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
 def _relative_path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise UserError(f"{where} is {value!r}: it must be a path relative to the data set's folder.")
-    path, windows = PurePosixPath(value), PureWindowsPath(value)
-    if path.is_absolute() or windows.anchor or ".." in path.parts or ".." in windows.parts:
+    if leaves_folder(value):
         raise UserError(f"{where} is {value!r}, which leaves the data set's folder: give a path below it.")
-    return path.as_posix()
+    return PurePosixPath(value).as_posix()
 
 
 def _check_region(region: Any, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,11 @@ from medmdm.data.files.volumes import Slicing
 from medmdm.data.lists import image_names
 from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
-from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
+from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
-from medmdm.errors import UserError, find_user_error, nearest
-from medmdm.files import lines_hash, pixel_hash
+from medmdm.errors import UserError, find_user_error, nearest, warn_once
+from medmdm.files import lines_hash, pixel_hash, text_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
 # torch lacks most operations on these types.
@@ -247,9 +248,13 @@ class CaseReader:
             UserError: a file cannot be read, does not fit its label, or has another number of channels.
         """
         try:
-            return self._volume(entry) if is_volume(image_names(entry)[0]) else self._picture(entry)
+            case = self._volume(entry) if is_volume(image_names(entry)[0]) else self._picture(entry)
         except Exception as error:
             raise find_user_error(error) or error from None
+        if all(is_flat(example.image) for example in case.examples):
+            advice = "check the image, and percentiles or the window if they are set"
+            warn_once(f"{image_names(entry)[0]} has one value everywhere once it is scaled: {advice}")
+        return case
 
     def _picture(self, entry: Mapping[str, Any]) -> LoadedCase:
         whole = self.decode({key: value for key, value in entry.items() if key != "region"})
@@ -327,3 +332,15 @@ def data_hash(**sections: Sequence[LoadedCase]) -> str:
     """
     lines = [f"{section} {content_hash(case)}" for section, cases in sections.items() for case in cases]
     return lines_hash(lines)
+
+
+def data_identity(sections: Mapping[str, Sequence[LoadedCase]], others: Sequence[LoadedCase] = ()) -> dict[str, Any]:
+    """Return what a record says of the cases of the sections, and of ``others``, which are learnt from unlabelled.
+
+    That is ``hash`` (:func:`data_hash`), ``arrangement`` (one SHA-256 that covers names and order as well, on which
+    draws depend) and the number of cases of each section.
+    """
+    counts = {f"{section}_cases": len(cases) for section, cases in sections.items()}
+    every = {**sections, "others": others}
+    named = {section: [[case.name, content_hash(case)] for case in cases] for section, cases in every.items()}
+    return {"hash": data_hash(**sections), "arrangement": text_hash(json.dumps(named)), **counts}

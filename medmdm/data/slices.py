@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
+from medmdm.data.files.detached import named_files
 from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
 from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
 from medmdm.errors import UserError
-from medmdm.files import atomic_file, save_json, text_hash
+from medmdm.files import atomic_file, text_hash
+from medmdm.intact import DamagedFileError, file_checksum, load_record, save_record, unreadable
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent
@@ -67,10 +71,11 @@ class StoredVolume:
 class VolumeStore:
     """A folder of decoded volumes, each an uncompressed array that is mapped into memory rather than read.
 
-    A volume is stored slice after slice along one axis, in the type that it decodes to (float64 as float32 where that
-    loses nothing), under a name that is a hash of the source files' paths, sizes and times and of the axis: later runs
-    and other processes find it, and a changed file is decoded again. Neither the names nor the files hold anything
-    about the patient but the voxels. Deleting the folder loses nothing but time.
+    A volume is stored slice after slice along one axis, in the type that it decodes to (float64 as float32 where
+    that loses nothing), under a name that is a hash of the source files' paths, sizes and times and of the axis:
+    later runs and other processes find it, and a changed or replaced file, or a damaged copy, is decoded again.
+    Neither the names nor the files hold anything about the patient but the voxels. Deleting the folder loses
+    nothing but time.
 
     Args:
         folder: ``None``: ``medmdm/slices`` in the user's cache folder.
@@ -90,12 +95,13 @@ class VolumeStore:
         Raises:
             UserError: the volume cannot be read, holds values that are not finite, or the folder cannot be written.
         """
-        key = _key(path, axis, series_uid)
+        sources = _sources(path)
+        key = _key(sources, axis, series_uid)
         array_path, record_path = self.folder / f"{key}.npy", self.folder / f"{key}.json"
-        record: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            record = json.loads(record_path.read_text(encoding="utf-8"))
-        if not record or not array_path.is_file() or array_path.stat().st_size != record.get("bytes"):
+        # Whoever copies a file over another may give it its time of writing, but not this one.
+        changed = [status.st_ctime_ns for files in sources for _, status in files]
+        record = _stored(array_path, record_path, changed)
+        if record is None:
             volume = read_volume(path, series_uid)
             slicing = Slicing(volume.array.shape[1:], volume.affine, axis)
             record = _describe(volume, slicing, path)
@@ -108,7 +114,8 @@ class VolumeStore:
                 with atomic_file(array_path) as file:
                     np.lib.format.write_array(file, slices, version=(2, 0), allow_pickle=False)
                     record["bytes"] = file.tell()
-                save_json(record, record_path)  # last: it says that the array is whole
+                record |= {"crc": file_checksum(array_path), "changed": changed}
+                save_record(record, record_path)  # last: it says that the array is whole
             except OSError as error:
                 raise UserError(
                     f"decoded volumes cannot be written to {self.folder} ({error.strerror}): free some space or choose "
@@ -211,19 +218,44 @@ class LoadSliced(MapTransform):
         return d
 
 
-def _key(path: str | Sequence[str], axis: str, series_uid: str | None) -> str:
-    sources = []
+def _stored(array_path: Path, record_path: Path, changed: Sequence[int]) -> dict[str, Any] | None:
+    """Return the record of a decoded volume, ``None`` where it is missing, damaged, or of files replaced since."""
+    try:
+        record = load_record(record_path)
+        if record.get("changed") != changed or record.get("bytes") != array_path.stat().st_size:
+            return None
+        if record.get("crc") != file_checksum(array_path):
+            raise DamagedFileError(f"{array_path} is damaged.")
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        logger.warning("%s The volume is decoded again.", error)
+        return None
+    except OSError as error:
+        raise unreadable(array_path, error) from error
+    return record
+
+
+def _sources(path: str | Sequence[str]) -> list[list[tuple[Path, os.stat_result]]]:
+    """Return the files that each sequence of a volume is read from, and what the system says of them."""
+    found = []
     for name in ensure_tuple(path):
         try:
             files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
             # Raw data of .mhd and .nhdr headers lie beside them.
             if Path(name).suffix.lower() in (".mhd", ".nhdr"):
                 files += sorted(p for p in Path(name).parent.glob(f"{Path(name).stem}.*") if p != Path(name))
-            stats = [(str(file.absolute()), file.stat()) for file in files]
+                beside = (Path(name).parent / one for one in named_files(Path(name)))
+                files += [p for p in beside if p not in files and p.is_file()]
+            found.append([(file, file.stat()) for file in files])
         except OSError as error:
             raise UserError(f"{name} does not exist or cannot be read ({error.strerror}): check the path.") from error
-        sources.append([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
-    return text_hash(json.dumps([_FORMAT, sources, axis, series_uid]))[:40]
+    return found
+
+
+def _key(sources: Sequence[Sequence[tuple[Path, os.stat_result]]], axis: str, series_uid: str | None) -> str:
+    known = [[(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in files] for files in sources]
+    return text_hash(json.dumps([_FORMAT, known, axis, series_uid]))[:40]
 
 
 def _describe(volume: Volume, slicing: Slicing, path: str | Sequence[str]) -> dict[str, Any]:

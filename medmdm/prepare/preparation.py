@@ -10,6 +10,7 @@ import numpy as np
 
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.pictures import read_image
+from medmdm.data.files.png import refuse_damaged_png
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError
@@ -148,6 +149,7 @@ def read_label(file: SourceFile, shape: tuple[int, ...], image: SourceFile) -> n
     """
     with file.local() as path:
         array = read_image(path)
+        refuse_damaged_png(path)
     if array.shape[0] == 3 and (array == array[:1]).all():
         array = array[:1]  # grey, stored as colours
     if array.shape[0] != 1:

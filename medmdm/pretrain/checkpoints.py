@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, refuse_full_disk
 from medmdm.files import is_main_process, save_torch, sweep_temporaries
+from medmdm.intact import DamagedFileError, load_torch
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +54,30 @@ class Checkpoints:
         return path
 
     def load_newest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """Return the newest intact checkpoint, or None if there is none; a damaged one is skipped with a warning."""
+        """Return the newest intact checkpoint, or None where none was ever written.
+
+        A damaged one is put aside as ``.damaged``, with a warning.
+
+        Raises:
+            UserError: all of them are damaged, or one cannot be read for another reason, such as memory or permission.
+        """
         for path in reversed(self.paths()):
             try:
-                return torch.load(path, map_location=device, weights_only=True)
-            except Exception as error:  # a cut-off zip archive fails in many ways
+                content = load_torch(path, device)
+            except FileNotFoundError:  # the main process has just put it aside
+                continue
+            except DamagedFileError as error:
                 if is_main_process():
-                    logger.warning("%s is damaged and is skipped (%s).", path, str(error).split("\n")[0])
-                    path.rename(path.with_suffix(".damaged"))
+                    logger.warning("%s is damaged and is skipped (%s)", path, error)
+                    with refuse_full_disk(self.folder):
+                        path.rename(path.with_suffix(".damaged"))
+                continue
+            if not isinstance(content, dict) or "step" not in content:
+                raise UserError(f"{path} is no checkpoint of a run: move it away.")
+            return content
+        if aside := sorted(Path(self.folder).glob("step_*.damaged")):
+            again = f"To begin again at step 0, choose another run_dir or delete {Path(self.folder).parent}"
+            raise UserError(f"no checkpoint in {self.folder} is whole (damaged: {aside[-1].name}). {again}.")
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ from medmdm.data.dataset import CropDataset
 from medmdm.data.holdout import HeldOut
 from medmdm.data.selection import Selection
 from medmdm.errors import refuse_full_disk
-from medmdm.files import atomic_write, is_main_process, world_size
+from medmdm.files import atomic_write, is_main_process, text_hash, world_size
 from medmdm.runs.processes import average
 
 logger = logging.getLogger(__name__)
@@ -204,6 +205,23 @@ def announce(selection: Selection, slices: Selection, held_out: HeldOut, dataset
         logger.warning(warning)
 
 
+def _arrangement(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> str:
+    """Return one SHA-256 for names, order and roles of the images, on which sampling and the held-out part depend."""
+
+    def place(entry: Mapping[str, Any]) -> list[Any]:
+        image = entry["image"]
+        images = image if isinstance(image, list) else [image]
+        names = [Path(os.path.relpath(one, selection.dataset_dir)).as_posix() for one in images]
+        return [names, *(entry.get(key) for key in ("region", "slice", "axis", "series_uid"))]
+
+    content = {
+        "training": [[*place(one), found] for one, found in zip(dataset.data, dataset.case_hashes, strict=True)],
+        "held out": [[*place(one), found] for one, found in zip(held_out.crops, held_out.hashes(), strict=True)],
+        "validation": [place(one) for one in selection.validation],
+    }
+    return text_hash(json.dumps(content))
+
+
 def data_record(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> dict[str, Any]:
     """Return what ``run.json`` says of the training images; no file names and no patient ids, which may identify.
 
@@ -215,6 +233,7 @@ def data_record(selection: Selection, held_out: HeldOut, dataset: CropDataset) -
     data_list = selection.data_list
     return {
         "hash": dataset.data_hash,
+        "arrangement": _arrangement(selection, held_out, dataset),
         "images": len(dataset.data),
         "patients": len(dataset.patient_ids),
         "data_list": None if data_list is None else data_list.name,

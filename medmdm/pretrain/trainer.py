@@ -251,6 +251,11 @@ class MDMTrainer(SupervisedTrainer):
         checkpoint = None if self.checkpoints is None else self.checkpoints.load_newest(self.state.device)
         if checkpoint is not None:
             self.load_state_dict(checkpoint)
+        elif self.checkpoints is not None and self.run_folder is not None and (steps := self.run_folder.saved_steps()):
+            fault = (
+                f"{self.run_folder.model_path} holds weights of {steps} steps, but there is no checkpoint to go on from"
+            )
+            raise UserError(f"{fault}: choose another run_dir, or move that file away to begin again at step 0.")
         if self.state.iteration >= last:
             if self.run_folder is not None and is_main_process() and self.run_folder.saved_steps() != last:
                 self.export()

@@ -16,10 +16,11 @@ import medmdm
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.charts import Band, Chart, differences, intervals
+from medmdm.reports.pseudonyms import Pseudonyms, public_protocol
 from medmdm.reports.rendering import METRICS, counted, csv_text, flat, metric_title, render
 from medmdm.reports.report import PAGE_FILE, write_report
 from medmdm.reports.scoring import ScoredCase, Scores
-from medmdm.reports.summary import PER_CASE_FILE, Pseudonyms, read_per_case
+from medmdm.reports.summary import PER_CASE_FILE, read_per_case
 from medmdm.runs.record import EVALUATION_FILE, Evaluation
 from medmdm.stats import json_ready, paired, summarise, with_holm
 
@@ -101,7 +102,7 @@ def compare(
     found = [one | {"verdict": _verdict(one)} for one in with_holm(found)]
     everyone = dict.fromkeys(case.name for run in runs for case in run.evaluation.cases)
     left_out = [name for name in everyone if name not in set(names)]
-    hide = pseudonyms or Pseudonyms(case.patient for run in runs for case in run.evaluation.cases)
+    hide = pseudonyms or Pseudonyms.of(run.evaluation for run in runs)
     content = {
         "format": 1,
         "medmdm": medmdm.__version__,
@@ -206,7 +207,7 @@ def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
     def text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    protocols = [{key: text(value) for key, value in flat(run.evaluation.protocol)} for run in runs]
+    protocols = [{key: text(value) for key, value in flat(public_protocol(run.evaluation))} for run in runs]
     keys = dict.fromkeys(key for protocol in protocols for key in protocol)
     return [
         {"what": key, **{run.letter: protocol.get(key) for run, protocol in zip(runs, protocols, strict=True)}}
@@ -244,8 +245,7 @@ def write_comparison(
     if (folder / EVALUATION_FILE).exists():
         raise UserError(f"{folder} is a run folder, whose report the comparison would replace: give another --out.")
     runs = load_runs(run_dirs)
-    patients = [case.patient for run in runs for case in run.evaluation.cases]
-    content = compare(runs, metrics, Pseudonyms(patients, keep_patient_ids))
+    content = compare(runs, metrics, Pseudonyms.of([run.evaluation for run in runs], keep_patient_ids))
     charts = {"mean_differences": _mean_differences(content), "case_differences": _case_differences(content)}
     folder.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder)

@@ -166,5 +166,6 @@ def _one_line(value: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Keep text from becoming a Markdown table's border, a line's end or a tag."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Keep text from becoming a Markdown table's border, a line's end, a tag, code, a link or a picture."""
+    text = re.sub(r"([\\\[\]`|])", r"\\\1", " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;"))
+    return re.sub(r"(?i)(?<=\w):(?=//)|(?<=www)\.", lambda found: f"&#{ord(found[0])};", text)  # what links itself

@@ -15,13 +15,13 @@ from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.charts import Chart, Curve, Strip, curves, strips
 from medmdm.reports.pictures import CasePicture, encode_map, top_value
+from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import METRICS, counted, metric_title, number_text, render
 from medmdm.reports.scoring import ScoredCase, Scores, score_cases
 from medmdm.reports.summary import (
     HEADLINES,
     PER_CASE_FILE,
     SUMMARY_FILE,
-    Pseudonyms,
     headline_keys,
     make_summary,
     read_per_case,
@@ -239,7 +239,7 @@ class Report:
             others = len(scores.excluded) - 1
             more = f" ({counted(others, 'more case', 'is', 'are')} wrong)" if others else ""
             raise UserError(f"{scores.excluded[0].reason}{more}: correct it, or report without strict")
-        pseudonyms = Pseudonyms([case.patient for case in evaluation.cases], self.keep_patient_ids)
+        pseudonyms = Pseudonyms.of([evaluation], self.keep_patient_ids)
         summary = make_summary(evaluation, scores, pseudonyms)
         shown = _pseudonymous(scores, pseudonyms)
         folder = evaluation.folder

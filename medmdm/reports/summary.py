@@ -6,75 +6,23 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import medmdm
+from medmdm.data.lists import IMAGE_SECTIONS
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
+from medmdm.reports.pseudonyms import Pseudonyms, public_protocol, without_paths
 from medmdm.reports.rendering import BASELINE_COLUMNS, COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
 from medmdm.runs.record import MAPS, Evaluation
 from medmdm.stats import count_empty, json_ready, paper_block, risk_coverage, subgroups, summarise
-
-_SHORTEST = 4  # characters of an id that is looked for inside other text: a "7" is in many names by chance
-
-
-class Pseudonyms:
-    """Numbers in the place of patient ids: ``P1``, ``P2``, ... in the order in which the cases are listed.
-
-    A number says nothing of the id, whatever its length; hashes of short ids can be undone by trying all of them, for
-    their salt has to be the same each time. Ids of four and more characters are replaced wherever they stand as a word:
-    file names of public sets hold them (``TCGA-18-5592-01Z``).
-
-    Args:
-        patients: the ids by case; ``None`` for cases without one.
-        keep: leave everything as it is.
-    """
-
-    def __init__(self, patients: Iterable[str | None], keep: bool = False) -> None:
-        self._keep = keep
-        distinct = list(dict.fromkeys(patient for patient in patients if patient is not None))
-        width = len(str(len(distinct)))
-        self._names = {patient: patient if keep else f"P{i:0{width}}" for i, patient in enumerate(distinct, 1)}
-        hidden = sorted((p for p in distinct if len(p) >= _SHORTEST), key=len, reverse=True)
-        words = "|".join(re.escape(patient) for patient in hidden)
-        # Not inside a longer word, so that the patient 1234 does not change image_12345.
-        self._pattern = re.compile(f"(?<![0-9A-Za-z])(?:{words})(?![0-9A-Za-z])") if words and not keep else None
-
-    def name(self, patient: str | None) -> str | None:
-        """Return what stands for a patient."""
-        return None if patient is None else self._names[patient]
-
-    def clean(self, text: str) -> str:
-        """Return text without patient ids."""
-        return text if self._pattern is None else self._pattern.sub(lambda match: self._names[match.group()], text)
-
-    def clean_all(self, content: Any) -> Any:
-        """Return JSON-able content without patient ids, in keys and in values.
-
-        Text under keys such as ``patient_id`` is hidden whether it is known as an id or not.
-        """
-        if isinstance(content, str):
-            return self.clean(content)
-        if isinstance(content, Mapping):
-            held = ((str(k), self._hidden(v) if "patient" in str(k).lower() else v) for k, v in content.items())
-            return {self.clean(key): self.clean_all(value) for key, value in held}
-        if isinstance(content, (list, tuple)):
-            return [self.clean_all(value) for value in content]
-        return content
-
-    def _hidden(self, value: Any) -> Any:
-        """Return what stands for the value of a key about patients: ids of one character are ids too."""
-        if isinstance(value, str) and not self._keep:
-            return self._names.get(value, value if value in self._names.values() else "(hidden)")
-        return [self._hidden(one) for one in value] if isinstance(value, (list, tuple)) else value
-
 
 PER_CASE_FILE = "per_case.csv"
 _FIXED = ("case", "patient", "seen", "excluded", "distance_unit", "tolerance", "prediction_file", "reference_file")
@@ -115,7 +63,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
     by_name = {row.get("case"): row for row in rows}
     found = Scores([], [], Ruler("pixels", 0.0, 0.0), source="per_case.csv")
-    pseudonyms = Pseudonyms([case.patient for case in evaluation.cases])
+    pseudonyms = Pseudonyms.of([evaluation])
     for number, case in enumerate(evaluation.cases):
         row = by_name.get(case.name) or by_name.get(pseudonyms.clean(case.name))
         if row is None:
@@ -241,9 +189,9 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "subgroups": _subgroups(cases, headline_keys(summaries)),
         "risk_coverage": _risk(cases),
         "learning_curve": [] if study is None else summarise_study(read_study(study), patient_of),
-        "data_list": {k: v for k, v in evaluation.data_list.items() if k not in ("training", "validation", "test")},
-        "protocol": evaluation.protocol,
-        "record": evaluation.record,
+        "data_list": {k: v for k, v in evaluation.data_list.items() if k not in IMAGE_SECTIONS},
+        "protocol": public_protocol(evaluation),
+        "record": without_paths(evaluation.record),
     }
     return pseudonyms.clean_all(json_ready(summary))
 

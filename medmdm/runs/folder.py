@@ -18,10 +18,14 @@ from torch import Tensor
 
 import medmdm
 from medmdm.errors import UserError
-from medmdm.files import claim, is_main_process, save_json, save_torch, sweep_temporaries, world_size
+from medmdm.files import claim, file_hash, is_main_process, save_torch, sweep_temporaries, world_size
+from medmdm.intact import DamagedFileError, load_record, load_torch, save_record
 from medmdm.runs.config import differing_keys, may_change
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
+
+#: Files of a run folder that hold what was learnt.
+WEIGHTS = ("model.pt", "segmenter.pt")
 
 
 @dataclass
@@ -42,6 +46,7 @@ class RunFolder:
     data: dict[str, Any]
     seed: int
     record: dict[str, Any] = field(default_factory=dict, init=False)
+    _saved: int | None = field(default=None, init=False, repr=False)  # steps of model.pt, once looked at
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
@@ -60,12 +65,13 @@ class RunFolder:
         """
         record_path = self.path / "run.json"
         if record_path.exists():
-            self.record = json.loads(record_path.read_text())
+            self.record = _read(record_path)
             # What the schema lets change: where things lie, how fast they go and which maps are written, not what is
             # learnt. The training images are compared by the hash of their pixels instead of by their path.
             differing = differing_keys(self.record["config"], self.config, may_change(self.config["bundle"]))
-            if self.record["data"]["hash"] != self.data["hash"]:
-                differing.append("the images or their split")
+            known = self.record["data"]  # of an older version: without the order
+            if any(known.get(key, self.data.get(key)) != self.data.get(key) for key in ("hash", "arrangement")):
+                differing.append("the images or their split, names or order")
             if differing:
                 other = f"a run of another configuration (it differs in {', '.join(differing)})"
                 raise UserError(f"{self.path} holds {other}: choose another run_dir, or delete that folder.")
@@ -98,29 +104,55 @@ class RunFolder:
         }
         session = {"started": _now(), "versions": _versions(), "hardware": hardware, "ended": None, "steps": None}
         self.record["sessions"].append(session)
-        save_json(self.record, record_path)
+        save_record(self.record, record_path)
 
     def finish(self, steps: int) -> None:
-        """Note in ``run.json`` that the session has reached the last step."""
+        """Note in ``run.json`` that the session has reached the last step, and the SHA-256 of its weights files."""
         session = self.record["sessions"][-1]
         session |= {"ended": _now(), "steps": steps}
         started, ended = (datetime.datetime.fromisoformat(session[key]) for key in ("started", "ended"))
         session["wall_seconds"] = (ended - started).total_seconds()
-        save_json(self.record, self.path / "run.json")
+        self.record["weights"] = {p.name: file_hash(p) for p in map(self.path.joinpath, WEIGHTS) if p.is_file()}
+        save_record(self.record, self.path / "run.json")
 
     def save_model(self, weights: dict[str, Tensor], steps: int) -> None:
-        """Write ``model.pt``: the same weights and plan always give the same bytes."""
+        """Write ``model.pt``: the same weights and plan always give the same bytes.
+
+        One of more steps stays as it is: a run that goes on from an older checkpoint comes to them again.
+        """
+        if self._saved is None:
+            self._saved = self.saved_steps() or 0
+        if self._saved > steps:
+            return
         plan = json.loads(json.dumps({**self.plan, "steps": steps}, allow_nan=False))
         # Plain contiguous CPU tensors: the file does not depend on the device or the memory layout of training.
         model = {name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}
         save_torch({"model": model, "plan": plan}, self.model_path)
+        self._saved = steps
 
     def saved_steps(self) -> int | None:
-        """Return the number of steps of the weights in ``model.pt``, or None without an intact one."""
+        """Return the number of steps of the weights in ``model.pt``, or None without an intact one.
+
+        Raises:
+            UserError: it cannot be read for another reason.
+        """
         try:
-            return torch.load(self.model_path, weights_only=True, mmap=True)["plan"]["steps"]
-        except Exception:  # missing or damaged: it is written again
+            steps = load_torch(self.model_path, "meta")["plan"]["steps"]
+        except (FileNotFoundError, DamagedFileError, KeyError, TypeError):  # it is written again
             return None
+        return steps if isinstance(steps, int) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the record of a run, as far as it is looked into here."""
+    record = load_record(path)
+    kinds = {"config": dict, "data": dict, "sessions": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
+    if wrong or "hash" not in record["data"]:
+        raise UserError(
+            f"{path} has no {(wrong or ['data#hash'])[0]!r}: it is no record of a run; choose another run_dir."
+        )
+    return record
 
 
 def _now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 from medmdm.artifacts.pretrained import make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
-from medmdm.files import save_json
+from medmdm.intact import load_record, save_record
 from medmdm.labels import LABEL_TYPES
 
 EVALUATION_FILE = "evaluation.json"
@@ -157,7 +156,7 @@ class Evaluation:
             "cases": [_entry(case, self.folder, self.dataset_dir) for case in self.cases],
             "study": None if self.study is None else os.path.relpath(self.study, self.folder),
         }
-        save_json(content, self.folder / EVALUATION_FILE)
+        save_record(content, self.folder / EVALUATION_FILE)
         return self.folder / EVALUATION_FILE
 
     @classmethod
@@ -203,17 +202,10 @@ class Evaluation:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return load_record(path)
     except FileNotFoundError as error:
         need = f"the folder that an evaluation wrote, with its {EVALUATION_FILE}"
         raise UserError(f"{path} does not exist: give {need}.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check what it is.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): evaluate again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}: it must be an object.")
-    return content
 
 
 def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:

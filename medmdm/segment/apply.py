@@ -19,7 +19,7 @@ from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, claim, mark_outputs
+from medmdm.files import atomic_write, claim, file_hash, mark_outputs, sweep_temporaries
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
@@ -135,6 +135,13 @@ class Evaluation:
                 f"{self.segmenter.path} tells {task['num_classes']} classes apart ({', '.join(task['class_names'])}), "
                 f"but the data list has {cases.num_classes} ({', '.join(cases.class_names)}): they must be the same."
             )
+        for number, (own, listed) in enumerate(zip(task["class_names"], cases.class_names, strict=True)):
+            unnamed = {"object", f"class {number}"}  # the list does not say
+            if own.casefold() != listed.casefold() and not unnamed & {own, listed}:
+                raise UserError(
+                    f"{self.segmenter.path} calls class {number} {own!r}, the data list {listed!r}: they must be the "
+                    "same; where they mean the same, rename it in the list."
+                )
 
     def run(self) -> dict[str, float]:
         """Evaluate; return mean Dice and IoU."""
@@ -144,7 +151,12 @@ class Evaluation:
         self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
-        protocol = {**{k: v for k, v in task.items() if k != "ledger"}, "segmenter": self.segmenter.path}
+        # Files of medmdm 0.1 hold names of training cases and the path of the backbone.
+        protocol = {k: v for k, v in task.items() if k not in ("ledger", "training_cases")}
+        if task.get("backbone"):
+            protocol["backbone"] = Path(str(task["backbone"])).name
+        path = Path(self.segmenter.path)
+        protocol |= {"segmenter": path.name, "segmenter_sha256": file_hash(path)}
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
         return evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
@@ -193,6 +205,7 @@ def segment_all(
     """Write masks of cases whose labels, where there are any, are not looked at; return their paths."""
     folder, tables, masks = Path(outputs.folder), [], []
     mark_outputs(folder / "predictions")
+    sweep_temporaries(folder)
     for number, entry in enumerate(entries, start=1):
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)

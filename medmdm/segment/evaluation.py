@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import SECTIONS
-from medmdm.data.reading import CaseReader, LoadedCase, data_hash
+from medmdm.data.reading import CaseReader, LoadedCase, data_identity
 from medmdm.data.selection import Selection
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
@@ -228,12 +228,13 @@ class LabelledData:
         labels = [case.truth for case in support if case.truth is not None]
         return mean_mask(labels, self.cases.num_classes, self.cases.ignore)
 
-    def identity(self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = ()) -> dict[str, Any]:
-        """Return what a run's record says of the images: a hash of their pixels and how many there are."""
-        read = {"training": training, self.section: tested} if training else {self.section: tested}
-        if self.cross_validated:
-            del read["test"]
-        return {"hash": data_hash(**read), **{f"{section}_cases": len(cases) for section, cases in read.items()}}
+    def identity(
+        self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = (), others: Sequence[LoadedCase] = ()
+    ) -> dict[str, Any]:
+        """Return what a run's record says of the images: hashes of their pixels and order, and how many there are."""
+        left_out = "test" if self.cross_validated else None
+        read = {"training": training, self.section: tested}
+        return data_identity({name: cases for name, cases in read.items() if cases and name != left_out}, others)
 
     def lacking(self, support: Sequence[LoadedCase], draw: int) -> list[str]:
         """Return a sentence for each class that a head cannot learn from these cases."""

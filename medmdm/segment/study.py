@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from monai.inferers import Inferer
 
 from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase, content_hash
 from medmdm.errors import UserError, nearest
-from medmdm.files import atomic_write, save_json, text_hash
+from medmdm.files import atomic_write, save_json, sweep_temporaries, text_hash
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
+from medmdm.intact import DamagedFileError, load_record, save_record
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
@@ -32,6 +34,7 @@ from medmdm.segment.evaluation import LabelledData, Postprocessing
 logger = logging.getLogger(__name__)
 
 NO_BACKBONE = "none"
+_FORMAT = 1  # of a cell: the next where the same settings give other numbers
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class Study:
         # What changes from session to session is checked cell by cell, so that a study can grow.
         record = RunFolder(folder, {"bundle": self.config.get("bundle")}, {}, identity, 0)
         record.open()
+        sweep_temporaries(folder / "cells")
         for name, backbone in self.backbones.items():
             if backbone.extractor is not None:
                 sizes = view_sizes([*training.values(), *tested], self.reading)
@@ -212,7 +216,7 @@ class Study:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
                 others = [case for name, case in (training | unlabeled).items() if name not in known]
                 content = {"key": key, **self._compute(cell, support, others, tested, left_out)}
-                save_json(content, self._path(cell))
+                save_record(content, self._path(cell))
                 dices = [row["dice"] for row in content["rows"][: len(tested)]]
                 dice = np.nanmean([np.nan if one is None else one for one in dices])
                 where = f"cell {number} of {len(cells)}, {cell.name}"
@@ -291,6 +295,8 @@ class Study:
         backbone = self.backbones.get(cell.backbone)
         extractor = None if backbone is None else backbone.extractor
         content = {
+            "format": _FORMAT,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
             "cell": asdict(cell),
             "support": support,
             "tested": tested,
@@ -316,10 +322,13 @@ def _preprocessing(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _finished(path: Path, key: str) -> dict[str, Any] | None:
     """Return a cell that was computed under the same settings."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = load_record(path)
+    except FileNotFoundError:
         return None
-    if content.get("key") != key:
+    except DamagedFileError as error:
+        logger.warning("%s It is computed again.", error)
+        return None
+    if content.get("key") != key or not isinstance(content.get("rows"), list):
         logger.warning("%s was computed with other settings or data; it is computed again.", path)
         return None
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,16 +12,20 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
-from medmdm.artifacts.backbone import OpenBackbone
+from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
+from medmdm.artifacts.weights import first_of
 from medmdm.components import to_config
-from medmdm.data.reading import CaseReader, LoadedCase
+from medmdm.data.reading import CaseReader, LoadedCase, data_identity
 from medmdm.errors import UserError
-from medmdm.files import save_json
+from medmdm.files import file_hash, save_json
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
+from medmdm.intact import DamagedFileError
 from medmdm.reports import Report
+from medmdm.reports.pseudonyms import Pseudonyms
+from medmdm.runs.config import differing_keys
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
@@ -100,7 +105,8 @@ class Segmentation:
         # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
         config = {**self.config, "backbone_sha256": self.backbone.identity}
         folder = Path(self.outputs.folder)
-        record = RunFolder(folder, config, {}, self.data.identity(tested, support), self.seed)
+        others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
+        record = RunFolder(folder, config, {}, self.data.identity(tested, support, others), self.seed)
         self.outputs.refuse_sources(self.data.entries())
         record.open()
         for note in self._protocol(support).get("notes", ()):
@@ -110,7 +116,6 @@ class Segmentation:
             plan = {**plan, "ledger": make_ledger()}
         if self.backbone.extractor is not None and self.head.needs_backbone and not self.model_path.is_file():
             logger.info(self.backbone.extractor.announce(view_sizes([*support, *tested], self.reading)))
-        others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
         fitted = self._predictor(self._model(self.model_path, support, others, plan))
         predictor: Predictor | FoldPredictor = fitted
         if self.data.cross_validated:
@@ -126,7 +131,13 @@ class Segmentation:
             predictor = FoldPredictor(left_out)
         else:
             provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))
-        protocol = self._protocol(support)
+        protocol = {**self._protocol(support), "segmenter_sha256": file_hash(self.model_path)}
+        protocol |= {
+            "training_cases": [case.name for case in support],
+            "training_patients": sorted(
+                {str(case.entry["patient_id"]) for case in support if "patient_id" in case.entry}
+            ),
+        }
         applied = replace(self.outputs, folder=folder / "applied", boxes=True)
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
         reader = self.apply_to or self.data.reader
@@ -147,14 +158,22 @@ class Segmentation:
         self, path: Path, support: Sequence[LoadedCase], others: Sequence[LoadedCase], plan: Mapping[str, Any]
     ) -> torch.nn.Module:
         """Learn and write the segmenter's file, or read the one that was fitted before."""
+        protocol = self._protocol(support)
+        known = {
+            **protocol,
+            "postprocess": to_config(self.postprocess),
+            "ledger": support_ledger(support),
+            "data": data_identity({"training": support}, others)["arrangement"],
+            "preprocessing": {key: plan.get(key) for key in PREPROCESSING},
+        }
         if path.is_file():
             logger.info("%s is there; it is not fitted again.", path)
-            return self._load(path)
-        protocol = self._protocol(support)
+            return self._load(path, known)
         task = self.data.task(support, others, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
-        save_json({"protocol": protocol, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
-        known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
+        names = Pseudonyms(case.entry.get("patient_id") for case in support)
+        listed = {**protocol, "training_cases": [names.clean(case.name) for case in support]}
+        save_json({"protocol": listed, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
             whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
@@ -163,26 +182,35 @@ class Segmentation:
         save_segmenter(path, fitted.model, whole, self.include_backbone)
         return fitted.model
 
-    def _load(self, path: Path) -> torch.nn.Module:
+    def _load(self, path: Path, known: Mapping[str, Any]) -> torch.nn.Module:
+        """Read a segmenter that was fitted as the config says."""
         extractor = self.backbone.extractor
-        known = None if extractor is None else (extractor.innermost.backbone, self.backbone.plan)
-        model, plan = load_segmenter(path, backbone=known if self.head.needs_backbone else None)
+        backbone = None if extractor is None else (extractor.innermost.backbone, self.backbone.plan)
+        try:
+            model, plan = load_segmenter(path, backbone=backbone if self.head.needs_backbone else None)
+        except DamagedFileError as error:
+            raise UserError(f"{error} If you delete it, it is fitted again.") from error
+        saved, wanted = plan.get("task", {}), json.loads(json.dumps(known))
+        # Earlier versions wrote less, names of cases, and the path of the backbone, whose weights are compared.
+        common = saved.keys() & wanted.keys() - {"backbone", "notes"}
+        if differing := differing_keys({k: saved[k] for k in common}, {k: wanted[k] for k in common}):
+            fault = f"{path} was fitted with other settings or images (it differs in {first_of(differing)})"
+            raise UserError(f"{fault}: choose another run_dir, or delete that file to fit again.")
         if isinstance(model, Segmenter) and not plan["fine_tuned"] and extractor is not None:
             # The same weights and settings, which the run's record sees to, with the features that are cached.
             model.extractor = extractor
         return model.to(self.backbone.device)
 
     def _protocol(self, support: Sequence[LoadedCase]) -> dict[str, Any]:
-        """Return how the model comes about, JSON-able."""
+        """Return how the model comes about, JSON-able, without anything that names a person or a computer."""
         extractor, cases = self.backbone.extractor, self.data.cases
         return {
-            "backbone": self.backbone.path or None,
+            "backbone": Path(self.backbone.path).name or None,
             "backbone_sha256": self.backbone.identity or None,
             "features": None if extractor is None else dict(extractor.config),
             "head": to_config(self.head, strict=False),
             "shots": len(support),
             "subset": self.data.subset,
-            "training_cases": [case.name for case in support],
             "seed": self.seed,
             "window": list(self.reading.window),
             "whole_images": self.reading.whole,

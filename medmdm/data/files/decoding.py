@@ -11,6 +11,7 @@ from medmdm.data.files.aperio import draw_regions, read_aperio
 from medmdm.data.files.dicom import choose_series
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import read_image
+from medmdm.data.files.png import refuse_damaged_png
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
 from medmdm.data.validity import ImageGrid, size_text
 from medmdm.errors import UserError
@@ -75,7 +76,10 @@ def decode_label(path: Path, image: ImageGrid) -> Decoded:
         UserError: it cannot be read.
     """
     if path.suffix.lower() != ".xml":
-        return decode(path)
+        decoded = decode(path)
+        if decoded.affine is None:
+            refuse_damaged_png(path)
+        return decoded
     if image.affine is not None:
         raise UserError(f"{path} holds outlines, which label pictures, not volumes: give a label volume.")
     return Decoded(draw_regions(read_aperio(path).regions, image.shape).mask[None])

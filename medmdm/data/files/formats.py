@@ -21,6 +21,11 @@ VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a socket or a device, from which reading may never end."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
 def may_be_dicom(path: PurePath) -> bool:
     """Whether a name is DICOM's, or has no known suffix; names that are UIDs end in ``.123``."""
     suffix = path.suffix.lower()
@@ -70,6 +75,8 @@ def errors_as_sentences(path: Path, nature: str = "truncated or damaged") -> Ite
         path: the file.
         nature: what it must be, if nothing else is known.
     """
+    if is_special(path):
+        raise UserError(f"{path} is a pipe, a socket or a device: give a regular file.")
     try:
         yield
     except UserError:

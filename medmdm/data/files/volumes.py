@@ -14,6 +14,7 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from medmdm.data.files.detached import refuse_leaving
 from medmdm.data.files.dicom import choose_series, order_slices, read_header, read_series
 from medmdm.data.files.formats import NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
 from medmdm.data.validity import ImageGrid, check_same_grid
@@ -239,6 +240,7 @@ def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray
         return read_series(series), series.affine
     import SimpleITK as sitk  # noqa: N813 - slow to import, and NIfTI and pictures do without
 
+    refuse_leaving(path)
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
     dimensions = image.GetDimension()

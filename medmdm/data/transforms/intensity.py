@@ -122,6 +122,18 @@ def scale_to_range(img: torch.Tensor, ranges: Sequence[Sequence[float]]) -> torc
     return torch.where(width > 0, scaled.clamp(-1, 1), 0).to(torch.float32)
 
 
+def is_flat(image: torch.Tensor, ranges: Sequence[Sequence[float]] | None = None) -> bool:
+    """Whether nothing is left to be seen of an image once it is scaled: one value, or ranges without width.
+
+    Args:
+        image: ``[C, *spatial]``, as in its file.
+        ranges: [low, high] of each channel where they come from percentiles of its own.
+    """
+    if ranges is not None:
+        return not any(low < high for low, high in ranges)
+    return bool(image.numel()) and bool((image == image.flatten()[0]).all())
+
+
 class ScaleByWindow(Transform):
     """Scale a CT image to [−1, 1] by a window; intensities beyond it are clipped.
 
