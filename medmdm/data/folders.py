@@ -23,7 +23,7 @@ DEMO_LABELLED = "demo_labelled"
 _MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
 # `x_label.png`, `x_gt.png`, `x-seg2.png`: words that may begin an image's name too, so they must end it.
 _MASK_AT_END = re.compile(
-    r"(?:^|[_\-. ])(?:labels?|gt|ground[_\- ]?truth|inst(?:ances?)?|seg(?:mentations?)?)[_\- ]?\d*$"
+    r"(?:^|[_\-. ])(?:labels?|gt|ground[_\- ]?truth|inst(?:ances?)?|d?seg(?:mentations?)?)[_\- ]?\d*$"
 )
 _LABEL_WORD = re.compile("(anno|annotation|gt|groundtruth|instance|label|mask|seg|segmentation)s?|labels(tr|ts|val)")
 

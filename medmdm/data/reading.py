@@ -294,7 +294,8 @@ class CaseReader:
         """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""
         if self.cases.label_type != "instances" or "label" not in decoded[0]:
             return None
-        return np.stack([np.asarray(one["label"]).astype(np.int32) for one in decoded])
+        labels = [one["label"] for one in decoded]
+        return np.stack([label_numbers(np.asarray(label), file_name(label)).astype(np.int32) for label in labels])
 
     def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
         prepared = self.prepare(loaded)
