@@ -25,7 +25,7 @@ from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, save_json, text_hash
 
-_FORMAT = 1
+_FORMAT = 2
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent
 _SAMPLE = 1_000_000  # voxels from which the threshold between background and foreground is found
 
