@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
 from medmdm.data.folders import FolderImages, find_images, image_files, label_files
 from medmdm.data.lists import SECTIONS, DataList, image_names, label_names, label_type, load_data_list
+from medmdm.data.threads import decoding_threads
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
 
@@ -45,7 +45,7 @@ def check(
     except UserError as error:
         raise UserError(f"{loaded.title}: {error}") from error
     cases, findings = _find_files(loaded, folder)
-    with ThreadPool(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with decoding_threads(_THREADS) as pool:
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
         inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
     findings += [finding for facts in inspected for finding in facts.findings]

@@ -19,19 +19,21 @@ from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.dicom import order_slices, read_header, read_series, read_tag
 from medmdm.data.files.formats import (
+    DICOM_START,
     DICOM_SUFFIXES,
     NIFTI_SUFFIXES,
     VOLUME_SUFFIXES,
     begins_as_dicom,
     may_be_dicom,
     volume_stem,
+    without_pixels,
 )
 from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile
@@ -169,8 +171,18 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
     """Return the files of each DICOM series."""
     groups: dict[_Series, list[SourceFile]] = defaultdict(list)
     left_out = 0
+    empty, without = [], []
     for file in release.files:
-        if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not _is_dicom(file):
+        if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not may_be_dicom(file.path):
+            continue
+        with file.open() as opened:
+            start = opened.read(DICOM_START)
+        if without_pixels(start):
+            without.append(file)
+            continue
+        if not start and file.suffix in DICOM_SUFFIXES:
+            empty.append(file)
+        if not start or not (file.suffix in DICOM_SUFFIXES or begins_as_dicom(start)):
             continue
         with file.local() as path:
             header = read_header(path)
@@ -182,6 +194,11 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
             groups[patient, file.path.parent, header.series_uid].append(file)
     if left_out:
         notices.append(f"{left_out} localisers or multi-frame DICOM files left out")
+    if without:
+        files = f"{counted(len(without), 'DICOM file')} without pixels"
+        notices.append(f"{files} left out, such as structures or reports")
+    if empty:
+        notices.append(f"{counted(len(empty), 'empty DICOM file')} left out, so that slices may be missing")
     return groups
 
 
@@ -207,13 +224,6 @@ def _dicom_cases(
     return cases
 
 
-def _is_dicom(file: SourceFile) -> bool:
-    if file.suffix in DICOM_SUFFIXES or not may_be_dicom(file.path):
-        return file.suffix in DICOM_SUFFIXES
-    with file.open() as opened:
-        return begins_as_dicom(opened.read(132))
-
-
 def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None) -> Made:
     with ExitStack() as stack:
         headers = [read_header(stack.enter_context(file.local())) for file in files]
@@ -221,7 +231,7 @@ def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | Non
         array = read_series(series)
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     # Names of folders and files, which may be the patient's, stay behind.
-    notes = [f"{name}: {re.sub(r' [(]first: .*?[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
+    notes = [f"{name}: {re.sub(r' [(]first: .*[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
     return _made(name, Volume(channels_first, series.affine), files[0].shown, label, None, notes)
 
 

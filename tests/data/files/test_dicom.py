@@ -111,7 +111,7 @@ def test_what_makes_no_volume(tmp_path):
     write_dicom(tmp_path / "multi" / "a.dcm", STORED)
     refused(r"a\.dcm is a multi-frame DICOM file \(6 frames\)", read_volume, tmp_path / "multi")
     write_series(tmp_path / "echoes", STORED, prefix="a")
-    write_series(tmp_path / "echoes", STORED, prefix="b")
+    write_series(tmp_path / "echoes", STORED + 1, prefix="b")
     refused("several images at one position", read_volume, tmp_path / "echoes")
     write_series(tmp_path / "mixed", STORED[:3], prefix="a")
     write_series(tmp_path / "mixed", STORED[:3], orientation=SAGITTAL, prefix="b")
