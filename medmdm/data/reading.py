@@ -24,7 +24,7 @@ from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
-from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers, turned_onto
 from medmdm.errors import UserError, find_user_error, nearest
 from medmdm.files import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
@@ -170,7 +170,7 @@ class LoadedCase:
         spacing: mm between pixels of the file's own grid, where it is known.
         original: the image as its file holds it, ``[C, *spatial]``, or where a volume lies decoded; see :meth:`pixels`.
         instances: numbers of objects on the file's own grid where labels number them, ``[*spatial]``.
-        label_affine: of a volume's label, array index → mm in RAS.
+        label_affine: of a volume's label as ``truth`` has it, array index → mm in RAS.
     """
 
     entry: Mapping[str, Any] = field(repr=False)
@@ -279,7 +279,7 @@ class CaseReader:
         volume = self.store.get(entry["image"], axis, entry.get("series_uid"))
         slicing, truth, instances, label_affine = volume.slicing, None, None, None
         if "label" in entry:
-            label_affine = self.store.get(entry["label"], axis).slicing.affine
+            label_affine = turned_onto(self.store.get(entry["label"], axis).grid, volume.grid)[0].affine
             truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
             numbers = self._instances(decoded)
             instances = None if numbers is None else slicing.to_volume(numbers)[0]

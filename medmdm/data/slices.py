@@ -21,7 +21,7 @@ from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
-from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
+from medmdm.data.validity import ImageGrid, check_finite, check_same_grid, turned_onto
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, save_json, text_hash
 
@@ -163,7 +163,10 @@ def slice_entries(
     stored = {"image": str(volume.path)}
     if entry.get("label") is not None:
         label = store.get(entry["label"], axis)
-        check_same_grid(label.grid, volume.grid, str(entry["label"]), f"its image {first}")
+        names = str(entry["label"]), f"its image {first}"
+        check_same_grid(turned_onto(label.grid, volume.grid)[0], volume.grid, *names)
+        # Each was cut by its own header: between two axes, at 45 degrees, rounding could decide otherwise.
+        check_same_grid(label.slicing.sliced_grid, volume.slicing.sliced_grid, *names)
         stored["label"] = str(label.path)
     common: dict[str, Any] = {**entry, "image": first, "axis": axis, "stored": stored}
     common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 
 from medmdm.errors import UserError
@@ -88,6 +89,27 @@ def grid_problem(
         kind = "affine"
         sentence = f"{name} lies up to {distance:.3g} mm beside {other_name}, for their affines differ"
     return kind, f"{sentence}: {advice or _LABEL_ADVICE[kind]}"
+
+
+def turned_onto(grid: ImageGrid, other: ImageGrid) -> tuple[ImageGrid, np.ndarray | None]:
+    """Return the grid of a label as it lies on its image's, where its axes only run in another order or direction.
+
+    Args:
+        grid: of the label.
+        other: of the image.
+
+    Returns:
+        (the grid with swapped and flipped axes, how: an orientation of nibabel's, ``[3, 2]``); (``grid``, ``None``)
+        where nothing needs to be turned, and where turning does not make the grids the same.
+    """
+    if grid.affine is None or other.affine is None:
+        return grid, None
+    turn = nib.io_orientation(np.linalg.solve(other.affine, grid.affine))
+    if np.isnan(turn).any() or np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        return grid, None
+    shape = tuple(grid.shape[axis] for axis in np.argsort(turn[:, 0]))
+    turned = ImageGrid(shape, grid.affine @ nib.orientations.inv_ornt_aff(turn, grid.shape))
+    return (turned, turn) if grid_problem(turned, other, "", "") is None else (grid, None)
 
 
 def check_same_grid(grid: ImageGrid, other: ImageGrid, name: str, other_name: str, advice: str | None = None) -> None:

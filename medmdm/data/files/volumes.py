@@ -69,6 +69,13 @@ class Slicing:
         self.slice_step = float(sizes[0])
         self.spacing = (float(sizes[1]), float(sizes[2]))
 
+    @property
+    def sliced_grid(self) -> ImageGrid:
+        """Where the pixels of the slices lie, as axes (slice, row, column)."""
+        order = np.argsort(self._forward[:, 0])
+        affine = self.affine @ nib.orientations.inv_ornt_aff(self._forward, self.shape)
+        return ImageGrid(tuple(self.shape[axis] for axis in order), affine)
+
     def to_slices(self, volume: np.ndarray) -> np.ndarray:
         """Cut ``[C, i, j, k]`` into ``[slices, C, rows, columns]`` (a view)."""
         if volume.shape[1:] != self.shape:

@@ -117,7 +117,7 @@ def test_what_makes_no_volume(tmp_path):
     write_series(tmp_path / "mixed", STORED[:3], orientation=SAGITTAL, prefix="b")
     refused("2 different sizes, spacings or orientations", read_volume, tmp_path / "mixed")
     (tmp_path / "empty").mkdir()
-    refused("holds no DICOM file", choose_series, tmp_path / "empty")
+    refused("holds no DICOM image", choose_series, tmp_path / "empty")
     refused("does not exist", choose_series, tmp_path / "gone")
     folder = write_series(tmp_path / "cut", STORED)
     victim = sorted(folder.iterdir())[2]
