@@ -170,6 +170,8 @@ class LoadedCase:
         spacing: mm between pixels of the file's own grid, where it is known.
         original: the image as its file holds it, ``[C, *spatial]``, or where a volume lies decoded; see :meth:`pixels`.
         instances: numbers of objects on the file's own grid where labels number them, ``[*spatial]``.
+        window: stored values that networks see as −1 and 1, a pair for all channels or one for each; None where that is
+            the full range of the file's type, and of pictures that are scaled by their own percentiles.
         label_affine: of a volume's label as ``truth`` has it, array index → mm in RAS.
     """
 
@@ -184,6 +186,7 @@ class LoadedCase:
     original: np.ndarray | Path | None = field(default=None, repr=False)
     instances: np.ndarray | None = field(default=None, repr=False)
     label_affine: np.ndarray | None = field(default=None, repr=False)
+    window: tuple[tuple[float, float], ...] | None = None
 
     def pixels(self) -> np.ndarray | None:
         """Return the image as its file holds it, ``[C, *spatial]`` not scaled; a volume's is mapped, not read."""
@@ -264,6 +267,7 @@ class CaseReader:
         return LoadedCase(
             entry, [self._example(loaded, entry)], (), None, truth, pixels.shape[1:], hashes, spacing,
             np.ascontiguousarray(pixels), None if instances is None else instances[0, 0],
+            window=self._window(self.plan.get("intensity_range")),
         )  # fmt: skip
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
@@ -288,7 +292,12 @@ class CaseReader:
         return LoadedCase(
             entry, examples, tuple(range(len(slices))), slicing, truth, slicing.shape, (volume.digest, volume.digest),
             spacing, volume.path, instances, label_affine,
+            self._window(*slices[0].get("intensity_range", [self.plan.get("intensity_range")])),
         )  # fmt: skip
+
+    @staticmethod
+    def _window(*ranges: Sequence[float] | None) -> tuple[tuple[float, float], ...] | None:
+        return tuple((float(pair[0]), float(pair[1])) for pair in ranges if pair is not None) or None
 
     def _instances(self, decoded: Sequence[Mapping[Hashable, Any]]) -> np.ndarray | None:
         """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""

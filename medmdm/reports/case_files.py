@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class CaseArrays:
         image: ``[C, *spatial]`` as read from the file, in the file's type, not scaled: its picture is made of it.
             ``None`` where the file is gone, so that only the picture is missing.
         maps: of real numbers, float32 ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
+        window: values of the image that are drawn black and white, a pair for all channels or one for each; ``None``:
+            0 and 255 of 8 bits, else percentiles of what is drawn.
         affine: of a volume, array index → mm in RAS, as its label says, ``[4, 4]``; ``None`` for pictures.
     """
 
@@ -39,6 +41,7 @@ class CaseArrays:
     image: np.ndarray | None = None
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     affine: np.ndarray | None = None
+    window: Sequence[tuple[float, float]] | None = None
 
 
 def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
@@ -88,6 +91,7 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         image=None if image is None else image.array,
         maps={name: _map(case, name, path, truth.grid, size) for name, path in case.maps.items() if path.exists()},
         affine=truth.affine,
+        window=case.window,
     )
 
 

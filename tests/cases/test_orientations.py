@@ -86,6 +86,7 @@ def test_every_door(codes: str, tmp_path: Path) -> None:
     read = CaseReader(cases, plan, tmp_path / "store").read(cases.training[0])
     assert np.array_equal(read.truth, LABEL)
     assert np.allclose(read.label_affine, affine)
+    assert read.window == ((0, 300),)
     for example in read.examples:  # an image's grey values say what its label must be
         assert np.array_equal(((example.image[0] + 1) * 150 / 100 + 1e-3).int().numpy(), example.label.numpy())
 
