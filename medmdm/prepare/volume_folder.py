@@ -70,14 +70,15 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
         problem = f"--subject {subject!r} is no regular expression ({error})"
         raise UserError(f"{problem}: give one such as 'patient[0-9]+'.") from error
     files = [file for file in release.files if file.path.name.lower().endswith(VOLUME_SUFFIXES)]
-    labels = [file for file in files if is_mask(file.path)]
-    images = _by_case([file for file in files if not is_mask(file.path)])
-    published, sections, notices = read_published(release)
+    published, sections, named, notices = read_published(release)
+    listed = {*named.values()}
+    labels = {file: None for file in files if is_mask(file.path) or file.path in listed}
+    images = _by_case([file for file in files if file not in labels])
     notices = [*release.notices, *notices]
     series = _dicom_series(release, notices)
     places = {folder / stem: sequences[0] for (folder, stem), sequences in images.items()}
     folders = {folder: files[0] for (_, folder, _), files in series.items()}
-    paired, sentences = pair_labels(labels, places | folders)
+    paired, sentences = pair_labels(list(labels), places | folders, named)
     subjects, from_folders = patients({place: file.path for place, file in places.items()}, pattern)
     notices += [*sentences, *from_folders]
     cases: list[SourceCase] = []

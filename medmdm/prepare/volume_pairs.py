@@ -28,17 +28,22 @@ _PATIENT_FOLDER = re.compile(r"(?:sub(?:j(?:ect)?)?|pat(?:ient)?|pt?|case)[_\- ]
 
 
 def pair_labels(
-    labels: Sequence[SourceFile], images: Mapping[PurePosixPath, SourceFile]
+    labels: Sequence[SourceFile],
+    images: Mapping[PurePosixPath, SourceFile],
+    named: Mapping[PurePosixPath, PurePosixPath],
 ) -> tuple[dict[PurePosixPath, SourceFile], list[str]]:
     """Pair label volumes with images.
 
-    A label has its image's name (``labels/a.nii.gz``, ``a_seg.nii.gz``). Else, what is left of their names without the
-    words that say what a file is must be the same: ``volume-0`` and ``segmentation-0``, ``img0001`` and ``label0001``,
-    or, where nothing is left, the folder (``case_00000/imaging``, ``case_00000/segmentation``).
+    A label is the one that the publisher's list names, or has its image's name (``labels/a.nii.gz``,
+    ``a_seg.nii.gz``). Else, what is left of their names without the words that say what a file is must be the same:
+    ``volume-0`` and ``segmentation-0``, ``img0001`` and ``label0001``, or, where nothing is left, the folder
+    (``case_00000/imaging``, ``case_00000/segmentation``).
 
     Args:
         labels: the label files.
         images: first file by place: the folder and the name without suffix; for a DICOM series its folder.
+        named: path of the label by path of the image, where a published list has them; a label that is not there does
+            not count.
 
     Returns:
         (label by place, sentences on what was paired by number or folder and on what belongs to no image).
@@ -51,9 +56,11 @@ def pair_labels(
         stem = volume_stem(file.path)
         for name in {stem, _LABEL_ENDING.sub("", stem), _LABEL_BEGINNING.sub("", stem)}:
             by_name[name].append(file)
+    by_path = {file.path: file for file in labels}
     found: dict[PurePosixPath, SourceFile] = {}
     for place, image in images.items():
-        near = _nearest(place, by_name.get(place.name, []))
+        listed = by_path.get(named.get(image.path, place))
+        near = [listed] if listed is not None else _nearest(place, by_name.get(place.name, []))
         if len(near) > 1:
             raise UserError(f"{near[0].shown} and {near[1].shown} could both label {image.shown}: keep one.")
         if near:

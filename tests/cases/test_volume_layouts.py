@@ -55,6 +55,19 @@ def test_labels_and_patients(layout: str, tmp_path: Path) -> None:
         assert mask.sum() == values[0, 0, 0, 1] - 100
 
 
+def test_a_published_list_says_which_label(tmp_path: Path) -> None:
+    listed = []
+    for number in range(3):
+        pair(tmp_path / "s", f"scans/{number}.nii.gz", f"truth_of/{'xyz'[number]}.nii.gz", number)
+        listed.append({"image": f"./scans/{number}.nii.gz", "label": f"./truth_of/{'xyz'[number]}.nii.gz"})
+    (tmp_path / "s" / "dataset.json").write_text(json.dumps({"training": listed[:2], "test": listed[2:]}))
+    found = entries(tmp_path / "s", tmp_path / "out")
+    assert len(found) == 3
+    for entry in found:
+        values, mask = (read_volume(tmp_path / "out" / entry[key]).array for key in ("image", "label"))
+        assert mask.sum() == values[0, 0, 0, 1] - 100
+
+
 def test_visits_of_a_patient_stay_together(tmp_path: Path) -> None:
     for number, place in enumerate(("anna/pre", "anna/post", "bert/pre", "bert/post", "bert/late")):
         pair(tmp_path / "s", f"{place}/t1.nii.gz", f"{place}/t1_seg.nii.gz", number)
