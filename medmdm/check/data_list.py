@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from medmdm.data.lists import (
     label_type,
     load_data_list,
 )
+from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
@@ -55,7 +55,7 @@ def check(
     except UserError as error:
         raise UserError(f"{loaded.title}: {error}") from error
     cases, findings = _find_files(loaded, folder)
-    with ThreadPool(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with decoding_threads(_THREADS) as pool:
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
         inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
     findings += [finding for facts in inspected for finding in facts.findings]

@@ -18,6 +18,7 @@ from monai.transforms import RandomizableTrait, Transform
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
+from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
@@ -173,7 +174,7 @@ class CropDataset(Dataset):
         shapes: list[tuple[int, ...]] = []
         flat: list[str] = []
         total = len(self.data)
-        with ThreadPool(min(num_threads, total)) as pool:
+        with decoding_threads(min(num_threads, total)) as pool:
             prepared = self._prepare_in_order(pool, 2 * num_threads)
             bar = tqdm(prepared, total=total, desc="reading images", disable=None if progress else True, leave=False)
             for which, (item, hashes) in enumerate(bar):

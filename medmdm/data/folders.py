@@ -13,7 +13,7 @@ from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom,
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.data.mask_names import is_mask, mask_name
-from medmdm.errors import UserError, counted
+from medmdm.errors import UserError, counted, warn_once
 from medmdm.files import OUTPUTS_MARK
 
 DEMO = "demo"
@@ -64,13 +64,19 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
         raise UserError(f"{root} is a file: give the folder that holds the images.")
     found: set[Path] = set()
     others = Counter[str]()
+    without_pixels: list[Path] = []
     for path in walk_files(root):
         if is_dicom(path):
             found.add(path.parent)
         elif path.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)):
             found.add(path)
+        elif is_dicom(path, pixels=False):
+            without_pixels.append(path)
         else:
             others[path.suffix.lower() or "no suffix"] += 1
+    if without_pixels:
+        files = f"{counted(len(without_pixels), 'DICOM file')} without pixels"
+        warn_once(f"{root}: {files} left out, such as structures or reports (first: {min(without_pixels)})")
     ordered = sorted(found, key=lambda path: path.relative_to(root).as_posix())
     masks = tuple(path for path in ordered if is_mask(path.relative_to(root)))
     images = tuple(path for path in ordered if not is_mask(path.relative_to(root)))

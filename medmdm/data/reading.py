@@ -25,7 +25,7 @@ from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
-from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers, turned_onto
 from medmdm.errors import UserError, find_user_error, nearest, warn_once
 from medmdm.files import lines_hash, pixel_hash, text_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
@@ -171,7 +171,9 @@ class LoadedCase:
         spacing: mm between pixels of the file's own grid, where it is known.
         original: the image as its file holds it, ``[C, *spatial]``, or where a volume lies decoded; see :meth:`pixels`.
         instances: numbers of objects on the file's own grid where labels number them, ``[*spatial]``.
-        label_affine: of a volume's label, array index → mm in RAS.
+        window: stored values that networks see as −1 and 1, a pair for all channels or one for each; None where that is
+            the full range of the file's type, and of pictures that are scaled by their own percentiles.
+        label_affine: of a volume's label as ``truth`` has it, array index → mm in RAS.
     """
 
     entry: Mapping[str, Any] = field(repr=False)
@@ -185,6 +187,7 @@ class LoadedCase:
     original: np.ndarray | Path | None = field(default=None, repr=False)
     instances: np.ndarray | None = field(default=None, repr=False)
     label_affine: np.ndarray | None = field(default=None, repr=False)
+    window: tuple[tuple[float, float], ...] | None = None
 
     def pixels(self) -> np.ndarray | None:
         """Return the image as its file holds it, ``[C, *spatial]`` not scaled; a volume's is mapped, not read."""
@@ -269,6 +272,7 @@ class CaseReader:
         return LoadedCase(
             entry, [self._example(loaded, entry)], (), None, truth, pixels.shape[1:], hashes, spacing,
             np.ascontiguousarray(pixels), None if instances is None else instances[0, 0],
+            window=self._window(self.plan.get("intensity_range")),
         )  # fmt: skip
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
@@ -284,7 +288,7 @@ class CaseReader:
         volume = self.store.get(entry["image"], axis, entry.get("series_uid"))
         slicing, truth, instances, label_affine = volume.slicing, None, None, None
         if "label" in entry:
-            label_affine = self.store.get(entry["label"], axis).slicing.affine
+            label_affine = turned_onto(self.store.get(entry["label"], axis).grid, volume.grid)[0].affine
             truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
             numbers = self._instances(decoded)
             instances = None if numbers is None else slicing.to_volume(numbers)[0]
@@ -293,13 +297,19 @@ class CaseReader:
         return LoadedCase(
             entry, examples, tuple(range(len(slices))), slicing, truth, slicing.shape, (volume.digest, volume.digest),
             spacing, volume.path, instances, label_affine,
+            self._window(*slices[0].get("intensity_range", [self.plan.get("intensity_range")])),
         )  # fmt: skip
+
+    @staticmethod
+    def _window(*ranges: Sequence[float] | None) -> tuple[tuple[float, float], ...] | None:
+        return tuple((float(pair[0]), float(pair[1])) for pair in ranges if pair is not None) or None
 
     def _instances(self, decoded: Sequence[Mapping[Hashable, Any]]) -> np.ndarray | None:
         """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""
         if self.cases.label_type != "instances" or "label" not in decoded[0]:
             return None
-        return np.stack([np.asarray(one["label"]).astype(np.int32) for one in decoded])
+        labels = [one["label"] for one in decoded]
+        return np.stack([label_numbers(np.asarray(label), file_name(label)).astype(np.int32) for label in labels])
 
     def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
         prepared = self.prepare(loaded)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from medmdm.data.folders import choose_data_list, find_images, image_files
 from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_name, image_names, label_names, label_type
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.splits import subset
+from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
@@ -281,7 +281,7 @@ def slice_volumes(
         )
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
-    with ThreadPool(min(_DECODERS, os.cpu_count() or 1, len(which))) as pool:
+    with decoding_threads(min(_DECODERS, len(which))) as pool:
         groups = pool.imap(lambda i: slice_entries(entries[i], volumes, axis, percentiles, nonzero), which)
         shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
         sliced = dict(zip(which, tqdm(groups, total=len(which), **shown), strict=True))

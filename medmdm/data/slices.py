@@ -22,14 +22,14 @@ from medmdm.data.files.pictures import RasterReader
 from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
 from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
-from medmdm.data.validity import ImageGrid, check_finite, check_same_grid
+from medmdm.data.validity import ImageGrid, check_finite, check_same_grid, turned_onto
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, text_hash
 from medmdm.intact import DamagedFileError, file_checksum, load_record, save_record, unreadable
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _QUANTILES = 1001  # 0, 0.1, ... 100 per cent
 _SAMPLE = 1_000_000  # voxels from which the threshold between background and foreground is found
 
@@ -170,7 +170,10 @@ def slice_entries(
     stored = {"image": str(volume.path)}
     if entry.get("label") is not None:
         label = store.get(entry["label"], axis)
-        check_same_grid(label.grid, volume.grid, str(entry["label"]), f"its image {first}")
+        names = str(entry["label"]), f"its image {first}"
+        check_same_grid(turned_onto(label.grid, volume.grid)[0], volume.grid, *names)
+        # Each was cut by its own header: between two axes, at 45 degrees, rounding could decide otherwise.
+        check_same_grid(label.slicing.sliced_grid, volume.slicing.sliced_grid, *names)
         stored["label"] = str(label.path)
     common: dict[str, Any] = {**entry, "image": first, "axis": axis, "stored": stored}
     common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}

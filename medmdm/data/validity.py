@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 
 from medmdm.errors import UserError
 
 _TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
 _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
+# By which a number of a label may differ from a whole one, and the same as a share of it: headers store the slope that
+# voxels are scaled by in 32 bits, which makes 1.00000006 of 1, and floats that are stored in 8 bits make 1.004 of it.
+_ROUNDING, _ROUNDING_SHARE = 0.01, 1e-6
 _SHOWN = 8  # unknown numbers named in a sentence
 _LABEL_ADVICE = {
     "kind": "give a label of its image's kind",
@@ -87,6 +91,27 @@ def grid_problem(
     return kind, f"{sentence}: {advice or _LABEL_ADVICE[kind]}"
 
 
+def turned_onto(grid: ImageGrid, other: ImageGrid) -> tuple[ImageGrid, np.ndarray | None]:
+    """Return the grid of a label as it lies on its image's, where its axes only run in another order or direction.
+
+    Args:
+        grid: of the label.
+        other: of the image.
+
+    Returns:
+        (the grid with swapped and flipped axes, how: an orientation of nibabel's, ``[3, 2]``); (``grid``, ``None``)
+        where nothing needs to be turned, and where turning does not make the grids the same.
+    """
+    if grid.affine is None or other.affine is None:
+        return grid, None
+    turn = nib.io_orientation(np.linalg.solve(other.affine, grid.affine))
+    if np.isnan(turn).any() or np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        return grid, None
+    shape = tuple(grid.shape[axis] for axis in np.argsort(turn[:, 0]))
+    turned = ImageGrid(shape, grid.affine @ nib.orientations.inv_ornt_aff(turn, grid.shape))
+    return (turned, turn) if grid_problem(turned, other, "", "") is None else (grid, None)
+
+
 def check_same_grid(grid: ImageGrid, other: ImageGrid, name: str, other_name: str, advice: str | None = None) -> None:
     """Refuse what does not lie on the other's grid; arguments as in :func:`grid_problem`.
 
@@ -99,7 +124,7 @@ def check_same_grid(grid: ImageGrid, other: ImageGrid, name: str, other_name: st
 
 
 def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.ndarray:
-    """Return the numbers of a label in a type of whole numbers; floats that are whole are fine.
+    """Return the numbers of a label in a type of whole numbers; floats that are whole but for rounding are fine.
 
     Args:
         label: ``[1, *spatial]``.
@@ -117,12 +142,14 @@ def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.n
     if label.dtype.kind == "f":
         if not is_finite(label):
             raise UserError(f"{name} holds values that are not finite: labels are whole numbers.")
-        broken = label[label != np.round(label)]
+        whole = np.round(label)
+        broken = label[np.abs(label - whole) > np.maximum(_ROUNDING, _ROUNDING_SHARE * np.abs(whole))]
         if len(broken):
             raise UserError(
                 f"{name} holds values that are not whole numbers (such as {broken[0]:g}): it may have been resampled "
                 "with interpolation; make it again with nearest neighbours."
             )
+        label = whole
     numbers = label.astype({"f": np.int64, "b": np.uint8}.get(label.dtype.kind, label.dtype), copy=False)
     if numbers.size and numbers.min() < 0:
         raise UserError(f"{name} holds negative values ({numbers.min()}): labels start at 0.")

@@ -164,7 +164,7 @@ def encode_nifti(
         original = nib.load(source)
         header = original.header.copy()
         header.extensions.clear()
-        for field in _TEXT_FIELDS:
+        for field in set(_TEXT_FIELDS) & set(header.keys()):  # NIfTI-2 has fewer of them
             header[field] = b""
         header["cal_max"], header["cal_min"], header["intent_code"] = 0, 0, 0
         header.set_data_dtype(data.dtype)

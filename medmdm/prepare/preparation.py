@@ -11,6 +11,7 @@ import numpy as np
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.png import refuse_damaged_png
+from medmdm.data.files.units import picture_spacing
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError
@@ -117,14 +118,15 @@ def picture_case(
 
     def make() -> Made:
         with image.local() as path:
-            array = read_image(path)
+            array, spacing = read_image(path), picture_spacing(path)
             try:
                 files = {"image": (f"images/{name}.png", encode_picture(array, ".png"))}
             except UserError:  # a type that PNG cannot hold, such as floats: the file stays what it was
                 files = {"image": (f"images/{name}{image.suffix}", path.read_bytes())}
         shape = array.shape[1:]
+        columns = {} if spacing is None else {"spacing": list(spacing)}  # which PNG cannot say
         if not masks:
-            return Made(files, {"shape": list(shape)})
+            return Made(files, {"shape": list(shape)}, columns)
         label = label_of(image, shape, *masks)
         files["label"] = (f"labels/{name}.png", encode_picture(label.array.astype(np.uint16), ".png"))
         values, counts = np.unique(label.array, return_counts=True)
@@ -136,7 +138,7 @@ def picture_case(
             facts["objects"] = len(pixels) - ("0" in pixels)
         else:
             pixels.pop(str(IGNORE), None)
-        return Made(files, facts, label.columns, label.notes)
+        return Made(files, facts, {**columns, **label.columns}, label.notes)
 
     return SourceCase(name, section, (image, *masks), make, **more)
 

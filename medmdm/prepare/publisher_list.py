@@ -13,19 +13,21 @@ from medmdm.prepare.release import Release
 _TEXTS = {key: key for key in ("name", "description", "licence")} | {"license": "licence", "reference": "citation"}
 
 
-def read_published(release: Release) -> tuple[dict[str, Any], dict[PurePosixPath, str], list[str]]:
+def read_published(
+    release: Release,
+) -> tuple[dict[str, Any], dict[PurePosixPath, str], dict[PurePosixPath, PurePosixPath], list[str]]:
     """Read the ``dataset.json`` nearest to the top of a release, if there is one.
 
     Returns:
         (what it says for the data list: the name of the set, texts, and the numbers of the classes by name; the section
-        of each file, by path below the release; notices for the end of the table).
+        of each file, by path below the release; the label that it names for a file; notices for the end of the table).
 
     Raises:
         UserError: it is not JSON.
     """
     lists = [file for file in release.files if file.path.name == "dataset.json"]
     if not lists:
-        return {}, {}, []
+        return {}, {}, {}, []
     file = min(lists, key=lambda one: len(one.path.parts))
     try:
         with file.open() as opened:
@@ -35,12 +37,17 @@ def read_published(release: Release) -> tuple[dict[str, Any], dict[PurePosixPath
     if not isinstance(content, dict):
         raise UserError(f"{file.shown} holds no JSON object: correct or remove it.")
     sections: dict[PurePosixPath, str] = {}
+    named_labels: dict[PurePosixPath, PurePosixPath] = {}
     for section in SECTIONS:
         entries = content.get(section)
         for entry in entries if isinstance(entries, list) else []:
             image = entry.get("image") if isinstance(entry, dict) else entry
             if isinstance(image, str):
-                sections[file.path.parent / PurePosixPath(image)] = section
+                path = file.path.parent / PurePosixPath(image)
+                sections[path] = section
+                label = entry.get("label") if isinstance(entry, dict) else None
+                if isinstance(label, str):
+                    named_labels[path] = file.path.parent / PurePosixPath(label)
     present = {one.path for one in release.files}
     missing = [path for path in sections if path not in present]
     named = f"{len(missing)} of {len(sections)} volumes that its dataset.json names"
@@ -50,7 +57,7 @@ def read_published(release: Release) -> tuple[dict[str, Any], dict[PurePosixPath
     labels = _labels(content.get("labels"))
     if labels:
         information["labels"] = labels
-    return information, sections, notices
+    return information, sections, named_labels, notices
 
 
 def _labels(labels: Any) -> dict[str, int]:

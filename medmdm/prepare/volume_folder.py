@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import PurePosixPath
@@ -16,44 +16,48 @@ import numpy as np
 from tqdm import tqdm
 
 from medmdm.data.files.aperio import MAX_INSTANCES
+from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.dicom import order_slices, read_header, read_series, read_tag
 from medmdm.data.files.formats import (
+    DICOM_START,
     DICOM_SUFFIXES,
     NIFTI_SUFFIXES,
     VOLUME_SUFFIXES,
     begins_as_dicom,
     may_be_dicom,
     volume_stem,
+    without_pixels,
 )
-from medmdm.data.files.volumes import read_volume
+from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
 from medmdm.data.splits import split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile
+from medmdm.prepare.volume_pairs import pair_labels, patients
 
-_LABEL_ENDING = re.compile(r"[_\-. ](?:labels?|seg|segmentations?|masks?|gt|anno(?:tation)?)$", re.IGNORECASE)
-_LABEL_BEGINNING = re.compile(r"^(?:labels?|seg|segmentations?|masks?)[_\-. ]", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net: case_0000, case_0001 are sequences of one patient
-_BIDS_SUBJECT = re.compile(r"^sub-[A-Za-z0-9]+")
 _MOST_CLASSES = 256
 _TEST_FOLDERS = {"imagests", "test", "testing"}
+_Series = tuple[str, PurePosixPath, str]  # patient, folder, SeriesInstanceUID
 
 
 def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: int = 0) -> Preparation:
     """Plan volumes: NIfTI files as they are, other formats and DICOM series as NIfTI without patient data.
 
     Labels are found by name: the same name in a folder of labels (``labels``, ``labelsTr``), or ``case_seg.nii.gz``
-    beside ``case.nii.gz``. ``dataset.json`` in the source, as the Medical Decathlon has it, gives split and classes;
-    else whole patients are drawn for the test part by seed.
+    beside ``case.nii.gz``; else by number or folder, see :func:`medmdm.prepare.volume_pairs.pair_labels`. They may lie
+    in another order of axes than their image, and are written on its grid. ``dataset.json`` in the source, as the
+    Medical Decathlon has it, gives split and classes; else whole patients are drawn for the test part by seed.
 
     Args:
         release: the volumes.
         subject: regular expression that finds the patient in the path of a file, by its first group if it has one;
-            ``None``: a folder ``sub-…`` (BIDS), else the volume's own name.
+            ``None``: a folder ``sub-…`` (BIDS) or ``case_…``, else the volume's own name, or the folder where several
+            volumes have one name.
         test: share of the volumes for the test part where no split is published; 0 for none.
         seed: of that split.
 
@@ -66,35 +70,36 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
         problem = f"--subject {subject!r} is no regular expression ({error})"
         raise UserError(f"{problem}: give one such as 'patient[0-9]+'.") from error
     files = [file for file in release.files if file.path.name.lower().endswith(VOLUME_SUFFIXES)]
-    labels = [file for file in files if is_mask(file.path)]
-    by_name = _by_name(labels)
-    images = _by_case([file for file in files if not is_mask(file.path)])
-    published, sections, notices = read_published(release)
+    published, sections, named, notices = read_published(release)
+    listed = {*named.values()}
+    labels = {file: None for file in files if is_mask(file.path) or file.path in listed}
+    images = _by_case([file for file in files if file not in labels])
     notices = [*release.notices, *notices]
+    series = _dicom_series(release, notices)
+    places = {folder / stem: sequences[0] for (folder, stem), sequences in images.items()}
+    folders = {folder: files[0] for (_, folder, _), files in series.items()}
+    paired, sentences = pair_labels(list(labels), places | folders, named)
+    subjects, from_folders = patients({place: file.path for place, file in places.items()}, pattern)
+    notices += [*sentences, *from_folders]
     cases: list[SourceCase] = []
-    used: set[SourceFile] = set()
     alike = Counter(stem.lower() for _, stem in images)
-    for (folder, stem), sequences in images.items():
+    for ((folder, stem), sequences), patient in zip(images.items(), subjects, strict=True):
         name = stem if alike[stem.lower()] == 1 else "_".join((*folder.parts, stem))
-        path, label = sequences[0].path, _label_of(stem, sequences[0], by_name)
-        used.update(label)
+        label = paired.get(folder / stem)
         for_test = any(part.lower() in _TEST_FOLDERS for part in folder.parts)
-        section = sections.get(path) or ("test" if for_test else "training")
-        columns = {"patient_id": _subject(path, stem, pattern)}
+        section = sections.get(sequences[0].path) or ("test" if for_test else "training")
         make = partial(_make_volume, name, sequences, label)
-        cases.append(SourceCase(name, section, (*sequences, *label), make, columns=columns))
-    cases += _dicom_cases(release, notices)
+        sources = (*sequences, *([] if label is None else [label]))
+        cases.append(SourceCase(name, section, sources, make, columns={"patient_id": patient}))
+    cases += _dicom_cases(series, paired)
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
             + (f" ({notices[-1]})." if notices else ".")
         )
-    unused = [file for file in labels if file not in used]
-    if unused:
-        notices.append(f"{len(unused)} label files belong to no volume and are left out (first: {unused[0].path})")
     information = {"name": None, **published}
     information["name"] = information["name"] or re.sub(r"\.zip$", "", release.name, flags=re.IGNORECASE)
-    classes = information.get("labels") or _labels_in([file for file in labels if file in used])
+    classes = information.get("labels") or _labels_in(list(paired.values()))
     information |= {"labels": classes} if classes else {}
     information["label_type"] = "classes"
     if {*sections.values()} - {"training"} or any(case.section == "test" for case in cases):
@@ -117,74 +122,34 @@ def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], lis
     return cases
 
 
-def _by_name(labels: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
-    """Return label files by each name that their image may have."""
-    found: dict[str, list[SourceFile]] = defaultdict(list)
-    for file in labels:
-        stem = volume_stem(file.path)
-        for name in {stem, _LABEL_ENDING.sub("", stem), _LABEL_BEGINNING.sub("", stem)}:
-            found[name].append(file)
-    return found
-
-
-def _label_of(stem: str, image: SourceFile, labels: dict[str, list[SourceFile]]) -> list[SourceFile]:
-    """Return the label of that name nearest to the image, by the folders that they share; an empty list without one."""
-    by_depth: dict[int, list[SourceFile]] = defaultdict(list)
-    for file in labels.get(stem, []):
-        by_depth[len({*file.path.parents} & {*image.path.parents})].append(file)
-    best = by_depth[max(by_depth, default=0)]
-    if len(best) > 1:
-        raise UserError(f"{best[0].shown} and {best[1].shown} could both label {image.shown}: keep one.")
-    return best
-
-
-def _subject(path: PurePosixPath, stem: str, pattern: re.Pattern[str] | None) -> str:
-    if pattern is not None:
-        found = pattern.search(path.as_posix())
-        if found is None:
-            raise UserError(f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file.")
-        return found.group(1) if pattern.groups else found.group(0)
-    found = next(filter(None, map(_BIDS_SUBJECT.match, (*path.parent.parts, stem))), None)
-    return stem if found is None else found.group(0)
-
-
-def _make_volume(name: str, sequences: Sequence[SourceFile], labels: Sequence[SourceFile]) -> Made:
-    notes = []
+def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None) -> Made:
+    notes, copied = [], None
     with ExitStack() as stack:
         paths = [stack.enter_context(file.local()) for file in sequences]
         volume = read_volume([str(path) for path in paths]) if len(paths) > 1 else read_volume(paths[0])
         if len(paths) == 1 and paths[0].name.lower().endswith(NIFTI_SUFFIXES):
-            suffix = ".nii.gz" if paths[0].name.lower().endswith(".gz") else ".nii"
-            content = paths[0].read_bytes()
+            copied = (".nii.gz" if paths[0].name.lower().endswith(".gz") else ".nii", paths[0].read_bytes())
             if len(getattr(nib.load(paths[0]).header, "extensions", ())):
                 sentence = "its NIfTI header has extensions, which may name the patient; they are kept as they are"
                 notes.append(f"{name}: {sentence}")
-        else:
-            array = volume.array[0] if len(volume.array) == 1 else volume.array
-            suffix, content = ".nii.gz", encode_nifti(array, volume.affine)
-    files = {"image": (f"images/{name}{suffix}", content)}
-    facts: dict[str, Any] = {"shape": list(volume.array.shape[1:])}
-    for label in labels:
-        numbers, grid = _read_label(label)
-        check_same_grid(grid, volume.grid, label.shown, f"its image {sequences[0].shown}")
-        files["label"] = (f"labels/{name}.nii.gz", encode_nifti(numbers, volume.affine))
-        values, counts = np.unique(numbers, return_counts=True)
-        facts["pixels"] = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
-    return Made(files, facts, notes=tuple(notes))
+    return _made(name, volume, sequences[0].shown, label, copied, notes)
 
 
-def _read_label(file: SourceFile) -> tuple[np.ndarray, ImageGrid]:
+def _read_label(file: SourceFile, image: ImageGrid | None = None, image_name: str = "") -> np.ndarray:
+    """Return the numbers of a label, ``[i, j, k]``, where its image is given on that grid."""
     with file.local() as path:
-        label = read_volume(path)
+        label = read_volume(path) if image is None else decode_label(path, image)
+    if image is not None:
+        check_same_grid(label.grid, image, file.shown, image_name)
     numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
-    return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16), label.grid
+    return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
 def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
     """Return names for the class numbers that occur where no list says what they mean."""
     found: set[int] = set()
     for file in tqdm(files, desc="reading labels", unit="case", disable=None, leave=False):
-        found.update(np.unique(_read_label(file)[0]).tolist())
+        found.update(np.unique(_read_label(file)).tolist())
         if len(found) > _MOST_CLASSES:
             raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers.")
     return {"background" if number == 0 else f"class {number}": number for number in sorted(found)}
@@ -203,12 +168,22 @@ def _split(cases: list[SourceCase], test: float, seed: int) -> tuple[list[Source
     return divided, f"by patient, seed {seed}", f"no split is published: {sentence}"
 
 
-def _dicom_cases(release: Release, notices: list[str]) -> list[SourceCase]:
-    """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
-    groups: dict[tuple[str, PurePosixPath, str], list[SourceFile]] = defaultdict(list)
+def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[SourceFile]]:
+    """Return the files of each DICOM series."""
+    groups: dict[_Series, list[SourceFile]] = defaultdict(list)
     left_out = 0
+    empty, without = [], []
     for file in release.files:
-        if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not _is_dicom(file):
+        if file.path.name.lower().endswith(VOLUME_SUFFIXES) or not may_be_dicom(file.path):
+            continue
+        with file.open() as opened:
+            start = opened.read(DICOM_START)
+        if without_pixels(start):
+            without.append(file)
+            continue
+        if not start and file.suffix in DICOM_SUFFIXES:
+            empty.append(file)
+        if not start or not (file.suffix in DICOM_SUFFIXES or begins_as_dicom(start)):
             continue
         with file.local() as path:
             header = read_header(path)
@@ -220,32 +195,58 @@ def _dicom_cases(release: Release, notices: list[str]) -> list[SourceCase]:
             groups[patient, file.path.parent, header.series_uid].append(file)
     if left_out:
         notices.append(f"{left_out} localisers or multi-frame DICOM files left out")
+    if without:
+        files = f"{counted(len(without), 'DICOM file')} without pixels"
+        notices.append(f"{files} left out, such as structures or reports")
+    if empty:
+        notices.append(f"{counted(len(empty), 'empty DICOM file')} left out, so that slices may be missing")
+    return groups
+
+
+def _dicom_cases(
+    series: Mapping[_Series, Sequence[SourceFile]], labels: Mapping[PurePosixPath, SourceFile]
+) -> list[SourceCase]:
+    """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
     patients: dict[str, int] = {}
     number: Counter[str] = Counter()
+    in_folder = Counter(folder for _, folder, _ in series)
     cases = []
-    for (patient, _, _), members in groups.items():
+    for (patient, folder, _), members in series.items():
         subject = f"subject{patients.setdefault(patient, len(patients) + 1):03}"
         number[subject] += 1
         name = f"{subject}_series{number[subject]:02}"
-        make = partial(_make_series, name, members)
-        cases.append(SourceCase(name, "training", tuple(members), make, columns={"patient_id": subject}))
+        label = labels.get(folder)
+        if label is not None and in_folder[folder] > 1:
+            several = f"any of the {in_folder[folder]} series in {folder}"
+            raise UserError(f"{label.shown} could label {several}: give each series a folder of its own.")
+        make = partial(_make_series, name, members, label)
+        sources = (*members, *([] if label is None else [label]))
+        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}))
     return cases
 
 
-def _is_dicom(file: SourceFile) -> bool:
-    if file.suffix in DICOM_SUFFIXES or not may_be_dicom(file.path):
-        return file.suffix in DICOM_SUFFIXES
-    with file.open() as opened:
-        return begins_as_dicom(opened.read(132))
-
-
-def _make_series(name: str, files: Sequence[SourceFile]) -> Made:
+def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None) -> Made:
     with ExitStack() as stack:
         headers = [read_header(stack.enter_context(file.local())) for file in files]
         series = order_slices(headers, files[0].shown)
         array = read_series(series)
-    channels_first = array if array.ndim == 3 else np.moveaxis(array, 3, 0)
+    channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     # Names of folders and files, which may be the patient's, stay behind.
-    notes = [f"{name}: {re.sub(r' [(]first: .*?[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
-    content = encode_nifti(channels_first, series.affine)
-    return Made({"image": (f"images/{name}.nii.gz", content)}, {"shape": list(array.shape[:3])}, notes=tuple(notes))
+    notes = [f"{name}: {re.sub(r' [(]first: .*[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
+    return _made(name, Volume(channels_first, series.affine), files[0].shown, label, None, notes)
+
+
+def _made(
+    name: str, volume: Volume, shown: str, label: SourceFile | None, copied: tuple[str, bytes] | None, notes: list[str]
+) -> Made:
+    """Return the files of a case: the image as it was ``copied`` (suffix, bytes) or as NIfTI, and its label."""
+    array = volume.array[0] if len(volume.array) == 1 else volume.array
+    suffix, content = copied or (".nii.gz", encode_nifti(array, volume.affine))
+    files = {"image": (f"images/{name}{suffix}", content)}
+    facts: dict[str, Any] = {"shape": list(volume.array.shape[1:])}
+    if label is not None:
+        numbers = _read_label(label, volume.grid, f"its image {shown}")
+        files["label"] = (f"labels/{name}.nii.gz", encode_nifti(numbers, volume.affine))
+        values, counts = np.unique(numbers, return_counts=True)
+        facts["pixels"] = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+    return Made(files, facts, notes=tuple(notes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from medmdm.data.files.decoding import Decoded, decode, decode_label
 from medmdm.data.transforms.spatial import cut_region
-from medmdm.data.validity import check_finite, check_known, check_same_grid, label_numbers
+from medmdm.data.validity import ImageGrid, check_finite, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 
 @dataclass(frozen=True)
 class CaseArrays:
-    """What the files of a case hold, all on the label's own grid; of a case that is a region, the region alone.
+    """What the files of a case hold, all on the image's grid; of a case that is a region, the region alone.
 
     Args:
         truth: numbers of classes, ``[*spatial]``, whole numbers of any type; may hold the ignored value. Where labels
@@ -29,7 +29,9 @@ class CaseArrays:
         image: ``[C, *spatial]`` as read from the file, in the file's type, not scaled: its picture is made of it.
             ``None`` where the file is gone, so that only the picture is missing.
         maps: of real numbers, float32 ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
-        affine: of a volume, array index → mm in RAS, as its label file says, ``[4, 4]``; ``None`` for pictures.
+        window: values of the image that are drawn black and white, a pair for all channels or one for each; ``None``:
+            0 and 255 of 8 bits, else percentiles of what is drawn.
+        affine: of a volume, array index → mm in RAS, as its label says, ``[4, 4]``; ``None`` for pictures.
     """
 
     truth: NDArray[np.integer]
@@ -39,6 +41,7 @@ class CaseArrays:
     image: np.ndarray | None = None
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     affine: np.ndarray | None = None
+    window: Sequence[tuple[float, float]] | None = None
 
 
 def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
@@ -63,7 +66,7 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
     paths = case.image if isinstance(case.image, list) else [case.image]
     there = all(path.exists() for path in paths)
     image = _named(case, "image", decode, case.image, case.series_uid) if there else None
-    predicted = _named(case, "predicted mask", decode, case.prediction)
+    predicted = _named(case, "predicted mask", decode_label, case.prediction, None if image is None else image.grid)
     whole = image if image is not None else predicted  # outlines are drawn into a mask of this size
     truth = _part(case, _named(case, "label", decode_label, case.label, whole.grid), "label", None)
     size = truth.array.shape[1:]
@@ -84,10 +87,11 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         truth=classes,
         prediction=predicted_classes,
         truth_instances=objects,
-        predicted_instances=_instances(case, size),
+        predicted_instances=_instances(case, truth.grid, size),
         image=None if image is None else image.array,
-        maps={name: _map(case, name, path, size) for name, path in case.maps.items() if path.exists()},
+        maps={name: _map(case, name, path, truth.grid, size) for name, path in case.maps.items() if path.exists()},
         affine=truth.affine,
+        window=case.window,
     )
 
 
@@ -128,16 +132,16 @@ def _check_classes(
         check_known(mask, range(evaluation.num_classes), ignore, f"{case.name}: the {what}", evaluation.class_names)
 
 
-def _instances(case: EvaluatedCase, size: tuple[int, ...]) -> NDArray[np.integer] | None:
+def _instances(case: EvaluatedCase, grid: ImageGrid, size: tuple[int, ...]) -> NDArray[np.integer] | None:
     if case.instances is None:
         return None
     what = "map of objects"
     if not case.instances.exists():
         raise UserError(f"{case.name}: its {what} {case.instances.name} is missing")
-    return _numbers(case, what, _part(case, _named(case, what, decode, case.instances), what, size))
+    return _numbers(case, what, _part(case, _named(case, what, decode_label, case.instances, grid), what, size))
 
 
-def _map(case: EvaluatedCase, what: str, path: Path, size: tuple[int, ...]) -> np.ndarray:
-    values = _part(case, _named(case, f"{what} map", decode, path), f"{what} map", size).array[0]
+def _map(case: EvaluatedCase, what: str, path: Path, grid: ImageGrid, size: tuple[int, ...]) -> np.ndarray:
+    values = _part(case, _named(case, f"{what} map", decode_label, path, grid), f"{what} map", size).array[0]
     check_finite(values, f"{case.name}: the {what} map")
     return values.astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,7 +73,7 @@ def draw_case(arrays: CaseArrays, classes: int, side: int) -> CasePicture:
     return CasePicture(
         width=width,
         height=height,
-        image=None if planes.get("image") is None else _encode(planes["image"], (height, width)),
+        image=None if planes.get("image") is None else _encode(planes["image"], (height, width), arrays.window),
         truth=outlines("truth_instances", "truth"),
         prediction=outlines("predicted_instances", "prediction"),
         maps={name: _shrunk(planes[name], (height, width)) for name in arrays.maps if planes.get(name) is not None},
@@ -106,15 +106,17 @@ def _planes(arrays: CaseArrays) -> tuple[dict[str, np.ndarray], tuple[float, flo
     return planes, slicing.spacing, f"{slicing.axis} slice {chosen + 1} of {slicing.num_slices}"
 
 
-def _encode(image: np.ndarray, size: tuple[int, int]) -> bytes:
-    """Return ``[C, rows, columns]`` as a small picture file."""
+def _encode(image: np.ndarray, size: tuple[int, int], window: Sequence[tuple[float, float]] | None = None) -> bytes:
+    """Return ``[C, rows, columns]`` as a small picture file, black and white at the ends of a window."""
     channels = image if image.shape[0] == 3 else image[:1]
     if channels.dtype == np.bool_:
         channels = channels.astype(np.uint8) * 255
-    elif channels.dtype != np.uint8:
+    elif window is not None or channels.dtype != np.uint8:
         finite = channels[np.isfinite(channels)].astype(np.float64)
-        low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 0.0)
-        scaled = (np.nan_to_num(channels.astype(np.float64)) - low) / (high - low if high > low else 1.0)
+        ends = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 0.0)
+        pairs = [ends] if window is None else window[: len(channels)] if len(window) >= len(channels) else window[:1]
+        low, high = np.array(pairs, np.float64).T[:, :, None, None]
+        scaled = (np.nan_to_num(channels.astype(np.float64)) - low) / np.where(high > low, high - low, 1.0)
         channels = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
     array = channels[0] if len(channels) == 1 else np.moveaxis(channels, 0, -1)
     picture = Image.fromarray(np.ascontiguousarray(array))

@@ -53,6 +53,7 @@ class EvaluatedCase:
         patient: the patient's id.
         spacing: mm per pixel, one number per axis; ``None`` where it is not known.
         columns: further columns of the data list, for subgroups.
+        window: values of the image that are drawn black and white, a pair for all channels or one for each.
     """
 
     name: str
@@ -66,6 +67,7 @@ class EvaluatedCase:
     patient: str | None = field(default=None, repr=False)
     spacing: tuple[float, ...] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    window: tuple[tuple[float, float], ...] | None = None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], run: Path, dataset_dir: Path = Path()) -> EvaluatedCase:
@@ -83,6 +85,7 @@ class EvaluatedCase:
             series_uid=entry.get("series_uid"),
             patient=None if patient is None else str(patient),
             spacing=tuple(float(value) for value in spacing) if spacing else None,
+            window=tuple((float(low), float(high)) for low, high in entry.get("window") or ()) or None,
             columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
         )
 
@@ -259,6 +262,7 @@ def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
         "image": [below(dataset_dir, one) for one in image] if isinstance(image, list) else below(dataset_dir, image),
         "label": below(dataset_dir, case.label),
         **{key: value for key, value in known.items() if value is not None},
+        **({} if case.window is None else {"window": [list(pair) for pair in case.window]}),
         "spacing": None if case.spacing is None else list(case.spacing),
         "columns": dict(case.columns),
         "prediction": below(run, case.prediction),

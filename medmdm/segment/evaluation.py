@@ -314,6 +314,7 @@ def _arrays(case: LoadedCase, predicted: Predicted) -> CaseArrays:
         # In the order of a NIfTI file's memory, so that their means round as those read from files do.
         maps={k: v if case.slicing is None else np.asfortranarray(v) for k, v in predicted.maps.items()},
         affine=case.label_affine,
+        window=case.window,
     )
 
 
@@ -327,7 +328,8 @@ def _record(
     cases, folder = data.cases, Path(outputs.folder)
     kept = ("image", "label", "region", "series_uid", "patient_id", "columns")  # of an entry of the data list
     entries = [
-        {key: case.entry.get(key) for key in kept} | dict(made.files, case=case.name, spacing=case.spacing)
+        {key: case.entry.get(key) for key in kept}
+        | dict(made.files, case=case.name, spacing=case.spacing, window=case.window)
         for case, made in found.values()
     ]
     information = {} if cases.data_list is None else dict(cases.data_list.information)

@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from tests.damage.attempts import Attempt, check, damage, prepare, pretrain, read_as_volume
 from tests.damage.sound import cut, data_list, picture, random, volume, written
-from tests.data.dicom_files import write_dicom, write_series
+from tests.data.dicom_files import structures, write_dicom, write_series
 
 SLICES = random((12, 20, 24), "slices").astype(np.int16)
 
@@ -169,7 +169,28 @@ def _(root: Path) -> list[Attempt]:
 @damage("two images at one position", r"several images at one position")
 def _(root: Path) -> list[Attempt]:
     series = write_series(root / "series", SLICES)
+    write_series(series, SLICES[:1] + 1, prefix="echo_")
+    return every_door(root, series)
+
+
+@damage("a copy of a slice", r"1 file of 13 left out, since the same slice is there twice", "warning")
+def _(root: Path) -> list[Attempt]:
+    series = write_series(root / "series", SLICES)
     shutil.copy(sorted(series.iterdir())[0], series / "copy.dcm")
+    return every_door(root, series)
+
+
+@damage("an empty file among the slices", r"1 empty (DICOM )?file left out, so that slices may be missing", "warning")
+def _(root: Path) -> list[Attempt]:
+    series = write_series(root / "series", SLICES)
+    written(series / "099.dcm", b"")
+    return every_door(root, series)
+
+
+@damage("structures among the slices", r"1 (DICOM )?file without pixels left out", "warning")
+def _(root: Path) -> list[Attempt]:
+    series = write_series(root / "series", SLICES)
+    structures(series / "rs.dcm", "1.2.840.10008.5.1.4.1.1.481.3")
     return every_door(root, series)
 
 

@@ -63,6 +63,22 @@ def write_dicom(path: Path, pixels: np.ndarray, tags: Mapping[tuple[int, int], s
     return path
 
 
+def structures(path: Path, kind: str) -> Path:
+    """Write a file without pixels, such as RTSTRUCT (…481.3), of one SOP class."""
+    body = b"".join(
+        element(tag, VRS[tag], value)
+        for tag, value in (
+            ((0x0008, 0x0016), kind), ((0x0008, 0x0018), "1.2.3.9"), ((0x0010, 0x0020), "PATIENT-4711"),
+            ((0x0020, 0x000D), "1.2.3"), ((0x0020, 0x000E), "1.2.3.77"),
+        )
+    )  # fmt: skip
+    meta = element((2, 1), "OB", b"\0\1") + element((2, 2), "UI", kind) + element((2, 3), "UI", "1.2.3.9")
+    meta += element((2, 0x10), "UI", "1.2.840.10008.1.2.1") + element((2, 0x12), "UI", "1.2.3.4.5")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\0" * 128 + b"DICM" + element((2, 0), "UL", struct.pack("<I", len(meta))) + meta + body)
+    return path
+
+
 def write_series(
     folder: Path,
     pixels: np.ndarray,

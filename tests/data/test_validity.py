@@ -10,6 +10,7 @@ import pytest
 
 from medmdm.check.data_list import check
 from medmdm.data.cases import select_cases
+from medmdm.data.files.decoding import decode_label
 from medmdm.data.reading import CaseReader
 from medmdm.data.validity import (
     ImageGrid,
@@ -56,7 +57,9 @@ CASES: dict[str, tuple[tuple[int, ...], np.ndarray, tuple[int, ...], np.ndarray,
     "a shift of a hundredth of a large voxel": (SMALL, affine(5.0), SMALL, affine(5.0, m03=0.05), True),
     "a small rotation": (SMALL, PLAIN, SMALL, turned(0.1), True),
     "a rotation": (SMALL, PLAIN, SMALL, turned(1.0), False),
-    "a flipped axis": (SMALL, PLAIN, SMALL, affine(m00=-1.0, m03=19.0), False),
+    "a flipped axis": (SMALL, PLAIN, SMALL, affine(m00=-1.0, m03=19.0), True),
+    "a flipped axis elsewhere": (SMALL, PLAIN, SMALL, affine(m00=-1.0, m03=20.0), False),
+    "axes in another order": (SMALL, PLAIN, (20, 5, 20), PLAIN[:, [0, 2, 1, 3]], True),
     "another spacing": (SMALL, PLAIN, SMALL, affine(m22=1.25), False),
     "another shape": (SMALL, PLAIN, (20, 20, 4), PLAIN, False),
     "swapped axes": (SMALL, PLAIN, (20, 5, 20), PLAIN, False),
@@ -91,9 +94,9 @@ def test_four_users_give_one_answer(name: str, tmp_path: Path) -> None:
         return not any(finding.check.startswith("label-") for finding in check(data / "dataset.json").errors)
 
     def reported() -> Any:
-        check_same_grid(
-            ImageGrid(label_shape, label_affine), ImageGrid(shape, image_affine), "label", "image", "evaluate again"
-        )
+        image = ImageGrid(shape, image_affine)
+        label = decode_label(data / "labels" / "a.nii", image)
+        check_same_grid(label.grid, image, "label", "image", "evaluate again")
 
     answers = [answer(ask) for ask in (train, checked, lambda: prepare("volumes", data, tmp_path / "out"), reported)]
     assert answers == [expected] * 4

@@ -91,6 +91,20 @@ def test_intensities_of_any_type_become_visible(dtype: type) -> None:
     assert draw(blank, image=ramp * 0 + ramp[0, 0, 0]).image is not None  # all the same
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_window_is_drawn_from_black_to_white(dtype: type) -> None:
+    ramp = np.tile(np.arange(100), (40, 1)).astype(dtype)[None]
+    expected = np.clip((np.arange(100) - 20) / 40, 0, 1) * 255
+    for image, window in ((ramp, [(20, 60)]), (np.concatenate([ramp] * 4), [(20, 60), (0, 1), (0, 1), (0, 1)])):
+        shown = seen(draw(np.zeros((40, 100), np.uint8), image=image, window=window).image)
+        assert np.abs(shown.astype(float) - expected).max() <= 1
+    colours = np.concatenate([ramp, ramp, ramp])
+    windows = [(20, 60), (0, 99), (20, 60)]
+    shown = seen(draw(np.zeros((40, 100), np.uint8), image=colours, window=windows).image)
+    assert np.abs(shown[0, :, 0] - expected).max() <= 1
+    assert np.abs(shown[0, :, 1] - np.arange(100) / 99 * 255).max() <= 1
+
+
 def test_of_a_volume_the_slice_with_most_truth_is_drawn_upright_and_in_proportion() -> None:
     truth = np.zeros((20, 16, 12), np.uint8)  # axis 0 goes to the left, axis 1 to the feet, axis 2 to the front
     truth[3:8, 5, 2:10] = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from medmdm.data.files.aperio import draw_regions, read_aperio
@@ -13,7 +14,7 @@ from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.png import refuse_damaged_png
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
-from medmdm.data.validity import ImageGrid, size_text
+from medmdm.data.validity import ImageGrid, size_text, turned_onto
 from medmdm.errors import UserError
 from medmdm.files import pixel_hash
 
@@ -65,21 +66,30 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
     return Decoded(volume.array, volume.affine, warnings)
 
 
-def decode_label(path: Path, image: ImageGrid) -> Decoded:
-    """Decode a label; outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them.
+def decode_label(path: Path, image: ImageGrid | None) -> Decoded:
+    """Decode a label, or what was predicted for an image.
+
+    Outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them. A volume whose axes run in
+    another order or direction than its image's is turned onto it: no voxel changes its value or its place in space.
 
     Args:
         path: picture, volume or outlines.
-        image: grid of the whole image that it labels.
+        image: grid of the whole image that it labels; ``None``: not known, so that it is taken as it is.
 
     Raises:
         UserError: it cannot be read.
     """
     if path.suffix.lower() != ".xml":
-        decoded = decode(path)
-        if decoded.affine is None:
+        label = decode(path)
+        if label.affine is None:
             refuse_damaged_png(path)
-        return decoded
-    if image.affine is not None:
+        if image is None:
+            return label
+        grid, turn = turned_onto(label.grid, image)
+        if turn is None:
+            return label
+        array = nib.apply_orientation(np.moveaxis(label.array, 0, -1), turn)
+        return Decoded(np.ascontiguousarray(np.moveaxis(array, -1, 0)), grid.affine, label.warnings)
+    if image is None or image.affine is not None:
         raise UserError(f"{path} holds outlines, which label pictures, not volumes: give a label volume.")
     return Decoded(draw_regions(read_aperio(path).regions, image.shape).mask[None])

@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.data.files.formats import is_dicom
+from medmdm.data.files.formats import is_dicom, may_be_dicom
 from medmdm.errors import UserError, counted
 
 _NAMED = 5  # series listed in a message
+_SAME_PLACE = 1e-3  # mm between slices at one position
+# Pixel spacing, imager pixel spacing, nominal scanned pixel spacing.
+_PIXEL_SIZES = ("0028|0030", "0018|1164", "0018|2010")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class DicomSlice:
         spacing: mm between columns and between rows.
         origin: centre of the first pixel, mm, LPS.
         direction: ``[3, 3]``, columns: unit vectors along a row, along a column, and the normal, LPS.
+        sized: whether the header says how large pixels are; they are 1 mm where it does not.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class DicomSlice:
     spacing: tuple[float, float]
     origin: np.ndarray
     direction: np.ndarray
+    sized: bool = True
 
 
 def read_header(path: Path) -> DicomSlice:
@@ -69,6 +74,7 @@ def read_header(path: Path) -> DicomSlice:
         spacing=(float(spacing[0]), float(spacing[1])),
         origin=np.array(reader.GetOrigin()[:3], dtype=np.float64),
         direction=np.array(reader.GetDirection(), dtype=np.float64).reshape(len(size), -1)[:3, :3],
+        sized=any(_tag(reader, key) for key in _PIXEL_SIZES),
     )
 
 
@@ -117,7 +123,8 @@ class Series:
 def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None) -> Series:
     """Choose one series of a folder and put its slices in order.
 
-    Files that are localisers by their image type are left out, with a warning, before the number of series is counted.
+    Localisers by their image type, kinds of DICOM files without an image (RTSTRUCT) and empty files are left out, with
+    a warning, before the number of series is counted.
 
     Args:
         folder: where the files are; what lies deeper does not count.
@@ -130,17 +137,15 @@ def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None)
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist: check the path.")
-    found: dict[str, list[DicomSlice]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and is_dicom(path):
-            header = read_header(path)
-            found[header.series_uid].append(header)
+    found, warnings = _series_in(folder)
     if not found:
-        raise UserError(f"{folder} holds no DICOM file: give the folder that holds the slices of a series.")
+        beside = f" ({'; '.join(warning.split(': ', 1)[1] for warning in warnings)})" if warnings else ""
+        raise UserError(f"{folder} holds no DICOM image{beside}: give the folder that holds the slices of a series.")
     if series_uid is not None:
         if series_uid not in found:
             raise UserError(f"{folder} holds no series {series_uid}: it holds {_listing(found)}.")
-        return order_slices(found[series_uid], folder)
+        series = order_slices(found[series_uid], folder)
+        return dataclasses.replace(series, warnings=(*warnings, *series.warnings))
     proper = {uid: files for uid, files in found.items() if not all(file.localizer for file in files)}
     candidates = proper or found
     if len(candidates) > 1:
@@ -150,21 +155,44 @@ def choose_series(folder: str | os.PathLike[str], series_uid: str | None = None)
         )
     series = order_slices(next(iter(candidates.values())), folder)
     left_out = sum(len(files) for uid, files in found.items() if uid not in candidates)
-    if not left_out:
-        return series
-    sentence = f"{folder}: {counted(left_out, 'file')} of localisers left out"
-    return dataclasses.replace(series, warnings=(sentence, *series.warnings))
+    if left_out:
+        warnings.append(f"{folder}: {counted(left_out, 'file')} of localisers left out")
+    return dataclasses.replace(series, warnings=(*warnings, *series.warnings))
+
+
+def _series_in(folder: Path) -> tuple[dict[str, list[DicomSlice]], list[str]]:
+    """Return the headers of a folder's images by series, and sentences on what is none."""
+    found: dict[str, list[DicomSlice]] = defaultdict(list)
+    empty, without = [], []
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith(".") or not may_be_dicom(path):
+            continue
+        if not path.stat().st_size:
+            empty.append(path.name)
+        elif is_dicom(path):
+            header = read_header(path)
+            found[header.series_uid].append(header)
+        elif is_dicom(path, pixels=False):
+            without.append(path.name)
+    warnings = []
+    if without:
+        files = f"{counted(len(without), 'file')} without pixels"
+        warnings.append(f"{folder}: {files} left out, such as structures or reports (first: {without[0]})")
+    if empty:
+        files = counted(len(empty), "empty file")
+        warnings.append(f"{folder}: {files} left out, so that slices may be missing (first: {empty[0]})")
+    return found, warnings
 
 
 def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) -> Series:
-    """Put the files of one series in order, leaving out those that are no slices of its volume.
+    """Put the files of one series in order, leaving out those that are no slices of its volume, and copies of slices.
 
     Args:
         files: headers of one series.
         folder: its name in messages.
 
     Raises:
-        UserError: multi-frame files, no orientation that most files share, or several files at one position.
+        UserError: multi-frame files, no orientation that most files share, or files at one position that differ.
     """
     stacks: dict[Any, list[DicomSlice]] = defaultdict(list)
     for file in files:
@@ -190,7 +218,14 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
             f"from the other slices or because they are multi-frame files or localisers (first: {names[0]})"
         )
     normal = stack[0].direction[:, 2]
-    stack = sorted(stack, key=lambda file: float(file.origin @ normal))
+    # Of copies the one with the shortest name stays: "IM4.dcm" rather than "IM4 (1).dcm".
+    stack = sorted(stack, key=lambda file: (float(file.origin @ normal), len(file.path.name), file.path.name))
+    stack, copies = _without_copies(stack)
+    if copies:
+        which = f"{counted(len(copies), 'file')} of {len(files)} left out, since the same slice is there twice"
+        warnings.append(f"{folder}: {which} (first: {copies[0]})")
+    if not all(file.sized for file in stack):
+        warnings.append(f"{folder}: the headers do not say how large pixels are, so that 1 mm is taken")
     if len(stack) == 1:
         step = normal
         with suppress(ValueError):  # slice thickness in mm, where the header gives it
@@ -217,18 +252,33 @@ def read_series(series: Series) -> np.ndarray:
     Raises:
         UserError: a file is damaged.
     """
+    return np.swapaxes(np.stack([_pixels(file) for file in series.slices]), 0, 2)
+
+
+def _pixels(file: DicomSlice) -> np.ndarray:
     import SimpleITK as sitk  # noqa: N813
 
-    arrays = []
-    for file in series.slices:
-        with _reader(file.path) as reader:
-            arrays.append(sitk.GetArrayFromImage(reader.Execute())[0])
-    return np.swapaxes(np.stack(arrays), 0, 2)
+    with _reader(file.path) as reader:
+        array: np.ndarray = sitk.GetArrayFromImage(reader.Execute())[0]
+        return array
+
+
+def _without_copies(stack: Sequence[DicomSlice]) -> tuple[list[DicomSlice], list[str]]:
+    """Return the slices without those that have place and pixels of another, and the names of these."""
+    kept: list[DicomSlice] = []
+    copies = []
+    for file in stack:
+        here = [other for other in kept if np.abs(other.origin - file.origin).max() < _SAME_PLACE]
+        if here and any(np.array_equal(_pixels(other), _pixels(file)) for other in here):
+            copies.append(file.path.name)
+        else:
+            kept.append(file)
+    return kept, copies
 
 
 def _check_gaps(positions: np.ndarray, folder: str | os.PathLike[str]) -> list[str]:
     gaps = np.diff(positions)
-    if gaps.min() < 1e-3:
+    if gaps.min() < _SAME_PLACE:
         raise UserError(
             f"{folder}: the series has several images at one position (several echoes or points in time?): give each "
             "volume its own folder."

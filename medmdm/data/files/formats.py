@@ -6,6 +6,7 @@ And the sentences on files that cannot be read, whichever decoder stumbles.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -19,6 +20,12 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+DICOM_START = 1024  # bytes that tell what a DICOM file is
+# SOP classes: structures and plans of radiotherapy, presentation states, reports, waveforms, documents, raw data,
+# registrations, surfaces, and the index of a medium.
+_WITHOUT_PIXELS = re.compile(
+    r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.34\..+|5\.1\.4\.1\.1\.(481\.([3-9]|\d\d)|(9|11|68|79|88|104)\..+|66(\.[12356])?|67))"
+)
 
 
 def is_special(path: Path) -> bool:
@@ -37,18 +44,38 @@ def begins_as_dicom(start: bytes) -> bool:
     return start[128:132] == b"DICM"
 
 
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM: by its suffix, or for names without a known one by the letters DICM at byte 128."""
+def without_pixels(start: bytes) -> bool:
+    """Whether a DICOM file is of a kind that has no image, such as RTSTRUCT, by its first :data:`DICOM_START` bytes."""
+    at = 132 if begins_as_dicom(start) else len(start)
+    # The file's own elements are always explicit and little-endian: group, number, type, length, value.
+    while at + 12 <= len(start) and start[at : at + 2] == b"\2\0":
+        long = start[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+        first = at + (12 if long else 8)
+        end = first + int.from_bytes(start[at + 8 : first] if long else start[at + 6 : first], "little")
+        if start[at + 2 : at + 4] == b"\2\0":
+            return bool(_WITHOUT_PIXELS.fullmatch(start[first:end].decode("ascii", "replace").strip(" \0")))
+        at = end
+    return False
+
+
+def is_dicom(path: str | os.PathLike[str], pixels: bool = True) -> bool:
+    """Whether a file is a DICOM image: by its suffix, or for names without a known one by the letters DICM at byte 128.
+
+    Args:
+        path: the file.
+        pixels: ``False``: whether it is one of the kinds of DICOM file that hold no image, see :func:`without_pixels`.
+    """
     path = Path(path)
     if not may_be_dicom(path):
         return False
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
     try:
         with open(path, "rb") as file:
-            return begins_as_dicom(file.read(132))
+            start = file.read(DICOM_START)
     except OSError:
-        return False
+        return pixels and path.suffix.lower() in DICOM_SUFFIXES
+    if without_pixels(start):
+        return not pixels
+    return pixels and (path.suffix.lower() in DICOM_SUFFIXES or begins_as_dicom(start))
 
 
 def is_volume(path: str | os.PathLike[str]) -> bool:

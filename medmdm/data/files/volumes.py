@@ -16,7 +16,8 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from medmdm.data.files.detached import refuse_leaving
 from medmdm.data.files.dicom import choose_series, order_slices, read_header, read_series
-from medmdm.data.files.formats import NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
+from medmdm.data.files.formats import ITK_SUFFIXES, NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
+from medmdm.data.files.units import nifti_affine, text_header_affine
 from medmdm.data.validity import ImageGrid, check_same_grid
 from medmdm.errors import UserError, nearest, warn_once
 from medmdm.files import pixel_hash
@@ -68,6 +69,13 @@ class Slicing:
         self.slice_shape = (self.shape[order[1]], self.shape[order[2]])
         self.slice_step = float(sizes[0])
         self.spacing = (float(sizes[1]), float(sizes[2]))
+
+    @property
+    def sliced_grid(self) -> ImageGrid:
+        """Where the pixels of the slices lie, as axes (slice, row, column)."""
+        order = np.argsort(self._forward[:, 0])
+        affine = self.affine @ nib.orientations.inv_ornt_aff(self._forward, self.shape)
+        return ImageGrid(tuple(self.shape[axis] for axis in order), affine)
 
     def to_slices(self, volume: np.ndarray) -> np.ndarray:
         """Cut ``[C, i, j, k]`` into ``[slices, C, rows, columns]`` (a view)."""
@@ -156,7 +164,8 @@ def volume_geometry(path: _Path, series_uid: str | None = None) -> tuple[tuple[i
         with errors_as_sentences(path, _NATURE):
             image = nib.load(path)
             shape = (*image.shape, 1, 1)[:3]
-        return shape, np.asarray(image.affine, dtype=np.float64)
+            affine = nifti_affine(image.affine, image.header, path)
+        return shape, affine
     volume = read_volume(path, series_uid)
     _, i, j, k = volume.array.shape
     return (i, j, k), volume.affine
@@ -226,7 +235,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if hasattr(header, "get_qform") and not (int(header["qform_code"]) or int(header["sform_code"])):
         warn_once(f"{path} does not say how it lies in space (no qform or sform): left and right may be swapped")
-    return np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
+    return np.asanyarray(image.dataobj), nifti_affine(image.affine, header, path)
 
 
 def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +262,8 @@ def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray
     affine[:spatial, 3] = image.GetOrigin()[:spatial]
     if dimensions == 2:
         array = np.expand_dims(array, 2)
-    return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return array, text_header_affine(affine, path) if path.name.lower().endswith(ITK_SUFFIXES) else affine
 
 
 def _check_same_grid(grids: Sequence[ImageGrid], names: Sequence[_Path]) -> None:

@@ -13,10 +13,13 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch.nn.functional import interpolate
 
-from medmdm.errors import UserError
+from medmdm.data.files.units import picture_spacing
+from medmdm.data.lists import image_names
+from medmdm.errors import UserError, warn_once
 
 # An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
 _MM_TIMES_MAGNIFICATION = 0.01
+_DIFFERENCE = 0.1  # between list and header that is worth a word
 
 
 class EachKey(MapTransform):
@@ -89,7 +92,7 @@ def as_spacing(
 
 
 def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a picture's entry with its spacing as the entry or its list gives it, else without one.
+    """Return a picture's entry with its spacing as the entry, its list or its file's header gives it.
 
     Args:
         entry: of a data list, with ``"image"``.
@@ -99,15 +102,27 @@ def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> di
         The entry with ``"spacing"`` as [rows, columns] in mm, where known, and without ``"magnification"``.
 
     Raises:
-        UserError: a number is not above 0.
+        UserError: a number is not above 0, or the header has a unit that is not known.
     """
-    spacing = None
+    spacing, image = None, image_names(entry)[0]
     for source, name in ((entry, str(entry["image"])), (information, "the data list")):
         for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
             if spacing is None and source.get(key) is not None:
                 spacing = as_spacing(**{key: source[key]}, name=name)
+    if spacing is None:
+        spacing = picture_spacing(image)
+    elif (stated := _stated(image)) is not None and not np.allclose(stated, spacing, rtol=_DIFFERENCE):
+        sizes = [" x ".join(f"{side:g}" for side in pair) for pair in (stated, spacing)]
+        warn_once(f"{image} says that its pixels are {sizes[0]} mm, the data list says {sizes[1]} mm, which is taken")
     plain = {key: value for key, value in entry.items() if key not in ("spacing", "magnification")}
     return plain if spacing is None else {**plain, "spacing": list(spacing)}
+
+
+def _stated(image: str) -> tuple[float, float] | None:
+    try:
+        return picture_spacing(image)
+    except UserError:  # the list has the say
+        return None
 
 
 def _positive(number: Any) -> bool:

@@ -1,0 +1,107 @@
+"""Volumes and labels of public layouts are paired, and patients told apart, by numbers and folders; or it is said."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmdm.data.files.volumes import read_volume
+from medmdm.prepare import prepare
+from tests.data.dicom_files import write_series
+from tests.made import refused
+from tests.written import SHAPE, write_nifti
+
+
+def pair(root: Path, image: str, label: str | None, number: int) -> None:
+    """An image and its label, whose values say that they belong together."""
+    write_nifti(root / image, np.full(SHAPE, 100, np.int16) + np.arange(SHAPE[-1], dtype=np.int16) * (number + 1))
+    if label is not None:
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[0, 0, : number + 1] = 1
+        write_nifti(root / label, mask)
+
+
+def entries(source: Path, target: Path, **options: object) -> list[dict[str, str]]:
+    prepare("volumes", source, target, **options)
+    content = json.loads((target / "dataset.json").read_text())
+    return [*content["training"], *content.get("test", [])]
+
+
+LAYOUTS = {
+    "KiTS": ("case_0000{}/imaging.nii.gz", "case_0000{}/segmentation.nii.gz", "case_0000{}"),
+    "LiTS": ("volume-{}.nii", "segmentation-{}.nii", "volume-{}"),
+    "BTCV": ("img/img000{}.nii.gz", "label/label000{}.nii.gz", "img000{}"),
+    "two trees": ("images/p{}/scan.nii.gz", "labels/p{}/seg.nii.gz", "p{}"),
+    "label named as the folder": ("images/patient{}/ct.nii.gz", "masks/patient{}.nii.gz", "patient{}"),
+    "zeros before numbers": ("ct_00{}.nii.gz", "gt/mask_{}.nii.gz", "ct_00{}"),
+    "sections": ("train/c{}/img.nii.gz", "train/c{}/label.nii.gz", "c{}"),
+    "BIDS": ("sub-0{}/anat/sub-0{}_T1w.nii.gz", "derivatives/m/sub-0{}/anat/sub-0{}_T1w_dseg.nii.gz", "sub-0{}"),
+    "BIDS with a space": (
+        "sub-0{}/anat/sub-0{}_T1w.nii.gz", "derivatives/m/sub-0{}/anat/sub-0{}_space-orig_dseg.nii.gz", "sub-0{}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_and_patients(layout: str, tmp_path: Path) -> None:
+    image, label, patient = LAYOUTS[layout]
+    for number in range(4):
+        pair(tmp_path / "s", image.replace("{}", str(number)), label.replace("{}", str(number)), number)
+    found = entries(tmp_path / "s", tmp_path / "out")
+    assert sorted(entry["patient_id"] for entry in found) == [patient.replace("{}", str(n)) for n in range(4)]
+    for entry in found:
+        values, mask = (read_volume(tmp_path / "out" / entry[key]).array for key in ("image", "label"))
+        assert mask.sum() == values[0, 0, 0, 1] - 100
+
+
+def test_a_published_list_says_which_label(tmp_path: Path) -> None:
+    listed = []
+    for number in range(3):
+        pair(tmp_path / "s", f"scans/{number}.nii.gz", f"truth_of/{'xyz'[number]}.nii.gz", number)
+        listed.append({"image": f"./scans/{number}.nii.gz", "label": f"./truth_of/{'xyz'[number]}.nii.gz"})
+    (tmp_path / "s" / "dataset.json").write_text(json.dumps({"training": listed[:2], "test": listed[2:]}))
+    found = entries(tmp_path / "s", tmp_path / "out")
+    assert len(found) == 3
+    for entry in found:
+        values, mask = (read_volume(tmp_path / "out" / entry[key]).array for key in ("image", "label"))
+        assert mask.sum() == values[0, 0, 0, 1] - 100
+
+
+def test_visits_of_a_patient_stay_together(tmp_path: Path) -> None:
+    for number, place in enumerate(("anna/pre", "anna/post", "bert/pre", "bert/post", "bert/late")):
+        pair(tmp_path / "s", f"{place}/t1.nii.gz", f"{place}/t1_seg.nii.gz", number)
+    found = entries(tmp_path / "s", tmp_path / "out", test=0.4)
+    assert sorted(entry["patient_id"] for entry in found) == ["anna", "anna", "bert", "bert", "bert"]
+    assert "patients are taken from folders (anna for" in prepare("volumes", tmp_path / "s", tmp_path / "out", test=0.4)
+
+
+def test_labels_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        pair(tmp_path / "other", f"a{number}.nii.gz", f"labels/b{number + 7}.nii.gz", number)
+        for sequence in ("t1", "t2"):
+            pair(tmp_path / "brats", f"b_{number}/b_{number}_{sequence}.nii.gz", f"b_{number}/b_{number}_seg.nii.gz", 0)
+    refused("2 label files .*b7.nii.gz.* and no volume of such a name", prepare, "volumes", tmp_path / "other",
+            tmp_path / "x")  # fmt: skip
+    refused("seg.nii.gz could label .*_t1.nii.gz and .*_t2.nii.gz", prepare, "volumes", tmp_path / "brats",
+            tmp_path / "y")  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ["labels/dcm.nii.gz", "images/dcm_seg.nii.gz", "labels/dcm/mask.nii.gz"])
+def test_a_dicom_folder_and_its_label(label: str, tmp_path: Path) -> None:
+    stored = np.arange(4 * 5 * 7, dtype=np.int16).reshape(4, 5, 7)
+    source = tmp_path / "s"
+    write_series(source / "images" / "dcm", stored)
+    volume = read_volume(source / "images" / "dcm")
+    write_nifti(source / label, (volume.array[0] > 100).astype(np.uint8), volume.affine)
+    (entry,) = entries(source, tmp_path / "out", test=0)
+    image, mask = (read_volume(tmp_path / "out" / entry[key]).array for key in ("image", "label"))
+    assert np.array_equal(mask, image > 100)
+
+
+def test_two_series_and_one_label(tmp_path: Path) -> None:
+    stored = np.arange(4 * 5 * 7, dtype=np.int16).reshape(4, 5, 7)
+    for number in range(2):
+        write_series(tmp_path / "s" / "dcm", stored, uid=f"1.2.{number}", prefix=str(number))
+    write_nifti(tmp_path / "s" / "labels" / "dcm.nii.gz", np.zeros((7, 5, 4), np.uint8))
+    refused("could label any of the 2 series", prepare, "volumes", tmp_path / "s", tmp_path / "out")
