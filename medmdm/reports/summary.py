@@ -16,6 +16,7 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
+from medmdm.reports.label_plan import read_label_plan
 from medmdm.reports.rendering import BASELINE_COLUMNS, COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
 from medmdm.reports.study import read_study, summarise_study
@@ -241,6 +242,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "subgroups": _subgroups(cases, headline_keys(summaries)),
         "risk_coverage": _risk(cases),
         "learning_curve": [] if study is None else summarise_study(read_study(study), patient_of),
+        "label_plan": read_label_plan(evaluation.folder),
         "data_list": {k: v for k, v in evaluation.data_list.items() if k not in ("training", "validation", "test")},
         "protocol": evaluation.protocol,
         "record": evaluation.record,
