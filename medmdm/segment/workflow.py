@@ -164,6 +164,8 @@ class Segmentation:
         fitted = self.head.fit(task, self.backbone.extractor)
         save_json({"protocol": protocol, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
         known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
+        if "threshold" in fitted.evidence:
+            known["threshold"] = fitted.evidence["threshold"]
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
             whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
