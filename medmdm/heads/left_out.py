@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmdm.data.reading import Example
@@ -55,11 +56,11 @@ def read_left_out(models: Sequence[nn.Module], parts: Sequence[Sequence[Example]
     return found
 
 
-def mean_dice(left_out: Sequence[LeftOut], bias: Tensor) -> float:
-    """Return the mean over images of their mean Dice over the classes but 0 that label or mask hold.
+def image_dice(left_out: Sequence[LeftOut], bias: Tensor) -> NDArray[np.float64]:
+    """Return the mean Dice of each image over the classes but 0 that label or mask hold, NaN where they hold none.
 
     Args:
-        left_out: the images; at least one.
+        left_out: the images.
         bias: added to the scores, ``[K]``.
     """
     each = []
@@ -69,8 +70,14 @@ def mean_dice(left_out: Sequence[LeftOut], bias: Tensor) -> float:
         for k in range(1, len(bias)):
             size = int((said == k).sum() + (one.label == k).sum())
             dice += [2 * int(((said == k) & (one.label == k)).sum()) / size] if size else []
-        each += [sum(dice) / len(dice)] if dice else []
-    return float(np.mean(each)) if each else 0.0
+        each.append(float(np.mean(dice)) if dice else float("nan"))
+    return np.array(each)
+
+
+def mean_dice(left_out: Sequence[LeftOut], bias: Tensor) -> float:
+    """Return the mean of :func:`image_dice` over images, 0 where none has any."""
+    each = image_dice(left_out, bias)
+    return float(np.nanmean(each)) if np.isfinite(each).any() else 0.0
 
 
 def choose_bias(left_out: Sequence[LeftOut], num_classes: int) -> tuple[Tensor, dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import cut
 from medmdm.data.reading import Example
 from medmdm.errors import UserError
-from medmdm.heads.left_out import LeftOut, choose_bias, mean_dice
+from medmdm.heads.left_out import LeftOut, choose_bias, image_dice
 from medmdm.heads.pixel_sums import PixelSums, pixel_sums
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Task, views
@@ -29,7 +30,8 @@ class SelfTraining:
 
     A first fit to the labelled images says what the unlabelled ones hold; pixels that it is sure of are added with that
     label, and the head is fitted anew (Scudder 1965; Lee, pseudo-label, 2013). The same is done without each of the
-    labelled images in turn: where their Dice does not rise, the first fit is kept, and the run says so.
+    labelled images in turn: unless their Dice rises by more than its standard error, the first fit is kept, and the run
+    says so.
 
     Args:
         threshold: probability, in [0, 1), from which it is sure of a pixel: of ridge regression the score itself, which
@@ -109,13 +111,17 @@ class SelfTraining:
         elif not before:
             record["note"] = "there is one labelled image, so none can be left out to see whether unlabelled ones help"
         else:
-            dice = []
+            each = []
             for left_out in (before, after):
                 bias = torch.zeros(task.num_classes)
                 if choose_threshold:
                     bias = choose_bias(left_out, task.num_classes)[0]
-                dice.append(mean_dice(left_out, bias))
-            record |= {"left_out_dice": dice, "kept": dice[1] > dice[0]}
+                each.append(image_dice(left_out, bias))
+            gain = (each[1] - each[0])[np.isfinite(each[1] - each[0])]
+            error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0
+            dice = [float(np.nanmean(one)) if np.isfinite(one).any() else 0.0 for one in each]
+            record |= {"left_out_dice": dice, "standard_error": error}
+            record["kept"] = bool(len(gain) and gain.mean() > error)
             logger.info("self-training: left-out Dice %.4f with unlabelled images, %.4f without", dice[1], dice[0])
             if not record["kept"]:
                 record["note"] = "the unlabelled images did not help the labelled ones that were left out"
