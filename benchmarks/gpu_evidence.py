@@ -20,7 +20,7 @@ Usage::
     python benchmarks/gpu_evidence.py --miniature --out /tmp/miniature   # all of it, tiny, in a minute on a CPU
 
 With Python 3.12, torch, NumPy, SciPy, pandas, scikit-image, Pillow, einops, Jinja2, tqdm and TensorBoard there, these
-wheels are what is missing (10 MB; beside the tree's 4 MB and the data), SimpleITK and fire not being needed::
+wheels are what is missing (6 MB; beside the 4 MB of the tree and the data), SimpleITK and fire not being needed::
 
     python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .gpu/wheels \

@@ -22,7 +22,7 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.filter_bank import FilterBank
 from medmdm.data.cases import select_cases
 from medmdm.data.files.formats import is_volume
-from medmdm.data.folders import list_file
+from medmdm.data.folders import DEMO, list_file
 from medmdm.data.lists import image_names
 from medmdm.data.reading import CaseReader
 from medmdm.data.transforms.intensity import percentiles_record
@@ -166,7 +166,7 @@ def planner_of(
 
     Args:
         source: the run folder of a segmentation, whose cases, features and reading are taken; or a data list: a JSON
-            file, a folder that holds one, or the name of a list that comes with medmdm.
+            file, a folder that holds one, the name of a list that comes with medmdm, or ``"demo"``.
         dataset_dir: folder of a list's images; None for the list's own.
         features: a ``model.pt`` or ``segmenter.pt`` whose features are read; None for the run's backbone, or for
             scikit-image's filters.
@@ -196,7 +196,9 @@ def planner_of(
             data = replace(data, reader=CaseReader(data.cases, backbone.plan, data.reader.slice_cache))
         return LabelPlanner(data, backbone, reading, head, **settings), folder
     folder = Path("label_plan" if out is None else out)
-    if path.is_dir():
+    if str(source) == DEMO:
+        cases = select_cases(DEMO, None, _SECTIONS)
+    elif path.is_dir():
         cases = select_cases(path if dataset_dir is None else dataset_dir, list_file(path), _SECTIONS)
     elif path.is_file() or dataset_dir is not None:
         cases = select_cases(path.parent if dataset_dir is None else dataset_dir, str(source), _SECTIONS)
