@@ -130,6 +130,10 @@ def declared(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, (tuple, list, range)) else v for k, v in found.items()}
 
 
+#: Key of a dataclass field's metadata: its default is left out of configs.
+LATER = "later"
+
+
 def to_config(value: Any, strict: bool = True) -> Any:
     """Return what a component is made of, JSON-able: ``{"_target_": public name, arguments}``.
 
@@ -154,6 +158,9 @@ def to_config(value: Any, strict: bool = True) -> Any:
         return {**to_config(value.func), **to_config(value.keywords, strict)}
     if dataclasses.is_dataclass(value):
         fields = {f.name: to_config(getattr(value, f.name), strict) for f in dataclasses.fields(value) if f.init}
+        # What came later is not said where it is not used, so that records and keys from before stay as they are.
+        later = {f.name: f.default for f in dataclasses.fields(value) if f.metadata.get(LATER)}
+        fields = {name: v for name, v in fields.items() if name not in later or getattr(value, name) != later[name]}
         return {"_target_": public_name(type(value)), **fields}
     config = getattr(value, "config", None)
     if isinstance(config, Mapping):

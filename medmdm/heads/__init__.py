@@ -7,11 +7,13 @@ from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
 from medmdm.heads.random_forest import RandomForest, RandomForestHead
 from medmdm.heads.segmenter import PaddedNetwork, Prediction, Predictor, Segmenter
+from medmdm.heads.self_training import SelfTraining
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 from medmdm.heads.training import Training
 
 __all__ = [
     "ClosedFormHead", "Consistency", "CrossEntropyDiceLoss", "FineTuning", "Fitted", "Fitter", "FromScratch",
     "LinearClassifier", "PaddedNetwork", "PixelClassifier", "PixelClassifierHead", "Prediction", "Predictor",
-    "RandomForest", "RandomForestHead", "Reading", "Segmenter", "Task", "Training", "random_crop", "views",
+    "RandomForest", "RandomForestHead", "Reading", "Segmenter", "SelfTraining", "Task", "Training",
+    "random_crop", "views",
 ]  # fmt: skip

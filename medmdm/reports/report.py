@@ -14,6 +14,7 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.charts import Chart, Curve, Strip, curves, strips
+from medmdm.reports.label_plan import label_chart
 from medmdm.reports.pictures import CasePicture, encode_map, top_value
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import METRICS, counted, metric_title, number_text, render
@@ -108,6 +109,7 @@ def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
         distributions=_distributions(summary, cases),
         risk=_risk(summary["risk_coverage"]),
         learning_curve=_learning_curve(lines),
+        label_chart=label_chart(summary["label_plan"]),
         lines=len(lines),
         most_lines=_MOST_LINES,
         bca_from=BCA_FROM,

@@ -17,6 +17,7 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
+from medmdm.reports.label_plan import read_label_plan
 from medmdm.reports.pseudonyms import Pseudonyms, public_protocol, without_paths
 from medmdm.reports.rendering import BASELINE_COLUMNS, COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
 from medmdm.reports.scoring import Excluded, Ruler, ScoredCase, Scores
@@ -189,6 +190,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "subgroups": _subgroups(cases, headline_keys(summaries)),
         "risk_coverage": _risk(cases),
         "learning_curve": [] if study is None else summarise_study(read_study(study), patient_of),
+        "label_plan": read_label_plan(evaluation.folder),
         "data_list": {k: v for k, v in evaluation.data_list.items() if k not in IMAGE_SECTIONS},
         "protocol": public_protocol(evaluation),
         "record": without_paths(evaluation.record),

@@ -2,12 +2,13 @@
 
 from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
 from medmdm.segment.evaluation import LabelledData, Outputs
+from medmdm.segment.label_plan import LabelPlanner
 from medmdm.segment.postprocessing import PostProcess
 from medmdm.segment.reconstruction_error import ReconstructionError
 from medmdm.segment.study import Grid, Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [
-    "Evaluation", "Grid", "Inference", "LabelledData", "OpenSegmenter", "Outputs", "PostProcess", "ReconstructionError",
-    "Segmentation", "Study", "open_segmenter",
+    "Evaluation", "Grid", "Inference", "LabelPlanner", "LabelledData", "OpenSegmenter", "Outputs", "PostProcess",
+    "ReconstructionError", "Segmentation", "Study", "open_segmenter",
 ]  # fmt: skip

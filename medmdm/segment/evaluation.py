@@ -65,6 +65,7 @@ class Outputs:
         boxes: a table of the boxes of instances, where instances are found.
         report: the tables and pages of the report.
         study: the ``study.csv`` of a study, whose learning curve the report shows.
+        label_plan: what more labels would give, see :class:`medmdm.segment.LabelPlanner`.
 
     Raises:
         UserError: there is no such study.
@@ -77,6 +78,7 @@ class Outputs:
     boxes: bool = False
     report: bool = True
     study: str | os.PathLike[str] | None = None
+    label_plan: bool = False
 
     def __post_init__(self) -> None:
         if self.study is not None and not Path(self.study).is_file():
@@ -93,9 +95,8 @@ class Outputs:
             images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
             for source in (*images, *([entry["label"]] if entry.get("label") else [])):
                 if masks in (real := Path(source).resolve()).parents or masks == real:
-                    place = (
-                        f"{Path(self.folder) / 'predictions'}, where the masks are written, and could be written over"
-                    )
+                    where = Path(self.folder) / "predictions"
+                    place = f"{where}, where the masks are written, and could be written over"
                     raise UserError(f"{source} lies in {place}: choose another folder to write to.")
 
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:

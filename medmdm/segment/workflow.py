@@ -20,6 +20,7 @@ from medmdm.components import to_config
 from medmdm.data.reading import CaseReader, LoadedCase, data_identity
 from medmdm.errors import UserError
 from medmdm.files import file_hash, save_json
+from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.intact import DamagedFileError
@@ -31,6 +32,7 @@ from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
+from medmdm.segment.label_plan import LabelPlanner
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,13 @@ class Segmentation:
         if unlabeled:
             logger.info("masks of %d images without labels go to %s", len(unlabeled), applied.folder)
             segment_all(unlabeled, reader, fitted, self.postprocess, applied)
+        if self.outputs.label_plan:
+            head = self.head if isinstance(self.head, ClosedFormHead) else None
+            planner = LabelPlanner(self.data, self.backbone, self.reading, head, seed=self.seed)
+            try:
+                logger.info("how many labels?\n%s", planner.run(folder))
+            except UserError as error:
+                logger.warning("There is no plan of further labels: %s", error)
         return evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
             support,
@@ -174,6 +183,8 @@ class Segmentation:
         names = Pseudonyms(case.entry.get("patient_id") for case in support)
         listed = {**protocol, "training_cases": [names.clean(case.name) for case in support]}
         save_json({"protocol": listed, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
+        if "threshold" in fitted.evidence:
+            known["threshold"] = fitted.evidence["threshold"]
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
             whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
