@@ -26,6 +26,7 @@ from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
+from medmdm.segment.likeness import seen
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ class Segmentation:
         task = self.data.task(support, others, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
         save_json({"protocol": protocol, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
-        known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
+        known = {**protocol, "postprocess": to_config(self.postprocess)}
+        known |= {"ledger": support_ledger(support), "images": seen(support)}
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
             whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
