@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
+from medmdm.artifacts.pretrained import save_weights
 from medmdm.backbones import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking
-from medmdm.artifacts.pretrained import save_weights
 
 REPOSITORY = Path(__file__).parents[1]
 BUNDLES = REPOSITORY / "bundles"

@@ -34,8 +34,8 @@ def save_segmenter(
     """Write a segmenter to one file that :func:`load_segmenter` and ``torch.load(weights_only=True)`` read.
 
     The file holds ``{"format", "kind", "state", "plan"}``, and each parameter by its name in the module too, for
-    MONAI's loaders (:func:`medmdm.artifacts.pretrained.save_weights`). Its kind is ``"segmenter"``: the backbone up to its last
-    used block, and the head; ``"head"``: the head alone, small, for use with the backbone's own file; or
+    MONAI's loaders (:func:`medmdm.artifacts.pretrained.save_weights`). Its kind is ``"segmenter"``: the backbone up to
+    its last used block, and the head; ``"head"``: the head alone, small, for use with the backbone's own file; or
     ``"network"``: a network trained from scratch. Written atomically; the same content gives the same bytes.
 
     Args:

@@ -179,6 +179,7 @@ class ADMUNet(BlockNetwork):
             h = self.middle_block(h, embedding)
             for block in self.output_blocks:
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            assert self.out is not None
             return self.out(h)
         else:
             if self.out is None:

@@ -189,10 +189,8 @@ class ConditionedBlock(nn.ModuleList):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Pass ``x`` ``[B, C, *spatial]`` through the layers."""
         for layer in self:
-            if hasattr(layer, "emb_layers"):  # a ResBlock, in words that TorchScript understands
-                x = layer(x, embedding)
-            else:
-                x = layer(x)
+            # Whether it is a ResBlock, in words that TorchScript understands.
+            x = layer(x, embedding) if hasattr(layer, "emb_layers") else layer(x)
         return x
 
 

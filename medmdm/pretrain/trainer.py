@@ -122,7 +122,7 @@ class MDMTrainer(SupervisedTrainer):
         """
         return [torch.Generator().manual_seed(mix(self.seed, 1, int(k))) for k in indices]
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:  # type: ignore[override]
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Do a step; return its numbers as MONAI's handlers read them: of a batch that was taken apart, the first."""
         device, network, parts = self.state.device, self.network, self.optimization.accumulation_steps
         images = batchdata[Keys.IMAGE].to(device, non_blocking=True)

@@ -80,7 +80,7 @@ class RunFolder:
                 raise UserError(f"{self.path} holds {other}: choose another {self._key}, or delete that folder.")
         elif self.model_path.exists() or (self.path / "checkpoints").exists():
             raise UserError(f"{self.path} holds weights but no run.json: choose another {self._key}.")
-        elif any(path.suffix for path in (self.path / "predictions").glob("[!.]*")) or (self.path / "boxes.csv").exists():
+        elif any((self.path / "predictions").glob("[!.]*")) or (self.path / "boxes.csv").exists():
             unknown = "masks, but no run.json that says what they were made with"
             raise UserError(f"{self.path} holds {unknown}: choose another {self._key}, or move them away.")
         else:

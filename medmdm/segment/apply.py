@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
-from monai.utils import CommonKeys as Keys
 from torch import nn
 
+from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
 from medmdm.files import atomic_write, file_hash, mark_outputs
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.segmenter import Predictor, Segmenter
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
@@ -51,6 +52,13 @@ class OpenSegmenter:
     model: nn.Module = field(repr=False)
     plan: Mapping[str, Any] = field(repr=False)
     device: torch.device
+
+    @property
+    def network(self) -> nn.Module:
+        """The model, ready for tools that trace a network at the size of its windows."""
+        if isinstance(self.model, Segmenter):
+            self.model.extractor.innermost.prepare(self.reading.window, channels_of(self.plan))
+        return self.model
 
     @property
     def task(self) -> Mapping[str, Any]:
@@ -163,7 +171,7 @@ class Evaluation:
         scores = evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )
-        tell(self.handlers, lambda *_: None, [scores], **scores)
+        tell(self.handlers, lambda _, means: [means], [scores], **scores)
         return scores
 
 
@@ -181,8 +189,8 @@ class Inference:
         segmenter: see :func:`open_segmenter`.
         postprocess: probabilities → masks.
         inferer: of MONAI's; None for how the segmenter read images when it was fitted.
-        handlers: MONAI's or ignite's, for an engine whose iterations are the images; its ``state.output`` is
-            ``[{"case": name, "pred": mask}]``.
+        handlers: MONAI's or ignite's, for an engine whose iterations are the images; its ``state.batch`` is the
+            image's entry, its ``state.output`` ``[{"foreground": share of the pixels}]``.
         overlays: for how many images an overlay is drawn (:func:`medmdm.segment.overlays.draw_overlay`).
         config: merged config of the run.
     """
@@ -211,9 +219,7 @@ class Inference:
         record.open()
         journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
         try:
-            masks = segment_all(
-                entries, self.reader, predictor, self.postprocess, self.outputs, self.handlers, journal
-            )
+            masks = segment_all(entries, self.reader, predictor, self.postprocess, self.outputs, self.handlers, journal)
         finally:
             journal.save()
         record.finish(0)
@@ -246,7 +252,7 @@ def segment_all(
         if journal is not None:
             journal.note(case, found)
         logger.info("%d of %d: %s", len(masks), len(entries), masks[-1])
-        return [{"case": case.name, Keys.PRED: found.mask}]
+        return [{"foreground": float(np.count_nonzero(found.mask) / found.mask.size)}]
 
     tell(handlers, segment, entries)
     table = pd.concat(tables) if tables else None
@@ -257,9 +263,7 @@ def segment_all(
     return masks
 
 
-def tell(
-    handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float
-) -> None:
+def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:
     """Run an engine over ``data`` for handlers of MONAI's, which read ``metrics`` when its epoch is completed."""
     if not data:
         return

@@ -15,7 +15,7 @@ from medmdm.files import atomic_write, mark_outputs
 
 FOLDER = "overlays"
 MOST_SIDE = 1024  # pixels of the longer side
-#: Of the classes from 1 on, again from the first where there are more; told apart by people with weak colour vision too.
+#: Of the classes from 1 on, again from the first where there are more.
 COLOURS = ((255, 212, 0), (0, 158, 255), (255, 80, 40), (0, 200, 120), (230, 120, 220), (90, 230, 255))
 
 

@@ -21,7 +21,7 @@ from medmdm.artifacts import convert, load_network, load_pretrained, load_segmen
 from medmdm.artifacts.pretrained import save_weights
 from medmdm.backbones import ADMUNet
 from medmdm.components import to_config
-from tests.bundle_runs import BUNDLE, BUNDLES, HEAD, TINY, UNET, Workflow, saved_by, write_backbone
+from tests.bundle_runs import BUNDLE, BUNDLES, HEAD, TINY, UNET, Run, Workflow, saved_by, write_backbone
 from tests.made import SMALL, with_random_weights
 from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures
 
@@ -64,7 +64,7 @@ def test_the_training_config_gives_the_trained_network(workflow: Workflow, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["segmenter", "network"])
-def test_the_inference_config_gives_the_fitted_segmenter(run: Any, tmp_path: Path, kind: str) -> None:
+def test_the_inference_config_gives_the_fitted_segmenter(run: Run, tmp_path: Path, kind: str) -> None:  # noqa: F811
     run("mdm_segment", head=HEAD if kind == "segmenter" else UNET, report=False)
     weights = tmp_path / "run" / "segmenter.pt"
     config = json.loads((BUNDLES / "mdm_infer.json").read_text())
