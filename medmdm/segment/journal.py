@@ -61,13 +61,13 @@ class Journal:
         if departures:
             self.told += 1
             logger.warning("%s is unlike the images that were learnt from: %s.", case.name, "; ".join(departures))
-        written = [_CASE.join(file.rsplit(case.name, 1)) for file in files]
+        written = [file.replace(f"/{case.name}", f"/{_CASE}", 1) for file in files]
         earlier = self.before.get(name, {})
         if earlier.get("pixels_sha256") == case.hashes[0]:
             written += [file for file in earlier["files"] if file not in written]
         else:
             for file in set(earlier.get("files", ())) - set(written):
-                stale = self.run.path / file.replace(_CASE, case.name)
+                stale = self.run.path / file.replace(f"/{_CASE}", f"/{case.name}", 1)
                 stale.unlink(missing_ok=True)
                 logger.info("%s was removed: it was made from another image of this name.", stale)
         patient = case.entry.get("patient_id")
