@@ -111,7 +111,7 @@ class Ours:
         )
 
     def step(self, batch: dict[str, Tensor]) -> float:
-        return float(self.trainer._iteration(self.trainer, batch)["loss"])
+        return float(self.trainer._iteration(self.trainer, batch)[0]["loss"])
 
 
 def explicit_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

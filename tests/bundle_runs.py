@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
+from medmdm.artifacts.pretrained import save_weights
 from medmdm.backbones import ADMUNet
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking
-from medmdm.files import save_torch
 
 REPOSITORY = Path(__file__).parents[1]
 BUNDLES = REPOSITORY / "bundles"
@@ -95,5 +95,5 @@ def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:
         "corruption": to_config(PatchMasking(1000, 4)), "num_timesteps": 1000, "channels": 3, "crop_size": [16, 16],
         "intensity_range": None, "ledger": {"images": [], "patients": [], "salt": ""}, **plan,
     }  # fmt: skip
-    save_torch({"model": network.state_dict(), "plan": content}, path)
+    save_weights(network.state_dict(), content, path)
     return path

@@ -76,6 +76,6 @@ def test_commands_of_the_page_run(page: Path, sources: dict[str, str], tmp_path:
 
 
 def test_pages_with_commands_are_found() -> None:
-    assert {"check", "splits", "glas", "monuseg", "dsb2018", "folder", "nifti", "dicom", "ct"} <= {
+    assert {"check", "monai", "splits", "glas", "monuseg", "dsb2018", "folder", "nifti", "dicom", "ct"} <= {
         page.stem for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))
     }

@@ -64,7 +64,7 @@ def export_segmenter(
     if not size or min(size) < 1:
         raise UserError(f"size is {list(size)}, expected the numbers of pixels along each axis of an image.")
     segmenter, plan = load_segmenter(source, backbone, trust)
-    images = torch.rand(2, _channels(plan), *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(2, channels_of(plan), *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     new = images[:1].flip(-1) * 0.9
     with torch.no_grad():
         if isinstance(segmenter, Segmenter):
@@ -127,7 +127,7 @@ def _onnx(segmenter: nn.Module, images: Tensor, plan: Mapping[str, Any]) -> Expo
     return program.model_proto.SerializeToString(), read
 
 
-def _channels(plan: Mapping[str, Any]) -> int:
+def channels_of(plan: Mapping[str, Any]) -> int:
     """Return the number of channels of the images that a segmenter reads."""
     for part in (plan.get("backbone", {}), plan.get("network", {}), plan.get("backbone", {}).get("network", {})):
         for key in ("channels", "in_channels"):

@@ -168,8 +168,24 @@ def convert(
     if Path(destination).exists():
         raise UserError(f"{destination}: the file exists already; move it away or choose another name.")
     network, plan = load_pretrained(source, trust=trust, **overrides)
-    save_torch({"model": network.state_dict(), "plan": plan}, destination)
+    save_weights(network.state_dict(), plan, destination)
     return plan
+
+
+def save_weights(weights: Mapping[str, Tensor], plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a ``model.pt``, atomically: ``{"model": state dict, "plan": plan}``, and each parameter by its name too.
+
+    ``monai.bundle.load`` copies what it finds by name and is silent about the rest, so that the names must stand at the
+    top; the tensors are in the file once.
+
+    Args:
+        weights: state dict of the network.
+        plan: see :func:`make_plan`.
+        path: the file.
+    """
+    # Plain contiguous CPU tensors: the file does not depend on the device or the memory layout of training.
+    model = {name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}
+    save_torch({**model, "model": model, "plan": dict(plan)}, path)
 
 
 def _from_published(

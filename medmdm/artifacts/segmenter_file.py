@@ -24,6 +24,8 @@ from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 
 SEGMENTER_FORMAT = 1
 KINDS = ("segmenter", "head", "network")
+#: Where the parts of a file are in the module.
+_PLACES = {"backbone": "extractor.backbone.", "head": "head.", "network": "network."}
 
 
 def save_segmenter(
@@ -31,8 +33,9 @@ def save_segmenter(
 ) -> dict[str, Any]:
     """Write a segmenter to one file that :func:`load_segmenter` and ``torch.load(weights_only=True)`` read.
 
-    The file holds ``{"format", "kind", "state", "plan"}``. Its kind is ``"segmenter"``: the backbone up to its last
-    used block, and the head; ``"head"``: the head alone, small, for use with the backbone's own file; or
+    The file holds ``{"format", "kind", "state", "plan"}``, and each parameter by its name in the module too, for
+    MONAI's loaders (:func:`medmdm.artifacts.pretrained.save_weights`). Its kind is ``"segmenter"``: the backbone up to
+    its last used block, and the head; ``"head"``: the head alone, small, for use with the backbone's own file; or
     ``"network"``: a network trained from scratch. Written atomically; the same content gives the same bytes.
 
     Args:
@@ -85,7 +88,9 @@ def save_segmenter(
         part: {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in values.items()}
         for part, values in state.items()
     }
-    save_torch({"format": SEGMENTER_FORMAT, "kind": kind, "state": tensors, "plan": written}, path)
+    # By the names that the module has once it is loaded, too: see save_weights.
+    named = {f"{_PLACES[part]}{k}": v for part, values in tensors.items() for k, v in values.items()}
+    save_torch({**named, "format": SEGMENTER_FORMAT, "kind": kind, "state": tensors, "plan": written}, path)
     return written
 
 

@@ -94,6 +94,7 @@ class ADMUNet(BlockNetwork):
         super().__init__(declared(locals()), 2 ** max(len(channel_mult) - 1, 0))
         _check_arguments(**self._config)
         self.use_checkpoint = use_checkpoint
+        self.model_channels = model_channels
         widths = [round(multiple * model_channels) for multiple in channel_mult]
         embedded = 4 * model_channels
 
@@ -169,11 +170,23 @@ class ADMUNet(BlockNetwork):
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """See :meth:`BlockNetwork.forward`; ``y``: ``[B]`` class numbers of a class-conditional network."""
-        if self.out is None:
-            cut = f"this network was truncated after decoder block {len(self.output_blocks) - 1}"
-            raise UserError(f"ADMUNet: {cut}: it gives features, but no image; load the whole from its model.pt.")
-        h, _ = self._decode(x, timesteps, y, range(len(self.output_blocks)), keep=())
-        return self.out(h)
+        if torch.jit.is_scripting():  # the same in words that TorchScript understands
+            embedding = self._embed(x, timesteps, y)
+            h, skips = x, [torch.jit.annotate(Tensor, x)][:0]
+            for block in self.input_blocks:
+                h = block(h, embedding)
+                skips.append(h)
+            h = self.middle_block(h, embedding)
+            for block in self.output_blocks:
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            assert self.out is not None
+            return self.out(h)
+        else:
+            if self.out is None:
+                cut = f"this network was truncated after decoder block {len(self.output_blocks) - 1}"
+                raise UserError(f"ADMUNet: {cut}: it gives features, but no image; load the whole from its model.pt.")
+            h, _ = self._decode(x, timesteps, y, range(len(self.output_blocks)), keep=())
+            return self.out(h)
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int], y: Tensor | None = None) -> list[Tensor]:
         """See :meth:`BlockNetwork.features`; ``y`` as in :meth:`forward`."""
@@ -189,9 +202,7 @@ class ADMUNet(BlockNetwork):
             need = "needs class numbers y" if y is None else "is not class-conditional and takes no y"
             raise UserError(f"ADMUNet: this network {need}.")
         self.check_inputs(x, timesteps)
-        embedding = self.time_embed(sinusoidal_embedding(timesteps, self._config["model_channels"]).to(x.dtype))
-        if self.label_emb is not None:
-            embedding = embedding + self.label_emb(y)
+        embedding = self._embed(x, timesteps, y)
         h = x
         skips = []
         for block in self.input_blocks:
@@ -204,6 +215,12 @@ class ADMUNet(BlockNetwork):
             if number in keep:
                 kept[number] = h
         return h, kept
+
+    def _embed(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
+        embedding: Tensor = self.time_embed(sinusoidal_embedding(timesteps, self.model_channels).to(x.dtype))
+        if self.label_emb is not None and y is not None:
+            embedding = embedding + self.label_emb(y)
+        return embedding
 
     def _run(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         if self.use_checkpoint and torch.is_grad_enabled():

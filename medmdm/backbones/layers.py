@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ def with_zero_weights(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def keep(x: Tensor) -> Tensor:
+    """Leave the size as it is."""
+    return x
 
 
 def halve(x: Tensor) -> Tensor:
@@ -105,8 +110,8 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
-        self.resample = resample
-        self.spread = (...,) + (None,) * spatial_dims
+        self.resample = resample or keep
+        self.spatial_dims = spatial_dims
         convolve = convolution(spatial_dims, in_channels, out_channels)
         self.in_layers = nn.Sequential(Float32GroupNorm(in_channels, num_groups), nn.SiLU(), convolve)
         embedded = 2 * out_channels if use_scale_shift_norm else out_channels
@@ -119,19 +124,19 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Transform ``x`` ``[B, in_channels, *spatial]`` under ``embedding`` ``[B, embedding_channels]``."""
-        norm, activation, convolve = self.in_layers
-        h = activation(norm(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = convolve(h)
-        condition = self.emb_layers(embedding)[self.spread]
-        norm, activation, dropout, convolve = self.out_layers
+        # Layers by their numbers, which TorchScript knows where it cannot unpack a module.
+        h = self.in_layers[1](self.in_layers[0](x))
+        h, x = self.resample(h), self.resample(x)
+        h = self.in_layers[2](h)
+        condition = self.emb_layers(embedding)
+        for _ in range(self.spatial_dims):
+            condition = condition.unsqueeze(-1)
         if self.use_scale_shift_norm:
             scale, shift = condition.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)  # one pass over memory where "* +" makes two
+            h = torch.addcmul(shift, self.out_layers[0](h), 1 + scale)  # one pass over memory where "* +" makes two
         else:
-            h = norm(h + condition)
-        return self.skip_connection(x) + convolve(dropout(activation(h)))
+            h = self.out_layers[0](h + condition)
+        return self.skip_connection(x) + self.out_layers[3](self.out_layers[2](self.out_layers[1](h)))
 
 
 class PointwiseConv1d(nn.Conv1d):
@@ -184,8 +189,16 @@ class ConditionedBlock(nn.ModuleList):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Pass ``x`` ``[B, C, *spatial]`` through the layers."""
         for layer in self:
-            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+            # Whether it is a ResBlock, in words that TorchScript understands.
+            x = layer(x, embedding) if hasattr(layer, "emb_layers") else layer(x)
         return x
+
+
+def parameters_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parameters of a weights file, which stand beside its plan; a bare state dict as it is."""
+    if "plan" not in content:
+        return content
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 class BlockNetwork(nn.Module):
@@ -195,6 +208,8 @@ class BlockNetwork(nn.Module):
         config: the constructor's arguments, see :func:`medmdm.components.declared`.
         reduction: the total down-sampling rate; it divides the size of every input.
     """
+
+    __jit_unused_properties__ = ("config", "feature_info")
 
     def __init__(self, config: dict[str, Any], reduction: int = 1) -> None:
         super().__init__()
@@ -226,6 +241,10 @@ class BlockNetwork(nn.Module):
             UserError: a shape does not fit.
         """
         raise NotImplementedError
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state dict, or all that a weights file of ours holds, as MONAI's and ignite's loaders give it."""
+        return super().load_state_dict(parameters_of(state_dict), strict, assign)
 
     def features(self, x: Tensor, timesteps: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Return the outputs of some decoder blocks; nothing after the last of them is computed.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import cut, pad_ends
+from medmdm.backbones.layers import parameters_of
 from medmdm.data.reading import LoadedCase
 from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
@@ -30,6 +32,10 @@ class _Voices(nn.Module):
 
     ensemble = "mean"
     flips: tuple[int, ...] = ()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As :meth:`medmdm.backbones.layers.BlockNetwork.load_state_dict`."""
+        return super().load_state_dict(parameters_of(state_dict), strict, assign)
 
     def voices(self, image: Tensor) -> Iterator[Tensor]:
         """Yield logits ``[B, K, *spatial]`` of images ``[B, C, *spatial]``."""

@@ -111,12 +111,12 @@ class StepLog:
 
     def step(self, engine: Engine) -> None:
         """Count a step; write a line if one is due."""
-        self.images += engine.state.output["batch_size"]
+        self.images += engine.state.output[0]["batch_size"]
         step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None)
         if step % self.every == 0 or step == engine.state.epoch_length or heldout:
             loss = average(engine.loss_sum / max(engine.loss_count, 1)).item()
             now = time.perf_counter()
-            rate, gradient = engine.optimizer.param_groups[0]["lr"], engine.state.output["grad_norm"].item()
+            rate, gradient = engine.optimizer.param_groups[0]["lr"], engine.state.output[0]["grad_norm"].item()
             speed = self.images * world_size() / (now - self.since)
             values = (loss, rate, gradient, speed, now - self.begun)
             self.write(engine, dict(zip(COLUMNS[1:], values, strict=True)))
@@ -125,8 +125,8 @@ class StepLog:
             self.since, self.images = time.perf_counter(), 0
         if self.bar is not None:
             self.bar.update()
-            rate = (self.bar.format_dict["rate"] or 0.0) * engine.state.output["batch_size"] * world_size()
-            loss = engine.state.output[Keys.LOSS].item()
+            rate = (self.bar.format_dict["rate"] or 0.0) * engine.state.output[0]["batch_size"] * world_size()
+            loss = engine.state.output[0][Keys.LOSS].item()
             self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
 
     def write(self, engine: Engine, values: dict[str, float]) -> None:
@@ -149,7 +149,7 @@ class StepLog:
             self.writer.flush()
         message = f"step {step}/{engine.state.epoch_length}"
         if values:
-            batch_size = engine.state.output["batch_size"] * world_size()
+            batch_size = engine.state.output[0]["batch_size"] * world_size()
             left = (engine.state.epoch_length - step) * batch_size / values["images_per_second"]
             message += f"  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
             message += f"  {values['images_per_second']:.1f} images/s  {duration(left)} left"

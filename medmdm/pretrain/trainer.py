@@ -49,7 +49,9 @@ logger = logging.getLogger(__name__)
 class MDMTrainer(SupervisedTrainer):
     """Train a network to restore corrupted images (arXiv 2308.05695, section 3).
 
-    One iteration of the engine is one optimiser step on one batch, whatever the number of micro-batches. Timestep and
+    One iteration of the engine is one optimiser step on one batch, whatever the number of micro-batches. Its
+    ``state.output`` is ``[{"loss": scalar, "grad_norm": scalar, "batch_size": int}]``, which is what MONAI's handlers
+    read by default (``output[0]``) and by ``from_engine(["loss"], first=True)``. Timestep and
     corruption of an image are drawn from the run's seed and the sample's number alone, so that neither the number of
     processes, micro-batches or loader workers nor an interruption changes what is learnt.
 
@@ -120,7 +122,8 @@ class MDMTrainer(SupervisedTrainer):
         """
         return [torch.Generator().manual_seed(mix(self.seed, 1, int(k))) for k in indices]
 
-    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> dict[str, Any]:
+    def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Do a step; return its numbers as MONAI's handlers read them: of a batch that was taken apart, the first."""
         device, network, parts = self.state.device, self.network, self.optimization.accumulation_steps
         images = batchdata[Keys.IMAGE].to(device, non_blocking=True)
         # Dropout and the like draw from the global generator: seeded at each step, a resumed run draws the same.
@@ -147,7 +150,7 @@ class MDMTrainer(SupervisedTrainer):
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         self.loss_sum += loss.double().cpu()
         self.loss_count += 1
-        return {Keys.LOSS: loss, "grad_norm": grad_norm, "batch_size": len(images)}
+        return [{Keys.LOSS: loss, "grad_norm": grad_norm, "batch_size": len(images)}]
 
     def _require_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
@@ -214,7 +217,7 @@ class MDMTrainer(SupervisedTrainer):
         self.state.iteration = 1
         for _ in range(2):
             begun = time.perf_counter()
-            loss = self._iteration(self, batch)["loss"].item()  # .item() waits for the GPU
+            loss = self._iteration(self, batch)[0]["loss"].item()  # .item() waits for the GPU
             seconds = time.perf_counter() - begun + loading
         network, parts = unwrap(self.network), self.optimization.accumulation_steps
         parameters = sum(p.numel() for p in network.parameters())

@@ -23,6 +23,7 @@ import torch
 from jsonschema import Draft202012Validator, validators
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
+from monai.bundle.utils import DEFAULT_HANDLERS_ID, DEFAULT_MLFLOW_SETTINGS
 
 from medmdm.components import moved, to_config
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
@@ -32,6 +33,8 @@ from medmdm.runs.memory import keep_freed_memory
 
 #: Keys that MONAI itself gives a meaning to.
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
+#: What ``--tracking mlflow`` adds to a config besides a handler.
+_TRACKING_KEYS = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_HANDLERS_ID)
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _FINITE = Draft202012Validator.TYPE_CHECKER.redefine(
     "number", lambda _, value: type(value) in (int, float) and math.isfinite(value)
@@ -122,13 +125,33 @@ def current_parser() -> ConfigParser:
 def merged() -> dict[str, Any]:
     """Return the config of the running bundle, all files and overrides merged, as JSON-able content.
 
-    A data list given in place of its file's name may hold patient ids: it becomes its hash.
+    A data list given in place of its file's name may hold patient ids: it becomes its hash. Tracking (``--tracking
+    mlflow``) is left out: a run goes on with or without it.
     """
-    config = {k: v for k, v in current_parser().get().items() if k not in ("_meta_", "$schema")}
+    found = current_parser().get()
+    config = {k: v for k, v in untracked(found).items() if k not in ("_meta_", "$schema")}
     for key, value in config.items():
         if key.endswith("data_list") and isinstance(value, dict):
             config[key] = f"given in the config, SHA-256 {text_hash(json.dumps(value, sort_keys=True))}"
     return json.loads(json.dumps(config, default=str))
+
+
+def untracked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what ``--tracking mlflow`` added to it; the handler is what shows that it did."""
+    plain = ConfigParser(copy.deepcopy(dict(config)))
+    tracks = False
+    for place in {engine["handlers"] for engine in DEFAULT_HANDLERS_ID.values()}:
+        handlers = plain.get(place)
+        if isinstance(handlers, list):
+            kept = [one for one in handlers if not _is_tracker(one)]
+            tracks = tracks or len(kept) < len(handlers)
+            plain[place] = kept
+    added = _TRACKING_KEYS - set(bundle_schema(str(config.get("bundle")))["properties"]) if tracks else ()
+    return {key: value for key, value in plain.get().items() if key not in added}
+
+
+def _is_tracker(part: Any) -> bool:
+    return isinstance(part, dict) and str(part.get("_target_")).endswith("MLFlowHandler")
 
 
 def resolved(key: str) -> Any:
@@ -231,7 +254,7 @@ def check(config: Mapping[str, Any]) -> None:
     schema = bundle_schema(str(config.get("bundle")))
     shipped = json.loads((resource_folder("bundles") / f"{config['bundle']}.json").read_text(encoding="utf-8"))
     extra = config.get("extra_keys")
-    own = {key: part for key, part in config.items() if not (isinstance(extra, list) and key in extra)}
+    own = {key: part for key, part in untracked(config).items() if not (isinstance(extra, list) and key in extra)}
     found = list(faults(own, schema, [path for path, _ in _leaves(shipped)]))
     _refuse([*found, *(fault for key, part in config.items() for fault in _component_faults(part, key))])
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import medmdm
+from medmdm.artifacts.pretrained import save_weights
 from medmdm.errors import UserError
-from medmdm.files import claim, file_hash, is_main_process, save_torch, sweep_temporaries, world_size
+from medmdm.files import claim, file_hash, is_main_process, sweep_temporaries, world_size
 from medmdm.intact import DamagedFileError, load_record, load_torch, save_record
 from medmdm.runs.config import differing_keys, may_change
 
@@ -36,7 +37,7 @@ class RunFolder:
         path: the folder.
         config: the merged config of the run (JSON-able).
         plan: what a later step needs to know of the weights, see :func:`medmdm.artifacts.pretrained.make_plan`.
-        data: what is known of the training images: at least ``{"hash": ..., "images": ...}``; no patient ids.
+        data: what is known of the images, no patient ids; its ``"hash"``, if any, must stay the same.
         seed: the run's seed.
     """
 
@@ -56,6 +57,11 @@ class RunFolder:
         """The weights file."""
         return self.path / "model.pt"
 
+    @property
+    def _key(self) -> str:
+        """The setting that names the folder."""
+        return "output_dir" if "output_dir" in self.config else "run_dir"
+
     def open(self) -> None:
         """Make the folder, or check that it is this run's; note that a session begins.
 
@@ -68,15 +74,20 @@ class RunFolder:
             self.record = _read(record_path)
             # What the schema lets change: where things lie, how fast they go and which maps are written, not what is
             # learnt. The training images are compared by the hash of their pixels instead of by their path.
-            differing = differing_keys(self.record["config"], self.config, may_change(self.config["bundle"]))
-            known = self.record["data"]  # of an older version: without the order
+            earlier, known = self.record["config"], self.record["data"]  # of an older version: without the order
+            differing = differing_keys(earlier, self.config, may_change(self.config["bundle"]))
+            if "bundle" in differing:  # then nearly everything differs
+                differing = [f"the bundle, {earlier.get('bundle')}"]
             if any(known.get(key, self.data.get(key)) != self.data.get(key) for key in ("hash", "arrangement")):
                 differing.append("the images or their split, names or order")
             if differing:
                 other = f"a run of another configuration (it differs in {', '.join(differing)})"
-                raise UserError(f"{self.path} holds {other}: choose another run_dir, or delete that folder.")
+                raise UserError(f"{self.path} holds {other}: choose another {self._key}, or delete that folder.")
         elif self.model_path.exists() or (self.path / "checkpoints").exists():
-            raise UserError(f"{self.path} holds weights but no run.json: choose another run_dir.")
+            raise UserError(f"{self.path} holds weights but no run.json: choose another {self._key}.")
+        elif any((self.path / "predictions").glob("[!.]*")) or (self.path / "boxes.csv").exists():
+            unknown = "masks, but no run.json that says what they were made with"
+            raise UserError(f"{self.path} holds {unknown}: choose another {self._key}, or move them away.")
         else:
             self.record = {
                 "medmdm": medmdm.__version__,
@@ -125,9 +136,7 @@ class RunFolder:
         if self._saved > steps:
             return
         plan = json.loads(json.dumps({**self.plan, "steps": steps}, allow_nan=False))
-        # Plain contiguous CPU tensors: the file does not depend on the device or the memory layout of training.
-        model = {name: w.detach().cpu().contiguous().clone() for name, w in weights.items()}
-        save_torch({"model": model, "plan": plan}, self.model_path)
+        save_weights(weights, plan, self.model_path)
         self._saved = steps
 
     def saved_steps(self) -> int | None:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import nn
 
+from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, claim, file_hash, mark_outputs, sweep_temporaries
-from medmdm.heads.segmenter import Predictor
+from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries
+from medmdm.heads.segmenter import Predictor, Segmenter
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
+from medmdm.segment.journal import BOXES, Journal
 from medmdm.segment.postprocessing import boxes
 
 logger = logging.getLogger(__name__)
+
+OF_IMAGES = ("ledger", "images")  # of a segmenter's task: what it was fitted to, which is no setting
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,15 @@ class OpenSegmenter:
     device: torch.device
 
     @property
+    def network(self) -> nn.Module:
+        """The model, ready for tools that trace a network at the size of its windows."""
+        if isinstance(self.model, Segmenter):
+            self.model.extractor.innermost.prepare(self.reading.window, channels_of(self.plan))
+        return self.model
+
+    @property
     def task(self) -> Mapping[str, Any]:
-        """What it was fitted to: classes, windows, labelled cases."""
+        """What it was fitted to: classes, windows, labelled cases, how their images look."""
         task: Mapping[str, Any] = self.plan["task"]
         return task
 
@@ -73,6 +86,13 @@ class OpenSegmenter:
             own = f"a post-processing of its own, which is not imported because a file names it ({error})"
             raise UserError(f"{self.path}: it was saved with {own}: give it as 'postprocess'.") from error
         return made
+
+    def run_folder(
+        self, folder: str | os.PathLike[str], config: Mapping[str, Any], data: Mapping[str, Any] | None = None
+    ) -> RunFolder:
+        """Return the folder of what is made with it, known by the segmenter's hash: a file may come to hold another."""
+        known = {"bundle": "mdm_infer", **config, "segmenter_sha256": file_hash(Path(self.path))}
+        return RunFolder(Path(folder), known, {}, dict(data or {}), 0)
 
     def predictor(self, outputs: Outputs, inferer: Inferer | None) -> Predictor:
         """Return what predicts with it."""
@@ -114,6 +134,7 @@ class Evaluation:
         postprocess: probabilities → masks.
         report: scores the predictions.
         inferer: of MONAI's; None for how the segmenter read images when it was fitted.
+        handlers: MONAI's or ignite's; they hear of the mean scores as the metrics of an epoch.
         config: merged config of the run.
 
     Raises:
@@ -126,6 +147,7 @@ class Evaluation:
     postprocess: Postprocessing
     report: Report
     inferer: Inferer | None = None
+    handlers: Sequence[Any] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,25 +169,31 @@ class Evaluation:
         """Evaluate; return mean Dice and IoU."""
         self.data.announce()
         tested, task = self.data.tested(), self.segmenter.task
-        record = RunFolder(Path(self.outputs.folder), dict(self.config), {}, self.data.identity(tested), 0)
+        record = self.segmenter.run_folder(self.outputs.folder, self.config, self.data.identity(tested))
         self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
         # Files of medmdm 0.1 hold names of training cases and the path of the backbone.
-        protocol = {k: v for k, v in task.items() if k not in ("ledger", "training_cases")}
+        protocol = {k: v for k, v in task.items() if k not in (*OF_IMAGES, "training_cases")}
         if task.get("backbone"):
             protocol["backbone"] = Path(str(task["backbone"])).name
         path = Path(self.segmenter.path)
         protocol |= {"segmenter": path.name, "segmenter_sha256": file_hash(path)}
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
-        return evaluate(
+        scores = evaluate(
             record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
         )
+        tell(self.handlers, lambda _, means: [means], [scores], **scores)
+        return scores
 
 
 @dataclass(frozen=True)
 class Inference:
     """Write masks for the images or volumes of a folder, or of a data list.
+
+    The folder's ``run.json`` says what they were made with: the config, the segmenter's hash, versions, and under
+    ``"images"`` the hash of each image's pixels, its files and where it is unlike what was learnt from. A folder of
+    another segmenter or of other settings is refused; with the same ones it is added to.
 
     Args:
         outputs: what to write, and where ``predictions/`` goes.
@@ -173,6 +201,10 @@ class Inference:
         segmenter: see :func:`open_segmenter`.
         postprocess: probabilities → masks.
         inferer: of MONAI's; None for how the segmenter read images when it was fitted.
+        handlers: MONAI's or ignite's, for an engine whose iterations are the images; its ``state.batch`` is the
+            image's entry, its ``state.output`` ``[{"foreground": share of the pixels}]``.
+        overlays: for how many images an overlay is drawn (:func:`medmdm.segment.overlays.draw_overlay`).
+        config: merged config of the run.
     """
 
     outputs: Outputs
@@ -180,19 +212,30 @@ class Inference:
     segmenter: OpenSegmenter
     postprocess: Postprocessing
     inferer: Inferer | None = None
+    handlers: Sequence[Any] = ()
+    overlays: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def run(self) -> Sequence[Path]:
         """Segment every image; return the masks' paths.
 
         Raises:
-            UserError: a mask could be written over an image, or another process writes to the folder.
+            UserError: a mask could be written over an image, the folder holds outputs of another segmenter or of other
+                settings, or another process writes to it.
         """
         cases = self.reader.cases
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         self.outputs.refuse_sources(entries)
-        claim(Path(self.outputs.folder))
-        return segment_all(entries, self.reader, predictor, self.postprocess, self.outputs)
+        record = self.segmenter.run_folder(self.outputs.folder, self.config)
+        record.open()
+        journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
+        try:
+            masks = segment_all(entries, self.reader, predictor, self.postprocess, self.outputs, self.handlers, journal)
+        finally:
+            journal.save()
+        record.finish(0)
+        return masks
 
 
 def segment_all(
@@ -201,18 +244,46 @@ def segment_all(
     predictor: Predictor,
     postprocess: Postprocessing,
     outputs: Outputs,
+    handlers: Sequence[Any] = (),
+    journal: Journal | None = None,
 ) -> list[Path]:
-    """Write masks of cases whose labels, where there are any, are not looked at; return their paths."""
-    folder, tables, masks = Path(outputs.folder), [], []
+    """Write masks of cases whose labels, where there are any, are not looked at; return their paths.
+
+    ``handlers`` are attached as :class:`Inference` says; ``journal`` is told of each case.
+    """
+    folder, masks = Path(outputs.folder), list[Path]()
+    tables: list[pd.DataFrame] = []
     mark_outputs(folder / "predictions")
     sweep_temporaries(folder)
-    for number, entry in enumerate(entries, start=1):
+
+    def segment(engine: Engine, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
         if outputs.boxes and found.instances is not None:
             tables.append(boxes(in_place(found.instances, case), in_place(found.mask, case)).assign(case=case.name))
-        logger.info("%d of %d: %s", number, len(entries), masks[-1])
-    if tables:
-        atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))
+        if journal is not None:
+            journal.note(case, found)
+        logger.info("%d of %d: %s", len(masks), len(entries), masks[-1])
+        return [{"foreground": float(np.count_nonzero(found.mask) / found.mask.size)}]
+
+    tell(handlers, segment, entries)
+    table = pd.concat(tables) if tables else None
+    if journal is not None:
+        table = journal.all_boxes(table, outputs.boxes)
+    if table is not None:
+        atomic_write(folder / BOXES, table.to_csv(index=False))
     return masks
+
+
+def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:
+    """Run an engine over ``data`` for handlers of MONAI's, which read ``metrics`` when its epoch is completed."""
+    if not data:
+        return
+    engine = Engine(step)
+    engine.logger = logging.getLogger(f"{__name__}.engine")
+    engine.logger.setLevel(logging.CRITICAL)  # an error is told once, where it is caught
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metrics.update(metrics))
+    for handler in handlers:
+        handler.attach(engine)
+    engine.run(data, max_epochs=1)

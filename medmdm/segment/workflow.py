@@ -33,6 +33,7 @@ from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
 from medmdm.segment.label_plan import LabelPlanner
+from medmdm.segment.likeness import seen
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,7 @@ class Segmentation:
         names = Pseudonyms(case.entry.get("patient_id") for case in support)
         listed = {**protocol, "training_cases": [names.clean(case.name) for case in support]}
         save_json({"protocol": listed, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
+        known["images"] = seen(support)
         if "threshold" in fitted.evidence:
             known["threshold"] = fitted.evidence["threshold"]
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}

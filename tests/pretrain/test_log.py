@@ -20,7 +20,8 @@ def engine(
         trainer.loss_count += 1
         if scores and trainer.state.iteration % 3 == 0:
             trainer.state.heldout = dict.fromkeys(scores, trainer.state.iteration / 10)
-        return {"loss": torch.tensor(float(trainer.state.iteration)), "grad_norm": torch.tensor(0.5), "batch_size": 2}
+        loss = torch.tensor(float(trainer.state.iteration))
+        return [{"loss": loss, "grad_norm": torch.tensor(0.5), "batch_size": 2}]
 
     trainer = Engine(step)
     trainer.loss_sum, trainer.loss_count = torch.zeros((), dtype=torch.float64), 0

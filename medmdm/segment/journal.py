@@ -1,0 +1,104 @@
+"""What an inference leaves in its folder besides masks: its images, what became of them, and pictures to look at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from medmdm.data.reading import LoadedCase
+from medmdm.files import save_json
+from medmdm.reports.summary import Pseudonyms
+from medmdm.runs.folder import RunFolder
+from medmdm.segment.evaluation import Predicted
+from medmdm.segment.likeness import appearance, unlike
+from medmdm.segment.overlays import draw_overlay
+
+logger = logging.getLogger(__name__)
+
+BOXES = "boxes.csv"
+_CASE = "*"  # stands for the case's name in the names of its files
+
+
+@dataclass
+class Journal:
+    """Note in ``run.json`` under ``"images"`` what was segmented; patients by numbers, see :class:`Pseudonyms`.
+
+    Of an image that was segmented before, files that this time are not written stay only if its pixels are the same.
+
+    Args:
+        run: the folder, open.
+        entries: of the cases that are to be segmented.
+        known: what the images looked like that the segmenter learnt from, see :func:`medmdm.segment.likeness.seen`;
+            None where its file does not say.
+        overlays: for how many images an overlay is drawn.
+    """
+
+    run: RunFolder
+    entries: Sequence[Mapping[str, Any]] = field(repr=False)
+    known: Mapping[str, Any] | None = field(repr=False)
+    overlays: int = 0
+    images: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.before = {image["case"]: image for image in self.run.record.get("images", ())}
+        patients = (entry.get("patient_id") for entry in self.entries)
+        self.pseudonyms = Pseudonyms([None if patient is None else str(patient) for patient in patients])
+        self.told = 0
+        if self.known is None:
+            missing = "its file does not say what its training images looked like (medmdm 0.2 and later write that)"
+            logger.info("Images are not compared with what the segmenter learnt from: %s.", missing)
+
+    def note(self, case: LoadedCase, found: Predicted) -> None:
+        """Note a case that was segmented; warn, in one sentence, where it is unlike what was learnt from."""
+        name, files = self.pseudonyms.clean(case.name), list(found.files.values())
+        if len(self.images) < self.overlays:
+            files.append(draw_overlay(self.run.path, case, found.mask, found.instances))
+        departures = [] if self.known is None else unlike(appearance(case), self.known)
+        if departures:
+            self.told += 1
+            logger.warning("%s is unlike the images that were learnt from: %s.", case.name, "; ".join(departures))
+        written = [file.replace(f"/{case.name}", f"/{_CASE}", 1) for file in files]
+        earlier = self.before.get(name, {})
+        if earlier.get("pixels_sha256") == case.hashes[0]:
+            written += [file for file in earlier["files"] if file not in written]
+        else:
+            for file in set(earlier.get("files", ())) - set(written):
+                stale = self.run.path / file.replace(f"/{_CASE}", f"/{case.name}", 1)
+                stale.unlink(missing_ok=True)
+                logger.info("%s was removed: it was made from another image of this name.", stale)
+        patient = case.entry.get("patient_id")
+        self.images[name] = {
+            "case": name,
+            "patient": self.pseudonyms.name(None if patient is None else str(patient)),
+            "pixels_sha256": case.hashes[0],
+            "spacing": None if case.spacing is None else [float(n) for n in case.spacing],
+            "files": written,
+            "unlike_training": departures,
+        }
+
+    def all_boxes(self, table: pd.DataFrame | None, made: bool) -> pd.DataFrame | None:
+        """Return the boxes found now, and those found before of images that were not read again; None without any.
+
+        Args:
+            table: found now.
+            made: whether boxes were looked for; if not, those of the same pixels stay.
+        """
+        path = self.run.path / BOXES
+        if not path.is_file():
+            return table
+        old = pd.read_csv(path, dtype={"case": str})
+        digests = {name: image["pixels_sha256"] for name, image in self.images.items()}
+        replaced = {n for n, digest in digests.items() if made or digest != self.before.get(n, {}).get("pixels_sha256")}
+        kept = old[[self.pseudonyms.clean(name) not in replaced for name in old["case"]]]
+        return kept if table is None else pd.concat([kept, table]) if len(kept) else table
+
+    def save(self) -> None:
+        """Write the record, also of a run that is interrupted."""
+        kept = {**self.before, **self.images}
+        counts = {"segmented": len(self.images), "unlike_training": self.told}
+        self.run.record |= {"data": counts, "images": list(kept.values())}
+        save_json(self.run.record, self.run.path / "run.json")

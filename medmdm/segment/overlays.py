@@ -1,0 +1,64 @@
+"""Small pictures of what was predicted: the image as the network reads it, and the outlines of the masks on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from medmdm.data.reading import LoadedCase
+from medmdm.data.writers import encode_picture
+from medmdm.files import atomic_write, mark_outputs
+
+FOLDER = "overlays"
+MOST_SIDE = 1024  # pixels of the longer side
+#: Of the classes from 1 on, again from the first where there are more.
+COLOURS = ((255, 212, 0), (0, 158, 255), (255, 80, 40), (0, 200, 120), (230, 120, 220), (90, 230, 255))
+
+
+def draw_overlay(
+    folder: str | os.PathLike[str], case: LoadedCase, mask: np.ndarray, instances: np.ndarray | None = None
+) -> str:
+    """Draw the image of a case with the outlines of its mask; of a volume the slice that holds most of it.
+
+    Args:
+        folder: receives ``overlays/<case>.png``, at most :data:`MOST_SIDE` pixels high and wide.
+        case: with the images that were read.
+        mask: class numbers ``[*spatial]`` on the grid of the case.
+        instances: numbers of objects, so that those that touch are drawn apart.
+
+    Returns:
+        The file's path in the folder.
+    """
+    objects = mask if instances is None else instances
+    number = 0
+    if case.slicing is not None:
+        masks, several = (case.slicing.to_slices(values[None])[:, 0] for values in (mask, objects))
+        foreground = np.count_nonzero(masks, axis=(1, 2))
+        number = int(foreground.argmax()) if foreground.any() else len(masks) // 2
+        mask, objects = masks[number], several[number]
+        number = case.slices.index(number) if number in case.slices else len(case.slices) // 2
+    image = case.examples[number].image.numpy()
+    image = image if case.slicing is None and len(image) == 3 else image[len(image) // 2][None]
+    levels = np.clip((image + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    rows, columns = (max(1, round(n * min(1.0, MOST_SIDE / max(mask.shape)))) for n in mask.shape)
+    planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in levels]
+    picture = np.stack(planes if len(planes) == 3 else planes * 3)
+    classes, objects = (_resized(values, (rows, columns), Image.Resampling.NEAREST) for values in (mask, objects))
+    outlines = find_boundaries(objects, mode="inner") & (classes > 0)
+    table = np.array([COLOURS[k % len(COLOURS)] for k in range(-1, int(classes.max()))], np.uint8)
+    picture[:, outlines] = table[classes[outlines]].T
+    mark_outputs(Path(folder) / FOLDER)
+    name = f"{FOLDER}/{case.name}.png"
+    atomic_write(Path(folder) / name, encode_picture(picture, ".png"))
+    return name
+
+
+def _resized(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    if plane.shape == size:
+        return plane
+    whole = plane if plane.dtype == np.uint8 else plane.astype(np.int32)  # what Pillow resizes
+    return np.asarray(Image.fromarray(whole).resize(size[::-1], how))
