@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from medmdm.data.files.pictures import image_size
 from medmdm.data.folders import is_mask
+from medmdm.data.meaning import Meaning, meaning_of, with_ones
 from medmdm.errors import UserError
-from medmdm.labels import IGNORE
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile
 
@@ -25,7 +25,6 @@ _WORDS = re.compile(
     r"|^(?:images|labels)(?=(?:tr|ts|val)$)",
     re.IGNORECASE,
 )
-_MANY_CLASSES = 32
 
 
 def plan(release: Release, label_type: str = "classes") -> Preparation:
@@ -36,8 +35,9 @@ def plan(release: Release, label_type: str = "classes") -> Preparation:
 
     Args:
         release: the images.
-        label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; masks of nothing but
-            0 and 255 in the whole folder become 0 and 1. ``instances``: values number objects of one class.
+        label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; where the whole
+            folder has one number besides 0, such as 255, it becomes 1 (see :func:`medmdm.data.meaning.meaning_of`).
+            ``instances``: values number objects of one class.
     """
     images = [file for file in release.images if not is_mask(file.path)]
     if not images:
@@ -52,25 +52,26 @@ def plan(release: Release, label_type: str = "classes") -> Preparation:
         "description": "Prepared from a folder by medmdm; all images train.",
         "label_type": label_type,
     }
-    binary = False
+    whites: tuple[int, ...] = ()
     if masks and instances:
         information["labels"] = {"background": 0, "object": 1}
     elif masks:
-        information["labels"], binary, more = _classes(masks)
-        notices += more
+        meaning = _classes(masks)
+        information["labels"], whites = dict(meaning.classes), meaning.whites
+        notices += meaning.notices
 
     def label_of(image: SourceFile, shape: tuple[int, ...], mask: SourceFile) -> Label:
         label = read_label(mask, shape, image)
         if instances:
             return Label(relabel_sequential(label)[0])
-        return Label((label > 0).astype(np.uint16) if binary else label)
+        return Label(with_ones(label, whites))
 
     shared = commonpath(image.path.parent for image in images)
     cases = []
     for image in images:
         name = image.path.relative_to(shared).with_suffix("").as_posix()
         own = [masks[image]] if image in masks else []
-        recipe = f"{label_type} {binary}"
+        recipe = f"{label_type} {whites}"
         cases.append(picture_case(name, "training", image, own, label_of, instances, recipe=recipe))
     if masks and len(masks) < len(images):
         notices.append(f"{len(images) - len(masks)} of {len(images)} images have no mask and get no label")
@@ -100,19 +101,12 @@ def _key(path: PurePosixPath) -> str:
     return "/".join(part for part in parts if part)
 
 
-def _classes(masks: dict[SourceFile, SourceFile]) -> tuple[dict[str, int], bool, list[str]]:
-    """Return the classes, whether 255 stands for 1, which shows only in all masks together, and notices."""
-    values: set[int] = set()
+def _classes(masks: dict[SourceFile, SourceFile]) -> Meaning:
+    """Find out what the numbers of all masks mean together."""
+    values: dict[str, dict[int, int]] = {}
     for image, mask in tqdm(masks.items(), desc="values of the masks", unit="mask", disable=None):
         with image.local() as path:
             shape = image_size(path)
-        values.update(np.unique(read_label(mask, shape, image)).tolist())
-    if values in ({0, IGNORE}, {IGNORE}):
-        return {"background": 0, "class 1": 1}, True, ["all masks are of 0 and 255, which became 0 and 1"]
-    classes = sorted(values - {0, IGNORE})
-    notices = []
-    if IGNORE in values:
-        notices.append(f"pixels of value {IGNORE} are ignored in training and evaluation")
-    if len(classes) > _MANY_CLASSES:
-        notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
-    return {"background": 0, **{f"class {value}": value for value in classes}}, False, notices
+        found, counts = np.unique(read_label(mask, shape, image), return_counts=True)
+        values[mask.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return meaning_of(values)

@@ -10,7 +10,7 @@ import numpy as np
 from medmdm.data.files.aperio import draw_regions, read_aperio
 from medmdm.data.files.dicom import choose_series
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
-from medmdm.data.files.pictures import read_image
+from medmdm.data.files.pictures import read_image, read_mask
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
 from medmdm.data.validity import ImageGrid, size_text
 from medmdm.errors import UserError
@@ -65,7 +65,9 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
 
 
 def decode_label(path: Path, image: ImageGrid) -> Decoded:
-    """Decode a label; outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them.
+    """Decode a label: of pictures the numbers (see :func:`medmdm.data.files.pictures.read_mask`), not the colours.
+
+    Outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them.
 
     Args:
         path: picture, volume or outlines.
@@ -74,6 +76,8 @@ def decode_label(path: Path, image: ImageGrid) -> Decoded:
     Raises:
         UserError: it cannot be read.
     """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Decoded(read_mask(path))
     if path.suffix.lower() != ".xml":
         return decode(path)
     if image.affine is not None:

@@ -16,7 +16,7 @@ from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
 from medmdm.data.files.rasters import Raster, decode_with_pillow, decode_with_simpleitk
 from medmdm.data.files.tiff import TIFF_MAGIC, decode_tiff
 from medmdm.data.validity import size_text
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted, warn_once
 
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
@@ -46,10 +46,79 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         UserError: the file is missing, empty, damaged or no such image; the sentence names it.
     """
     raster = _decode(Path(path))
-    array = raster.array if raster.palette is None else raster.palette[raster.array]
+    array = raster.colours()
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return array if array.flags.writeable else array.copy()  # tensors cannot share Pillow's read-only memory
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a PNG, TIFF, BMP or JPEG file as a label: numbers, not colours.
+
+    - Of a palette the indices are the numbers, as VOC and labelme have it. Where another index than 0 is shown black,
+      or greys fall, numbers and colours contradict each other, and the file is refused.
+    - Equal channels are one. An alpha channel is dropped where it is the same everywhere, or shows the same objects;
+      it is the label where the colours are the same everywhere (drawing programs leave such masks).
+    - A TIFF that stores white as 0 is refused, and so is JPEG, which changes numbers, but for 0 and 255.
+
+    Args:
+        path: the file.
+
+    Returns:
+        ``[1, H, W]``, or ``[C, H, W]`` where channels differ, in the types of :func:`read_image`.
+
+    Raises:
+        UserError: as :func:`read_image`, and where it cannot be told which number a pixel has.
+    """
+    path, raster = Path(path), _decode(Path(path))
+    if raster.white_is_zero:
+        raise UserError(
+            f"{path} is a label that stores white as 0, as inverting look-up tables do, so that its numbers and what a "
+            "viewer shows contradict each other: save it with 0 as black."
+        )
+    channels = raster.array[..., None] if raster.array.ndim == 2 else raster.array
+    if (channels == channels[..., :1]).all():
+        channels = channels[..., :1]
+    if raster.palette is not None:
+        _refuse_contrary_palette(path, raster.array, raster.palette)
+    if raster.alpha is not None and raster.alpha.min() != raster.alpha.max():
+        channels = _with_alpha(path, channels, raster.alpha)
+    if raster.lossy and not np.isin(channels, (0, 255)).all():
+        raise UserError(
+            f"{path} is a label compressed as JPEG, which has changed its numbers (it holds "
+            f"{', '.join(map(str, np.unique(channels)[:6]))}, …): make it again as PNG, or threshold it at 128 if it is "
+            "a mask of 0 and 255."
+        )
+    return np.array(np.moveaxis(channels, -1, 0), channels.dtype.newbyteorder("="), order="C")
+
+
+def _refuse_contrary_palette(path: Path, indices: np.ndarray, palette: np.ndarray) -> None:
+    used = np.unique(indices)
+    if used[-1] >= len(palette):
+        raise UserError(
+            f"{path} is a label with a palette of {counted(len(palette), 'colour')}, but holds {used[-1]}: its numbers "
+            "were cut when it was written (Pillow does so to mode P without a palette): save it as grey."
+        )
+    colours = palette[used].astype(int)
+    black, grey = (colours == 0).all(axis=1), (colours == colours[:, :1]).all()
+    first_is_black = used[0] != 0 or black[0]
+    if (not first_is_black and black.any()) or (grey and (np.diff(colours[:, 0]) < 0).any()):
+        raise UserError(
+            f"{path} is a label whose palette shows 0 lighter than other numbers (an inverted look-up table, or one "
+            "that was sorted anew), so that its numbers and its colours contradict each other: save it without palette."
+        )
+
+
+def _with_alpha(path: Path, channels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return the channels of a label whose alpha is not the same everywhere."""
+    if (channels == channels[:1, :1]).all():
+        warn_once(f"{path.parent}: alpha channels are read as the labels, for the colours are the same everywhere")
+        return alpha[..., None]
+    if channels.shape[2] > 1 or ((channels[..., 0] > 0) != (alpha > 0)).any():
+        raise UserError(
+            f"{path} is a label whose colours and alpha channel show different things: save it as grey without alpha."
+        )
+    return channels
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ class Raster:
 
     Args:
         array: ``[H, W]`` or ``[H, W, C]`` without alpha; of a file with a palette its indices.
-        palette: ``[256, 3]`` uint8, the colour of each index; ``None`` without one.
+        palette: ``[n, 3]`` uint8, the colours of indices; ``None`` without one. Higher indices are shown black.
         alpha: ``[H, W]``, ``None`` without an alpha channel.
         lossy: whether JPEG compressed it, which changes values.
         white_is_zero: whether the file stores white as 0; the array has it turned around.
@@ -29,13 +29,13 @@ class Raster:
     lossy: bool = False
     white_is_zero: bool = False
 
-
-def full_palette(image: Image.Image) -> np.ndarray:
-    """Return the colours of a picture of mode P, ``[256, 3]`` uint8; indices without a colour are black."""
-    colours = np.zeros((256, 3), np.uint8)
-    given = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    colours[: len(given)] = given
-    return colours
+    def colours(self) -> np.ndarray:
+        """Return ``[H, W]`` or ``[H, W, C]`` as it is shown: of a file with a palette its colours."""
+        if self.palette is None:
+            return self.array
+        shown = np.zeros((256, 3), np.uint8)
+        shown[: len(self.palette)] = self.palette
+        return shown[self.array]
 
 
 def decode_with_pillow(path: Path, image: Image.Image) -> Raster:
@@ -49,7 +49,8 @@ def decode_with_pillow(path: Path, image: Image.Image) -> Raster:
         return Raster(np.asarray(image.convert("L")) > 0)  # Pillow's own array of bilevel images has bytes of 255
     if mode in ("P", "PA"):
         indices = np.asarray(image)
-        return Raster(indices if mode == "P" else indices[..., 0], full_palette(image))
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return Raster(indices if mode == "P" else indices[..., 0], palette)
     if mode in ("CMYK", "YCbCr", "RGBX"):
         return Raster(np.asarray(image.convert("RGB")), lossy=lossy)
     if mode in ("RGBa", "La"):
