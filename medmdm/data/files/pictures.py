@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
+from monai.data import ImageReader, PILWriter, register_writer, resolve_writer
 from monai.utils import ensure_tuple
 from PIL import Image, UnidentifiedImageError
 
@@ -21,6 +21,7 @@ from medmdm.errors import UserError, counted, warn_once
 # Only these decoders may open a file: Pillow goes by content, and some of its other formats start programs.
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 _ORIENTATION = 274
+_ROWS_FIRST = "rows_first"  # entry of the metadata
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -138,7 +139,7 @@ class RasterReader(ImageReader):
     """MONAI reader of PNG, TIFF, BMP and JPEG files, for ``LoadImaged(reader=...)``; see :func:`read_image`.
 
     Arrays are ``[C, H, W]`` (``original_channel_dim`` 0), so with ``ensure_channel_first=True`` rows come before
-    columns, unlike MONAI's default for pictures. The metadata entry ``original_dtype`` keeps the file's type, which
+    columns, unlike MONAI's default for pictures (``SaveImaged`` knows: see :class:`RowsFirstWriter`). The metadata entry ``original_dtype`` keeps the file's type, which
     MONAI's conversion to tensors can widen (16-bit values become 32-bit integers). Several files given together
     become the channels of one image, in their order.
     """
@@ -162,7 +163,31 @@ class RasterReader(ImageReader):
                 )
         array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         shape = np.asarray(array.shape[1:])
-        return array, {"original_channel_dim": 0, "spatial_shape": shape, "original_dtype": array.dtype.name}
+        meta = {"original_channel_dim": 0, "spatial_shape": shape, "original_dtype": array.dtype.name}
+        return array, {**meta, _ROWS_FIRST: True}
+
+
+class RowsFirstWriter(PILWriter):
+    """MONAI's writer of pictures, which knows that images of :class:`RasterReader` have rows before columns.
+
+    ``SaveImaged`` takes it for PNG, TIFF, BMP and JPEG files, so that they lie as those that were read. Images of other
+    readers are written as before.
+    """
+
+    rows_first = False
+
+    def set_metadata(self, meta_dict: Mapping | None = None, resample: bool = True, **options: Any) -> None:
+        self.rows_first = bool((meta_dict or {}).get(_ROWS_FIRST, False))
+        super().set_metadata(meta_dict, resample, **options)
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        kwargs.setdefault("reverse_indexing", not self.rows_first)
+        super().write(filename, verbose, **kwargs)
+
+
+resolve_writer(".png")  # MONAI registers its own at the first question, if none is registered by then
+for _suffix in IMAGE_SUFFIXES:
+    register_writer(_suffix, RowsFirstWriter)
 
 
 def _decode(path: Path) -> Raster:
