@@ -11,6 +11,19 @@ from PIL import Image, ImageOps
 from medmdm.errors import UserError
 
 
+def mask_colours() -> np.ndarray:
+    """Return the colours that masks of ours are shown in, ``[256, 3]`` uint8: those of VOC, 0 being black.
+
+    Neighbouring numbers differ in the highest bits of red, green and blue.
+    """
+    numbers = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(3):  # the lowest three bits of what is left of the numbers are one bit of each colour
+        for channel in range(3):
+            colours[:, channel] |= (((numbers >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
 @dataclass(frozen=True)
 class Raster:
     """The content of a picture's file, upright, in native byte order.
@@ -30,8 +43,11 @@ class Raster:
     white_is_zero: bool = False
 
     def colours(self) -> np.ndarray:
-        """Return ``[H, W]`` or ``[H, W, C]`` as it is shown: of a file with a palette its colours."""
-        if self.palette is None:
+        """Return ``[H, W]`` or ``[H, W, C]`` as it is shown: of a file with a palette its colours.
+
+        Masks that we wrote, whose palette is :func:`mask_colours`, stay numbers.
+        """
+        if self.palette is None or np.array_equal(self.palette, mask_colours()):
             return self.array
         shown = np.zeros((256, 3), np.uint8)
         shown[: len(self.palette)] = self.palette
