@@ -18,12 +18,14 @@ from medmdm.data.lists import (
     IMAGE_SECTIONS,
     SECTIONS,
     DataList,
+    class_numbers,
     image_name,
     image_names,
     label_names,
     label_type,
     load_data_list,
 )
+from medmdm.data.meaning import contradiction
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
@@ -50,8 +52,11 @@ def check(
     loaded = load_data_list(data_list)
     folder = _folder(loaded, dataset_dir)
     try:
-        classes = frozenset(label_names(loaded.information)) or None
+        names = label_names(loaded.information)
+        classes = frozenset(names) or None
         instances = label_type(loaded.information) == "instances"
+        if not instances:
+            class_numbers(names)
     except UserError as error:
         raise UserError(f"{loaded.title}: {error}") from error
     cases, findings = _find_files(loaded, folder)
@@ -162,6 +167,7 @@ def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None,
     if not labelled:
         return
     values = {value for facts in labelled for value in facts.values or ()}
+    yield from _white_masks(labelled)
     if not any(facts.foreground for facts in labelled):
         painted = (
             f", and {IGNORE} means pixels to ignore: write 1 where there is an object (python -m medmdm prepare folder "
@@ -178,9 +184,26 @@ def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None,
         yield Finding.warning("no-classes", f'{sentence}: add "labels": {{"background": 0, ...}}')
     else:
         trained = {n for facts in labelled if facts.case.section == "training" for n in facts.values or ()}
-        never = ", ".join(map(str, sorted(classes - trained)))
+        never = ", ".join(map(str, sorted(classes - trained - {IGNORE})))
         if trained and never:
             yield Finding.warning("class-not-trained", f"no training label holds the declared class {never}")
+
+
+def _white_masks(labelled: Sequence[Facts]) -> Iterator[Finding]:
+    """Say which labels have a white for class 1."""
+    names = {facts.white: str(facts.case.entry["label"]) for facts in reversed(labelled) if facts.white is not None}
+    for white, name in sorted(names.items()):
+        number = sum(facts.white == white for facts in labelled)
+        others = (
+            "; others hold 1" if any(facts.white is None and 1 in (facts.values or ()) for facts in labelled) else ""
+        )
+        sentence = f"{counted(number, 'label')} of {len(labelled)} of 0 and {white} (first: {name}{others})"
+        yield Finding.warning("white-labels", f"{sentence}: {white} is read as class 1", name)
+    ignoring = (f for f in labelled if f.white is None and {1, IGNORE} <= set(f.values or ()))
+    mixed = next((str(facts.case.entry["label"]) for facts in ignoring), None)
+    problem = contradiction(names.get(IGNORE), mixed)
+    if problem is not None:
+        yield Finding.error("white-labels", problem, str(names[IGNORE]), str(mixed))
 
 
 def _row(section: str, inspected: Sequence[Facts]) -> Row:

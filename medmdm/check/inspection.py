@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from medmdm.check.findings import Finding
 from medmdm.data.files.decoding import Decoded, decode, decode_label
 from medmdm.data.lists import image_name
+from medmdm.data.meaning import white_of, with_ones
 from medmdm.data.transforms.spatial import cut_region
 from medmdm.data.validity import check_finite, check_known, grid_problem, label_numbers
 from medmdm.errors import UserError
@@ -52,6 +53,7 @@ class Facts:
         whole_hash: SHA-256 of the decoded image.
         case_hash: the same of the part that is the case.
         values: pixels by label value, for class labels.
+        white: the number that its label has for class 1.
         instances: objects in an instance label.
         pixels: labelled pixels, without ignored ones.
         foreground: those that are not background.
@@ -64,6 +66,7 @@ class Facts:
     whole_hash: str | None = None
     case_hash: str | None = None
     values: dict[int, int] | None = None
+    white: int | None = None
     instances: int | None = None
     pixels: int = 0
     foreground: int = 0
@@ -102,6 +105,9 @@ def inspect(case: ListedCase, classes: frozenset[int] | None, instances: bool) -
         if problem is not None:
             facts.error(f"label-{problem}", sentence, case.name, name)
         if problem in (None, "affine"):  # a label that lies elsewhere in space still holds numbers
+            if not instances:
+                facts.white = white_of(np.unique(label.array), classes)
+                label = replace(label, array=with_ones(label.array, () if facts.white is None else (facts.white,)))
             _look_at_label(facts, name, _part(label, case).array, classes, instances)
     return facts
 
@@ -147,7 +153,7 @@ def _look_at_label(facts: Facts, name: str, label: np.ndarray, classes: frozense
         facts.pixels, facts.foreground = label.size, label.size - found.get(0, 0)
         return
     facts.values = found
-    ignored = 0 if classes and IGNORE in classes else found.get(IGNORE, 0)
+    ignored = found.get(IGNORE, 0)
     facts.pixels, facts.foreground = label.size - ignored, label.size - ignored - found.get(0, 0)
     if classes is not None:
         try:

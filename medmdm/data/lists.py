@@ -13,7 +13,7 @@ from typing import Any
 from medmdm.data.files.detached import leaves_folder
 from medmdm.errors import UserError, nearest
 from medmdm.files import resource_folder
-from medmdm.labels import LABEL_TYPES
+from medmdm.labels import IGNORE, LABEL_TYPES
 
 SECTIONS = ("training", "validation", "test")
 #: Sections of images: pre-training and segmentation may look at what nobody has labelled.
@@ -251,3 +251,24 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
         else:
             names[value] = name
     return names
+
+
+def class_numbers(names: Mapping[int, str]) -> tuple[int, ...]:
+    """Return the numbers of classes among those that a list declares, rising; ``"ignore": 255`` is none.
+
+    Args:
+        names: what :func:`label_names` returned.
+
+    Raises:
+        UserError: a class has a number that 8 bits cannot hold beside 255, or pixels to ignore have another one.
+    """
+    numbers = tuple(sorted(number for number, name in names.items() if (number, name) != (IGNORE, "ignore")))
+    for number in numbers:
+        if names[number] == "ignore":
+            raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
+        if number >= IGNORE:
+            raise UserError(
+                f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to ignore: "
+                f"number them from 0 (where 1 is the only class, masks of 0 and {number} are read as 0 and 1)."
+            )
+    return numbers

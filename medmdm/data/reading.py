@@ -21,6 +21,7 @@ from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import Slicing
 from medmdm.data.lists import image_names
+from medmdm.data.meaning import WhiteMasks, with_ones
 from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor, is_flat
@@ -228,6 +229,7 @@ class CaseReader:
         self.to_classes = LabelToClassesd(
             "label", cases.label_type, cases.classes if declares else None, cases.ignore, allow_missing_keys=True
         )
+        self.white_masks = WhiteMasks(cases.declared if declares else None)
         self.prepare = Compose(
             [
                 ResampleToSpacingd(keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True),
@@ -265,6 +267,7 @@ class CaseReader:
         pixels, whole_pixels = (file_dtype_tensor(one["image"]).numpy() for one in (cut, whole))
         digest = pixel_hash(pixels)
         hashes = digest, digest if entry.get("region") is None else pixel_hash(whole_pixels)
+        (cut,) = self._with_ones([cut], [whole], entry)
         loaded = self.to_classes(cut)
         truth = plain_tensor(loaded["label"]).numpy()[0].copy() if "label" in loaded else None
         instances = self._instances([cut])
@@ -284,6 +287,7 @@ class CaseReader:
             )
         slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
+        decoded = self._with_ones(decoded, decoded, entry)
         loaded = [self.to_classes(one) for one in decoded]
         volume = self.store.get(entry["image"], axis, entry.get("series_uid"))
         slicing, truth, instances, label_affine = volume.slicing, None, None, None
@@ -303,6 +307,18 @@ class CaseReader:
     @staticmethod
     def _window(*ranges: Sequence[float] | None) -> tuple[tuple[float, float], ...] | None:
         return tuple((float(pair[0]), float(pair[1])) for pair in ranges if pair is not None) or None
+
+    def _with_ones(
+        self, parts: list[dict[Hashable, Any]], whole: Sequence[Mapping[Hashable, Any]], entry: Mapping[str, Any]
+    ) -> list[dict[Hashable, Any]]:
+        """Return parts of a case with 1 where its label, seen as a whole, has a white."""
+        if "label" not in entry:
+            return parts
+        found = self.white_masks.whites([np.asarray(one["label"]) for one in whole], str(entry["label"]))
+        for one in parts if found else ():
+            label = one["label"]
+            one["label"] = MetaTensor(torch.from_numpy(with_ones(label.numpy(), found)), meta=dict(label.meta))
+        return parts
 
     def _instances(self, decoded: Sequence[Mapping[Hashable, Any]]) -> np.ndarray | None:
         """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""

@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.folders import choose_data_list, find_images, image_files
-from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_name, image_names, label_names, label_type
+from medmdm.data.lists import (
+    IMAGE_SECTIONS,
+    DataList,
+    class_numbers,
+    image_name,
+    image_names,
+    label_names,
+    label_type,
+)
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.splits import subset
 from medmdm.data.threads import decoding_threads
@@ -90,17 +98,13 @@ class Selection:
                     "the list does not declare 'labels', so the classes are not known: add "
                     '"labels": {"background": 0, ...} (or "label_type": "instances" if labels number objects).'
                 )
-            numbers = tuple(sorted(number for number, name in names.items() if (number, name) != (IGNORE, "ignore")))
-            for number in numbers:
-                if names[number] == "ignore":
-                    raise UserError(f"'labels' numbers the pixels to ignore {number}: number them {IGNORE}.")
-                if number >= IGNORE:
-                    raise UserError(
-                        f"'labels' has the class {number}, and classes must be below {IGNORE}, which means pixels to "
-                        "ignore: number them from 0 (python -m medmdm prepare folder turns masks of 0 and "
-                        f"{IGNORE} into 0 and 1)."
-                    )
-            return numbers
+            return class_numbers(names)
+
+    @property
+    def declared(self) -> tuple[int, ...]:
+        """The :attr:`classes`, and the number of pixels to ignore where the list declares it."""
+        ignored = self.label_type != "instances" and IGNORE in label_names(self._information)
+        return (*self.classes, IGNORE) if ignored else self.classes
 
     @property
     def num_classes(self) -> int:

@@ -18,6 +18,7 @@ _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
 # By which a number of a label may differ from a whole one, and the same as a share of it: headers store the slope that
 # voxels are scaled by in 32 bits, which makes 1.00000006 of 1, and floats that are stored in 8 bits make 1.004 of it.
 _ROUNDING, _ROUNDING_SHARE = 0.01, 1e-6
+LEAST_WHITE = 100  # smaller numbers are those of classes, not the white of masks
 _SHOWN = 8  # unknown numbers named in a sentence
 _LABEL_ADVICE = {
     "kind": "give a label of its image's kind",
@@ -136,8 +137,8 @@ def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.n
     """
     if len(label) != 1:
         raise UserError(
-            f"{name} has {len(label)} channels, but a label has one number per pixel: convert it (python -m medmdm "
-            "prepare folder does, where all channels are equal)."
+            f"{name} has {len(label)} channels, but a label has one number per pixel: save the numbers "
+            "of its classes as grey."
         )
     if label.dtype.kind == "f":
         if not is_finite(label):
@@ -180,6 +181,12 @@ def check_known(
     known = range(256) if classes is None else sorted(classes)
     found = np.unique(numbers).tolist() if isinstance(numbers, np.ndarray) else sorted(numbers)
     unknown = [number for number in found if number not in known and number != ignore]
+    if len(unknown) > 1 and max(found) >= LEAST_WHITE and set(known) <= {0, 1}:
+        raise UserError(
+            f"{name} holds grey levels ({', '.join(map(str, unknown[:_SHOWN]))}, …), as a mask has whose edges were "
+            "smoothed or compressed, and no numbers of classes: make it again with nearest neighbours, or threshold it "
+            "at half, and save it as PNG."
+        )
     if unknown:
         shown = ", ".join(map(str, unknown[:_SHOWN])) + (", …" if len(unknown) > _SHOWN else "")
         declared = "numbers must be below 256"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from medmdm.data.files.formats import NIFTI_SUFFIXES, is_volume
 from medmdm.data.files.pictures import image_size
+from medmdm.data.files.rasters import mask_colours
 from medmdm.data.files.volumes import Slicing, volume_geometry
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.data.validity import size_text
@@ -35,6 +36,9 @@ def write_mask(
 ) -> Path:
     """Write numbers of classes or objects in the smallest type that holds them, atomically.
 
+    A PNG of numbers below 256 has a palette, so that viewers show the numbers in colours, 0 as black; as VOC's masks are
+    read, its pixels are the numbers (``np.asarray(PIL.Image.open(path))``; so does :func:`medmdm.data.read_image`).
+
     Args:
         path: ``.png`` or ``.tif`` for a picture, ``.nii`` or ``.nii.gz`` for a volume.
         mask: whole numbers, ``[H, W]`` or ``[1, H, W]``; for volumes ``[i, j, k]`` or ``[1, i, j, k]``.
@@ -54,7 +58,7 @@ def write_mask(
         raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0.")
     top = int(array.max()) if array.size else 0
     small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32)
-    return _write(Path(path), small, source, series_uid, spatial_only=True)
+    return _write(Path(path), small, source, series_uid, spatial_only=True, is_mask=True)
 
 
 def write_map(
@@ -106,13 +110,14 @@ class SliceAssembler:
         return self.slicing.to_volume(self.slices)
 
 
-def encode_picture(array: np.ndarray, suffix: str) -> bytes:
+def encode_picture(array: np.ndarray, suffix: str, palette: np.ndarray | None = None) -> bytes:
     """Return ``[C, H, W]`` or ``[H, W]`` as the bytes of a file: rows are rows, columns are columns.
 
     Args:
         array: for PNG ``bool``, ``uint8`` or ``uint16`` of one channel, or the latter two of three; for TIFF
             ``uint8``, ``uint16``, ``int32`` or ``float32``, a page for each channel.
         suffix: ``.png``, ``.tif`` or ``.tiff``.
+        palette: ``[256, 3]`` uint8, in which a PNG shows the values of one ``uint8`` channel.
 
     Raises:
         UserError: the format cannot hold the values.
@@ -127,6 +132,8 @@ def encode_picture(array: np.ndarray, suffix: str) -> bytes:
         return _deep_colour_png(pages)
     elif png and kind in ((1, "bool"), (1, "uint8"), (1, "uint16"), (3, "uint8")):
         picture = Image.fromarray(np.ascontiguousarray(pages[0] if len(pages) == 1 else np.moveaxis(pages, 0, -1)))
+        if palette is not None and kind == (1, "uint8"):
+            picture.putpalette(palette.tobytes())
         picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
     else:
         raise UserError(
@@ -184,7 +191,12 @@ def _array(values: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _write(
-    path: Path, array: np.ndarray, source: str | os.PathLike[str], series_uid: str | None, spatial_only: bool
+    path: Path,
+    array: np.ndarray,
+    source: str | os.PathLike[str],
+    series_uid: str | None,
+    spatial_only: bool,
+    is_mask: bool = False,
 ) -> Path:
     volume = is_volume(source)
     axes = 3 if volume else 2
@@ -197,7 +209,7 @@ def _write(
             f"{size_text(array.shape)}: they must agree."
         )
     if not volume:
-        content = encode_picture(array, path.suffix)
+        content = encode_picture(array, path.suffix, mask_colours() if is_mask and array.dtype == np.uint8 else None)
     elif path.name.lower().endswith(NIFTI_SUFFIXES):
         like = source if str(source).lower().endswith(NIFTI_SUFFIXES) else None
         content = encode_nifti(array, affine, like, compress=path.name.lower().endswith(".gz"))

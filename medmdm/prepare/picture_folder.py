@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from medmdm.data.files.pictures import image_size
 from medmdm.data.mask_names import is_mask, mask_name
+from medmdm.data.meaning import Meaning, meaning_of, with_ones
 from medmdm.data.patients import find_subject, subject_pattern, suspected_patients
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
@@ -20,7 +21,6 @@ from medmdm.prepare.mask_pairs import Pairs, pair_masks, unread_outlines
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile
 
-_MANY_CLASSES = 32
 _VOC_BORDER = 0xE0E0C0
 
 
@@ -38,8 +38,9 @@ def plan(
 
     Args:
         release: the images.
-        label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; masks of nothing but
-            0 and 255 in the whole folder become 0 and 1. ``instances``: values number objects of one class.
+        label_type: ``classes``: values are class numbers, kept as they are, 255 meaning "ignore"; where the whole
+            folder has one number besides 0, such as 255, it becomes 1 (see :func:`medmdm.data.meaning.meaning_of`).
+            ``instances``: values number objects of one class.
         classes: names of classes and what becomes them; see :class:`medmdm.prepare.classes.Classes`.
         subject: regular expression that finds the patient in the path of an image; see
             :func:`medmdm.data.patients.find_subject`. ``None``: patients are not known.
@@ -103,7 +104,7 @@ class _Reading:
     def __init__(self, pairs: Pairs, instances: bool, classes: Classes | None, table: ColourTable | None) -> None:
         self.masks, self.classes_of = pairs.masks, pairs.classes
         self.instances, self.classes, self.table = instances, classes, table
-        self.binary = False  # whether all masks together show that 255 stands for 1
+        self.whites: tuple[int, ...] = ()  # numbers that stand for 1, which shows in all masks together only
         self.recipe = ""
 
     def labels(self) -> tuple[dict[str, int], list[str]]:
@@ -129,10 +130,11 @@ class _Reading:
             labels = self.table.names
             notices.append(f"colours of masks are classes as {self.table.shown} lists them")
         elif self.masks:
-            labels, self.binary, notices = _classes(dict(self.masks))
+            meaning = _classes(dict(self.masks))
+            labels, self.whites, notices = dict(meaning.classes), meaning.whites, list(meaning.notices)
         how = [] if self.classes is None else [str(dict(self.classes.sources))]
         how += [] if self.table is None else [str(dict(self.table.colours))]
-        self.recipe = " ".join([f"{'instances' if self.instances else 'classes'} {self.binary}", *how])
+        self.recipe = " ".join([f"{'instances' if self.instances else 'classes'} {self.whites}", *how])
         return labels, notices
 
     def label(
@@ -144,7 +146,7 @@ class _Reading:
         array = read_label(mask, shape, image) if self.table is None else self.table.read(mask, shape, image)
         if self.classes is not None:
             array = self.classes.renumber(array, self._known, mask.shown)
-        return Label((array > 0).astype(np.uint16) if self.binary else array)
+        return Label(with_ones(array, self.whites))
 
     def _objects(
         self, image: SourceFile, shape: tuple[int, ...], mask: SourceFile, classes: SourceFile | None
@@ -184,19 +186,12 @@ class _Reading:
         return by_class and (self.table is None or set(self.classes_of) != set(self.masks))
 
 
-def _classes(masks: dict[SourceFile, SourceFile]) -> tuple[dict[str, int], bool, list[str]]:
-    """Return the classes, whether 255 stands for 1, which shows only in all masks together, and notices."""
-    values: set[int] = set()
+def _classes(masks: dict[SourceFile, SourceFile]) -> Meaning:
+    """Find out what the numbers of all masks mean together."""
+    values: dict[str, dict[int, int]] = {}
     for image, mask in tqdm(masks.items(), desc="values of the masks", unit="mask", disable=None):
         with image.local() as path:
             shape = image_size(path)
-        values.update(np.unique(read_label(mask, shape, image)).tolist())
-    if values in ({0, IGNORE}, {IGNORE}):
-        return {"background": 0, "class 1": 1}, True, ["all masks are of 0 and 255, which became 0 and 1"]
-    classes = sorted(values - {0, IGNORE})
-    notices = []
-    if IGNORE in values:
-        notices.append(f"pixels of value {IGNORE} are ignored in training and evaluation")
-    if len(classes) > _MANY_CLASSES:
-        notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
-    return {"background": 0, **{f"class {value}": value for value in classes}}, False, notices
+        found, counts = np.unique(read_label(mask, shape, image), return_counts=True)
+        values[mask.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return meaning_of(values)

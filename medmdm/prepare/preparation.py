@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from medmdm.data.files.aperio import MAX_INSTANCES
-from medmdm.data.files.pictures import read_image
-from medmdm.data.files.png import refuse_damaged_png
+from medmdm.data.files.pictures import read_image, read_mask
 from medmdm.data.files.units import picture_spacing
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_picture
@@ -150,10 +149,7 @@ def read_label(file: SourceFile, shape: tuple[int, ...], image: SourceFile) -> n
         UserError: it has colours, other values, or another size than its image.
     """
     with file.local() as path:
-        array = read_image(path)
-        refuse_damaged_png(path)
-    if array.shape[0] == 3 and (array == array[:1]).all():
-        array = array[:1]  # grey, stored as colours
+        array = read_mask(path)
     if array.shape[0] != 1:
         raise UserError(
             f"{file.shown} has colours: a mask must be grey, its values being class or object numbers; prepare folder "

@@ -30,6 +30,7 @@ from medmdm.data.files.formats import (
 )
 from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
+from medmdm.data.meaning import Meaning, meaning_of
 from medmdm.data.splits import split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
@@ -40,7 +41,6 @@ from medmdm.prepare.release import Release, SourceFile
 from medmdm.prepare.volume_pairs import pair_labels, patients
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net: case_0000, case_0001 are sequences of one patient
-_MOST_CLASSES = 256
 _TEST_FOLDERS = {"imagests", "test", "testing"}
 _Series = tuple[str, PurePosixPath, str]  # patient, folder, SeriesInstanceUID
 
@@ -99,8 +99,11 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
         )
     information = {"name": None, **published}
     information["name"] = information["name"] or re.sub(r"\.zip$", "", release.name, flags=re.IGNORECASE)
-    classes = information.get("labels") or _labels_in(list(paired.values()))
-    information |= {"labels": classes} if classes else {}
+    if not information.get("labels") and paired:
+        meaning = _meaning_of(list(paired.values()))
+        information["labels"] = dict(meaning.classes)
+        # Files stay what they are: whoever reads the list knows what a white is.
+        notices += [notice.replace("became", "are read as") for notice in meaning.notices]
     information["label_type"] = "classes"
     if {*sections.values()} - {"training"} or any(case.section == "test" for case in cases):
         information["split"] = "official"
@@ -145,14 +148,13 @@ def _read_label(file: SourceFile, image: ImageGrid | None = None, image_name: st
     return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
-def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
-    """Return names for the class numbers that occur where no list says what they mean."""
-    found: set[int] = set()
+def _meaning_of(files: Sequence[SourceFile]) -> Meaning:
+    """Find out what the numbers that occur mean, where no list says it."""
+    values: dict[str, dict[int, int]] = {}
     for file in tqdm(files, desc="reading labels", unit="case", disable=None, leave=False):
-        found.update(np.unique(_read_label(file)).tolist())
-        if len(found) > _MOST_CLASSES:
-            raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers.")
-    return {"background" if number == 0 else f"class {number}": number for number in sorted(found)}
+        found, counts = np.unique(_read_label(file), return_counts=True)
+        values[file.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return meaning_of(values)
 
 
 def _split(cases: list[SourceCase], test: float, seed: int) -> tuple[list[SourceCase], str, str]:

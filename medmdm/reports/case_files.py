@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medmdm.data.files.decoding import Decoded, decode, decode_label
+from medmdm.data.lists import label_names
+from medmdm.data.meaning import white_of, with_ones
 from medmdm.data.transforms.spatial import cut_region
 from medmdm.data.validity import ImageGrid, check_finite, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError
@@ -68,7 +70,11 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
     image = _named(case, "image", decode, case.image, case.series_uid) if there else None
     predicted = _named(case, "predicted mask", decode_label, case.prediction, None if image is None else image.grid)
     whole = image if image is not None else predicted  # outlines are drawn into a mask of this size
-    truth = _part(case, _named(case, "label", decode_label, case.label, whole.grid), "label", None)
+    label = _named(case, "label", decode_label, case.label, whole.grid)
+    if not evaluation.instance_labels:
+        white = white_of(np.unique(label.array), label_names(evaluation.data_list))
+        label = replace(label, array=with_ones(label.array, () if white is None else (white,)))
+    truth = _part(case, label, "label", None)
     size = truth.array.shape[1:]
     prediction = _part(case, predicted, "predicted mask", size)
     image = None if image is None else _part(case, image, "image", size)

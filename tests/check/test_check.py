@@ -14,6 +14,7 @@ from medmdm.check.data_list import check
 from medmdm.cli import main
 from medmdm.errors import UserError
 from tests.check.conftest import DataSet
+from tests.made import refused
 from tests.prepare.layouts import aperio, rectangle
 
 
@@ -124,10 +125,15 @@ def test_labels_painted_with_255(data: DataSet) -> None:
     for name in ("a0", "a1", "a2", "b0"):
         data.picture(f"{name}_mask.png", 255 * np.eye(12, 20))
     report = data.check()
-    assert [finding.check for finding in report.errors] == ["no-foreground"]
-    assert "255 means pixels to ignore" in report.errors[0].message
-    data.information["labels"]["gland"] = 255
-    assert data.check().findings == ()
+    assert [(finding.level, finding.check) for finding in report.findings] == [("warning", "white-labels")]
+    assert "4 labels of 4 of 0 and 255 (first: a0_mask.png): 255 is read as class 1" in report.findings[0].message
+    data.picture("a0_mask.png", np.eye(12, 20) + 255 * np.eye(12, 20, 3))
+    (error,) = [finding for finding in data.check().findings if finding.level == "error"]
+    assert 'if they are to be ignored, add "ignore": 255' in error.message
+    data.information["labels"]["ignore"] = 255
+    assert {finding.check for finding in data.check().findings} == {"empty-label"}
+    data.information["labels"] = {"background": 0, "gland": 255}
+    refused("'labels' has the class 255, and classes must be below 255", data.check)
 
 
 def test_warnings_on_labels(data: DataSet, only: Callable) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.transforms import LoadImage
 from PIL import Image
 
-from medmdm.data.files.pictures import read_image
+from medmdm.data.files.pictures import image_size, read_image, read_mask
 from medmdm.data.files.volumes import Slicing, read_volume, volume_geometry
 from medmdm.data.writers import SliceAssembler, encode_nifti, write_map, write_mask
 from tests.data.dicom_files import write_series
@@ -40,7 +41,14 @@ def test_masks_overlay_their_picture(tmp_path, asymmetric, suffix, top):
     assert np.array_equal(np.asarray(Image.open(path)), mask)
     assert np.array_equal(read_image(path)[0], mask)
     assert np.array_equal(read_image(path)[0] > 0, read_image(source)[0] > 0)
-    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), mask)
+    if suffix == ".png" and top < 256:  # has a palette, which ITK turns into colours
+        colours = np.asarray(Image.open(path).convert("RGB"))
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), colours)
+        assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 4
+        assert not colours[mask == 0].any()
+        assert colours[mask > 0].max(axis=1).min() >= 128
+    else:
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), mask)
     assert read_image(path).dtype == (np.uint8 if top < 256 else np.uint16)
 
 
@@ -153,3 +161,18 @@ def test_what_is_wrong_is_said(tmp_path, write_png):
     ):
         refused(sentence, call)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nii", "a.png"]
+
+
+@pytest.mark.parametrize("numbers", [range(1), range(2), range(256), [0, 255], [7]])
+def test_numbers_of_masks_survive_the_palette(tmp_path, write_png, numbers):
+    source = write_png("a.png", 20, 35)
+    mask = np.resize(np.array(numbers), (20, 35))
+    path = write_mask(tmp_path / "m.png", mask, source)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), mask)
+    for read in (read_image, read_mask):
+        assert np.array_equal(read(path), mask[None])
+    load = LoadImage(reader="PILReader", ensure_channel_first=True, image_only=True)
+    assert np.array_equal(load(path)[0].numpy().T, mask)
+    assert image_size(path) == (20, 35)

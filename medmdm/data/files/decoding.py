@@ -11,8 +11,7 @@ import numpy as np
 from medmdm.data.files.aperio import draw_regions, read_aperio
 from medmdm.data.files.dicom import choose_series
 from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_volume
-from medmdm.data.files.pictures import read_image
-from medmdm.data.files.png import refuse_damaged_png
+from medmdm.data.files.pictures import read_image, read_mask
 from medmdm.data.files.volumes import Volume, read_volume, volume_hash
 from medmdm.data.validity import ImageGrid, size_text, turned_onto
 from medmdm.errors import UserError
@@ -69,8 +68,9 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
 def decode_label(path: Path, image: ImageGrid | None) -> Decoded:
     """Decode a label, or what was predicted for an image.
 
-    Outlines of an Aperio XML file become the instance mask that ``prepare`` makes of them. A volume whose axes run in
-    another order or direction than its image's is turned onto it: no voxel changes its value or its place in space.
+    Of pictures these are the numbers, not the colours (:func:`medmdm.data.files.pictures.read_mask`). Outlines of an
+    Aperio XML file become the instance mask that ``prepare`` makes of them. A volume whose axes run in another order or
+    direction than its image's is turned onto it: no voxel changes its value or its place in space.
 
     Args:
         path: picture, volume or outlines.
@@ -79,10 +79,10 @@ def decode_label(path: Path, image: ImageGrid | None) -> Decoded:
     Raises:
         UserError: it cannot be read.
     """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Decoded(read_mask(path))
     if path.suffix.lower() != ".xml":
         label = decode(path)
-        if label.affine is None:
-            refuse_damaged_png(path)
         if image is None:
             return label
         grid, turn = turned_onto(label.grid, image)
