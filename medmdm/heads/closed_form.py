@@ -73,7 +73,8 @@ class ClosedFormHead:
         small = fit_linear(PixelSums.total(folds).select(channels), tried[best]["ridge"], self.method, self.standardize)
         weight = torch.zeros(task.num_classes, extractor.num_features)
         weight[:, channels] = small.weight
-        model = Segmenter(extractor, LinearClassifier(weight, small.bias).to(task.device))
+        classifier = LinearClassifier(weight, small.bias).to(task.device)
+        model = Segmenter(extractor, classifier, undeclared=task.undeclared)
         return Fitted(model, {"chosen": tried[best], "tried": tried, "left_out_in_turn": len(folds)})
 
     def _folds(self, task: Task, extractor: Extractor) -> list[PixelSums]:

@@ -74,7 +74,7 @@ class PixelClassifierHead:
         views: what the backbone reads, once: ``"windows"`` that cover the images, ``"whole"`` images, ``"crops"``, one
             per image, or a number, so many crops per image; or ``"fresh"``: a new crop of each image and a new mask
             (one for the images of a step) at every step, as published. None for what predictions will be made from.
-        class_weights: of the cross-entropy, one per class, or None.
+        class_weights: of the cross-entropy, one per class of the data list, or None.
         dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
         ensemble: how members are joined, see :class:`medmdm.heads.Segmenter`.
 
@@ -123,7 +123,7 @@ class PixelClassifierHead:
         how: Any = (kind, reading.window, reading.overlap, crops, task.seed)
         samples = labelled(view for example in task.examples for view in views(example, *how))
         losses, stopped = self._train(head, samples, task, extractor)
-        model = Segmenter(extractor, head, self.ensemble)
+        model = Segmenter(extractor, head, self.ensemble, undeclared=task.undeclared)
         return Fitted(model, {"epochs": stopped, "final_losses": losses, "views": len(samples)})
 
     def _train(
@@ -153,7 +153,7 @@ class PixelClassifierHead:
             running = sorted(rule.running)
             found = []
             for number in running:  # they share nothing but the features: one at a time takes the least memory
-                loss = self.loss_function(classify(members[number]), label)
+                loss = self.loss_function(*task.without_gaps(classify(members[number]), label))
                 loss.backward()
                 found.append(loss.detach())
             losses[running] = torch.stack(found).cpu()

@@ -108,7 +108,8 @@ class Probe(Periodic):
         extractor = self._extractor(engine)
         reading = Reading(tuple(self.plan["crop_size"]))
         examples = [example for fold in self.folds for case in fold for example in case.examples]
-        task = Task(examples, self.cases.num_classes, reading, seed=self.seed, device=engine.state.device)
+        known = {"classes": self.cases.classes, "seed": self.seed, "device": engine.state.device}
+        task = Task(examples, self.cases.num_classes, reading, **known)
         sums = [
             PixelSums.total(self.head.sums(e, task, extractor) for case in fold for e in case.examples)
             for fold in self.folds

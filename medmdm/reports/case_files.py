@@ -74,7 +74,7 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
             check_same_grid(one.grid, truth.grid, f"{case.name}: the {what}", "the label", "evaluate again")
     classes = _numbers(case, "label", truth)
     predicted_classes = _numbers(case, "predicted mask", prediction)
-    _check_classes(case, "predicted mask", predicted_classes, evaluation, None)
+    _check_classes(case, "predicted mask", predicted_classes, evaluation, 0)
     objects = classes if evaluation.instance_labels else None
     if objects is not None:
         classes = (objects > 0).astype(np.uint8)
@@ -124,8 +124,8 @@ def _check_classes(
 ) -> None:
     if not mask.size:
         raise UserError(f"{case.name}: the {what} has no pixels")
-    if mask.max() >= evaluation.num_classes:
-        check_known(mask, range(evaluation.num_classes), ignore, f"{case.name}: the {what}", evaluation.class_names)
+    if mask.max() >= evaluation.num_classes or len(evaluation.classes) < evaluation.num_classes:
+        check_known(mask, evaluation.classes, ignore, f"{case.name}: the {what}", evaluation.class_names)
 
 
 def _instances(case: EvaluatedCase, size: tuple[int, ...]) -> NDArray[np.integer] | None:

@@ -118,9 +118,9 @@ def _columns(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> dict[st
     """Return the scores in the table of all cases, with their titles."""
     keys = [key for key in (*HEADLINES, "uncertainty") if any(key in case.scores for case in cases)]
     titles = {key: metric_title(key, summary["distance_unit"]) if key in METRICS else "Uncertainty" for key in keys}
-    if not 2 < len(summary["classes"]) <= _CLASS_COLUMNS + 1:
+    if not 1 < len(summary["class_scores"]) <= _CLASS_COLUMNS:
         return titles
-    by_class = {f"dice_{k}": f"Dice {name}" for k, name in enumerate(summary["classes"]) if k}
+    by_class = {f"dice_{k}": f"Dice {row['name']}" for k, row in summary["class_scores"].items()}
     return {"dice": titles["dice"], **by_class, **titles}
 
 

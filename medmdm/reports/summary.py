@@ -179,8 +179,8 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         first = scores.excluded[0].reason if scores.excluded else "there is none"
         raise UserError(f"{evaluation.folder}: no case can be scored (first: {first})")
     patients = [case.patient for case in cases]
-    numbers = range(1, evaluation.num_classes)
-    several = evaluation.num_classes > 2
+    numbers = [number for number in evaluation.classes if number]
+    several = len(numbers) > 1
     summaries = {key: summarise(_values(cases, key), patients) for key in METRICS if _known(cases, key)}
     counts = ({k: {name: case.scores[f"{name}_{k}"] for name in COUNTS} for k in numbers} for case in cases)
     pooled_by_class = pool(counts)
@@ -200,7 +200,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "excluded": [{"case": one.name, "reason": one.reason} for one in scores.excluded],
         "source": scores.source,
         "stamp": {key: getattr(provenance, key) for key in ("kind", "sentence", "overlapping")},
-        "classes": evaluation.class_names,
+        "classes": list(evaluation.classes.values()),
         "ignore": None if evaluation.instance_labels else evaluation.ignore,
         "distance_unit": scores.ruler.unit,
         "tolerance": scores.ruler.tolerance,

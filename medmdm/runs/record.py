@@ -97,7 +97,7 @@ class Evaluation:
         dataset: name of the data set.
         dataset_dir: folder of its images and labels.
         section: of the data list.
-        class_names: one per class, the background first.
+        class_names: one per number from 0, the background first.
         cases: in the order of the data list.
         ignore: label value that is left out; ``None`` if there is none.
         data_list: what the data list says of itself: licence, citation, split, ...
@@ -105,6 +105,8 @@ class Evaluation:
         protocol: how the predictions came about.
         study: CSV of a study's cells, ``None`` without one.
         record_file: the run's own record; the file need not exist.
+        numbers: the class numbers that the data list declares, rising, where some below the largest are none; ``None``
+            for all that ``class_names`` names.
     """
 
     folder: Path
@@ -119,11 +121,17 @@ class Evaluation:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     study: Path | None = None
     record_file: str = "run.json"
+    numbers: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
-        """Classes with the background."""
+        """One more than the largest class number."""
         return len(self.class_names)
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """The names of the classes by their numbers, the background first."""
+        return {number: self.class_names[number] for number in self.numbers or range(self.num_classes)}
 
     @property
     def instance_labels(self) -> bool:
@@ -150,6 +158,7 @@ class Evaluation:
             "section": self.section,
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
+            "classes": None if self.numbers is None else list(self.numbers),
             "ignore": self.ignore,
             "stamp": asdict(self.provenance),
             "protocol": dict(self.protocol),
@@ -198,6 +207,7 @@ class Evaluation:
             protocol=content.get("protocol") or {},
             study=None if study is None else folder / str(study),
             record_file=str(content.get("record") or "run.json"),
+            numbers=_class_numbers(content, path),
         )
 
 
@@ -224,6 +234,15 @@ def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     if len(names) != number:
         raise UserError(f"{path}: 'class_names' has {len(names)} names for {number} classes: give one per class.")
     return tuple(str(name) for name in names)
+
+
+def _class_numbers(content: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:
+    numbers, most = content.get("classes"), content["num_classes"]
+    if numbers is None:  # records of 0.2 do not say
+        return None
+    if not isinstance(numbers, list) or not numbers or not {*map(str, numbers)} <= {*map(str, range(most))}:
+        raise UserError(f"{path}: 'classes' is {numbers!r}: give the class numbers, whole numbers below {most}.")
+    return tuple(sorted(numbers))
 
 
 def _provenance(content: Any, path: Path) -> Provenance:

@@ -130,10 +130,15 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         task, cases = self.segmenter.task, self.data.cases
-        if cases.num_classes != task["num_classes"]:
+        known = task.get("classes", range(task["num_classes"]))  # files of 0.2 do not say which of them are declared
+        if cases.num_classes != task["num_classes"] or ("classes" in task and list(cases.classes) != list(known)):
+            own, other = (
+                ", ".join(f"{number} {names[number]}" for number in numbers)
+                for numbers, names in ((known, task["class_names"]), (cases.classes, cases.class_names))
+            )
             raise UserError(
-                f"{self.segmenter.path} tells {task['num_classes']} classes apart ({', '.join(task['class_names'])}), "
-                f"but the data list has {cases.num_classes} ({', '.join(cases.class_names)}): they must be the same."
+                f"{self.segmenter.path} tells {len(known)} classes apart ({own}), but the data list has "
+                f"{len(cases.classes)} ({other}): they must be the same."
             )
 
     def run(self) -> dict[str, float]:

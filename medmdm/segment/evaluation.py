@@ -212,7 +212,8 @@ class LabelledData:
         known = self.cases.data_list
         told = "" if known is None else json.dumps(known.information.get("modality", ""))
         modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
-        return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality)
+        known = (self.cases.num_classes, reading, seed, device, unlabelled, modality, self.cases.classes)
+        return Task(examples, *known)
 
     def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
         """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
@@ -338,6 +339,7 @@ def _record(
         dataset_dir=Path(cases.dataset_dir),
         section="training" if data.cross_validated else data.section,
         class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
+        numbers=None if cases.data_list is None else cases.classes,
         cases=tuple(EvaluatedCase.of(entry, folder) for entry in entries),
         ignore=cases.ignore,
         data_list={"name": name, **information},

@@ -188,6 +188,7 @@ class Segmentation:
             "whole_images": self.reading.whole,
             "overlap": self.reading.overlap,
             "num_classes": cases.num_classes,
+            "classes": list(cases.classes),
             "class_names": list(cases.class_names),
             "label_type": cases.label_type,
             **({"notes": lacking} if (lacking := self.data.lacking(support, self.data.draw)) else {}),
