@@ -14,6 +14,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
 from medmdm.files import save_json
 from medmdm.labels import LABEL_TYPES
+from medmdm.patients import patient_id
 
 EVALUATION_FILE = "evaluation.json"
 PROVENANCES = ("inductive", "patients shared", "transductive", "unknown", "cross-validated")
@@ -82,7 +83,7 @@ class EvaluatedCase:
             maps=written,
             region=entry.get("region"),
             series_uid=entry.get("series_uid"),
-            patient=None if patient is None else str(patient),
+            patient=patient_id(None if patient == "" else patient),
             spacing=tuple(float(value) for value in spacing) if spacing else None,
             columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
         )
@@ -97,7 +98,7 @@ class Evaluation:
         dataset: name of the data set.
         dataset_dir: folder of its images and labels.
         section: of the data list.
-        class_names: one per number from 0, the background first.
+        class_names: one per number from 0, the background first; ``None`` for a number that is no class.
         cases: in the order of the data list.
         ignore: label value that is left out; ``None`` if there is none.
         data_list: what the data list says of itself: licence, citation, split, ...
@@ -105,15 +106,13 @@ class Evaluation:
         protocol: how the predictions came about.
         study: CSV of a study's cells, ``None`` without one.
         record_file: the run's own record; the file need not exist.
-        numbers: the class numbers that the data list declares, rising, where some below the largest are none; ``None``
-            for all that ``class_names`` names.
     """
 
     folder: Path
     dataset: str
     dataset_dir: Path
     section: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str | None, ...]
     cases: tuple[EvaluatedCase, ...]
     ignore: int | None = 255
     data_list: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +120,6 @@ class Evaluation:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     study: Path | None = None
     record_file: str = "run.json"
-    numbers: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +129,7 @@ class Evaluation:
     @property
     def classes(self) -> dict[int, str]:
         """The names of the classes by their numbers, the background first."""
-        return {number: self.class_names[number] for number in self.numbers or range(self.num_classes)}
+        return {number: name for number, name in enumerate(self.class_names) if name is not None}
 
     @property
     def instance_labels(self) -> bool:
@@ -158,7 +156,6 @@ class Evaluation:
             "section": self.section,
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
-            "classes": None if self.numbers is None else list(self.numbers),
             "ignore": self.ignore,
             "stamp": asdict(self.provenance),
             "protocol": dict(self.protocol),
@@ -207,7 +204,6 @@ class Evaluation:
             protocol=content.get("protocol") or {},
             study=None if study is None else folder / str(study),
             record_file=str(content.get("record") or "run.json"),
-            numbers=_class_numbers(content, path),
         )
 
 
@@ -226,23 +222,14 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str | None, ...]:
     number = content["num_classes"]
     if type(number) is not int or number < 2:
         raise UserError(f"{path}: 'num_classes' is {number!r}: give a whole number from 2, the background included.")
     names = content.get("class_names") or ["background", *(f"class {k}" for k in range(1, number))]
     if len(names) != number:
         raise UserError(f"{path}: 'class_names' has {len(names)} names for {number} classes: give one per class.")
-    return tuple(str(name) for name in names)
-
-
-def _class_numbers(content: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:
-    numbers, most = content.get("classes"), content["num_classes"]
-    if numbers is None:  # records of 0.2 do not say
-        return None
-    if not isinstance(numbers, list) or not numbers or not {*map(str, numbers)} <= {*map(str, range(most))}:
-        raise UserError(f"{path}: 'classes' is {numbers!r}: give the class numbers, whole numbers below {most}.")
-    return tuple(sorted(numbers))
+    return tuple(None if name is None else str(name) for name in names)
 
 
 def _provenance(content: Any, path: Path) -> Provenance:
@@ -297,7 +284,7 @@ def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
 def support_ledger(support: Sequence[LoadedCase]) -> dict[str, Any]:
     """Return the ledger of the labelled cases that a head was trained on, in the form of a backbone's."""
     hashes = [digest for case in support for digest in case.hashes]
-    return make_ledger(hashes, [str(case.entry["patient_id"]) for case in support if "patient_id" in case.entry])
+    return make_ledger(hashes, [case.entry["patient_id"] for case in support if "patient_id" in case.entry])
 
 
 def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | None) -> Provenance:
@@ -318,10 +305,11 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
     if seen:
         sentence = f"{len(seen)} of {len(cases)} test images were seen in training, with or without labels."
         return Provenance("transductive", tuple(seen), sentence)
-    ids = {str(case.entry["patient_id"]) for case in cases if "patient_id" in case.entry}
+    patients = {case.name: patient_id(case.entry.get("patient_id")) for case in cases}
+    ids = {patient for patient in patients.values() if patient is not None}
     hashed = [ledger for ledger in known if ledger["patients"]]
     shared_ids = {i for a in hashed for i in ids if patient_hashes([i], str(a["salt"]))[0] in a["patients"]}
-    shared = [case.name for case in cases if case.entry.get("patient_id") in shared_ids or case.hashes[1] in images]
+    shared = [case.name for case in cases if patients[case.name] in shared_ids or case.hashes[1] in images]
     if shared:
         some = f"{len(shared)} of {len(cases)} are of patients (or parts of images) that training saw"
         sentence = f"The test images are new, but {some}, so the scores are for new images of known patients."

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from medmdm.errors import UserError, nearest
+from medmdm.patients import patient_id
 from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals, json_ready
 
 ENOUGH_PATIENTS = 8  # fewer patients than this say too little about others: then images are counted, with a warning
@@ -33,7 +34,7 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
 
     Args:
         values: one for each image (or volume); those that are not finite are left out.
-        groups: the patient of each; ``None`` or NaN where not known.
+        groups: the patient of each, see :func:`medmdm.patients.patient_id`; ``None`` or NaN where not known.
 
     Raises:
         ValueError: ``groups`` has another length.
@@ -46,8 +47,8 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
     name, n_patients, warnings = "images", None, []
     missing, counted = int(patients.isna().sum()), "images are counted as if they were independent"
     if missing < len(patients):
-        names = patients.astype(str)
-        n_patients = int(names[patients.notna()].nunique())
+        names = patients.where(patients.notna(), None).map(patient_id)
+        n_patients = int(names.nunique())
         if missing:
             warnings.append(f"{missing} of {len(values)} images have no patient: {counted}.")
         elif n_patients >= ENOUGH_PATIENTS:
