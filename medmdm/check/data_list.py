@@ -15,7 +15,7 @@ from medmdm.check.findings import Finding, Report, Row
 from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
 from medmdm.data.folders import FolderImages, find_images, image_files, label_files
-from medmdm.data.lists import SECTIONS, DataList, image_names, label_names, label_type, load_data_list
+from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_names, label_names, label_type, load_data_list
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
 
@@ -54,7 +54,7 @@ def check(
     findings += clashing_names(cases)
     findings += _odd_ones_out(inspected, loaded.information.get("channels"))
     findings += _labels_together(inspected, classes, instances)
-    rows = tuple(_row(section, inspected) for section in SECTIONS if getattr(loaded, section))
+    rows = tuple(_row(section, inspected) for section in IMAGE_SECTIONS if getattr(loaded, section))
     return Report(loaded.title, str(folder), rows, tuple(findings))
 
 
@@ -74,7 +74,7 @@ def _find_files(data_list: DataList, folder: Path) -> tuple[list[ListedCase], li
     # Files of a list that comes with medmdm may lie anywhere in the folder, in any format.
     present = find_images(folder, may_be_empty=True) if data_list.shipped else FolderImages(folder, (), (), {})
     cases, findings = [], []
-    for section in SECTIONS:
+    for section in IMAGE_SECTIONS:
         files = zip(
             getattr(data_list, section),
             image_files(data_list, section, present),
