@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 import medmdm
-from medmdm.cli import check, compare, convert, export, init, prepare, report, split
+from medmdm.cli import add_labels, check, compare, convert, export, init, prepare, report, split
 from medmdm.errors import INTERRUPTED, UserError, find_user_error
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, report, compare, convert, export)
+COMMANDS = (init, prepare, check, split, add_labels, report, compare, convert, export)
 
 _BUNDLES = (
     "To train and to segment, lay out the bundles in a folder (python -m medmdm init FOLDER) and run one there: "
@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -15,6 +15,7 @@ from medmdm.artifacts.backbone import OpenBackbone
 from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.components import to_config
+from medmdm.data.added_labels import label_changes
 from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.errors import UserError
 from medmdm.files import save_json
@@ -103,6 +104,9 @@ class Segmentation:
         record = RunFolder(folder, config, {}, self.data.identity(tested, support), self.seed)
         self.outputs.refuse_sources(self.data.entries())
         record.open()
+        known = self.data.cases.data_list
+        for sentence in label_changes({} if known is None else known.information, [case.entry for case in support]):
+            logger.info(sentence)
         for note in self._protocol(support).get("notes", ()):
             logger.warning("%s: it cannot be learnt from them.", note)
         plan: Mapping[str, Any] = self.backbone.plan
