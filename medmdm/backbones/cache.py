@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class CachedExtractor(nn.Module):
         self.memory: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.in_memory = self.on_disk = 0
         self.extracted = 0  # windows computed by this object
+        self.keeps = True
         if self.folder is not None and self.folder.is_dir():
             sweep_temporaries(self.folder)
             self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
@@ -96,6 +98,15 @@ class CachedExtractor(nn.Module):
             sentence += f"; more than {limit / _GIB:g} GiB is not kept, the rest is computed at every use"
         return sentence
 
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Keep nothing of what is read in the block for the first time: images that are read once."""
+        self.keeps, before = False, self.keeps
+        try:
+            yield
+        finally:
+            self.keeps = before
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the normalised maps, as :meth:`medmdm.backbones.FeatureExtractor.forward` does but for 16 bits."""
@@ -114,6 +125,8 @@ class CachedExtractor(nn.Module):
         content = self._load(name)
         if content is None:
             content = compute()
+            if not self.keeps:
+                return content
             self._save(name, content)
         size = _size(content)
         if size <= self.memory_bytes:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.formats import is_volume
+from medmdm.data.files.pictures import image_size
 from medmdm.data.files.volumes import Slicing
 from medmdm.data.lists import image_names
 from medmdm.data.selection import Selection
@@ -190,6 +191,17 @@ class LoadedCase:
         if isinstance(self.original, Path) and self.slicing is not None:
             return self.slicing.to_volume(np.load(self.original, mmap_mode="r"))
         return self.original  # type: ignore[return-value]
+
+    def in_place(self, values: np.ndarray) -> np.ndarray:
+        """Return values of the case's region, ``[..., rows, columns]``, in the whole picture, 0 around it."""
+        region = self.entry.get("region")
+        if region is None:
+            return values
+        whole = np.zeros((*values.shape[:-2], *image_size(self.entry["image"])), values.dtype)
+        rows = slice(*region.get("rows", (0, whole.shape[-2])))
+        columns = slice(*region.get("columns", (0, whole.shape[-1])))
+        whole[..., rows, columns] = values
+        return whole
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from medmdm.data.lists import SECTIONS, DataList, image_name
 from medmdm.errors import UserError, counted, nearest
 from medmdm.patients import patient_id
 
+PAPERS = ("glas", "monuseg")
 SUBSET_RULES = ("paper", "seeded")
 _MOST_GROUPS_TO_SWAP = 300
 
@@ -95,6 +96,11 @@ def subset(entries: Sequence[Mapping[str, Any]], n: int, rule: str = "paper", se
     if rule == "seeded":
         ordered.sort(key=lambda entry: _shuffled(_identity(entry), seed))
     return sorted(ordered[:n], key=_identity)
+
+
+def default_rule(name: str | None) -> str:
+    """Return the rule of a data list by its name: ``"paper"`` for the paper's two sets, ``"seeded"`` for all others."""
+    return "paper" if name in PAPERS else "seeded"
 
 
 def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:

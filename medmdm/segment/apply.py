@@ -16,7 +16,7 @@ from torch import nn
 
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
-from medmdm.components import instantiate
+from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
 from medmdm.files import atomic_write, claim, mark_outputs
@@ -25,8 +25,9 @@ from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
-from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
-from medmdm.segment.postprocessing import boxes
+from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.postprocessing import Postprocessing, boxes
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +150,14 @@ class Evaluation:
         self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
+        postprocess, chosen = follow_labels(self.postprocess, self.data.cases.label_type)
+        for sentence in chosen:
+            logger.info(sentence)
         protocol = {**{k: v for k, v in task.items() if k != "ledger"}, "segmenter": self.segmenter.path}
+        protocol["postprocess"] = to_config(postprocess, strict=False)
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
-        return evaluate(
-            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
-        )
+        made = predictor, postprocess, self.outputs, self.report
+        return evaluate(record, tested, self.data, *made, provenance, protocol)
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ def segment_all(
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
         if outputs.boxes and found.instances is not None:
-            tables.append(boxes(in_place(found.instances, case), in_place(found.mask, case)).assign(case=case.name))
+            tables.append(boxes(case.in_place(found.instances), case.in_place(found.mask)).assign(case=case.name))
         logger.info("%d of %d: %s", number, len(entries), masks[-1])
     if tables:
         atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import SECTIONS
 from medmdm.data.reading import CaseReader, LoadedCase, data_hash
 from medmdm.data.selection import Selection
+from medmdm.data.splits import default_rule
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError
@@ -30,10 +30,10 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
+from medmdm.segment.postprocessing import Postprocessing
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
-Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Outputs:
         """Write on the source's grid; a case that is a part of a picture is written in place, 0 around it."""
         name, image = f"predictions/{case.name}{kind}{suffix}", case.entry["image"]
         source = image[0] if isinstance(image, list) else image
-        write(Path(self.folder) / name, in_place(values, case), source, case.entry.get("series_uid"))
+        write(Path(self.folder) / name, case.in_place(values), source, case.entry.get("series_uid"))
         return name
 
 
@@ -138,7 +138,8 @@ class LabelledData:
         reader: reads cases as the backbone was trained; knows the data set.
         section: that is tested.
         shots: number of training cases; None for all.
-        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`.
+        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`; None for the paper's rule on its two
+            sets, GlaS and MoNuSeg, and the seeded one on all others.
         draw: seed of the subset.
 
     Raises:
@@ -148,10 +149,13 @@ class LabelledData:
     reader: CaseReader
     section: str = "test"
     shots: int | None = None
-    rule: str = "paper"
+    rule: str | None = None
     draw: int = 0
 
     def __post_init__(self) -> None:
+        if self.rule is None:
+            known = self.cases.data_list
+            object.__setattr__(self, "rule", default_rule(None if known is None else known.name))
         if not getattr(self.cases, self.section, None) and not self.cross_validated:
             others = ", ".join(name for name in SECTIONS if getattr(self.cases, name)) or "none"
             need = f"correct the data list or choose another section (with cases: {others})"
@@ -176,7 +180,7 @@ class LabelledData:
 
     def draw_support(self, shots: int, draw: int) -> Sequence[dict[str, Any]]:
         """Return the entries of so many training cases."""
-        return self.cases.subset(shots, self.rule, draw).training
+        return self.cases.subset(shots, str(self.rule), draw).training
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the entries of all cases that are used."""
@@ -346,15 +350,3 @@ def _record(
         protocol=protocol,
         study=None if outputs.study is None else Path(outputs.study),
     )
-
-
-def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
-    """Return values of a case's region in the whole picture, 0 around it."""
-    region = case.entry.get("region")
-    if region is None:
-        return values
-    whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
-    rows = slice(*region.get("rows", (0, whole.shape[-2])))
-    columns = slice(*region.get("columns", (0, whole.shape[-1])))
-    whole[..., rows, columns] = values
-    return whole

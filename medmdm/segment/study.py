@@ -27,7 +27,8 @@ from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.evaluation import LabelledData, Postprocessing
+from medmdm.segment.evaluation import LabelledData
+from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from monai.inferers import Inferer
 from medmdm.artifacts.backbone import OpenBackbone
 from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
+from medmdm.backbones.cache import CachedExtractor
 from medmdm.components import to_config
 from medmdm.data.added_labels import label_changes
 from medmdm.data.reading import CaseReader, LoadedCase
@@ -26,7 +28,9 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
-from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
+from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +101,12 @@ class Segmentation:
         """Do what is not done yet; return mean Dice and IoU."""
         self.data.announce()
         support = self.data.support()
+        postprocess, chosen = follow_labels(self.postprocess, self.data.cases.label_type, support)
+        for sentence in chosen:
+            logger.info(sentence)
+        return replace(self, postprocess=postprocess)._run(support)
+
+    def _run(self, support: list[LoadedCase]) -> dict[str, float]:
         tested = list(support) if self.data.cross_validated else self.data.tested()
         # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
         config = {**self.config, "backbone_sha256": self.backbone.identity}
@@ -113,7 +123,7 @@ class Segmentation:
         if not self.head.needs_backbone:  # a network from scratch saw none of the images that a backbone saw
             plan = {**plan, "ledger": make_ledger()}
         if self.backbone.extractor is not None and self.head.needs_backbone and not self.model_path.is_file():
-            logger.info(self.backbone.extractor.announce(view_sizes([*support, *tested], self.reading)))
+            logger.info(self.backbone.extractor.announce(view_sizes(support, self.reading)))
         others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
         fitted = self._predictor(self._model(self.model_path, support, others, plan))
         predictor: Predictor | FoldPredictor = fitted
@@ -136,11 +146,18 @@ class Segmentation:
         reader = self.apply_to or self.data.reader
         if unlabeled:
             logger.info("masks of %d images without labels go to %s", len(unlabeled), applied.folder)
-            segment_all(unlabeled, reader, fitted, self.postprocess, applied)
-        return evaluate(
-            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
-            support,
-        )  # fmt: skip
+            with self._passing():
+                segment_all(unlabeled, reader, fitted, self.postprocess, applied)
+        with contextlib.nullcontext() if self.data.cross_validated else self._passing():
+            return evaluate(
+                record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
+                support,
+            )  # fmt: skip
+
+    def _passing(self) -> contextlib.AbstractContextManager[None]:
+        """Keep no features meanwhile: those of images that are read once would only fill the disk."""
+        extractor = self.backbone.extractor
+        return extractor.passing() if isinstance(extractor, CachedExtractor) else contextlib.nullcontext()
 
     def _predictor(self, model: torch.nn.Module) -> Predictor:
         return Predictor(
@@ -158,7 +175,7 @@ class Segmentation:
         task = self.data.task(support, others, self.reading, self.seed, self.backbone.device)
         fitted = self.head.fit(task, self.backbone.extractor)
         save_json({"protocol": protocol, "head": protocol["head"], **fitted.evidence}, path.parent / "plan.json")
-        known = {**protocol, "postprocess": to_config(self.postprocess), "ledger": support_ledger(support)}
+        known = {**protocol, "ledger": support_ledger(support)}
         whole: dict[str, Any] = {"backbone": dict(plan), "task": known}
         if isinstance(fitted.model, PaddedNetwork):
             whole["network"] = to_config(self.head.network)  # type: ignore[attr-defined]
@@ -195,5 +212,6 @@ class Segmentation:
             "classes": list(cases.classes),
             "class_names": list(cases.class_names),
             "label_type": cases.label_type,
+            "postprocess": to_config(self.postprocess),
             **({"notes": lacking} if (lacking := self.data.lacking(support, self.data.draw)) else {}),
         }
