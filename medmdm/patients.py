@@ -30,7 +30,7 @@ def patient_id(value: Any) -> str | None:
         return None
     text = value.strip() if isinstance(value, str) else ""
     if isinstance(value, Real) and not isinstance(value, bool) and (isinstance(value, Integral) or value % 1 == 0):
-        text = str(int(value))
+        text = str(int(float(value) if not isinstance(value, Integral) else value))
     if not text:
         raise UserError("'patient_id' must be text or a whole number.")
     whole = _WHOLE.fullmatch(text)

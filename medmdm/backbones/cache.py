@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import normalization
 from medmdm.components import to_config
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import save_torch, sweep_temporaries, tensor_hash, text_hash, weights_hash
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class CachedExtractor(nn.Module):
         """Say beforehand what the features of windows of these sizes take, and whether they are kept."""
         size = sum(map(self.bytes_per_window, windows))
         where, limit = ("memory", self.memory_bytes) if self.folder is None else (self.folder, self.max_bytes)
-        sentence = f"features of {len(windows)} windows take {size / 1e6:.0f} MB, cached in {where}"
+        sentence = f"features of {counted(len(windows), 'window')} take {size / 1e6:.0f} MB, cached in {where}"
         if size > limit:
             sentence += f"; more than {limit / _GIB:g} GiB is not kept, the rest is computed at every use"
         return sentence

@@ -26,7 +26,7 @@ from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
-from medmdm.errors import UserError, find_user_error, nearest
+from medmdm.errors import UserError, counted, find_user_error, nearest
 from medmdm.files import lines_hash, pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
@@ -314,8 +314,8 @@ class CaseReader:
         channels = self.plan.get("channels")
         if channels is not None and len(image) != channels:
             raise UserError(
-                f"{entry['image']} has {len(image)} channels, but the backbone takes {channels}: use one that was "
-                "trained on such images."
+                f"{entry['image']} has {counted(len(image), 'channel')}, but the backbone takes {channels}: use one "
+                "that was trained on such images."
             )
         if "label" in prepared:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()

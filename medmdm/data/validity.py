@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 
 _TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
 _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
@@ -111,8 +111,8 @@ def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.n
     """
     if len(label) != 1:
         raise UserError(
-            f"{name} has {len(label)} channels, but a label has one number per pixel: convert it (python -m medmdm "
-            "prepare folder does, where all channels are equal)."
+            f"{name} has {counted(len(label), 'channel')}, but a label has one number per pixel: convert it (python -m "
+            "medmdm prepare folder does, where all channels are equal)."
         )
     if label.dtype.kind == "f":
         if not is_finite(label):

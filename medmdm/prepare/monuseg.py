@@ -12,7 +12,7 @@ from skimage.segmentation import relabel_sequential
 from medmdm.data.files.aperio import draw_regions, read_aperio
 from medmdm.data.folders import is_mask
 from medmdm.data.lists import load_data_list
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem
 
@@ -92,7 +92,8 @@ def _notices(
             yield f"{section}: {absent} of {len(stems)} images are not in the source"
     from_masks = [stem for stem in images if stem not in outlines and stem in masks]
     if from_masks:
-        yield f"{len(from_masks)} images have no XML: their instance masks are used"
+        yield f"{counted(len(from_masks), 'image', 'has', 'have')} no XML: instance masks are used"
     without = [stem for stem in images if stem not in outlines and stem not in masks]
     if without:
-        yield f"{len(without)} images have neither XML nor instance mask and get no label: {', '.join(without)}"
+        lacking = counted(len(without), "image", "has", "have")
+        yield f"{lacking} neither XML nor instance mask, so there is no label: {', '.join(without)}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medmdm.data.files.decoding import Decoded, decode, decode_label
 from medmdm.data.transforms.spatial import cut_region
 from medmdm.data.validity import check_finite, check_known, check_same_grid, label_numbers
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 
@@ -106,7 +106,9 @@ def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] 
     """
     array = whole.array
     if what != "image" and array.shape[0] != 1:
-        raise UserError(f"{case.name}: the {what} has {array.shape[0]} channels, but masks have one number per pixel")
+        raise UserError(
+            f"{case.name}: the {what} has {counted(array.shape[0], 'channel')}, but masks have one number per pixel"
+        )
     if case.region is not None and (size is None or array.shape[1:] != size):
         array = cut_region(array, case.region, f"{case.name}: the {what}")
     if size is not None and array.shape[1:] != size:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.charts import Chart, Curve, Strip, curves, strips
 from medmdm.reports.pictures import CasePicture, encode_map, top_value
-from medmdm.reports.rendering import METRICS, counted, metric_title, number_text, render
+from medmdm.reports.rendering import METRICS, metric_title, number_text, render
 from medmdm.reports.scoring import ScoredCase, Scores, score_cases
 from medmdm.reports.summary import (
     HEADLINES,

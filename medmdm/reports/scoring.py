@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import volume_geometry
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.metrics.baselines import all_foreground, all_foreground_means
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
@@ -138,7 +138,7 @@ def score_cases(
         found.cases.append(replace(ScoredCase.of(case, number, evaluation, scores), picture=picture, files=files))
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
-        which = f"{'all' if without == listed else f'{without} of'} {listed} cases"
+        which = f"{without} of {counted(listed, 'case')}" if without < listed or listed == 1 else f"all {listed} cases"
         instead = "the connected parts of the predicted mask count as objects, so that objects that touch count as one"
         found.notes.append(f"No map of objects was written for {which}: there {instead}.")
     return found

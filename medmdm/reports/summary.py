@@ -13,7 +13,7 @@ from typing import Any
 
 import medmdm
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
+from medmdm.files import atomic_write, plain_cell
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
 from medmdm.reports.rendering import BASELINE_COLUMNS, COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
@@ -113,7 +113,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
-    by_name = {row.get("case"): row for row in rows}
+    by_name = {plain_cell(row.get("case") or ""): row for row in rows}
     found = Scores([], [], Ruler("pixels", 0.0, 0.0), source="per_case.csv")
     pseudonyms = Pseudonyms([case.patient for case in evaluation.cases])
     for number, case in enumerate(evaluation.cases):
@@ -125,7 +125,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
             continue
         keys = [key for key in row if key in _SCORES or _NUMBERED.fullmatch(key or "")]
         scored = ScoredCase.of(case, number, evaluation, {key: _number(row[key], key, path) for key in keys})
-        files = (row.get("prediction_file") or "", row.get("reference_file") or "")
+        files = (plain_cell(row.get("prediction_file") or ""), plain_cell(row.get("reference_file") or ""))
         found.cases.append(replace(scored, files=files))
     unit = rows[0].get("distance_unit") or "pixels"
     tolerance = _number(rows[0].get("tolerance"), "tolerance", path)

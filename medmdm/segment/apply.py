@@ -19,7 +19,7 @@ from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, claim, mark_outputs
+from medmdm.files import atomic_write, claim, mark_outputs, table_text
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
@@ -210,5 +210,5 @@ def segment_all(
             tables.append(boxes(case.in_place(found.instances), case.in_place(found.mask)).assign(case=case.name))
         logger.info("%d of %d: %s", number, len(entries), masks[-1])
     if tables:
-        atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))
+        atomic_write(folder / "boxes.csv", table_text(pd.concat(tables)))
     return masks

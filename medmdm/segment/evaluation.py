@@ -20,7 +20,7 @@ from medmdm.data.selection import Selection
 from medmdm.data.splits import default_rule
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
@@ -244,6 +244,7 @@ class LabelledData:
         """Return a sentence for each class that a head cannot learn from these cases."""
         seen = {int(number) for case in support for example in case.examples for number in example.label.unique()}
         which = f"none of the {len(support)} labelled images holds class"
+        which = which if len(support) > 1 else "the labelled image does not hold class"
         absent = (number for number in self.cases.classes if number not in seen)
         return [f"{which} {number} {self.cases.class_names[number]} (draw {draw})" for number in absent]
 
@@ -298,7 +299,9 @@ def evaluate(
     for scored in scores.cases:
         logger.info("%s: Dice %.4f, IoU %.4f", scored.name, scored.scores["dice"], scored.scores["iou"])
     if scores.means:
-        logger.info("mean over %d cases: Dice %.4f, IoU %.4f", len(tested), scores.means["dice"], scores.means["iou"])
+        logger.info(
+            "mean over %s: Dice %.4f, IoU %.4f", counted(len(tested), "case"), scores.means["dice"], scores.means["iou"]
+        )
     run.finish(0)
     if outputs.report:
         logger.info("report: %s", report.write(evaluation, scores))

@@ -19,7 +19,7 @@ from medmdm.backbones.cache import CachedExtractor
 from medmdm.components import to_config
 from medmdm.data.added_labels import label_changes
 from medmdm.data.reading import CaseReader, LoadedCase
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import save_json
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
@@ -145,7 +145,7 @@ class Segmentation:
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
         reader = self.apply_to or self.data.reader
         if unlabeled:
-            logger.info("masks of %d images without labels go to %s", len(unlabeled), applied.folder)
+            logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
             with self._passing():
                 segment_all(unlabeled, reader, fitted, self.postprocess, applied)
         with contextlib.nullcontext() if self.data.cross_validated else self._passing():
