@@ -50,8 +50,8 @@ def plan(release: Release) -> Preparation:
     other_lists: dict[str, Any] = {}
     if later:
         notices.append(
-            f"{len(later)} training images of the later release are not among the paper's 30: dataset.json leaves them "
-            f"out, {LATER_LIST} trains on them too"
+            f"{counted(len(later), 'training image')} of the later release not among the paper's 30: dataset.json "
+            f"leaves them out, {LATER_LIST} trains on them too"
         )
         text = f"{published.information['description']} This list adds the images of the later release."
         other_lists[LATER_LIST] = ({"description": text}, "training")

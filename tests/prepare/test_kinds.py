@@ -94,7 +94,7 @@ def test_monuseg_truths_splits_and_patients(tmp_path: Path) -> None:
     assert "outlines: 9 regions in 3 files became 6 objects" in summary
     assert f"{TRAINED}.xml: 1 region(s) of fewer than three vertices not filled (Id 2)" in summary
     assert "1 image has no XML: instance masks are used" in summary
-    assert "1 training images of the later release are not among the paper's 30" in summary
+    assert "1 training image of the later release not among the paper's 30" in summary
     assert f"{TESTED}.xml" in summary
 
 
