@@ -72,9 +72,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def counted(number: int, thing: str) -> str:
-    """Return ``"1 image"`` or ``"3 images"``."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, one: str = "", many: str = "") -> str:
+    """Return ``"1 case"``, ``"2 cases"``, followed by ``one`` or by ``many``: ``"1 case is"``, ``"2 cases are"``."""
+    words = (str(number), thing if number == 1 else f"{thing}s", one if number == 1 else many)
+    return " ".join(word for word in words if word)
 
 
 @functools.cache

@@ -20,6 +20,7 @@ import numpy as np
 from medmdm.errors import UserError, refuse_full_disk
 
 if TYPE_CHECKING:  # the command line starts without torch, which takes seconds
+    import pandas as pd
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 TEMPORARY_SUFFIX = ".part"
 #: In a folder of masks or pictures that medmdm wrote: images are not looked for there.
 OUTPUTS_MARK = ".medmdm_outputs"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextlib.contextmanager
@@ -71,6 +73,32 @@ def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
 def save_json(content: Any, path: str | os.PathLike[str]) -> None:
     """Write ``content`` as indented JSON, atomically; NaN and infinities are refused (they are not JSON)."""
     atomic_write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def no_formula(text: str) -> str:
+    """Return the text of a CSV cell with an apostrophe before what a spreadsheet would run as a formula.
+
+    That is text that begins with ``=``, ``+``, ``-``, ``@`` or a control character and is no number.
+    """
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def plain_cell(text: str) -> str:
+    """Return what :func:`no_formula` was given."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+def table_text(table: pd.DataFrame) -> str:
+    """Return a table as the text of a CSV file without its index, as :func:`no_formula` wants it."""
+    texts = table.select_dtypes(exclude="number").columns
+    safe = {str(key): table[key].map(lambda v: no_formula(v) if isinstance(v, str) else v) for key in texts}
+    return table.assign(**safe).to_csv(index=False)
 
 
 def sweep_temporaries(folder: str | os.PathLike[str], seconds: float = 0) -> None:

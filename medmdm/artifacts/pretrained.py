@@ -16,6 +16,7 @@ from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import file_hash, save_torch, text_hash
 from medmdm.objectives.objective import Objective
+from medmdm.patients import patient_id
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
 
     Whoever wants to know if a patient of theirs is in a ledger hashes the id with the ledger's salt.
     """
-    distinct = sorted({str(patient) for patient in patient_ids})
+    distinct = sorted({patient for one in patient_ids if (patient := patient_id(one)) is not None})
     return sorted(hashlib.pbkdf2_hmac("sha256", p.encode(), salt.encode(), 20_000).hex() for p in distinct)
 
 

@@ -70,7 +70,7 @@ def save_segmenter(
                 if k == "_target_" or (k[:1] != "_" and not k.startswith("pretrained"))
             }
             record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
-            record["padding"]["flips"] = list(segmenter.flips)
+            record["padding"] |= {"flips": list(segmenter.flips), "undeclared": list(segmenter.undeclared)}
             kind, state = "network", {"network": segmenter.network.state_dict()}
         elif isinstance(segmenter, Segmenter):
             record = _record(segmenter, plan)
@@ -138,7 +138,8 @@ def load_segmenter(
                 damage = None if plan["corruption"] is None else instantiate(plan["corruption"], trust, Corruption)
                 extractor = FeatureExtractor(network, corruption=damage, **plan["extractor"])
                 head = fill(build(plan["head"], trust), state["head"])
-                module = Segmenter(extractor, head, plan["ensemble"], plan.get("flips", ()))
+                how = {name: plan.get(name, ()) for name in ("flips", "undeclared")}
+                module = Segmenter(extractor, head, plan["ensemble"], **how)
         except KeyError as error:
             raise UserError(f"the file lacks {error}, it is damaged or was not written by medmdm.") from error
     return module.requires_grad_(False).eval(), plan
@@ -166,6 +167,7 @@ def _record(segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
         **described,
         "ensemble": segmenter.ensemble,
         "flips": list(segmenter.flips),
+        "undeclared": list(segmenter.undeclared),
     }
 
 

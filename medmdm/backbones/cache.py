@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import normalization
 from medmdm.components import to_config
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import save_torch, sweep_temporaries, tensor_hash, text_hash, weights_hash
 from medmdm.intact import DamagedFileError, load_torch
 
@@ -73,6 +74,7 @@ class CachedExtractor(nn.Module):
         self.memory: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.in_memory = self.on_disk = 0
         self.extracted = 0  # windows computed by this object
+        self.keeps = True
         if self.folder is not None and self.folder.is_dir():
             sweep_temporaries(self.folder)
             self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
@@ -93,10 +95,19 @@ class CachedExtractor(nn.Module):
         """Say beforehand what the features of windows of these sizes take, and whether they are kept."""
         size = sum(map(self.bytes_per_window, windows))
         where, limit = ("memory", self.memory_bytes) if self.folder is None else (self.folder, self.max_bytes)
-        sentence = f"features of {len(windows)} windows take {size / 1e6:.0f} MB, cached in {where}"
+        sentence = f"features of {counted(len(windows), 'window')} take {size / 1e6:.0f} MB, cached in {where}"
         if size > limit:
             sentence += f"; more than {limit / _GIB:g} GiB is not kept, the rest is computed at every use"
         return sentence
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Keep nothing of what is read in the block for the first time: images that are read once."""
+        self.keeps, before = False, self.keeps
+        try:
+            yield
+        finally:
+            self.keeps = before
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -116,6 +127,8 @@ class CachedExtractor(nn.Module):
         content = self._load(name)
         if content is None:
             content = compute()
+            if not self.keeps:
+                return content
             self._save(name, content)
         size = _size(content)
         if size <= self.memory_bytes:

@@ -16,7 +16,6 @@ from medmdm.check.sharing import clashing_names, identical_images, shared_patien
 from medmdm.data.folders import FolderImages, find_images, image_files, label_files
 from medmdm.data.lists import (
     IMAGE_SECTIONS,
-    SECTIONS,
     DataList,
     class_numbers,
     image_name,
@@ -70,7 +69,7 @@ def check(
     findings += clashing_names(cases)
     findings += _odd_ones_out(inspected, loaded.information.get("channels"))
     findings += _labels_together(inspected, classes, instances)
-    rows = tuple(_row(section, inspected) for section in SECTIONS if getattr(loaded, section))
+    rows = tuple(_row(section, inspected) for section in IMAGE_SECTIONS if getattr(loaded, section))
     return Report(loaded.title, str(folder), rows, tuple(findings))
 
 
@@ -90,7 +89,7 @@ def _find_files(data_list: DataList, folder: Path) -> tuple[list[ListedCase], li
     # Files of a list that comes with medmdm may lie anywhere in the folder, in any format.
     present = find_images(folder, may_be_empty=True) if data_list.shipped else FolderImages(folder, (), (), {})
     cases, findings = [], []
-    for section in SECTIONS:
+    for section in IMAGE_SECTIONS:
         files = zip(
             getattr(data_list, section),
             image_files(data_list, section, present),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from medmdm.check.findings import Finding
 from medmdm.check.inspection import Facts, ListedCase
 from medmdm.data.files.formats import volume_stem
-from medmdm.data.lists import SECTIONS, DataList, image_name, image_names, regions_overlap
+from medmdm.data.lists import IMAGE_SECTIONS, DataList, image_name, image_names, regions_overlap
 from medmdm.data.patients import suspected_patients
 from medmdm.data.selection import Selection
 from medmdm.errors import UserError
@@ -46,6 +46,8 @@ def identical_images(inspected: Sequence[Facts]) -> Iterator[Finding]:
         else:
             same = f"{other.name} in {other.section} and {case.name} in {case.section} hold the same pixels"
             advice = "remove one, for a score on an image that was trained on says nothing"
+            if {case.section, other.section} == {"training", "unlabeled"}:
+                advice = "remove the one in unlabeled, for it is labelled"
             yield Finding.error("image-in-two-sections", f"{same}: {advice}", *names)
 
 
@@ -64,11 +66,12 @@ def _first_in_sections(group: Sequence[ListedCase], parts: bool) -> Iterator[tup
 def shared_patients(data_list: DataList) -> Iterator[Finding]:
     """Find patients in two sections: a warning for a publisher's split, an error for any other.
 
-    Where the list names none, names that look like ``patient_number`` are a warning.
+    Where the list names none, names that look like ``patient_number`` are a warning. Unlabelled images train too. Of
+    the patients in training there may be some, of which a warning says what follows.
     """
     official = data_list.information.get("split") == "official"
-    sections = {section: getattr(data_list, section) for section in SECTIONS}
-    cases: dict[str, dict[str, list[str]]] = {section: defaultdict(list) for section in SECTIONS}
+    sections = {section: getattr(data_list, section) for section in IMAGE_SECTIONS}
+    cases: dict[str, dict[str, list[str]]] = {section: defaultdict(list) for section in IMAGE_SECTIONS}
     number: dict[str, int] = {}  # in the order of the list, stands for a patient: ids identify people
     for section, entries in sections.items():
         for entry in entries:
@@ -80,7 +83,7 @@ def shared_patients(data_list: DataList) -> Iterator[Finding]:
         suspected = suspected_patients(names)
         if suspected:
             yield Finding.warning("patients-unknown", f"{suspected} (python -m medmdm split)")
-    for a, b in combinations(SECTIONS, 2):
+    for a, b in combinations(IMAGE_SECTIONS, 2):
         shared = [patient for patient in number if patient in cases[a] and patient in cases[b]]
         if not shared:
             continue
@@ -99,6 +102,14 @@ def shared_patients(data_list: DataList) -> Iterator[Finding]:
         )
         sentence = f"{len(affected)} of {len(sections[b])} {b} cases are of patients who are also in {a}"
         make = Finding.warning if official else Finding.error
+        if b == "unlabeled" and a == "training":
+            advice = (
+                "scores by cross-validation of a head that learns from unlabelled images are of known patients then"
+            )
+            yield Finding.warning("patient-labelled-in-part", f"{sentence}: {described}{more}; {advice}", *affected)
+            continue
+        if b == "unlabeled":
+            make, advice = Finding.error, "take them out of 'unlabeled', for what is there trains too"
         yield make("patient-in-two-sections", f"{sentence}: {described}{more}; {advice}", *affected)
 
 
@@ -177,7 +188,8 @@ def quick_check(selection: Selection) -> list[str]:
                             f"{paths[0]} is in {section} and a copy of it, {others[0]}, in training: remove one from "
                             "the data list, or pass --transductive true to train on both knowingly."
                         )
-    return [finding.message for finding in shared_patients(selection.data_list)]
+    shared = shared_patients(selection.data_list)
+    return [finding.message for finding in shared if finding.check == "patient-in-two-sections"]
 
 
 def _files(entries: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, ...], Any]]:

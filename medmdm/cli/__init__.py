@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 import medmdm
-from medmdm.cli import check, compare, convert, export, init, plan_labels, prepare, report, split
+from medmdm.cli import add_labels, check, compare, convert, export, init, plan_labels, prepare, report, split
 from medmdm.errors import INTERRUPTED, UserError, find_user_error
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, plan_labels, report, compare, convert, export)
+COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export)
 
 _BUNDLES = (
     "To train and to segment, lay out the bundles in a folder (python -m medmdm init FOLDER) and run one there: "

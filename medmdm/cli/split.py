@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--subset", type=int, metavar="N", help="keep N training cases")
     parser.add_argument(
-        "--rule", choices=("paper", "seeded"), default="paper", help="how to choose them (default: paper)"
+        "--rule",
+        choices=("paper", "seeded"),
+        help="how to choose them (default: paper for glas and monuseg)",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another division (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace data lists that differ")
@@ -36,16 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run ``split`` with parsed arguments and print what came out."""
     from medmdm.data.lists import load_data_list
-    from medmdm.data.splits import patients_unknown, split_data_list, summarise
+    from medmdm.data.splits import default_rule, patients_unknown, split_data_list, summarise
     from medmdm.files import atomic_write
 
     out = Path(args.out).expanduser()
     if out.suffix.lower() != ".json":
         raise UserError(f"OUT is {out}: give the name of a JSON file, such as {out.name}.json.")
     data_list = load_data_list(args.data_list)
-    lists = split_data_list(
-        data_list, args.test, args.folds, args.stratify, args.subset, args.rule, args.seed, args.subject
-    )
+    rule = args.rule or default_rule(data_list.name)
+    lists = split_data_list(data_list, args.test, args.folds, args.stratify, args.subset, rule, args.seed, args.subject)
     numbered = [out.with_name(f"{out.stem}_fold_{k}{out.suffix}") for k in range(1, len(lists) + 1)]
     paths = [out] if args.folds is None else numbered
     texts = [json.dumps(content, indent=2, ensure_ascii=False) + "\n" for content in lists]

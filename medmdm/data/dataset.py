@@ -24,6 +24,7 @@ from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
 from medmdm.files import lines_hash, pixel_hash, text_hash
+from medmdm.patients import patient_id
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class CropDataset(Dataset):
     @property
     def patient_ids(self) -> list[str]:
         """Sorted, distinct patient ids in clear text: for memory only, hash them before they are written."""
-        return sorted({entry["patient_id"] for entry in self.data if "patient_id" in entry})
+        known = {patient_id(entry.get("patient_id")) for entry in self.data}
+        return sorted(patient for patient in known if patient is not None)
 
     @property
     def sentences(self) -> list[str]:

@@ -17,7 +17,7 @@ from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, open_slices
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, plain_tensor, target_shape
-from medmdm.errors import UserError, find_user_error
+from medmdm.errors import UserError, counted, find_user_error
 from medmdm.files import pixel_hash
 
 
@@ -72,8 +72,8 @@ class HeldOut:
             expected = channels or (len(images[0]) if images else len(image))
             if len(image) != expected:
                 raise UserError(
-                    f"{entry['image']} has {len(image)} channels, but {expected} are expected: convert it or pass "
-                    f"--channels {len(image)} if all images are like it."
+                    f"{entry['image']} has {counted(len(image), 'channel')}, but {expected} are expected: convert it "
+                    f"or pass --channels {len(image)} if all images are like it."
                 )
             images.append(image.to(torch.float32))
         return torch.stack(images)

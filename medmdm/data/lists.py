@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from medmdm.data.files.detached import leaves_folder
 from medmdm.errors import UserError, nearest
 from medmdm.files import resource_folder
 from medmdm.labels import IGNORE, LABEL_TYPES
+from medmdm.patients import patient_id
 
 SECTIONS = ("training", "validation", "test")
 #: Sections of images: pre-training and segmentation may look at what nobody has labelled.
@@ -72,6 +74,7 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
     The image may be a volume (or the folder of a DICOM series, with ``series_uid`` where it holds several), cut into
     slices along the entry's ``axis``; a list of paths makes several sequences of one patient the channels of one image.
     ``spacing`` (mm) or ``magnification``, of the entry or of the whole list, says how large the pixels of pictures are.
+    A value of an entry that is missing (``null`` or NaN, as pandas writes it) is as if its key were not there.
 
     Args:
         source: a JSON file, the name of a list that comes with medmdm (``"glas"``), or the content as a dictionary.
@@ -107,6 +110,7 @@ def shipped_data_lists() -> list[DataList]:
 
 
 def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool) -> DataList:
+    content = _without_missing(content, title)
     for key in _TEXT_KEYS:
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{title}: {key!r} is {content[key]!r}, but must be text.")
@@ -135,14 +139,26 @@ def _parse(content: dict[str, Any], title: str, path: Path | None, shipped: bool
     return DataList(name=name, path=path, shipped=shipped, information=information, **sections)
 
 
+def _without_missing(value: Any, where: str) -> Any:
+    """Leave out keys whose value is NaN; refuse infinite numbers, which no file of a run could hold."""
+    if isinstance(value, Mapping):
+        found = {key: _without_missing(one, f"{where}: {key!r}") for key, one in value.items()}
+        return {key: one for key, one in found.items() if one is not None or value[key] is None}
+    if isinstance(value, (list, tuple)):
+        return [_without_missing(one, f"{where}[{i}]") for i, one in enumerate(value)]
+    if isinstance(value, float) and math.isinf(value):
+        raise UserError(f"{where} is {value}: give a finite number, or null where it is missing.")
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _entry(value: Any, where: str) -> dict[str, Any]:
     entry = {"image": value} if isinstance(value, str) else value
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {value!r}: an entry must be an object with 'image'.")
-    if "image" not in entry:
+    if entry.get("image") is None:
         close = nearest("image", entry)
         raise UserError(f"{where} has no 'image'{close}: add the path relative to the data set's folder.")
-    entry = dict(entry)
+    entry = {key: value for key, value in entry.items() if value is not None}
     for key in ("image", "label"):
         value, place = entry.get(key), f"{where}: {key!r}"
         if key == "image" and isinstance(value, list) and value:  # several sequences of one patient, as channels
@@ -150,13 +166,11 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
         elif key in entry:
             entry[key] = _relative_path(value, place)
     if "patient_id" in entry:
-        patient = entry["patient_id"]
-        if not isinstance(patient, (str, int)) or isinstance(patient, bool) or patient == "":
-            raise UserError(f"{where}: 'patient_id' must be text or a whole number.")  # its value is not shown
-        entry["patient_id"] = str(patient)
-    if entry.get("region") is None:
-        entry.pop("region", None)
-    else:
+        try:
+            entry["patient_id"] = patient_id(entry["patient_id"])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    if "region" in entry:
         _check_region(entry["region"], f"{where}: 'region'")
     return entry
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.files.formats import is_volume
+from medmdm.data.files.pictures import image_size
 from medmdm.data.files.volumes import Slicing
 from medmdm.data.lists import image_names
 from medmdm.data.meaning import WhiteMasks, with_ones
@@ -27,7 +28,7 @@ from medmdm.data.slices import LoadSliced, VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByDtyped, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers, turned_onto
-from medmdm.errors import UserError, find_user_error, nearest, warn_once
+from medmdm.errors import UserError, counted, find_user_error, nearest, warn_once
 from medmdm.files import lines_hash, pixel_hash, text_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
@@ -196,6 +197,17 @@ class LoadedCase:
             return self.slicing.to_volume(np.load(self.original, mmap_mode="r"))
         return self.original  # type: ignore[return-value]
 
+    def in_place(self, values: np.ndarray) -> np.ndarray:
+        """Return values of the case's region, ``[..., rows, columns]``, in the whole picture, 0 around it."""
+        region = self.entry.get("region")
+        if region is None:
+            return values
+        whole = np.zeros((*values.shape[:-2], *image_size(self.entry["image"])), values.dtype)
+        rows = slice(*region.get("rows", (0, whole.shape[-2])))
+        columns = slice(*region.get("columns", (0, whole.shape[-1])))
+        whole[..., rows, columns] = values
+        return whole
+
     @property
     def name(self) -> str:
         """The case's id."""
@@ -333,8 +345,8 @@ class CaseReader:
         channels = self.plan.get("channels")
         if channels is not None and len(image) != channels:
             raise UserError(
-                f"{entry['image']} has {len(image)} channels, but the backbone takes {channels}: use one that was "
-                "trained on such images."
+                f"{entry['image']} has {counted(len(image), 'channel')}, but the backbone takes {channels}: use one "
+                "that was trained on such images."
             )
         if "label" in prepared:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()

@@ -16,7 +16,9 @@ import numpy as np
 from medmdm.data.lists import SECTIONS, DataList, image_name, image_names
 from medmdm.data.patients import find_subject, subject_pattern, suspected_patients
 from medmdm.errors import UserError, counted, nearest
+from medmdm.patients import patient_id
 
+PAPERS = ("glas", "monuseg")
 SUBSET_RULES = ("paper", "seeded")
 _MOST_GROUPS_TO_SWAP = 300
 
@@ -98,6 +100,11 @@ def subset(entries: Sequence[Mapping[str, Any]], n: int, rule: str = "paper", se
     return sorted(ordered[:n], key=_identity)
 
 
+def default_rule(name: str | None) -> str:
+    """Return the rule of a data list by its name: ``"paper"`` for the paper's two sets, ``"seeded"`` for all others."""
+    return "paper" if name in PAPERS else "seeded"
+
+
 def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
     """Group cases that must stay together.
 
@@ -113,11 +120,12 @@ def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
         return key
 
     def own(entry: Mapping[str, Any]) -> tuple[str, str]:
-        return ("patient", entry["patient_id"]) if "patient_id" in entry else ("image", image_name(entry))
+        patient = patient_id(entry.get("patient_id"))
+        return ("image", image_name(entry)) if patient is None else ("patient", patient)
 
-    without = {image_name(entry) for entry in entries if "patient_id" not in entry}
+    without = {image_name(entry) for entry in entries if own(entry)[0] == "image"}
     for entry in entries:
-        if "patient_id" in entry and image_name(entry) in without:
+        if own(entry)[0] == "patient" and image_name(entry) in without:
             parent[root(own(entry))] = root(("image", image_name(entry)))
     groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in sorted((dict(entry) for entry in entries), key=_identity):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 
 _TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
 _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
@@ -137,7 +137,7 @@ def label_numbers(label: np.ndarray, name: str, most: int | None = None) -> np.n
     """
     if len(label) != 1:
         raise UserError(
-            f"{name} has {len(label)} channels, but a label has one number per pixel: save the numbers "
+            f"{name} has {counted(len(label), 'channel')}, but a label has one number per pixel: save the numbers "
             "of its classes as grey."
         )
     if label.dtype.kind == "f":
@@ -164,7 +164,7 @@ def check_known(
     classes: Iterable[int] | None,
     ignore: int | None,
     name: str,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | None] | None = None,
 ) -> None:
     """Refuse numbers that are no class.
 

@@ -116,7 +116,8 @@ class ClosedFormHead:
         small = fit_linear(sums.select(channels), chosen["ridge"], self.method, self.standardize)
         weight = torch.zeros(task.num_classes, extractor.num_features)
         weight[:, channels] = small.weight
-        return Segmenter(extractor, LinearClassifier(weight, small.bias).to(task.device))
+        classifier = LinearClassifier(weight, small.bias).to(task.device)
+        return Segmenter(extractor, classifier, undeclared=task.undeclared)
 
     def _parts(self, task: Task) -> list[list[Example]]:
         """Return what is left out together."""

@@ -6,7 +6,8 @@ import copy
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,9 +75,11 @@ class FineTuning:
         head = PixelClassifier(own.num_features, task.num_classes, (), 1, task.seed).to(task.device)
         rate = self.training.learning_rate
         groups = [{"params": trained, "lr": rate * self.backbone_rate}, {"params": list(head.parameters()), "lr": rate}]
-        averaged, evidence = self.training.run(Segmenter(own, head), groups, task, head.train, self.unlabelled)
+        segmenter = Segmenter(own, head, undeclared=task.undeclared)
+        averaged, evidence = self.training.run(segmenter, groups, task, head.train, self.unlabelled)
         assert isinstance(averaged, Segmenter)
-        fitted = Segmenter(averaged.extractor, averaged.head, flips=self.training.flips)
+        flips, undeclared = self.training.flips, task.undeclared
+        fitted = Segmenter(averaged.extractor, averaged.head, flips=flips, undeclared=undeclared)
         return Fitted(fitted.requires_grad_(False), evidence)
 
 
@@ -90,14 +93,20 @@ class FromScratch:
         multiple: what the network needs the sides of its input to be multiples of.
         training: the recipe.
         unlabelled: how unlabelled images are used; None leaves them alone.
+        steps: of the recipe, as earlier versions had it; None for what ``training`` says.
     """
 
     network: Callable[[], nn.Module]
     multiple: int = 32
     training: Training = field(default_factory=Training)
     unlabelled: Consistency | None = None
+    steps: InitVar[int | None] = None
 
     needs_backbone = False
+
+    def __post_init__(self, steps: int | None) -> None:
+        if steps is not None:
+            self.training = replace(self.training, steps=steps)
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -112,11 +121,13 @@ class FromScratch:
         except (TypeError, ValueError) as error:
             kind = self.network.func if isinstance(self.network, functools.partial) else self.network
             raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
-        network = PaddedNetwork(made, self.multiple, task.num_classes).to(task.device)
+        padding: dict[str, Any] = {"multiple": self.multiple, "num_classes": task.num_classes}
+        padding["undeclared"] = task.undeclared
+        network = PaddedNetwork(made, **padding).to(task.device)
         groups = [{"params": list(network.parameters()), "lr": self.training.learning_rate}]
         train_mode = functools.partial(network.train, True)
         averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled)
         assert isinstance(averaged, PaddedNetwork)
-        fitted = PaddedNetwork(averaged.network, self.multiple, task.num_classes, self.training.flips).eval()
+        fitted = PaddedNetwork(averaged.network, flips=self.training.flips, **padding).eval()
         parameters = sum(p.numel() for p in fitted.parameters())
         return Fitted(fitted.requires_grad_(False), {**evidence, "parameters": parameters})

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.backbones.feature_maps import cut, gather
 from medmdm.components import declared
 from medmdm.data.reading import Example
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import VIEWS, Fitted, Task, check_normalize, labelled, random_crop, views
@@ -74,7 +75,7 @@ class PixelClassifierHead:
         views: what the backbone reads, once: ``"windows"`` that cover the images, ``"whole"`` images, ``"crops"``, one
             per image, or a number, so many crops per image; or ``"fresh"``: a new crop of each image and a new mask
             (one for the images of a step) at every step, as published. None for what predictions will be made from.
-        class_weights: of the cross-entropy, one per class, or None.
+        class_weights: of the cross-entropy, one per class of the data list, or None.
         dice_weight: adds so much soft Dice to the cross-entropy; 0 is the paper's loss.
         ensemble: how members are joined, see :class:`medmdm.heads.Segmenter`.
 
@@ -123,7 +124,7 @@ class PixelClassifierHead:
         how: Any = (kind, reading.window, reading.overlap, crops, task.seed)
         samples = labelled(view for example in task.examples for view in views(example, *how))
         losses, stopped = self._train(head, samples, task, extractor)
-        model = Segmenter(extractor, head, self.ensemble)
+        model = Segmenter(extractor, head, self.ensemble, undeclared=task.undeclared)
         return Fitted(model, {"epochs": stopped, "final_losses": losses, "views": len(samples)})
 
     def _train(
@@ -153,14 +154,18 @@ class PixelClassifierHead:
             running = sorted(rule.running)
             found = []
             for number in running:  # they share nothing but the features: one at a time takes the least memory
-                loss = self.loss_function(classify(members[number]), label)
+                loss = self.loss_function(*task.without_gaps(classify(members[number]), label))
                 loss.backward()
                 found.append(loss.detach())
             losses[running] = torch.stack(found).cpu()
             optimizer.step()
 
+        marks = [time.perf_counter()]
+
         def end_of_epoch(engine: Engine) -> None:
             epoch, found = engine.state.epoch, losses.tolist()
+            marks.append(time.perf_counter())
+            self._say_how_long(marks)
             if not bool(losses.isfinite().all()):
                 raise UserError(f"The head's loss became {found} in epoch {epoch}: lower its learning_rate.")
             for member in rule.update(epoch, found):
@@ -176,6 +181,14 @@ class PixelClassifierHead:
             head.set_member(member, state)
         head.eval()
         return rule.last, rule.epochs
+
+    def _say_how_long(self, marks: Sequence[float]) -> None:
+        """Say it once, by the second epoch, as the first one computed the features; ``marks`` are times in seconds."""
+        if len(marks) == 3 <= self.max_epochs:
+            least, most = ((marks[2] - marks[1]) * epochs / 60 for epochs in (self.min_epochs, self.max_epochs))
+            ensemble = counted(self.members, "member")
+            span = f"at least {self.min_epochs}, at most {self.max_epochs} epochs"
+            logger.info("fitting %s takes about %.2g to %.2g min (%s)", ensemble, least, most, span)
 
     def _batch(
         self, chosen: Sequence[Example], task: Task, extractor: Extractor, rng: np.random.Generator

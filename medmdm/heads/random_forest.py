@@ -157,7 +157,7 @@ class RandomForestHead:
         )
         head = RandomForest.grown(forest.fit(x, y), task.num_classes).to(task.device)
         evidence = {"pixels": len(y), "nodes": head.config["nodes"], "depth": head.config["depth"]}
-        return Fitted(Segmenter(extractor, head), evidence)
+        return Fitted(Segmenter(extractor, head, undeclared=task.undeclared), evidence)
 
     def _draw(self, example: Example, number: int, task: Task, extractor: Extractor) -> tuple[np.ndarray, np.ndarray]:
         """Return features ``[N, C]`` and classes ``[N]`` of pixels of an image, drawn over all its views together."""

@@ -25,6 +25,8 @@ from medmdm.errors import UserError
 from medmdm.heads.task import Reading
 
 ENSEMBLES = ("mean", "vote")
+#: Logits of classes that do not exist: their probability is 0, yet windows can be blended, which infinity could not.
+NEVER = -1e4
 
 
 class _Voices(nn.Module):
@@ -32,6 +34,7 @@ class _Voices(nn.Module):
 
     ensemble = "mean"
     flips: tuple[int, ...] = ()
+    undeclared: tuple[int, ...] = ()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As :meth:`medmdm.backbones.layers.BlockNetwork.load_state_dict`."""
@@ -78,6 +81,13 @@ class _Voices(nn.Module):
                 disputed.add(each.softmax(1))
         return torch.cat([logits, spread.total(), disputed.disagreement()], dim=1)
 
+    def _shut(self, logits: Tensor, spatial: Sequence[int]) -> Tensor:
+        """Shut off the channels of numbers that are no class: ``[..., K, *spatial]``."""
+        if not self.undeclared:
+            return logits
+        numbers = torch.tensor(self.undeclared, device=logits.device)
+        return logits.index_fill(logits.ndim - len(spatial) - 1, numbers, NEVER)
+
     def _vote(self, logits: Tensor) -> Tensor:
         if self.ensemble == "mean":
             return logits.softmax(1)
@@ -96,13 +106,19 @@ class Segmenter(_Voices):
         ensemble: how several members are joined: ``"mean"`` of their probabilities or ``"vote"`` of their classes.
         flips: spatial axes along which images are also read mirrored, every combination of them once; what is read is
             mirrored back and joined as members are.
+        undeclared: numbers below K that are no class, as 2 and 3 of the classes 0, 1 and 4: they are never predicted.
 
     Raises:
         UserError: an unknown ensemble.
     """
 
     def __init__(
-        self, extractor: Extractor, head: nn.Module, ensemble: str = "mean", flips: Sequence[int] = ()
+        self,
+        extractor: Extractor,
+        head: nn.Module,
+        ensemble: str = "mean",
+        flips: Sequence[int] = (),
+        undeclared: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if ensemble not in ENSEMBLES:
@@ -110,7 +126,7 @@ class Segmenter(_Voices):
         self.extractor = extractor
         self.head = head
         self.ensemble = ensemble
-        self.flips = tuple(flips)
+        self.flips, self.undeclared = tuple(flips), tuple(undeclared)
         self.eval()
 
     @property
@@ -135,7 +151,7 @@ class Segmenter(_Voices):
     def member_logits(self, image: Tensor, members: slice | None = None) -> Tensor:
         """Return the logits of each member, ``[M, B, K, *spatial]``."""
         size = self.extractor.padded_size(image.shape[2:])
-        return cut(self.head(self.extractor(image), size, members), image.shape[2:])
+        return self._shut(cut(self.head(self.extractor(image), size, members), image.shape[2:]), image.shape[2:])
 
     def voices(self, image: Tensor) -> Iterator[Tensor]:
         """Yield the logits of one member after the other, for each mirror image."""
@@ -158,7 +174,7 @@ class Segmenter(_Voices):
         """Yield the logits of one member after the other."""
         size = self.extractor.padded_size(spatial)
         for m in range(self.members):
-            yield cut(self.head(maps, size, slice(m, m + 1))[0], spatial)
+            yield self._shut(cut(self.head(maps, size, slice(m, m + 1))[0], spatial), spatial)
 
     def train(self, mode: bool = True) -> Segmenter:
         """Stay in evaluation mode."""
@@ -202,16 +218,22 @@ class PaddedNetwork(_Voices):
         num_classes: K, checked at the first call; None: not checked.
         flips: spatial axes along which images are also read mirrored when the network is evaluated; the logits are then
             the logarithm of the mean probabilities.
+        undeclared: numbers below K that are no class: they are never predicted.
     """
 
     def __init__(
-        self, network: nn.Module, multiple: int = 32, num_classes: int | None = None, flips: Sequence[int] = ()
+        self,
+        network: nn.Module,
+        multiple: int = 32,
+        num_classes: int | None = None,
+        flips: Sequence[int] = (),
+        undeclared: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
         self.num_classes = num_classes
-        self.flips = tuple(flips)
+        self.flips, self.undeclared = tuple(flips), tuple(undeclared)
         if isinstance(network, BasicUNet) and multiple % 16 == 0:
             for part in network.modules():  # the sides fit at every level, and a padding by nothing copies everything
                 if isinstance(part, UpCat):
@@ -235,7 +257,7 @@ class PaddedNetwork(_Voices):
         if self.num_classes is not None and not torch.jit.is_tracing() and logits.shape[1] != self.num_classes:
             given = f"gives {logits.shape[1]} classes, but the data has {self.num_classes}"
             raise UserError(f"The network {given}: set its out_channels.")
-        return cut(logits, spatial)
+        return self._shut(cut(logits, spatial), spatial)
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,13 @@ class Task:
 
     Args:
         examples: the labelled support.
-        num_classes: K, background included.
+        num_classes: K, background included: one more than the largest class number.
         reading: how images are read, here and when predictions are made.
         seed: of everything random.
         device: where to compute.
         unlabelled: images ``[C, *spatial]`` in [-1, 1] that a fit may look at besides, never those it is tested on.
         modality: ``"histology"`` or ``"radiology"``: which augmentation suits the images; None for none.
+        classes: the numbers of the classes, rising, where some below K are none (0, 1, 4); None for all of them.
 
     Raises:
         UserError: there is no labelled image, less than two classes, the window has another number of
@@ -85,6 +86,7 @@ class Task:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     unlabelled: Sequence[Tensor] = field(default=(), repr=False)
     modality: str | None = None
+    classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.examples:
@@ -95,8 +97,32 @@ class Task:
             n, window = example.label.ndim, list(self.reading.window)
             if n != len(window):
                 raise UserError(f"window must be {n} whole numbers for images of {n} dimensions, got {window}.")
-            above = set(example.label[example.known & (example.label >= self.num_classes)].tolist())
-            check_known(above, range(self.num_classes), IGNORE, f"the label of {example.case or 'an image'}")
+            known, found = self.known_classes, set(example.label[example.known].unique().tolist())
+            check_known(found, known, IGNORE, f"the label of {example.case or 'an image'}")
+
+    @property
+    def known_classes(self) -> tuple[int, ...]:
+        """The numbers of the classes, rising."""
+        return tuple(range(self.num_classes) if self.classes is None else self.classes)
+
+    @property
+    def undeclared(self) -> tuple[int, ...]:
+        """The numbers below K that are no class, for :class:`medmdm.heads.Segmenter`."""
+        return tuple(number for number in range(self.num_classes) if number not in self.known_classes)
+
+    def without_gaps(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and labels of the declared classes alone, numbered one after the other: a loss sees no others.
+
+        Args:
+            logits: ``[B, K, *spatial]``.
+            label: class numbers, ``[B, *spatial]``; ignored pixels keep their number.
+        """
+        kept = sorted({0, *self.known_classes})  # losses take the first for the background
+        if len(kept) == self.num_classes:
+            return logits, label
+        places = torch.full((IGNORE + 1,), IGNORE, device=label.device)
+        places[kept] = torch.arange(len(kept), device=label.device)
+        return logits[:, kept], places[label]
 
 
 @dataclass(frozen=True)

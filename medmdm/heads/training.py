@@ -166,7 +166,7 @@ class Training:
             optimizer.zero_grad(set_to_none=True)
             with self._autocast(task.device):
                 logits = network(images)
-            loss = loss_function(logits[: len(labels)].float(), labels)
+            loss = loss_function(*task.without_gaps(logits[: len(labels)].float(), labels))
             if taught is not None:
                 loss = loss + taught.loss(logits[len(labels) :].float())
             loss.backward()
@@ -245,7 +245,8 @@ def _support_loss(network: nn.Module, crops: _Crops, loss_function: Callable[...
     """Return the mean loss of crops of the labelled images that no step has seen."""
     network.eval()
     drawn = [crops[len(crops) - 1 - n] for n in range(16)]
-    losses = [loss_function(network(x[None].to(task.device)).float(), y[None].to(task.device)) for x, y in drawn]
+    placed = [(network(x[None].to(task.device)).float(), y[None].to(task.device)) for x, y in drawn]
+    losses = [loss_function(*task.without_gaps(*pair)) for pair in placed]
     return float(torch.stack(losses).mean())
 
 

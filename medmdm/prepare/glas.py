@@ -11,7 +11,7 @@ import pandas as pd
 from skimage.segmentation import relabel_sequential
 
 from medmdm.data.lists import SECTIONS, load_data_list
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem
 
@@ -45,9 +45,15 @@ def plan(release: Release) -> Preparation:
             cases.append(picture_case(stem, section, image, own, _glands, row=row, columns=columns))
     notices += [f"{row}: {missing} of {totals[row]} images are not in the source" for row, missing in absent.items()]
     if unlabelled:
-        notices.append(f"{len(unlabelled)} images have no mask (*_anno) and get no label: {', '.join(unlabelled[:10])}")
+        notices.append(
+            f"{counted(len(unlabelled), 'image', 'has', 'have')} no mask (*_anno), so there is no label: "
+            f"{', '.join(unlabelled[:10])}"
+        )
     if images:
-        notices.append(f"{len(images)} images are not in the official release and are left out: {', '.join(images)}")
+        notices.append(
+            f"{counted(len(images), 'image', 'is', 'are')} not in the official release and left out: "
+            f"{', '.join(images)}"
+        )
     scale = {"objective": "20x", "spacing": [0.00062, 0.00062]}  # mm
     information = {"name": published.name, **published.information, **scale}
     return Preparation(information, tuple(cases), (*release.notices, *notices))

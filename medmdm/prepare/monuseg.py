@@ -12,7 +12,7 @@ from skimage.segmentation import relabel_sequential
 from medmdm.data.files.aperio import draw_regions, read_aperio
 from medmdm.data.lists import load_data_list
 from medmdm.data.mask_names import is_mask
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem
 
@@ -50,8 +50,8 @@ def plan(release: Release) -> Preparation:
     other_lists: dict[str, Any] = {}
     if later:
         notices.append(
-            f"{len(later)} training images of the later release are not among the paper's 30: dataset.json leaves them "
-            f"out, {LATER_LIST} trains on them too"
+            f"{counted(len(later), 'training image')} of the later release not among the paper's 30: dataset.json "
+            f"leaves them out, {LATER_LIST} trains on them too"
         )
         text = f"{published.information['description']} This list adds the images of the later release."
         other_lists[LATER_LIST] = ({"description": text}, "training")
@@ -92,7 +92,8 @@ def _notices(
             yield f"{section}: {absent} of {len(stems)} images are not in the source"
     from_masks = [stem for stem in images if stem not in outlines and stem in masks]
     if from_masks:
-        yield f"{len(from_masks)} images have no XML: their instance masks are used"
+        yield f"{counted(len(from_masks), 'image', 'has', 'have')} no XML: instance masks are used"
     without = [stem for stem in images if stem not in outlines and stem not in masks]
     if without:
-        yield f"{len(without)} images have neither XML nor instance mask and get no label: {', '.join(without)}"
+        lacking = counted(len(without), "image", "has", "have")
+        yield f"{lacking} neither XML nor instance mask, so there is no label: {', '.join(without)}"

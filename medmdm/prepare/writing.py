@@ -92,7 +92,7 @@ def _report(plan: Preparation, journal: Journal, made: int) -> str:
         groups["all"] = every
     table = pd.DataFrame([_row(name, group) for name, group in groups.items()]).dropna(axis="columns", how="all")
     if "objects" in table:
-        table["objects"] = table["objects"].astype("Int64")
+        table["objects"] = ["-" if pd.isna(number) else str(int(number)) for number in table["objects"]]
     lines = [f"{plan.information['name']}: {made} prepared, {len(plan.cases) - made} kept from before", ""]
     lines += [line.rstrip() for line in table.to_string(index=False, na_rep="-").splitlines()]
     pixels = _pixels(every)

@@ -17,7 +17,7 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.data.selection import Selection
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import is_main_process
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
@@ -96,8 +96,11 @@ class Probe(Periodic):
     def first(self, engine: Engine) -> None:
         """Probe the untrained network, unless the run goes on from a checkpoint."""
         count = sum(len(fold) for fold in self.folds)
-        held_out = f"{len(self.validation)} validation cases" if self.validation else "those that are left out in turn"
-        logger.info("probe: %s head on %d labelled training cases, scored on %s", self.head.method, count, held_out)
+        held_out = (
+            counted(len(self.validation), "validation case") if self.validation else "those that are left out in turn"
+        )
+        labelled = counted(count, "labelled training case")
+        logger.info("probe: %s head on %s, scored on %s", self.head.method, labelled, held_out)
         self._extractor(engine)  # raises now what it would raise later
         super().first(engine)
 
@@ -108,7 +111,8 @@ class Probe(Periodic):
         extractor = self._extractor(engine)
         reading = Reading(tuple(self.plan["crop_size"]))
         examples = [example for fold in self.folds for case in fold for example in case.examples]
-        task = Task(examples, self.cases.num_classes, reading, seed=self.seed, device=engine.state.device)
+        known = {"classes": self.cases.classes, "seed": self.seed, "device": engine.state.device}
+        task = Task(examples, self.cases.num_classes, reading, **known)
         sums = [
             PixelSums.total(self.head.sums(e, task, extractor) for case in fold for e in case.examples)
             for fold in self.folds

@@ -14,7 +14,7 @@ from medmdm.data.lists import label_names
 from medmdm.data.meaning import white_of, with_ones
 from medmdm.data.transforms.spatial import cut_region
 from medmdm.data.validity import ImageGrid, check_finite, check_known, check_same_grid, label_numbers
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.runs.record import EvaluatedCase, Evaluation
 
 
@@ -83,7 +83,7 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
             check_same_grid(one.grid, truth.grid, f"{case.name}: the {what}", "the label", "evaluate again")
     classes = _numbers(case, "label", truth)
     predicted_classes = _numbers(case, "predicted mask", prediction)
-    _check_classes(case, "predicted mask", predicted_classes, evaluation, None)
+    _check_classes(case, "predicted mask", predicted_classes, evaluation, 0)
     objects = classes if evaluation.instance_labels else None
     if objects is not None:
         classes = (objects > 0).astype(np.uint8)
@@ -116,7 +116,9 @@ def _part(case: EvaluatedCase, whole: Decoded, what: str, size: tuple[int, ...] 
     """
     array = whole.array
     if what != "image" and array.shape[0] != 1:
-        raise UserError(f"{case.name}: the {what} has {array.shape[0]} channels, but masks have one number per pixel")
+        raise UserError(
+            f"{case.name}: the {what} has {counted(array.shape[0], 'channel')}, but masks have one number per pixel"
+        )
     if case.region is not None and (size is None or array.shape[1:] != size):
         array = cut_region(array, case.region, f"{case.name}: the {what}")
     if size is not None and array.shape[1:] != size:
@@ -134,8 +136,8 @@ def _check_classes(
 ) -> None:
     if not mask.size:
         raise UserError(f"{case.name}: the {what} has no pixels")
-    if mask.max() >= evaluation.num_classes:
-        check_known(mask, range(evaluation.num_classes), ignore, f"{case.name}: the {what}", evaluation.class_names)
+    if mask.max() >= evaluation.num_classes or len(evaluation.classes) < evaluation.num_classes:
+        check_known(mask, evaluation.classes, ignore, f"{case.name}: the {what}", evaluation.class_names)
 
 
 def _instances(case: EvaluatedCase, grid: ImageGrid, size: tuple[int, ...]) -> NDArray[np.integer] | None:

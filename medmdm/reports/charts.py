@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medmdm.reports.rendering import counted
+from medmdm.errors import counted
 
 
 @dataclass(frozen=True)

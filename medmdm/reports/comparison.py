@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import medmdm
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError, counted, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.charts import Band, Chart, differences, intervals
 from medmdm.reports.pseudonyms import Pseudonyms, public_protocol
-from medmdm.reports.rendering import METRICS, counted, csv_text, flat, metric_title, render
+from medmdm.reports.rendering import METRICS, csv_text, flat, metric_title, render
 from medmdm.reports.report import PAGE_FILE, write_report
 from medmdm.reports.scoring import ScoredCase, Scores
 from medmdm.reports.summary import PER_CASE_FILE, read_per_case

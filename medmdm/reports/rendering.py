@@ -21,6 +21,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from medmdm.errors import counted
+from medmdm.files import no_formula
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -50,16 +53,10 @@ BASELINE_COLUMNS = tuple(f"{name}_{key}" for name in BASELINES for key in ("dice
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
-    """Return rows as a CSV file's text."""
+    """Return rows as a CSV file's text, in which no cell is a formula to a spreadsheet."""
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([[no_formula(cell) for cell in row] for row in rows])
     return buffer.getvalue()
-
-
-def counted(number: int, thing: str, one: str = "", many: str = "") -> str:
-    """Return ``"1 case"``, ``"2 cases"``, followed by ``one`` or by ``many``: ``"1 case is"``, ``"2 cases are"``."""
-    words = (str(number), thing if number == 1 else f"{thing}s", one if number == 1 else many)
-    return " ".join(word for word in words if word)
 
 
 def number_text(value: float | None, distance: bool = False, signed: bool = False) -> str:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.charts import Chart, Curve, Strip, curves, strips
 from medmdm.reports.label_plan import label_chart
 from medmdm.reports.pictures import CasePicture, encode_map, top_value
 from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.reports.rendering import METRICS, counted, metric_title, number_text, render
+from medmdm.reports.rendering import METRICS, metric_title, number_text, render
 from medmdm.reports.scoring import ScoredCase, Scores, score_cases
 from medmdm.reports.summary import (
     HEADLINES,
@@ -120,9 +120,9 @@ def _columns(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> dict[st
     """Return the scores in the table of all cases, with their titles."""
     keys = [key for key in (*HEADLINES, "uncertainty") if any(key in case.scores for case in cases)]
     titles = {key: metric_title(key, summary["distance_unit"]) if key in METRICS else "Uncertainty" for key in keys}
-    if not 2 < len(summary["classes"]) <= _CLASS_COLUMNS + 1:
+    if not 1 < len(summary["class_scores"]) <= _CLASS_COLUMNS:
         return titles
-    by_class = {f"dice_{k}": f"Dice {name}" for k, name in enumerate(summary["classes"]) if k}
+    by_class = {f"dice_{k}": f"Dice {row['name']}" for k, row in summary["class_scores"].items()}
     return {"dice": titles["dice"], **by_class, **titles}
 
 

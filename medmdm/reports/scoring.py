@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import volume_geometry
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.metrics.baselines import all_foreground, all_foreground_means
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
@@ -138,7 +138,7 @@ def score_cases(
         found.cases.append(replace(ScoredCase.of(case, number, evaluation, scores), picture=picture, files=files))
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
-        which = f"{'all' if without == listed else f'{without} of'} {listed} cases"
+        which = f"{without} of {counted(listed, 'case')}" if without < listed or listed == 1 else f"all {listed} cases"
         instead = "the connected parts of the predicted mask count as objects, so that objects that touch count as one"
         found.notes.append(f"No map of objects was written for {which}: there {instead}.")
     return found
@@ -171,9 +171,10 @@ def _score(
         surface=surface,
         tolerance=ruler.tolerance,
     )
+    by_class = {number: row for number, row in by_class.items() if number in evaluation.classes}
     scores = class_means(by_class, PER_CLASS)
     for number, row in by_class.items():
-        keys = (*((key for key in PER_CLASS if key in row) if evaluation.num_classes > 2 else ()), *COUNTS)
+        keys = (*((key for key in PER_CLASS if key in row) if len(evaluation.classes) > 2 else ()), *COUNTS)
         scores |= {f"{key}_{number}": row[key] for key in keys}
     if arrays.truth_instances is not None:
         objects = arrays.predicted_instances
@@ -194,14 +195,15 @@ def _baselines(
     mean_mask: NDArray[np.uint8] | None,
 ) -> dict[str, float]:
     """Return the columns of the masks that cost nothing."""
-    numbers = range(1, evaluation.num_classes)
+    numbers = [number for number in evaluation.classes if number]
     counts = {k: {name: scores[f"{name}_{k}"] for name in COUNTS} for k in numbers}
     found = {"all_foreground": (all_foreground(counts), all_foreground_means(counts))}
     if mean_mask is not None and mean_mask.shape == truth.shape:
         ignore = None if evaluation.instance_labels else evaluation.ignore
         rows = pixel_scores(mean_mask, truth, evaluation.num_classes, ignore=ignore, surface=False)
+        rows = {number: rows[number] for number in numbers}
         found["mean_mask"] = rows, class_means(rows, ("dice", "iou"))
-    several = evaluation.num_classes > 2
+    several = len(numbers) > 1
     columns = {f"{name}_{key}": value for name, (_, means) in found.items() for key, value in means.items()}
     by_class = [
         (f"{name}_{key}_{k}", rows[k][key])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medmdm.errors import UserError, nearest
+from medmdm.files import plain_cell
 from medmdm.reports.baselines import beyond
 from medmdm.reports.rendering import render
 from medmdm.runs.record import Provenance
@@ -25,7 +26,7 @@ def read_study(path: Path) -> pd.DataFrame:
         UserError: it cannot be read, a column is missing, or shots are no whole numbers.
     """
     try:
-        table = pd.read_csv(path, dtype={"backbone": str, "head": str, "case": str})
+        table = pd.read_csv(path, converters=dict.fromkeys(("backbone", "head", "case"), plain_cell))
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"the study {path} cannot be read ({error}): run it again.") from error
     for column in _COLUMNS:

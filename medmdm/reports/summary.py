@@ -14,7 +14,7 @@ from typing import Any
 import medmdm
 from medmdm.data.lists import IMAGE_SECTIONS
 from medmdm.errors import UserError
-from medmdm.files import atomic_write
+from medmdm.files import atomic_write, plain_cell
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
 from medmdm.reports.label_plan import read_label_plan
@@ -62,7 +62,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
-    by_name = {row.get("case"): row for row in rows}
+    by_name = {plain_cell(row.get("case") or ""): row for row in rows}
     found = Scores([], [], Ruler("pixels", 0.0, 0.0), source="per_case.csv")
     pseudonyms = Pseudonyms.of([evaluation])
     for number, case in enumerate(evaluation.cases):
@@ -74,7 +74,7 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
             continue
         keys = [key for key in row if key in _SCORES or _NUMBERED.fullmatch(key or "")]
         scored = ScoredCase.of(case, number, evaluation, {key: _number(row[key], key, path) for key in keys})
-        files = (row.get("prediction_file") or "", row.get("reference_file") or "")
+        files = (plain_cell(row.get("prediction_file") or ""), plain_cell(row.get("reference_file") or ""))
         found.cases.append(replace(scored, files=files))
     unit = rows[0].get("distance_unit") or "pixels"
     tolerance = _number(rows[0].get("tolerance"), "tolerance", path)
@@ -128,8 +128,8 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         first = scores.excluded[0].reason if scores.excluded else "there is none"
         raise UserError(f"{evaluation.folder}: no case can be scored (first: {first})")
     patients = [case.patient for case in cases]
-    numbers = range(1, evaluation.num_classes)
-    several = evaluation.num_classes > 2
+    numbers = [number for number in evaluation.classes if number]
+    several = len(numbers) > 1
     summaries = {key: summarise(_values(cases, key), patients) for key in METRICS if _known(cases, key)}
     counts = ({k: {name: case.scores[f"{name}_{k}"] for name in COUNTS} for k in numbers} for case in cases)
     pooled_by_class = pool(counts)
@@ -149,7 +149,7 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "excluded": [{"case": one.name, "reason": one.reason} for one in scores.excluded],
         "source": scores.source,
         "stamp": {key: getattr(provenance, key) for key in ("kind", "sentence", "overlapping")},
-        "classes": evaluation.class_names,
+        "classes": list(evaluation.classes.values()),
         "ignore": None if evaluation.instance_labels else evaluation.ignore,
         "distance_unit": scores.ruler.unit,
         "tolerance": scores.ruler.tolerance,

@@ -13,6 +13,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
 from medmdm.intact import load_record, save_record
 from medmdm.labels import LABEL_TYPES
+from medmdm.patients import patient_id
 
 EVALUATION_FILE = "evaluation.json"
 PROVENANCES = ("inductive", "patients shared", "transductive", "unknown", "cross-validated")
@@ -83,7 +84,7 @@ class EvaluatedCase:
             maps=written,
             region=entry.get("region"),
             series_uid=entry.get("series_uid"),
-            patient=None if patient is None else str(patient),
+            patient=patient_id(None if patient == "" else patient),
             spacing=tuple(float(value) for value in spacing) if spacing else None,
             window=tuple((float(low), float(high)) for low, high in entry.get("window") or ()) or None,
             columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
@@ -99,7 +100,7 @@ class Evaluation:
         dataset: name of the data set.
         dataset_dir: folder of its images and labels.
         section: of the data list.
-        class_names: one per class, the background first.
+        class_names: one per number from 0, the background first; ``None`` for a number that is no class.
         cases: in the order of the data list.
         ignore: label value that is left out; ``None`` if there is none.
         data_list: what the data list says of itself: licence, citation, split, ...
@@ -113,7 +114,7 @@ class Evaluation:
     dataset: str
     dataset_dir: Path
     section: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str | None, ...]
     cases: tuple[EvaluatedCase, ...]
     ignore: int | None = 255
     data_list: Mapping[str, Any] = field(default_factory=dict)
@@ -124,8 +125,13 @@ class Evaluation:
 
     @property
     def num_classes(self) -> int:
-        """Classes with the background."""
+        """One more than the largest class number."""
         return len(self.class_names)
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """The names of the classes by their numbers, the background first."""
+        return {number: name for number, name in enumerate(self.class_names) if name is not None}
 
     @property
     def instance_labels(self) -> bool:
@@ -211,14 +217,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist: give {need}.") from error
 
 
-def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str | None, ...]:
     number = content["num_classes"]
     if type(number) is not int or number < 2:
         raise UserError(f"{path}: 'num_classes' is {number!r}: give a whole number from 2, the background included.")
     names = content.get("class_names") or ["background", *(f"class {k}" for k in range(1, number))]
     if len(names) != number:
         raise UserError(f"{path}: 'class_names' has {len(names)} names for {number} classes: give one per class.")
-    return tuple(str(name) for name in names)
+    return tuple(None if name is None else str(name) for name in names)
 
 
 def _provenance(content: Any, path: Path) -> Provenance:
@@ -274,7 +280,7 @@ def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
 def support_ledger(support: Sequence[LoadedCase]) -> dict[str, Any]:
     """Return the ledger of the labelled cases that a head was trained on, in the form of a backbone's."""
     hashes = [digest for case in support for digest in case.hashes]
-    return make_ledger(hashes, [str(case.entry["patient_id"]) for case in support if "patient_id" in case.entry])
+    return make_ledger(hashes, [case.entry["patient_id"] for case in support if "patient_id" in case.entry])
 
 
 def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | None) -> Provenance:
@@ -295,10 +301,11 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
     if seen:
         sentence = f"{len(seen)} of {len(cases)} test images were seen in training, with or without labels."
         return Provenance("transductive", tuple(seen), sentence)
-    ids = {str(case.entry["patient_id"]) for case in cases if "patient_id" in case.entry}
+    patients = {case.name: patient_id(case.entry.get("patient_id")) for case in cases}
+    ids = {patient for patient in patients.values() if patient is not None}
     hashed = [ledger for ledger in known if ledger["patients"]]
     shared_ids = {i for a in hashed for i in ids if patient_hashes([i], str(a["salt"]))[0] in a["patients"]}
-    shared = [case.name for case in cases if case.entry.get("patient_id") in shared_ids or case.hashes[1] in images]
+    shared = [case.name for case in cases if patients[case.name] in shared_ids or case.hashes[1] in images]
     if shared:
         some = f"{len(shared)} of {len(cases)} are of patients (or parts of images) that training saw"
         sentence = f"The test images are new, but {some}, so the scores are for new images of known patients."

@@ -19,18 +19,19 @@ from torch import nn
 from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
-from medmdm.components import instantiate
+from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries
+from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
 from medmdm.heads.segmenter import Predictor, Segmenter
 from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
-from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
+from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
 from medmdm.segment.journal import BOXES, Journal
-from medmdm.segment.postprocessing import boxes
+from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.postprocessing import Postprocessing, boxes
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +153,15 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         task, cases = self.segmenter.task, self.data.cases
-        if cases.num_classes != task["num_classes"]:
+        known = task.get("classes", range(task["num_classes"]))  # files of 0.2 do not say which of them are declared
+        if cases.num_classes != task["num_classes"] or ("classes" in task and list(cases.classes) != list(known)):
+            own, other = (
+                ", ".join(f"{number} {names[number]}" for number in numbers)
+                for numbers, names in ((known, task["class_names"]), (cases.classes, cases.class_names))
+            )
             raise UserError(
-                f"{self.segmenter.path} tells {task['num_classes']} classes apart ({', '.join(task['class_names'])}), "
-                f"but the data list has {cases.num_classes} ({', '.join(cases.class_names)}): they must be the same."
+                f"{self.segmenter.path} tells {len(known)} classes apart ({own}), but the data list has "
+                f"{len(cases.classes)} ({other}): they must be the same."
             )
         for number, (own, listed) in enumerate(zip(task["class_names"], cases.class_names, strict=True)):
             unnamed = {"object", f"class {number}"}  # the list does not say
@@ -173,16 +179,19 @@ class Evaluation:
         self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
+        postprocess, chosen = follow_labels(self.postprocess, self.data.cases.label_type)
+        for sentence in chosen:
+            logger.info(sentence)
         # Files of medmdm 0.1 hold names of training cases and the path of the backbone.
         protocol = {k: v for k, v in task.items() if k not in (*OF_IMAGES, "training_cases")}
         if task.get("backbone"):
             protocol["backbone"] = Path(str(task["backbone"])).name
         path = Path(self.segmenter.path)
         protocol |= {"segmenter": path.name, "segmenter_sha256": file_hash(path)}
+        protocol["postprocess"] = to_config(postprocess, strict=False)
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
-        scores = evaluate(
-            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol
-        )
+        made = predictor, postprocess, self.outputs, self.report
+        scores = evaluate(record, tested, self.data, *made, provenance, protocol)
         tell(self.handlers, lambda _, means: [means], [scores], **scores)
         return scores
 
@@ -261,7 +270,7 @@ def segment_all(
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
         if outputs.boxes and found.instances is not None:
-            tables.append(boxes(in_place(found.instances, case), in_place(found.mask, case)).assign(case=case.name))
+            tables.append(boxes(case.in_place(found.instances), case.in_place(found.mask)).assign(case=case.name))
         if journal is not None:
             journal.note(case, found)
         logger.info("%d of %d: %s", len(masks), len(entries), masks[-1])
@@ -272,7 +281,7 @@ def segment_all(
     if journal is not None:
         table = journal.all_boxes(table, outputs.boxes)
     if table is not None:
-        atomic_write(folder / BOXES, table.to_csv(index=False))
+        atomic_write(folder / BOXES, table_text(table))
     return masks
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import SECTIONS
 from medmdm.data.reading import CaseReader, LoadedCase, data_identity
 from medmdm.data.selection import Selection
+from medmdm.data.splits import default_rule
 from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
@@ -30,10 +30,10 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
+from medmdm.segment.postprocessing import Postprocessing
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
-Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Outputs:
         """Write on the source's grid; a case that is a part of a picture is written in place, 0 around it."""
         name, image = f"predictions/{case.name}{kind}{suffix}", case.entry["image"]
         source = image[0] if isinstance(image, list) else image
-        write(Path(self.folder) / name, in_place(values, case), source, case.entry.get("series_uid"))
+        write(Path(self.folder) / name, case.in_place(values), source, case.entry.get("series_uid"))
         return name
 
 
@@ -139,7 +139,8 @@ class LabelledData:
         reader: reads cases as the backbone was trained; knows the data set.
         section: that is tested.
         shots: number of training cases; None for all.
-        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`.
+        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`; None for the paper's rule on its two
+            sets, GlaS and MoNuSeg, and the seeded one on all others.
         draw: seed of the subset.
 
     Raises:
@@ -149,10 +150,13 @@ class LabelledData:
     reader: CaseReader
     section: str = "test"
     shots: int | None = None
-    rule: str = "paper"
+    rule: str | None = None
     draw: int = 0
 
     def __post_init__(self) -> None:
+        if self.rule is None:
+            known = self.cases.data_list
+            object.__setattr__(self, "rule", default_rule(None if known is None else known.name))
         if not getattr(self.cases, self.section, None) and not self.cross_validated:
             others = ", ".join(name for name in SECTIONS if getattr(self.cases, name)) or "none"
             need = f"correct the data list or choose another section (with cases: {others})"
@@ -177,7 +181,7 @@ class LabelledData:
 
     def draw_support(self, shots: int, draw: int) -> Sequence[dict[str, Any]]:
         """Return the entries of so many training cases."""
-        return self.cases.subset(shots, self.rule, draw).training
+        return self.cases.subset(shots, str(self.rule), draw).training
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the entries of all cases that are used."""
@@ -213,7 +217,8 @@ class LabelledData:
         known = self.cases.data_list
         told = "" if known is None else json.dumps(known.information.get("modality", ""))
         modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
-        return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality)
+        classes = self.cases.classes
+        return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality, classes)
 
     def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
         """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
@@ -241,6 +246,7 @@ class LabelledData:
         """Return a sentence for each class that a head cannot learn from these cases."""
         seen = {int(number) for case in support for example in case.examples for number in example.label.unique()}
         which = f"none of the {len(support)} labelled images holds class"
+        which = which if len(support) > 1 else "the labelled image does not hold class"
         absent = (number for number in self.cases.classes if number not in seen)
         return [f"{which} {number} {self.cases.class_names[number]} (draw {draw})" for number in absent]
 
@@ -295,7 +301,9 @@ def evaluate(
     for scored in scores.cases:
         logger.info("%s: Dice %.4f, IoU %.4f", scored.name, scored.scores["dice"], scored.scores["iou"])
     if scores.means:
-        logger.info("mean over %d cases: Dice %.4f, IoU %.4f", len(tested), scores.means["dice"], scores.means["iou"])
+        logger.info(
+            "mean over %s: Dice %.4f, IoU %.4f", counted(len(tested), "case"), scores.means["dice"], scores.means["iou"]
+        )
     run.finish(0)
     if outputs.report:
         logger.info("report: %s", report.write(evaluation, scores))
@@ -341,7 +349,7 @@ def _record(
         dataset=f"{name} ({information['label_standard']})" if "label_standard" in information else name,
         dataset_dir=Path(cases.dataset_dir),
         section="training" if data.cross_validated else data.section,
-        class_names=tuple(protocol["class_names"] if cases.data_list is None else cases.class_names),
+        class_names=tuple(name if number in cases.classes else None for number, name in enumerate(cases.class_names)),
         cases=tuple(EvaluatedCase.of(entry, folder) for entry in entries),
         ignore=cases.ignore,
         data_list={"name": name, **information},
@@ -349,15 +357,3 @@ def _record(
         protocol=protocol,
         study=None if outputs.study is None else Path(outputs.study),
     )
-
-
-def in_place(values: np.ndarray, case: LoadedCase) -> np.ndarray:
-    """Return values of a case's region in the whole picture, 0 around it."""
-    region = case.entry.get("region")
-    if region is None:
-        return values
-    whole = np.zeros((*values.shape[:-2], *image_size(case.entry["image"])), values.dtype)
-    rows = slice(*region.get("rows", (0, whole.shape[-2])))
-    columns = slice(*region.get("columns", (0, whole.shape[-1])))
-    whole[..., rows, columns] = values
-    return whole

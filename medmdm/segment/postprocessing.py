@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, float]] = {
     "watershed": {"min_distance": 5.0, "smooth": 1.0, "depth": 0.75},
 }
 ACTIVATIONS = ("softmax", "sigmoid")
+AUTO = "auto"  # a setting that is left to the labels
+Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 _DECIMALS = 3  # of the smoothed distance in pixels: equal heights along a ridge must stay equal
 
 
@@ -38,14 +40,16 @@ class PostProcess:
             background wins wherever it reaches that, even where background scores higher.
         threshold: score below which a pixel is background whatever wins. For a single channel of scores (class 1
             against background) it decides alone.
-        remove_small_objects: connected parts of a class smaller than this become background.
+        remove_small_objects: connected parts of a class smaller than this become background. ``"auto"`` leaves it to
+            the labels that a segmentation is fitted to, see :func:`medmdm.segment.label_defaults.follow_labels`, and
+            is 0 elsewhere.
         fill_holes_below: background smaller than this that one class encloses becomes that class; background that
             touches the edge of the image, or several classes, stays.
         instances: ``None``; ``"components"``: connected parts of a class; ``"watershed"``: these cut where they are
             narrow (distance to the background, its maxima as seeds), or ``{"method": "watershed", "min_distance": 5,
             "smooth": 1, "depth": 0.75}`` with the least distance between two seeds, the standard deviation of the
             Gaussian that smooths the distance, and by how much a neck must be narrower (in half widths) than what it
-            joins.
+            joins. ``"auto"`` leaves it to the labels and is ``None`` elsewhere.
         background: number of the class that is no object.
         activation: ``"softmax"`` or ``"sigmoid"`` where scores are logits and a threshold means probabilities.
         in_mm: sizes are mm² (mm³ in volumes) and distances mm instead of pixels; calls then need the spacing.
@@ -61,7 +65,7 @@ class PostProcess:
 
     argmax: bool = True
     threshold: float | None = None
-    remove_small_objects: float = 0
+    remove_small_objects: float | str = 0
     fill_holes_below: float = 0
     instances: str | Mapping[str, Any] | None = None
     background: int = 0
@@ -75,11 +79,14 @@ class PostProcess:
             hint = nearest(self.activation, ACTIVATIONS)
             raise UserError(f"PostProcess: activation is {self.activation!r}{hint}: use softmax, sigmoid or null.")
         for key in ("remove_small_objects", "fill_holes_below"):
-            if not getattr(self, key) >= 0:
+            value = getattr(self, key)
+            if isinstance(value, str) and (key, value) == ("remove_small_objects", AUTO):
+                continue
+            if isinstance(value, str) or not value >= 0:
                 raise UserError(f"PostProcess: {key} is {getattr(self, key)!r}: give a size of 0 or more.")
         if not 0 <= self.background <= 255:
             raise UserError(f"PostProcess: background is {self.background!r}: give a class number from 0 to 255.")
-        object.__setattr__(self, "instances", _instances(self.instances))
+        object.__setattr__(self, "instances", AUTO if self.instances == AUTO else _instances(self.instances))
 
     def __call__(
         self, scores: Tensor | ArrayLike, spacing: Sequence[float] | None = None
@@ -102,9 +109,10 @@ class PostProcess:
             raise UserError(f"PostProcess: the scores have the shape {values.shape}, expected [classes, *spatial].")
         steps = self._steps(spacing, values.ndim - 1)
         mask = self._classes(values)
-        mask = _without_small_objects(mask, self.remove_small_objects / math.prod(steps), self.background)
+        least = 0.0 if isinstance(self.remove_small_objects, str) else self.remove_small_objects
+        mask = _without_small_objects(mask, least / math.prod(steps), self.background)
         mask = _without_holes(mask, self.fill_holes_below / math.prod(steps), self.background)
-        if self.instances is None:
+        if self.instances is None or self.instances == AUTO:
             return {"mask": mask, "instances": None}
         return {"mask": mask, "instances": self._split(mask, steps)}
 

@@ -19,8 +19,8 @@ from monai.inferers import Inferer
 from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
 from medmdm.data.reading import LoadedCase, content_hash
-from medmdm.errors import UserError, nearest
-from medmdm.files import atomic_write, save_json, sweep_temporaries, text_hash
+from medmdm.errors import UserError, counted, nearest
+from medmdm.files import atomic_write, save_json, sweep_temporaries, table_text, text_hash
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.intact import DamagedFileError, load_record, save_record
@@ -29,7 +29,8 @@ from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.evaluation import LabelledData, Postprocessing
+from medmdm.segment.evaluation import LabelledData
+from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,10 @@ class Grid:
         """Yield (shots, draw, seed), each once, where so many training images are available."""
         for shots in dict.fromkeys(available if n is None else n for n in self.shots):
             if not isinstance(shots, int) or not 1 <= shots <= available:
-                raise UserError(f"shots asks for {shots} images, but there are {available} to train on.")
+                raise UserError(
+                    f"shots asks for {shots}, but to train on there {'is' if available == 1 else 'are'} "
+                    f"{counted(available, 'image')}."
+                )
             for draw in range(1 if shots == available else self.draws):
                 for seed in dict.fromkeys(self.seeds):
                     yield shots, draw, seed
@@ -223,7 +227,7 @@ class Study:
                 logger.info("%s: Dice %.4f, %.1f s", where, dice, content["seconds"])
             rows += [{**asdict(cell), **row} for row in content["rows"]]
         table = pd.DataFrame(rows)
-        atomic_write(folder / "study.csv", table.to_csv(index=False))
+        atomic_write(folder / "study.csv", table_text(table))
         ledger = support_ledger(list(training.values()))
         seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in [*training.values(), *tested]}

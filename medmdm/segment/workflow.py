@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,11 @@ from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.artifacts.weights import first_of
+from medmdm.backbones.cache import CachedExtractor
 from medmdm.components import to_config
+from medmdm.data.added_labels import label_changes
 from medmdm.data.reading import CaseReader, LoadedCase, data_identity
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import file_hash, save_json
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
@@ -31,9 +34,11 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
-from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate
+from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.label_plan import LabelPlanner
 from medmdm.segment.likeness import seen
+from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +109,12 @@ class Segmentation:
         """Do what is not done yet; return mean Dice and IoU."""
         self.data.announce()
         support = self.data.support()
+        postprocess, chosen = follow_labels(self.postprocess, self.data.cases.label_type, support)
+        for sentence in chosen:
+            logger.info(sentence)
+        return replace(self, postprocess=postprocess)._run(support)
+
+    def _run(self, support: list[LoadedCase]) -> dict[str, float]:
         tested = list(support) if self.data.cross_validated else self.data.tested()
         # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
         config = {**self.config, "backbone_sha256": self.backbone.identity}
@@ -112,13 +123,16 @@ class Segmentation:
         record = RunFolder(folder, config, {}, self.data.identity(tested, support, others), self.seed)
         self.outputs.refuse_sources(self.data.entries())
         record.open()
+        known = self.data.cases.data_list
+        for sentence in label_changes({} if known is None else known.information, [case.entry for case in support]):
+            logger.info(sentence)
         for note in self._protocol(support).get("notes", ()):
             logger.warning("%s: it cannot be learnt from them.", note)
         plan: Mapping[str, Any] = self.backbone.plan
         if not self.head.needs_backbone:  # a network from scratch saw none of the images that a backbone saw
             plan = {**plan, "ledger": make_ledger()}
         if self.backbone.extractor is not None and self.head.needs_backbone and not self.model_path.is_file():
-            logger.info(self.backbone.extractor.announce(view_sizes([*support, *tested], self.reading)))
+            logger.info(self.backbone.extractor.announce(view_sizes(support, self.reading)))
         fitted = self._predictor(self._model(self.model_path, support, others, plan))
         predictor: Predictor | FoldPredictor = fitted
         if self.data.cross_validated:
@@ -145,8 +159,9 @@ class Segmentation:
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
         reader = self.apply_to or self.data.reader
         if unlabeled:
-            logger.info("masks of %d images without labels go to %s", len(unlabeled), applied.folder)
-            segment_all(unlabeled, reader, fitted, self.postprocess, applied)
+            logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
+            with self._passing():
+                segment_all(unlabeled, reader, fitted, self.postprocess, applied)
         if self.outputs.label_plan:
             head = self.head if isinstance(self.head, ClosedFormHead) else None
             planner = LabelPlanner(self.data, self.backbone, self.reading, head, seed=self.seed)
@@ -154,10 +169,16 @@ class Segmentation:
                 logger.info("how many labels?\n%s", planner.run(folder))
             except UserError as error:
                 logger.warning("There is no plan of further labels: %s", error)
-        return evaluate(
-            record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
-            support,
-        )  # fmt: skip
+        with contextlib.nullcontext() if self.data.cross_validated else self._passing():
+            return evaluate(
+                record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
+                support,
+            )  # fmt: skip
+
+    def _passing(self) -> contextlib.AbstractContextManager[None]:
+        """Keep no features meanwhile: those of images that are read once would only fill the disk."""
+        extractor = self.backbone.extractor
+        return extractor.passing() if isinstance(extractor, CachedExtractor) else contextlib.nullcontext()
 
     def _predictor(self, model: torch.nn.Module) -> Predictor:
         return Predictor(
@@ -229,7 +250,9 @@ class Segmentation:
             "whole_images": self.reading.whole,
             "overlap": self.reading.overlap,
             "num_classes": cases.num_classes,
+            "classes": list(cases.classes),
             "class_names": list(cases.class_names),
             "label_type": cases.label_type,
+            "postprocess": to_config(self.postprocess),
             **({"notes": lacking} if (lacking := self.data.lacking(support, self.data.draw)) else {}),
         }

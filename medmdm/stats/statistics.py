@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError, counted, nearest
+from medmdm.patients import patient_id
 from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals, json_ready
 
 ENOUGH_PATIENTS = 8  # fewer patients than this say too little about others: then images are counted, with a warning
@@ -33,7 +34,7 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
 
     Args:
         values: one for each image (or volume); those that are not finite are left out.
-        groups: the patient of each; ``None`` or NaN where not known.
+        groups: the patient of each, see :func:`medmdm.patients.patient_id`; ``None`` or NaN where not known.
 
     Raises:
         ValueError: ``groups`` has another length.
@@ -44,22 +45,22 @@ def independent_units(values: NDArray[np.float64], groups: Iterable[Any] | None 
     defined = np.isfinite(values)
     values, patients = values[defined], patients[defined]
     name, n_patients, warnings = "images", None, []
-    missing, counted = int(patients.isna().sum()), "images are counted as if they were independent"
+    missing, as_if = int(patients.isna().sum()), "images are counted as if they were independent"
     if missing < len(patients):
-        names = patients.astype(str)
-        n_patients = int(names[patients.notna()].nunique())
+        names = patients.where(patients.notna(), None).map(patient_id)
+        n_patients = int(names.nunique())
         if missing:
-            warnings.append(f"{missing} of {len(values)} images have no patient: {counted}.")
+            warnings.append(f"{missing} of {len(values)} images have no patient: {as_if}.")
         elif n_patients >= ENOUGH_PATIENTS:
             name = "patients"
             values = pd.Series(values).groupby(names.to_numpy()).mean().to_numpy()
         elif n_patients < len(values):
-            few = f"Only {n_patients} patients: their {len(values)} {counted}"
+            few = f"Only {counted(n_patients, 'patient')}: their {len(values)} {as_if}"
             warnings.append(f"{few}, so that intervals are too narrow.")
     if not len(values):
         warnings.append("No case has a value.")
     elif len(values) < SMALL:
-        warnings.append(f"Only {len(values)} {name}: intervals cover less than they claim, or say little.")
+        warnings.append(f"Only {counted(len(values), name[:-1])}: intervals cover less than they claim, or say little.")
     return Units(name, values, n_patients, tuple(warnings))
 
 

@@ -183,7 +183,7 @@ def test_a_network_from_scratch(kind: type[nn.Module], image: Tensor, tmp_path: 
     assert torch.equal(loaded(image), network(image))
     assert found == written
     assert found["network"] == {"_target_": config["_target_"], **arguments}
-    assert found["padding"] == {"multiple": 16, "num_classes": 2, "flips": [0]}
+    assert found["padding"] == {"multiple": 16, "num_classes": 2, "flips": [0], "undeclared": []}
     assert found["backbone"] == {"crop_size": [16, 16]}
     with pytest.raises(UserError, match="a network trained from scratch, which has no backbone"):
         load_segmenter(tmp_path / "network.pt", tmp_path / "model.pt")

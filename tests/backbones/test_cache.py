@@ -235,3 +235,18 @@ def test_what_heads_derive_is_remembered_as_features_are(tmp_path: Path) -> None
             assert content["number"] == 2.5
         assert cached.in_memory == 72
     assert len(calls) == 1
+
+
+def test_what_passes_is_not_kept(tmp_path: Path) -> None:
+    cached, image = CachedExtractor(made_extractor(), tmp_path), torch.rand(1, 3, 32, 32) * 2 - 1
+    with cached.passing():
+        passed = cached(image)
+        assert not [*tmp_path.rglob("*.pt"), *cached.memory]
+    kept = cached(image)
+    assert len([*tmp_path.rglob("*.pt")]) == len(cached.memory) == 1
+    with cached.passing():
+        again = cached(image)
+    assert cached.extracted == 2
+    for one, other, third in zip(passed, kept, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, third, rtol=0, atol=0)

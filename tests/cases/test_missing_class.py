@@ -69,6 +69,6 @@ def test_a_draw_may_lack_what_the_list_has(run: Run, pictures: Path, tmp_path: P
         drawn[content["cell"]["draw"]] = content["support"]
     without = [draw for draw, support in sorted(drawn.items()) if support != ["3"]]
     assert without
-    assert notes == [f"none of the 1 labelled images holds class 1 a (draw {draw})" for draw in without]
+    assert notes == [f"the labelled image does not hold class 1 a (draw {draw})" for draw in without]
     assert all(f"- {note}\n" in (tmp_path / "study" / "study.md").read_text() for note in notes)
     assert all(note in caplog.text for note in notes)

@@ -52,8 +52,8 @@ def test_glas_without_grades_or_masks(tmp_path: Path) -> None:
     assert "label" not in entries[0]
     assert entries[0]["patient_id"] == "2"  # of the list that comes with medmdm
     assert "Grade.csv is not in the source" in summary
-    assert "1 images have no mask (*_anno) and get no label: train_1" in summary
-    assert "1 images are not in the official release and are left out: train_999" in summary
+    assert "1 image has no mask (*_anno), so there is no label: train_1" in summary
+    assert "1 image is not in the official release and left out: train_999" in summary
 
 
 def test_glas_closes_gaps_in_the_numbers(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_monuseg_truths_splits_and_patients(tmp_path: Path) -> None:
     assert np.unique(label(dest, WITH_MASK)).tolist() == [0, 1, 2]
     assert "outlines: 9 regions in 3 files became 6 objects" in summary
     assert f"{TRAINED}.xml: 1 region(s) of fewer than three vertices not filled (Id 2)" in summary
-    assert "1 images have no XML: their instance masks are used" in summary
-    assert "1 training images of the later release are not among the paper's 30" in summary
+    assert "1 image has no XML: instance masks are used" in summary
+    assert "1 training image of the later release not among the paper's 30" in summary
     assert f"{TESTED}.xml" in summary
 
 
@@ -110,7 +110,7 @@ def test_monuseg_in_one_flat_folder_and_with_odd_outlines(tmp_path: Path) -> Non
     for sentence in ("wholly covered by later ones (Id 1)", "cut out (Id 3)", "cover no pixel of the image (Id 4)"):
         assert f"{TRAINED}.xml: 1 " in summary
         assert sentence in summary
-    assert f"1 images have neither XML nor instance mask and get no label: {TESTED}" in summary
+    assert f"1 image has neither XML nor instance mask, so there is no label: {TESTED}" in summary
     assert "spacing" not in load_data_list(tmp_path / "out" / "dataset.json").training[0]
     assert np.count_nonzero(label(tmp_path / "out", TRAINED)) == 35
 

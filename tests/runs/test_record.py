@@ -37,7 +37,8 @@ def test_what_is_saved_is_what_was_read(run: Path) -> None:
     evaluation = Evaluation.load(run)
     evaluation.save()
     after = json.loads((run / "evaluation.json").read_text())
-    assert after == {**before, "cases": [{"disagreement": None, **case} for case in before["cases"]]}
+    cases = [{"disagreement": None, **case} for case in before["cases"]]
+    assert after == {**before, "cases": cases}
     assert Evaluation.load(run) == evaluation
 
 

@@ -118,7 +118,7 @@ def test_each_cell_is_computed_once(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"shots": [9]}, "shots asks for 9 images"),
+    ({"shots": [9]}, "shots asks for 9, but to train on there are 4 images"),
     ({"reference": ["MDM", "forest"]}, "reference"),
     ({"shots": [2.5]}, "shots#0 must be a whole number of 1 or more"),
     ({"shots": 2}, "shots must be a list of whole numbers"),

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from medmdm.data.transforms.spatial import EachKey, file_name, plain_tensor
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError, counted, nearest
 
 # Values that stand for black and white in each type that has only one sensible answer.
 _FULL_RANGE = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
@@ -113,7 +113,10 @@ def scale_to_range(img: torch.Tensor, ranges: Sequence[Sequence[float]]) -> torc
         UserError: N does not divide C.
     """
     if len(img) % len(ranges):
-        raise UserError(f"{len(ranges)} intensity ranges do not fit an image of {len(img)} channels.")
+        raise UserError(
+            f"{counted(len(ranges), 'intensity range', 'does', 'do')} not fit an image of "
+            f"{counted(len(img), 'channel')}."
+        )
     shape = (-1, *[1] * (img.ndim - 1))
     # In float64: 16-bit intensities with a large offset keep all their steps.
     bounds = torch.tensor(ranges, dtype=torch.float64).repeat_interleave(len(img) // len(ranges), dim=0)

@@ -1,0 +1,54 @@
+"""The command ``add-labels``: see :func:`medmdm.data.added_labels.add_labels`."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import count
+from pathlib import Path
+
+from medmdm.errors import UserError
+
+SUMMARY = "make labels of masks that a person drew or corrected: their cases become training cases of the data list"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``add-labels`` to its parser."""
+    parser.add_argument("data_list", metavar="LIST", help="a JSON data list, or a folder with dataset.json")
+    parser.add_argument("folder", metavar="FOLDER", help="the masks, named as mdm_segment names them in applied/")
+    parser.add_argument("--dataset_dir", metavar="DIR", help="folder of the images; default: the data list's folder")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the new list here; default: LIST, which is kept as LIST_before_labels.json"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists and differs")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run ``add-labels`` with parsed arguments and print what changed."""
+    from medmdm.data.added_labels import add_labels
+    from medmdm.data.folders import list_file
+    from medmdm.data.lists import LIST_NAMES, load_data_list
+    from medmdm.files import atomic_write
+
+    given = Path(args.data_list).expanduser()
+    path = list_file(given) if given.is_dir() else given
+    if path is None:
+        raise UserError(f"{given} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")
+    data_list = load_data_list(path)
+    if data_list.shipped:
+        raise UserError(f"{data_list.title} stays as it is: make a list of your own (python -m medmdm prepare).")
+    root = path.parent if args.dataset_dir is None else Path(args.dataset_dir).expanduser()
+    labels = add_labels(data_list, Path(args.folder).expanduser(), root)
+    if labels.added or labels.replaced:
+        out = path if args.out is None else Path(args.out).expanduser()
+        if args.out is None:
+            content = path.read_bytes()
+            names = (f"{path.stem}_before_labels{'' if n == 1 else f'_{n}'}{path.suffix}" for n in count(1))
+            copies = (path.with_name(name) for name in names)
+            kept = next(copy for copy in copies if not copy.exists() or copy.read_bytes() == content)
+            atomic_write(kept, content)
+            print(f"{kept}: the list as it was")
+        elif out.exists() and not args.overwrite and (not out.is_file() or out.read_text("utf-8") != labels.text):
+            raise UserError(f"{out} exists and differs: give another name or pass --overwrite.")
+        labels.write(out, root)
+        print(f"{out}: written")
+    print("\n".join(labels.sentences))

@@ -1,0 +1,62 @@
+"""Settings of the post-processing that are left to the labels: instances, and how small an object may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from medmdm.data.reading import LoadedCase
+from medmdm.segment.postprocessing import AUTO, PostProcess, Postprocessing
+
+_SMALL = 5  # percentile of the labelled objects' sizes
+_SHARE = 0.5  # of that size: what is smaller is no object
+
+
+def follow_labels(
+    postprocess: Postprocessing, label_type: str, support: Iterable[LoadedCase] = ()
+) -> tuple[Postprocessing, list[str]]:
+    """Replace what is ``"auto"`` by what the labels say, where they number objects.
+
+    Then instances are found by watershed, and parts smaller than half of the 5th percentile of the labelled objects
+    (those that touch no edge of their image) become background. Where labels hold classes everything stays.
+
+    Args:
+        postprocess: as it was set; only a :class:`medmdm.segment.PostProcess` can be left to the labels.
+        label_type: of the data list: ``"classes"`` or ``"instances"``.
+        support: the labelled cases that a head learns from, never those it is tested on.
+
+    Returns:
+        The post-processing, and a sentence for each setting that was chosen.
+    """
+    if not isinstance(postprocess, PostProcess) or label_type != "instances":
+        return postprocess, []
+    sentences = []
+    if postprocess.instances == AUTO:
+        postprocess = dataclasses.replace(postprocess, instances="watershed")
+        sentences.append("labels number objects, so instances are found too (postprocess#instances: watershed)")
+    if postprocess.remove_small_objects == AUTO:
+        sizes = [size for case in support for size in _sizes(case, postprocess.in_mm)]
+        if sizes:
+            least = float(f"{_SHARE * np.percentile(sizes, _SMALL):.3g}")
+            postprocess = dataclasses.replace(postprocess, remove_small_objects=least)
+            unit = "mm² (mm³)" if postprocess.in_mm else "pixels"
+            sentences.append(
+                f"parts smaller than {least:g} {unit} are no objects: half of what 95 % of {len(sizes)} labelled ones "
+                "have (postprocess#remove_small_objects)"
+            )
+    return postprocess, sentences
+
+
+def _sizes(case: LoadedCase, in_mm: bool) -> Sequence[float]:
+    """Return the sizes of a case's labelled objects that touch no edge: those are cut off."""
+    if case.instances is None or (in_mm and case.spacing is None):
+        return []
+    counts = np.bincount(case.instances.ravel())
+    counts[0] = 0
+    for axis in range(case.instances.ndim):
+        for edge in (0, -1):
+            counts[np.unique(case.instances.take(edge, axis))] = 0
+    return (counts[counts > 0] * (math.prod(case.spacing or ()) if in_mm else 1.0)).tolist()

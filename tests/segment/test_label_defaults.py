@@ -1,0 +1,111 @@
+"""Post-processing that is left to the labels, and what of it is recorded and compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medmdm.artifacts.segmenter_file import load_segmenter
+from medmdm.data.files.pictures import read_image
+from medmdm.data.reading import LoadedCase
+from medmdm.data.splits import default_rule
+from medmdm.reports.comparison import compare, load_runs
+from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.postprocessing import PostProcess
+from tests.bundle_runs import Run
+from tests.made import refused
+from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures
+from tests.written import picture
+
+RIDGE = {"_target_": "medmdm.heads.ClosedFormHead"}
+AUTO = PostProcess(remove_small_objects="auto", instances="auto")
+
+
+def labelled(*sizes: int, at: int = 4, spacing: tuple[float, ...] | None = None) -> LoadedCase:
+    """A case of objects of one row each, that many pixels wide, from column ``at``."""
+    numbers = np.zeros((2 * len(sizes) + 2, 60), np.int32)
+    for i, size in enumerate(sizes):
+        numbers[2 * i + 1, at : at + size] = i + 1
+    return LoadedCase({"case": "a"}, (), (), None, numbers > 0, numbers.shape, ("", ""), spacing, None, numbers)
+
+
+def test_instances_and_least_size() -> None:
+    found, sentences = follow_labels(AUTO, "instances", [labelled(10, 20), labelled(30, 40)])
+    assert isinstance(found, PostProcess)
+    assert found.remove_small_objects == pytest.approx(0.5 * np.percentile([10, 20, 30, 40], 5), rel=1e-2)
+    assert found.instances == PostProcess(instances="watershed").instances
+    assert len(sentences) == 2
+    assert "half of what 95 % of 4 labelled ones have" in sentences[1]
+
+
+def test_objects_at_the_edge_are_cut_off() -> None:
+    found, _ = follow_labels(AUTO, "instances", [labelled(2, 3, at=0), labelled(10)])
+    assert found.remove_small_objects == 5  # type: ignore[union-attr]
+
+
+def test_sizes_in_mm() -> None:
+    in_mm = PostProcess(remove_small_objects="auto", in_mm=True)
+    found, _ = follow_labels(in_mm, "instances", [labelled(10, spacing=(0.5, 0.5)), labelled(1)])
+    assert found.remove_small_objects == 1.25  # type: ignore[union-attr]
+    assert found.instances is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("given", [AUTO, PostProcess(), lambda scores, spacing: {}])
+def test_labels_of_classes_change_nothing(given: Any) -> None:
+    assert follow_labels(given, "classes", [labelled(10)]) == (given, [])
+
+
+def test_what_was_set_stays() -> None:
+    given = PostProcess(remove_small_objects=3, instances="components")
+    assert follow_labels(given, "instances", [labelled(10)]) == (given, [])
+    assert follow_labels(AUTO, "instances", [])[0] == PostProcess(remove_small_objects="auto", instances="watershed")
+
+
+def test_auto_alone_is_off() -> None:
+    scores = np.random.default_rng(0).random((2, 9, 9))
+    plain, auto = PostProcess()(scores), AUTO(scores)
+    assert auto["instances"] is None
+    np.testing.assert_array_equal(auto["mask"], plain["mask"])
+    refused("remove_small_objects is 'big'", PostProcess, remove_small_objects="big")
+    refused("fill_holes_below is 'auto'", PostProcess, fill_holes_below="auto")
+
+
+@pytest.mark.parametrize(("name", "rule"), [
+    ("glas", "paper"), ("monuseg", "paper"), ("dsb2018", "seeded"), ("mine", "seeded"), (None, "seeded"),
+])  # fmt: skip
+def test_the_papers_rule_is_for_the_papers_sets(name: str | None, rule: str) -> None:
+    assert default_rule(name) == rule
+
+
+@pytest.mark.bundle
+def test_a_run_on_objects(run: Run, pictures: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Two objects are numbered in each picture: instances are on, the record says so, a comparison shows it."""
+    for path in pictures.glob("*_mask.png"):
+        label = read_image(path)[0].astype(np.uint8)
+        label[13:] *= 2
+        label[12] = 0
+        picture(path, label)
+    content = json.loads((pictures / "dataset.json").read_text())
+    (pictures / "dataset.json").write_text(json.dumps({**content, "label_type": "instances"}))
+    run("mdm_segment", head=RIDGE, shots=3)
+    run("mdm_segment", head=RIDGE, shots=3, run_dir=str(tmp_path / "plain"), **{"postprocess#instances": "components"})
+    protocol = json.loads((tmp_path / "run" / "evaluation.json").read_text())["protocol"]
+    assert protocol["subset"] == {"rule": "seeded", "draw": 0}
+    kept = load_segmenter(tmp_path / "run" / "segmenter.pt")[1]["task"]["postprocess"]
+    assert protocol["postprocess"] == kept
+    assert kept["instances"]["method"] == "watershed"
+    assert kept["remove_small_objects"] > 0
+    assert (tmp_path / "run" / "predictions" / "4_instances.png").is_file()
+    assert "No map of objects" not in (tmp_path / "run" / "summary.md").read_text()
+    differing = compare(load_runs([tmp_path / "run", tmp_path / "plain"]))["protocols"]
+    assert {row["what"]: (row["A"], row["B"]) for row in differing}["postprocess.instances.method"] == (
+        "watershed", "components",
+    )  # fmt: skip
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    run("mdm_evaluate", segmenter=segmenter, run_dir=str(tmp_path / "again"))
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())["protocol"]
+    assert again["postprocess"] == kept
+    run("mdm_infer", segmenter=segmenter, output_dir=str(tmp_path / "masks"))
+    assert (tmp_path / "masks" / "boxes.csv").is_file()
