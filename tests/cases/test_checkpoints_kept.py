@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from medmdm.data.files.pictures import read_image
 from medmdm.errors import UserError
 from medmdm.pretrain.checkpoints import Checkpoints
 from medmdm.runs.folder import RunFolder
 from tests.bundle_runs import Workflow, saved_by, trainer_of
 from tests.made import refused
+from tests.written import picture
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_other_images_are_not_taken_for_the_same(workflow: Workflow, image_folde
     (image_folder / "a.png").rename(image_folder / "aa.png")
     refused(said, run, training=[{"image": "aa.png"}, entries[1]])  # a name
     (image_folder / "aa.png").rename(image_folder / "a.png")
-    (image_folder / "c_x.png").write_bytes((image_folder / "b.png").read_bytes())
+    picture(image_folder / "c_x.png", 255 - np.moveaxis(read_image(image_folder / "c_x.png"), 0, -1))
     refused(said, run)  # the pixels of what is held out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["sessions"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -126,7 +127,7 @@ def _stated(image: str) -> tuple[float, float] | None:
 
 
 def _positive(number: Any) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool) and number > 0
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
 
 
 def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, int]:
