@@ -334,3 +334,18 @@ def test_images_and_labels_are_decoded_once_and_scored_once(run, tmp_path, monke
 def test_wrong_settings_get_a_sentence_before_anything_is_done(refused, tmp_path, setting, sentence) -> None:
     refused(sentence, "mdm_segment", **setting)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_threshold_and_self_training_are_in_the_files(run: Run, tmp_path: Path, pictures: Path) -> None:
+    taught = {"_target_": "medmdm.heads.SelfTraining", "threshold": 0.6}
+    head = {"_target_": "medmdm.heads.ClosedFormHead", "choose_threshold": True, "unlabelled": taught}
+    content = json.loads((pictures / "dataset.json").read_text())
+    moved = {**content, "training": content["training"][:3], "unlabeled": [{"image": "3.png"}]}
+    scores = run("mdm_segment", data_list=moved, head=head, report=False)
+    evidence = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert evidence["unlabelled"]["images"] == 1
+    assert evidence["head"]["unlabelled"]["threshold"] == 0.6
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    assert load_segmenter(segmenter)[1]["task"]["threshold"] == evidence["threshold"]
+    again = run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), segmenter=segmenter, report=False)
+    assert again["dice"] == pytest.approx(scores["dice"], abs=1e-3)
