@@ -337,9 +337,8 @@ def _record(
     cases, folder = data.cases, Path(outputs.folder)
     kept = ("image", "label", "region", "series_uid", "patient_id", "columns")  # of an entry of the data list
     entries = [
-        {key: case.entry.get(key) for key in kept}
-        | dict(made.files, case=case.name, spacing=case.spacing, window=case.window)
-        for case, made in found.values()
+        {key: one.entry.get(key) for key in kept} | dict(made.files, case=name, spacing=one.spacing, window=one.window)
+        for name, (one, made) in found.items()
     ]
     information = {} if cases.data_list is None else dict(cases.data_list.information)
     name = cases.dataset_dir.name if cases.data_list is None else cases.data_list.name
