@@ -171,7 +171,9 @@ def _white_masks(labelled: Sequence[Facts]) -> Iterator[Finding]:
     names = {facts.white: str(facts.case.entry["label"]) for facts in reversed(labelled) if facts.white is not None}
     for white, name in sorted(names.items()):
         number = sum(facts.white == white for facts in labelled)
-        others = "; others hold 1" if any(facts.white is None and 1 in (facts.values or ()) for facts in labelled) else ""
+        others = (
+            "; others hold 1" if any(facts.white is None and 1 in (facts.values or ()) for facts in labelled) else ""
+        )
         sentence = f"{counted(number, 'label')} of {len(labelled)} of 0 and {white} (first: {name}{others})"
         yield Finding.warning("white-labels", f"{sentence}: {white} is read as class 1", name)
     ignoring = (f for f in labelled if f.white is None and {1, IGNORE} <= set(f.values or ()))

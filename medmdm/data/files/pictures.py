@@ -87,8 +87,8 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     if raster.lossy and not np.isin(channels, (0, 255)).all():
         raise UserError(
             f"{path} is a label compressed as JPEG, which has changed its numbers (it holds "
-            f"{', '.join(map(str, np.unique(channels)[:6]))}, …): make it again as PNG, or threshold it at 128 if it is "
-            "a mask of 0 and 255."
+            f"{', '.join(map(str, np.unique(channels)[:6]))}, …): make it again as PNG, or threshold it at 128 if "
+            "it is a mask of 0 and 255."
         )
     return np.array(np.moveaxis(channels, -1, 0), channels.dtype.newbyteorder("="), order="C")
 
@@ -139,9 +139,9 @@ class RasterReader(ImageReader):
     """MONAI reader of PNG, TIFF, BMP and JPEG files, for ``LoadImaged(reader=...)``; see :func:`read_image`.
 
     Arrays are ``[C, H, W]`` (``original_channel_dim`` 0), so with ``ensure_channel_first=True`` rows come before
-    columns, unlike MONAI's default for pictures (``SaveImaged`` knows: see :class:`RowsFirstWriter`). The metadata entry ``original_dtype`` keeps the file's type, which
-    MONAI's conversion to tensors can widen (16-bit values become 32-bit integers). Several files given together
-    become the channels of one image, in their order.
+    columns, unlike MONAI's default for pictures (``SaveImaged`` knows: see :class:`RowsFirstWriter`). The metadata
+    entry ``original_dtype`` keeps the file's type, which MONAI's conversion to tensors can widen (16-bit values become
+    32-bit integers). Several files given together become the channels of one image, in their order.
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
