@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-IGNORE = 255  # pixels that losses and metrics leave out, unless the list declares a class of that number
+IGNORE = 255  # pixels that losses and metrics leave out
 LABEL_TYPES = ("classes", "instances")

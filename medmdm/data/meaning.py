@@ -52,7 +52,7 @@ def contradiction(white: str | None, ignoring: str | None) -> str | None:
         return None
     return (
         f"{white} holds nothing but 0 and {IGNORE}, and {ignoring} has {IGNORE} beside 1, so that {IGNORE} may be an "
-        f"object or pixels to ignore: if they are to be ignored, add \"ignore\": {IGNORE} to 'labels' of the data list, "
+        f"object or pixels to ignore: if they are, add \"ignore\": {IGNORE} to 'labels' of the data list, "
         "else write 1 for every object"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from medmdm.data.transforms.intensity import PercentileRanged, ScaleIntensityByD
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers, turned_onto
 from medmdm.errors import UserError, counted, find_user_error, nearest, warn_once
-from medmdm.files import lines_hash, pixel_hash, text_hash
+from medmdm.files import pixel_hash
 from medmdm.labels import IGNORE, LABEL_TYPES
 
 # torch lacks most operations on these types.
@@ -356,29 +355,3 @@ class CaseReader:
         if "slice" not in loaded:
             return Example(image, label, name)
         return Example(image, label, f"{name}_{loaded['slice']:04d}", name)  # slices are left out together
-
-
-def content_hash(case: LoadedCase) -> str:
-    """Return hashes of a case's image and label, whatever the file formats."""
-    return f"{case.hashes[0]} {'' if case.truth is None else pixel_hash(np.ascontiguousarray(case.truth))}"
-
-
-def data_hash(**sections: Sequence[LoadedCase]) -> str:
-    """Return one SHA-256 for the images and labels of the sections, whatever their order and file formats.
-
-    An image that moves from one section to another changes it.
-    """
-    lines = [f"{section} {content_hash(case)}" for section, cases in sections.items() for case in cases]
-    return lines_hash(lines)
-
-
-def data_identity(sections: Mapping[str, Sequence[LoadedCase]], others: Sequence[LoadedCase] = ()) -> dict[str, Any]:
-    """Return what a record says of the cases of the sections, and of ``others``, which are learnt from unlabelled.
-
-    That is ``hash`` (:func:`data_hash`), ``arrangement`` (one SHA-256 that covers names and order as well, on which
-    draws depend) and the number of cases of each section.
-    """
-    counts = {f"{section}_cases": len(cases) for section, cases in sections.items()}
-    every = {**sections, "others": others}
-    named = {section: [[case.name, content_hash(case)] for case in cases] for section, cases in every.items()}
-    return {"hash": data_hash(**sections), "arrangement": text_hash(json.dumps(named)), **counts}

@@ -36,8 +36,8 @@ def write_mask(
 ) -> Path:
     """Write numbers of classes or objects in the smallest type that holds them, atomically.
 
-    A PNG of numbers below 256 has a palette, so that viewers show the numbers in colours, 0 as black; as VOC's masks are
-    read, its pixels are the numbers (``np.asarray(PIL.Image.open(path))``; so does :func:`medmdm.data.read_image`).
+    A PNG of numbers below 256 has a palette: viewers show the numbers in colours, 0 as black, and its pixels are the
+    numbers, as in VOC's masks (``np.asarray(PIL.Image.open(path))`` and :func:`medmdm.data.read_image` give them).
 
     Args:
         path: ``.png`` or ``.tif`` for a picture, ``.nii`` or ``.nii.gz`` for a volume.

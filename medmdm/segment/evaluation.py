@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmdm.data.identity import data_identity
 from medmdm.data.lists import SECTIONS
-from medmdm.data.reading import CaseReader, LoadedCase, data_identity
+from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.data.selection import Selection
 from medmdm.data.splits import default_rule
 from medmdm.data.transforms.augmentation import modality_of

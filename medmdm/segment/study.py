@@ -18,7 +18,8 @@ from monai.inferers import Inferer
 
 from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
-from medmdm.data.reading import LoadedCase, content_hash
+from medmdm.data.identity import content_hash
+from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, counted, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries, table_text, text_hash
 from medmdm.heads.segmenter import Predictor

@@ -20,7 +20,8 @@ from medmdm.artifacts.weights import first_of
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.components import to_config
 from medmdm.data.added_labels import label_changes
-from medmdm.data.reading import CaseReader, LoadedCase, data_identity
+from medmdm.data.identity import data_identity
+from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.errors import UserError, counted
 from medmdm.files import file_hash, save_json
 from medmdm.heads.closed_form import ClosedFormHead

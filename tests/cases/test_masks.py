@@ -32,7 +32,8 @@ def save(path: Path, array: np.ndarray, kind: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     grey = Image.fromarray(array.astype(np.uint8) * 255)
     colours = {"voc": [0, 0, 0, 128, 0, 0, 0, 128, 0], "grey": [0] * 3 + [128] * 3 + [255] * 3,
-               "inverted": [255] * 3 + [128] * 3 + [0] * 3, "black": [0] * 9, "sorted": [9, 80, 3, 0, 0, 0, 0, 128, 0]}  # fmt: skip
+               "inverted": [255] * 3 + [128] * 3 + [0] * 3, "black": [0] * 9,
+               "sorted": [9, 80, 3, 0, 0, 0, 0, 128, 0]}  # fmt: skip
     if kind.isdigit():
         white = int(kind)
         picture(path, array.astype(np.uint16 if white > 255 else np.uint8) * white)
@@ -100,7 +101,8 @@ def truths(folder: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kinds", [
-    ["255"] * 3, ["65535"] * 3, ["100"] * 3, ["128"] * 3, ["254"] * 3, ["1"] * 3, ["1", "255", "255"], ["255", "1", "1"],
+    ["255"] * 3, ["65535"] * 3, ["100"] * 3, ["128"] * 3, ["254"] * 3, ["1"] * 3,
+    ["1", "255", "255"], ["255", "1", "1"],
     ["1", "65535", "1"], ["alpha"] * 3, ["both"] * 3, ["RGB"] * 3, ["RGBA"] * 3, ["LA"] * 3, ["RGB", "1", "RGBA"],
     ["voc"] * 3, ["grey"] * 3, ["black"] * 3, ["voc", "255", "alpha"],
 ])  # fmt: skip

@@ -129,7 +129,7 @@ def test_labels_painted_with_255(data: DataSet) -> None:
     assert "4 labels of 4 of 0 and 255 (first: a0_mask.png): 255 is read as class 1" in report.findings[0].message
     data.picture("a0_mask.png", np.eye(12, 20) + 255 * np.eye(12, 20, 3))
     (error,) = [finding for finding in data.check().findings if finding.level == "error"]
-    assert 'if they are to be ignored, add "ignore": 255' in error.message
+    assert 'to ignore: if they are, add "ignore": 255' in error.message
     data.information["labels"]["ignore"] = 255
     assert {finding.check for finding in data.check().findings} == {"empty-label"}
     data.information["labels"] = {"background": 0, "gland": 255}

@@ -137,8 +137,9 @@ def test_whole_floats_and_bits_become_whole_numbers() -> None:
 def test_unknown_numbers() -> None:
     check_known(np.array([0, 1, 255]), (0, 1), 255, "y")
     check_known({0, 255}, None, None, "y")
-    with pytest.raises(UserError, match="y holds 2, 255, but the classes are 0 background, 1 gland"):
-        check_known(np.array([0, 2, 255]), (0, 1), None, "y", ["background", "gland"])
+    with pytest.raises(UserError, match="y holds 2, 3, but the classes are 0 background, 1 gland"):
+        check_known(np.array([0, 2, 3]), (0, 1), None, "y", ["background", "gland"])
+    refused("y holds grey levels .2, 255, …., as a mask has whose edges", check_known, {0, 2, 255}, (0, 1), None, "y")
     refused("y holds 256, but numbers must be below 256", check_known, {256}, None, 255, "y")
     refused("0, 1, 2, 3, 4, 5, 6, 7, …", check_known, range(10), (), None, "y")
 

@@ -89,8 +89,8 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     if raster.lossy and not np.isin(channels, (0, 255)).all():
         raise UserError(
             f"{path} is a label compressed as JPEG, which has changed its numbers (it holds "
-            f"{', '.join(map(str, np.unique(channels)[:6]))}, …): make it again as PNG, or threshold it at 128 if it is "
-            "a mask of 0 and 255."
+            f"{', '.join(map(str, np.unique(channels)[:6]))}, …): make it again as PNG, or threshold it at 128 if "
+            "it is a mask of 0 and 255."
         )
     return np.array(np.moveaxis(channels, -1, 0), channels.dtype.newbyteorder("="), order="C")
 

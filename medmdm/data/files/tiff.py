@@ -89,6 +89,24 @@ def _strange(page: Any) -> str | None:
         return "a volume in one page"
     if page.dtype is None or not isinstance(bits, int) or page.sampleformat not in (_UNSIGNED, _SIGNED, _FLOAT):
         return "samples of several or unknown types"
+    colours = _strange_colours(page)
+    if colours is not None or photometric in (_PALETTE, _CMYK, _YCBCR):
+        return colours
+    if samples < _COLOURS.get(photometric, 1):
+        return f"{samples} samples for RGB colours"
+    if bits not in (1, 8, 12, 16, 32, 64) or (bits in (1, 12) and (samples > 1 or not unsigned)):
+        return f"{samples} x {bits} bits"
+    if page.predictor != _NO_PREDICTOR and page.compression not in _WITH_PREDICTOR:
+        return f"a predictor where {getattr(page.compression, 'name', page.compression)} has none"
+    if not (_for_pillow(page) or _for_tifffile(page) or _for_simpleitk(page)):
+        return f"{samples} x {bits} bits compressed by {getattr(page.compression, 'name', page.compression)}"
+    return None
+
+
+def _strange_colours(page: Any) -> str | None:
+    """Return what makes the colours of a page unknown, or not those of its samples."""
+    bits, photometric, samples = page.bitspersample, page.photometric, page.samplesperpixel
+    unsigned = page.sampleformat == _UNSIGNED
     if _PHOTOMETRIC not in page.tags:
         return "no entry that says which number is white"
     if photometric == _WHITE_IS_ZERO and (samples > 1 or not unsigned or bits not in (1, 8, 16)):
@@ -104,14 +122,6 @@ def _strange(page: Any) -> str | None:
         if bits == 8 and unsigned and samples == _COLOURS[photometric] and page.planarconfig == 1:
             return None if photometric == _CMYK or page.compression in _JPEG else "YCBCR colours without JPEG"
         return f"{photometric.name} colours other than interleaved ones of 8 bits"
-    if samples < _COLOURS.get(photometric, 1):
-        return f"{samples} samples for RGB colours"
-    if bits not in (1, 8, 12, 16, 32, 64) or (bits in (1, 12) and (samples > 1 or not unsigned)):
-        return f"{samples} x {bits} bits"
-    if page.predictor != _NO_PREDICTOR and page.compression not in _WITH_PREDICTOR:
-        return f"a predictor where {getattr(page.compression, 'name', page.compression)} has none"
-    if not (_for_pillow(page) or _for_tifffile(page) or _for_simpleitk(page)):
-        return f"{samples} x {bits} bits compressed by {getattr(page.compression, 'name', page.compression)}"
     return None
 
 
