@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "medmdm"
 #: From the ground up; what stands on one line may not import each other.
 FLOORS = [
     {"errors"},
-    {"components", "files", "labels", "averaging"},
+    {"components", "files", "labels", "averaging", "progress"},
     {"corruption"},
     {"objectives"},
     {"data"},

@@ -9,8 +9,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from medmdm.check.findings import Finding, Report, Row
 from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
@@ -18,6 +16,7 @@ from medmdm.data.folders import FolderImages, find_images, image_files, label_fi
 from medmdm.data.lists import SECTIONS, DataList, image_names, label_names, label_type, load_data_list
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
+from medmdm.progress import followed
 
 _THREADS = 4  # each holds an image and its label
 
@@ -32,7 +31,7 @@ def check(
     Args:
         data_list: a JSON file, the name of a list that comes with medmdm, or the content as a dictionary.
         dataset_dir: folder of the images; ``None``: the folder of the list.
-        progress: show a bar (on a terminal only).
+        progress: log how far it has come.
 
     Raises:
         UserError: the list itself cannot be used, or the folder is missing.
@@ -47,7 +46,7 @@ def check(
     cases, findings = _find_files(loaded, folder)
     with ThreadPool(min(_THREADS, os.cpu_count() or 1)) as pool:
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
-        inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
+        inspected = list(followed(results, "checking cases", len(cases), progress))
     findings += [finding for facts in inspected for finding in facts.findings]
     findings += identical_images(inspected)
     findings += shared_patients(loaded)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import medmdm
 from medmdm.cli import check, compare, convert, export, init, prepare, report, split
-from medmdm.errors import INTERRUPTED, UserError, find_user_error
+from medmdm.errors import UserError, find_user_error, show_interruption, terminate_as_interrupt
 
 __all__ = ["main"]
 
@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    terminate_as_interrupt()
     args = _parser().parse_args(arguments)
     try:
         return args.run(args) or 0  # only ``check`` has a status of its own
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return show_interruption(error)
     except (UserError, OSError) as error:
         user_error = find_user_error(error)
         if user_error is None:

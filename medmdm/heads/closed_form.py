@@ -17,6 +17,7 @@ from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.pixel_sums import PixelSums, check_method, fit_linear, left_out_errors, pixel_sums
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, labelled, views
+from medmdm.progress import Progress
 
 
 @dataclass
@@ -83,7 +84,14 @@ class ClosedFormHead:
             groups.setdefault(example.group or f"image {number}", []).append(example)
         names, most = list(groups), self.most_folds
         parts = [[e for name in names[fold::most] for e in groups[name]] for fold in range(min(most, len(names)))]
-        return [PixelSums.total(self.sums(e, task, extractor) for e in part) for part in parts]
+        reading = Progress("reading features of images", sum(map(len, parts)))
+
+        def sums(example: Example) -> PixelSums:
+            found = self.sums(example, task, extractor)
+            reading.tick()
+            return found
+
+        return [PixelSums.total(map(sums, part)) for part in parts]
 
     def sums(self, example: Example, task: Task, extractor: Extractor) -> PixelSums:
         """Return the sums of one image over the views that predictions will be made in."""

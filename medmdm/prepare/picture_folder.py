@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from skimage.segmentation import relabel_sequential
-from tqdm import tqdm
 
 from medmdm.data.files.pictures import image_size
 from medmdm.data.folders import is_mask
@@ -17,6 +16,7 @@ from medmdm.errors import UserError
 from medmdm.labels import IGNORE
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile
+from medmdm.progress import followed
 
 # What tells masks from images in names, beyond which `train_masks/x_mask.png` and `train_images/x.png` are the same.
 _WORDS = re.compile(
@@ -103,7 +103,7 @@ def _key(path: PurePosixPath) -> str:
 def _classes(masks: dict[SourceFile, SourceFile]) -> tuple[dict[str, int], bool, list[str]]:
     """Return the classes, whether 255 stands for 1, which shows only in all masks together, and notices."""
     values: set[int] = set()
-    for image, mask in tqdm(masks.items(), desc="values of the masks", unit="mask", disable=None):
+    for image, mask in followed(masks.items(), "reading values of masks"):
         with image.local() as path:
             shape = image_size(path)
         values.update(np.unique(read_label(mask, shape, image)).tolist())

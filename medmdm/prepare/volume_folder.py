@@ -13,7 +13,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.dicom import order_slices, read_header, read_series, read_tag
@@ -34,6 +33,7 @@ from medmdm.errors import UserError
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile
+from medmdm.progress import followed
 
 _LABEL_ENDING = re.compile(r"[_\-. ](?:labels?|seg|segmentations?|masks?|gt|anno(?:tation)?)$", re.IGNORECASE)
 _LABEL_BEGINNING = re.compile(r"^(?:labels?|seg|segmentations?|masks?)[_\-. ]", re.IGNORECASE)
@@ -183,7 +183,7 @@ def _read_label(file: SourceFile) -> tuple[np.ndarray, ImageGrid]:
 def _labels_in(files: Sequence[SourceFile]) -> dict[str, int]:
     """Return names for the class numbers that occur where no list says what they mean."""
     found: set[int] = set()
-    for file in tqdm(files, desc="reading labels", unit="case", disable=None, leave=False):
+    for file in followed(files, "reading labels"):
         found.update(np.unique(_read_label(file)[0]).tolist())
         if len(found) > _MOST_CLASSES:
             raise UserError(f"{file.shown} and the labels before it hold more than {_MOST_CLASSES} class numbers.")

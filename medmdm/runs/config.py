@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import json
+import logging
 import math
 import os
 import sys
@@ -25,10 +26,14 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
 from medmdm.components import moved, to_config
-from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
+from medmdm.errors import UserError, nearest, show_user_errors_as_sentences, when_interrupted
 from medmdm.files import claim, resource_folder, text_hash
 from medmdm.runs.command_line import restore, written_folder
+from medmdm.runs.log import begin_log
 from medmdm.runs.memory import keep_freed_memory
+from medmdm.runs.threads import choose as set_threads
+
+logger = logging.getLogger(__name__)
 
 #: Keys that MONAI itself gives a meaning to.
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
@@ -169,11 +174,15 @@ def described(key: str) -> dict[str, Any]:
 def start() -> None:
     """Begin a bundle: user errors become sentences, the config is normalised and checked, its folder is claimed.
 
+    The log is taken down for ``run.log``, and the number of threads is set (:mod:`medmdm.runs.threads`).
+
     Raises:
         UserError: with a sentence for each unknown key and each value that is not of its kind, or another process
             writes to the folder.
     """
     show_user_errors_as_sentences()
+    when_interrupted("nothing is written yet; the same command starts anew.")
+    begin_log()
     parser = current_parser()
     if restore(parser, settings(str(parser.get("bundle")))):
         parser.parse(reset=True)
@@ -191,6 +200,8 @@ def start() -> None:
     folder = written_folder(given)
     if folder is not None:  # another process is named before hours of reading
         claim(folder)
+        logger.info("%s writes to %s", config["bundle"], folder)
+    set_threads(given.get("threads"), folder, str(given.get("device")) == "cpu")
 
 
 def normalise(parser: ConfigParser) -> None:

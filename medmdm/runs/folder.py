@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 import medmdm
-from medmdm.errors import UserError
+from medmdm.errors import UserError, when_interrupted
 from medmdm.files import claim, is_main_process, save_json, save_torch, sweep_temporaries, world_size
 from medmdm.runs.config import differing_keys, may_change
+from medmdm.runs.log import keep_log
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 
@@ -88,6 +89,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         sweep_temporaries(self.path)
+        keep_log(self.path)
+        when_interrupted(f"{self.path} keeps what is finished; the same command goes on from there.")
         hardware = {
             "machine": platform.machine(),
             "system": platform.system(),

@@ -18,12 +18,14 @@ from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate
 from medmdm.data.reading import CaseReader
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted, when_interrupted
 from medmdm.files import atomic_write, claim, mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
+from medmdm.progress import followed
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
+from medmdm.runs.log import keep_log
 from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import LabelledData, Outputs, Postprocessing, evaluate, in_place
 from medmdm.segment.postprocessing import boxes
@@ -180,6 +182,10 @@ class Inference:
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         self.outputs.refuse_sources(entries)
         claim(Path(self.outputs.folder))
+        masks = Path(self.outputs.folder) / "predictions"
+        mark_outputs(masks)
+        keep_log(self.outputs.folder)
+        when_interrupted(f"{masks} keeps the masks that are written; the same command writes them all anew.")
         return segment_all(entries, self.reader, predictor, self.postprocess, self.outputs)
 
 
@@ -193,13 +199,13 @@ def segment_all(
     """Write masks of cases whose labels, where there are any, are not looked at; return their paths."""
     folder, tables, masks = Path(outputs.folder), [], []
     mark_outputs(folder / "predictions")
-    for number, entry in enumerate(entries, start=1):
+    for entry in followed(entries, "predicting"):
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
         if outputs.boxes and found.instances is not None:
             tables.append(boxes(in_place(found.instances, case), in_place(found.mask, case)).assign(case=case.name))
-        logger.info("%d of %d: %s", number, len(entries), masks[-1])
+    logger.info("%s in %s", counted(len(masks), "mask"), folder / "predictions")
     if tables:
         atomic_write(folder / "boxes.csv", pd.concat(tables).to_csv(index=False))
     return masks

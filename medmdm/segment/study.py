@@ -24,6 +24,7 @@ from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
+from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
@@ -202,6 +203,7 @@ class Study:
         for note in notes:
             logger.warning("%s: it cannot be learnt from them.", note)
         logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
+        computing = Progress("study", sum(one[-1] is None for one in cells))
         for number, (cell, support, key, content) in enumerate(cells, start=1):
             if content is None:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
@@ -210,7 +212,8 @@ class Study:
                 save_json(content, self._path(cell))
                 dice = np.nanmean([np.nan if row["dice"] is None else row["dice"] for row in content["rows"]])
                 where = f"cell {number} of {len(cells)}, {cell.name}"
-                logger.info("%s: Dice %.4f, %.1f s", where, dice, content["seconds"])
+                computing.done += 1
+                logger.info("%s: Dice %.4f, %.1f s; %s left", where, dice, content["seconds"], computing.left())
             rows += [{**asdict(cell), **row} for row in content["rows"]]
         table = pd.DataFrame(rows)
         atomic_write(folder / "study.csv", table.to_csv(index=False))
@@ -244,7 +247,7 @@ class Study:
         seconds = time.perf_counter() - started
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
         rows = []
-        for case in tested:
+        for case in followed(tested, "predicting"):
             mask = self.postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}
