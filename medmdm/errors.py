@@ -168,6 +168,14 @@ def cannot_be_built(name: str, error: Exception) -> UserError:
     return UserError(f"{name} cannot be built: {str(error).strip().splitlines()[0].rstrip('.')}.")
 
 
+def show_user_error(error: UserError) -> None:
+    """Print ``error: <sentence>`` for each line of it."""
+    # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.
+    sentences = str(error).strip().rpartition("medmdm.errors.UserError: ")[2].splitlines()
+    print("\n".join(f"error: {sentence}" for sentence in sentences), file=sys.stderr)
+    _shown.error("\n".join(sentences))
+
+
 def show_user_errors_as_sentences() -> None:
     """Make the interpreter end with ``error: <sentence>`` and status 1 when a :class:`UserError` ends the program.
 
@@ -187,10 +195,7 @@ def show_user_errors_as_sentences() -> None:
             previous(kind, error, trace)
             _shown.error("it failed", exc_info=(kind, error, trace))
         else:
-            # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.
-            sentences = str(user_error).strip().rpartition("medmdm.errors.UserError: ")[2].splitlines()
-            print("\n".join(f"error: {sentence}" for sentence in sentences), file=sys.stderr)
-            _shown.error("\n".join(sentences))
+            show_user_error(user_error)
 
     hook._medmdm = True  # type: ignore[attr-defined]
     sys.excepthook = hook

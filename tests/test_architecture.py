@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "medmdm"
 FLOORS = [
     {"errors"},
     {"components", "files", "labels", "averaging", "progress"},
+    {"schemas"},
     {"corruption"},
     {"objectives"},
     {"data"},

@@ -19,8 +19,9 @@ from torch import Tensor
 import medmdm
 from medmdm.errors import UserError, when_interrupted
 from medmdm.files import claim, is_main_process, save_json, save_torch, sweep_temporaries, world_size
-from medmdm.runs.config import differing_keys, may_change
+from medmdm.runs.config import differing_keys
 from medmdm.runs.log import keep_log
+from medmdm.schemas import may_change
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 
