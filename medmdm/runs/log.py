@@ -49,6 +49,9 @@ def begin_log() -> None:
         for name in ("", SHOWN):
             logging.getLogger(name).removeHandler(old)
         old.close()
+    own = logging.getLogger("medmdm")
+    if not own.isEnabledFor(logging.INFO):  # in a program of somebody's own, whose handlers have levels too
+        own.setLevel(logging.INFO)
     if is_main_process():
         _current.append(_RunLog())
         for name in ("", SHOWN):

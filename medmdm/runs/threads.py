@@ -80,13 +80,14 @@ def measured(speed: Callable[[int, float], float] | None = None) -> tuple[int, s
     counts = sorted({2**n for n in range(most.bit_length()) if 2**n <= most} | {most})
     if len(counts) == 1:
         return 1, "the only one"
-    # Twice each, for other programs come and go.
-    found = dict.fromkeys(counts, 0.0)
-    for count in counts * 2:
-        found[count] += (speed or _speed)(count, SECONDS / len(counts) / 2) / 2
-    best = counts[0]
-    for count in counts[1:]:
-        if found[count] > _BETTER * found[best]:
+    found: dict[int, float] = {}
+    for count in counts:
+        found[count] = (speed or _speed)(count, SECONDS / len(counts))
+        if found[count] < found[1] / 2:  # more will be no better, and each step now takes long
+            break
+    best = 1
+    for count, value in found.items():
+        if value > _BETTER * found[best]:
             best = count
     return best, "measured, " + ", ".join(f"{count}: {value:.0f} steps/s" for count, value in found.items())
 
