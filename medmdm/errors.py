@@ -19,7 +19,7 @@ from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = "interrupted: the same command goes on from what is finished."
+INTERRUPTED = "interrupted: files that are written are whole, and the same command does the rest."
 #: Name of the logger of what ends a program, which is printed already: for a run's own log.
 SHOWN = "medmdm.shown"
 _shown = logging.getLogger(SHOWN)
