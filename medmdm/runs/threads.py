@@ -35,7 +35,7 @@ def choose(threads: int | None, folder: str | os.PathLike[str] | None, on_cpu: b
     """
     before = None if folder is None else recorded(Path(folder))
     if threads is not None:
-        count, why = threads, "as set"
+        count, why = int(threads), "as set"
     elif before is not None:
         count, why = before, "as before in this run"
     elif any(os.environ.get(name) for name in _VARIABLES) or not on_cpu:

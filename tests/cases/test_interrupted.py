@@ -69,8 +69,9 @@ def after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of what a run leaves, but for times."""
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("run.json", "run.log")]
+    """Hashes of what a run leaves, but for what tells its times."""
+    timed = ("run.json", "run.log", "summary.json", "index.html")
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in timed]
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes().replace(bytes(folder), b"")).hexdigest()
         for p in found
@@ -88,17 +89,17 @@ def few(pictures: Path) -> Path:  # noqa: F811
 
 def test_label_a_few_apply_to_the_rest(few: Path, run: Run, tmp_path: Path) -> None:  # noqa: F811
     settings = {"head": UNET, "write_uncertainty": False}
-    run("mdm_segment", run_dir=str(tmp_path / "whole"), **settings)
-    expected = contents(tmp_path / "whole")
-    assert {"applied/predictions/4.png", "applied/predictions/5.png", "index.html"} <= set(expected)
-    page = (tmp_path / "whole" / "index.html").read_text()
-    assert "Cross-validated" in page
+    whole = tmp_path / "whole" / "few"  # the report is named after its folder
+    run("mdm_segment", run_dir=str(whole), **settings)
+    expected = contents(whole)
+    assert {"applied/predictions/4.png", "applied/predictions/5.png", "per_case.csv"} <= set(expected)
+    assert "Cross-validated" in (whole / "index.html").read_text()
     for name, moment in {
         "in a fit": patch("torch.optim.AdamW.step", after(5, torch.optim.AdamW.step)),
         "in the masks": patch.object(Outputs, "predict", after(1, Outputs.predict)),
         "in the scores": patch.object(Outputs, "predict", after(4, Outputs.predict)),
     }.items():
-        folder = tmp_path / name
+        folder = tmp_path / name / "few"
         with moment, pytest.raises(Terminated):
             run("mdm_segment", run_dir=str(folder), **settings)
         assert not (folder / "evaluation.json").exists()
