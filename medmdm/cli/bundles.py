@@ -45,6 +45,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         parser(command).print_help()
         return
+    show_user_errors_as_sentences()
+    when_interrupted("nothing is written yet; the same command starts anew.")
     given, settings = _sorted(arguments)
     known = bundle_schema(f"mdm_{command}")["properties"]
     for flag in filter(_is_flag, settings):
@@ -52,8 +54,6 @@ def run(command: str, arguments: Sequence[str]) -> None:
         root, below, _ = key.replace("::", "#").partition("#")
         if below and root not in known:  # MONAI ends with a KeyError; of others the config's check says more
             raise UserError(f"Unknown key {key!r}: {command} has no part {root!r}{nearest(root, known)}.")
-    show_user_errors_as_sentences()
-    when_interrupted("nothing is written yet; the same command starts anew.")
     logger.info("medmdm %s: loading PyTorch and MONAI", command)
     files = _config_files(command, given)
     beside = {

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from medmdm.cli import bundles
+import medmdm.cli.bundles as bundles
 
 SUMMARY = 'print the completion of bash or zsh: eval "$(medmdm completion bash)"'
 

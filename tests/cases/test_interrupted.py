@@ -25,6 +25,7 @@ from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures
 
 WAYS = {
     "alone": "hit()",
+    "behind an eval of MONAI's": "eval('hit()')",
     "beside threads": (
         "from multiprocessing.pool import ThreadPool; import time\n"
         "with ThreadPool(2) as pool:\n  for _ in pool.imap(lambda n: time.sleep(0.01), range(1000)): hit()"

@@ -92,6 +92,18 @@ def test_values_stay_as_they_were_typed(started: list[list[str]]) -> None:
     assert started[0][3:] == values
 
 
+def test_an_interrupt_is_left_to_the_end_of_the_interpreter(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundles.runpy, "run_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["infer"])
+    assert not started
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
