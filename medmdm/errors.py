@@ -10,13 +10,68 @@ import itertools
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = "interrupted: the same command goes on from what is finished."
+INTERRUPTED = "interrupted: files that are written are whole, and the same command does the rest."
+#: Name of the logger of what ends a program, which is printed already: for a run's own log.
+SHOWN = "medmdm.shown"
+_shown = logging.getLogger(SHOWN)
+_shown.propagate = False
+_shown.addHandler(logging.NullHandler())
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does."""
+
+
+_told = [INTERRUPTED]
+
+
+def when_interrupted(sentence: str) -> None:
+    """Set what an interrupt says from now on: ``sentence`` tells what is kept and what the same command then does."""
+    _told[0] = f"interrupted: {sentence}"
+
+
+def show_interruption(error: BaseException) -> int:
+    """Print the sentence of an interrupt; return the exit status, 130 or for SIGTERM 143."""
+    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    print(_told[0], file=sys.stderr)
+    _shown.warning(_told[0])
+    return 128 + number
+
+
+def terminate_as_interrupt() -> None:
+    """Let SIGTERM end the program as Ctrl-C does, unless the program around this one has plans for it.
+
+    Processes that are forked, such as a loader's workers, leave both signals to the first one.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(os, "register_at_fork"):
+        _leave_signals_in_children()
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+@functools.cache
+def _leave_signals_in_children() -> None:
+    def leave() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=leave)
 
 
 class UserError(ValueError):
@@ -114,12 +169,21 @@ def cannot_be_built(name: str, error: Exception) -> UserError:
     return UserError(f"{name} cannot be built: {str(error).strip().splitlines()[0].rstrip('.')}.")
 
 
+def show_user_error(error: UserError) -> None:
+    """Print ``error: <sentence>`` for each line of it."""
+    # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.
+    sentences = str(error).strip().rpartition("medmdm.errors.UserError: ")[2].splitlines()
+    print("\n".join(f"error: {sentence}" for sentence in sentences), file=sys.stderr)
+    _shown.error("\n".join(sentences))
+
+
 def show_user_errors_as_sentences() -> None:
     """Make the interpreter end with ``error: <sentence>`` and status 1 when a :class:`UserError` ends the program.
 
-    An interrupt ends with a sentence too, by its signal. Every other exception keeps its traceback. Calling it twice is
-    harmless.
+    An interrupt, also by SIGTERM, ends with a sentence too, and status 130 or 143. Every other exception keeps its
+    traceback. Calling it twice is harmless.
     """
+    terminate_as_interrupt()
     previous = sys.excepthook
     if getattr(previous, "_medmdm", False):
         return
@@ -127,13 +191,12 @@ def show_user_errors_as_sentences() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         user_error = find_user_error(error)
         if issubclass(kind, KeyboardInterrupt):
-            print(INTERRUPTED, file=sys.stderr)
+            sys.exit(show_interruption(error))  # else Python would end itself by the signal
         elif user_error is None:
             previous(kind, error, trace)
+            _shown.error("it failed", exc_info=(kind, error, trace))
         else:
-            # A DataLoader's worker hands its error on with a traceback in the message, the sentence last.
-            sentences = str(user_error).strip().rpartition("medmdm.errors.UserError: ")[2].splitlines()
-            print("\n".join(f"error: {sentence}" for sentence in sentences), file=sys.stderr)
+            show_user_error(user_error)
 
     hook._medmdm = True  # type: ignore[attr-defined]
     sys.excepthook = hook

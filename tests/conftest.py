@@ -19,7 +19,8 @@ from tests.written import picture
 # A test that uses one of these runs a bundle or reads real data sets.
 BUNDLE_FIXTURES = {"workflow", "run", "real_data"}
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+# Bundles take the number of threads from it, instead of measuring which is fastest.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "medmdm"
 #: From the ground up; what stands on one line may not import each other.
 FLOORS = [
     {"errors"},
-    {"components", "files", "labels", "averaging", "patients"},
-    {"intact"},
+    {"components", "files", "labels", "averaging", "patients", "progress"},
+    {"schemas", "intact"},
     {"corruption"},
     {"objectives"},
     {"data"},

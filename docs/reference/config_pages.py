@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medmdm.runs.config import bundle_schema
+from medmdm.schemas import bundle_schema
 
 PRETRAIN = """# The pre-training config
 

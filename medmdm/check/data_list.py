@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from medmdm.check.findings import Finding, Report, Row
 from medmdm.check.inspection import Facts, ListedCase, inspect
 from medmdm.check.sharing import clashing_names, identical_images, shared_patients
@@ -29,6 +27,7 @@ from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
+from medmdm.progress import followed
 
 _THREADS = 4  # each holds an image and its label
 
@@ -43,7 +42,7 @@ def check(
     Args:
         data_list: a JSON file, the name of a list that comes with medmdm, or the content as a dictionary.
         dataset_dir: folder of the images; ``None``: the folder of the list.
-        progress: show a bar (on a terminal only).
+        progress: log how far it has come.
 
     Raises:
         UserError: the list itself cannot be used, or the folder is missing.
@@ -61,7 +60,7 @@ def check(
     cases, findings = _find_files(loaded, folder)
     with decoding_threads(_THREADS) as pool:
         results = pool.imap(lambda case: inspect(case, classes, instances), cases)
-        inspected = list(tqdm(results, total=len(cases), desc="check", unit="case", disable=None if progress else True))
+        inspected = list(followed(results, "checking cases", len(cases), progress))
     findings += [finding for facts in inspected for finding in facts.findings]
     findings += _wrong_sizes(loaded)
     findings += identical_images(inspected)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m medmdm <command>``, one file a command."""
+"""The command line: ``medmdm <command>`` or ``python -m medmdm <command>``, one file a command."""
 
 from __future__ import annotations
 
@@ -8,29 +8,44 @@ import sys
 from collections.abc import Sequence
 
 import medmdm
-from medmdm.cli import add_labels, check, compare, convert, export, init, plan_labels, prepare, report, split
-from medmdm.errors import INTERRUPTED, UserError, find_user_error
+from medmdm.cli import (
+    add_labels,
+    bundles,
+    check,
+    compare,
+    completion,
+    convert,
+    export,
+    init,
+    plan_labels,
+    prepare,
+    report,
+    split,
+)
+from medmdm.errors import UserError, find_user_error, show_interruption, show_user_error, terminate_as_interrupt
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export)
+COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, completion)
 
 _BUNDLES = (
-    "To train and to segment, lay out the bundles in a folder (python -m medmdm init FOLDER) and run one there: "
-    "python -m monai.bundle run --config_file bundles/mdm_pretrain.json; from elsewhere give the path to bundles/."
+    "The commands that train run MONAI bundles: medmdm segment is python -m monai.bundle run --config_file "
+    "bundles/mdm_segment.json with the same settings (python -m medmdm init FOLDER lays out the bundles to be changed)."
 )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__, epilog=_BUNDLES)
-    parser.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    made = argparse.ArgumentParser(prog="python -m medmdm", description=medmdm.__doc__, epilog=_BUNDLES)
+    made.add_argument("--version", action="version", version=f"medmdm {medmdm.__version__}")
+    commands = made.add_subparsers(metavar="command", required=True)
+    for name, summary in bundles.COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     for module in COMMANDS:
         name = module.__name__.rpartition(".")[2].replace("_", "-")
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    return parser
+        command.set_defaults(run=module.run, parser=made)
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,15 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    args = _parser().parse_args(arguments)
+    terminate_as_interrupt()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words and words[0] in bundles.COMMANDS:
+            bundles.run(words[0], words[1:])
+            return 0
+        args = _parser().parse_args(words)
         return args.run(args) or 0  # only ``check`` has a status of its own
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        if words[0] in bundles.COMMANDS:  # behind MONAI's eval() Python ends by the signal, whatever is returned
+            raise
+        return show_interruption(error)
     except (UserError, OSError) as error:
         user_error = find_user_error(error)
         if user_error is None:
             raise
-        print(f"error: {user_error}", file=sys.stderr)
+        show_user_error(user_error)
         return 1

@@ -16,7 +16,6 @@ import torch
 from monai.data import Dataset, MetaTensor
 from monai.transforms import RandomizableTrait, Transform
 from torch.utils.data import Sampler
-from tqdm import tqdm
 
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import file_dtype_tensor, is_flat
@@ -25,6 +24,7 @@ from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
 from medmdm.files import lines_hash, pixel_hash, text_hash
 from medmdm.patients import patient_id
+from medmdm.progress import followed
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class CropDataset(Dataset):
         num_samples: length of the data set; batches come by index, so it matters to samplers other than
             :class:`medmdm.data.StepSampler` only.
         num_threads: threads that decode at the start; ``None``: up to 8, as there are cores.
-        progress: show a bar while decoding (on a terminal only).
+        progress: log how far the decoding has come.
 
     Raises:
         UserError: no data, an image that cannot be read or has another number of channels or non-finite values, or
@@ -178,8 +178,7 @@ class CropDataset(Dataset):
         total = len(self.data)
         with decoding_threads(min(num_threads, total)) as pool:
             prepared = self._prepare_in_order(pool, 2 * num_threads)
-            bar = tqdm(prepared, total=total, desc="reading images", disable=None if progress else True, leave=False)
-            for which, (item, hashes) in enumerate(bar):
+            for which, (item, hashes) in enumerate(followed(prepared, "reading images", total, progress)):
                 self._hashes.append(hashes)
                 self.transform.set_random_state(seed=0)
                 crop = self._finish(item)

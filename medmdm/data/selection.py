@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.folders import choose_data_list, find_images, image_files
@@ -33,6 +32,7 @@ from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.files import sweep_temporaries
 from medmdm.labels import IGNORE
+from medmdm.progress import followed
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
@@ -259,7 +259,7 @@ def slice_volumes(
         nonzero: whether voxels of value 0 are left out of the percentiles.
         store: folder of decoded volumes, ``None`` for the user's cache folder.
         seed: chooses what is held out.
-        progress: show a bar while decoding (on a terminal only).
+        progress: log how far the decoding has come.
 
     Raises:
         UserError: a volume cannot be read, an argument is out of range, or no slice is left.
@@ -287,8 +287,7 @@ def slice_volumes(
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
     with decoding_threads(min(_DECODERS, len(which))) as pool:
         groups = pool.imap(lambda i: slice_entries(entries[i], volumes, axis, percentiles, nonzero), which)
-        shown = {"desc": "decoding volumes", "disable": None if progress else True, "leave": False}
-        sliced = dict(zip(which, tqdm(groups, total=len(which), **shown), strict=True))
+        sliced = dict(zip(which, followed(groups, "decoding volumes", len(which), progress), strict=True))
     least = -1 if min_foreground is None else min_foreground
     kept = {
         i: [e for e in group if least < 0 or (e["foreground"] >= least and not e["constant"])]

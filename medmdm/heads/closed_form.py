@@ -20,6 +20,7 @@ from medmdm.heads.pixel_sums import PixelSums, check_method, fit_linear, left_ou
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.self_training import SelfTraining
 from medmdm.heads.task import Fitted, Task, labelled, views
+from medmdm.progress import followed
 
 
 @dataclass
@@ -71,8 +72,9 @@ class ClosedFormHead:
         """Fit to the labelled images; see :class:`medmdm.heads.task.Fitter`."""
         assert extractor is not None
         parts = self._parts(task)
+        reading = followed((e for part in parts for e in part), "reading features of images", sum(map(len, parts)))
         # The images' own sums need not be in memory at once.
-        folds = [PixelSums.total(self.sums(e, task, extractor) for e in part) for part in parts]
+        folds = [PixelSums.total(self.sums(next(reading), task, extractor) for _ in part) for part in parts]
         fitted = self.fit_sums(folds, task, extractor)
         if not self.choose_threshold and self.unlabelled is None:
             return fitted

@@ -28,6 +28,7 @@ from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import VIEWS, Fitted, Task, check_normalize, labelled, random_crop, views
 from medmdm.labels import IGNORE
+from medmdm.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,8 @@ class PixelClassifierHead:
         rule = StoppingRule(self.members, self.min_epochs, self.patience)
         losses = torch.zeros(self.members)
         finished: dict[int, dict[str, Tensor]] = {}
+        # As if no member stopped early: at most so many.
+        fitting = Progress("fitting steps, at most", self.max_epochs * len(loader))
 
         def step(engine: Engine, batch: Tensor) -> None:
             optimizer.zero_grad(set_to_none=False)
@@ -159,6 +162,7 @@ class PixelClassifierHead:
                 found.append(loss.detach())
             losses[running] = torch.stack(found).cpu()
             optimizer.step()
+            fitting.tick(f"loss {float(losses[running].mean()):.3f}")
 
         marks = [time.perf_counter()]
 

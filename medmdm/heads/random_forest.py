@@ -20,6 +20,7 @@ from medmdm.errors import UserError
 from medmdm.heads.pixel_classifier import read_pixels
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, labelled, views
+from medmdm.progress import followed
 
 _LEAST = 1e-7  # probability whose logarithm stands for that of 0: logits are finite, for they are blended
 _PIXELS_AT_ONCE = 4096  # whose places in all trees stay in the processor's cache
@@ -146,7 +147,8 @@ class RandomForestHead:
         from sklearn.ensemble import RandomForestClassifier  # slow to import, and not everybody has it
 
         assert extractor is not None
-        drawn = [self._draw(e, number, task, extractor) for number, e in enumerate(labelled(task.examples))]
+        examples = followed(labelled(task.examples), "reading features of images")
+        drawn = [self._draw(e, number, task, extractor) for number, e in enumerate(examples)]
         x, y = (np.concatenate(same) for same in zip(*drawn, strict=True))
         forest = RandomForestClassifier(
             n_estimators=self.trees,

@@ -23,6 +23,7 @@ from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
 from medmdm.heads.task import Reading
+from medmdm.progress import followed
 
 ENSEMBLES = ("mean", "vote")
 #: Logits of classes that do not exist: their probability is 0, yet windows can be blended, which infinity could not.
@@ -330,7 +331,8 @@ class Predictor:
         if case.slicing is None:
             return read(case.examples[0].image, case.shape)
         assembler: SliceAssembler | None = None
-        for number, example in zip(case.slices, case.examples, strict=True):
+        pairs = zip(case.slices, case.examples, strict=True)
+        for number, example in followed(pairs, f"slices of {case.name}", len(case.slices)):
             values = read(example.image, case.slicing.slice_shape)
             assembler = assembler or SliceAssembler(case.slicing, len(values), "float32")
             assembler.add(number, values)

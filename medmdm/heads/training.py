@@ -23,12 +23,12 @@ from medmdm.errors import UserError
 from medmdm.heads.consistency import Consistency, Teacher, Views
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss
 from medmdm.heads.task import Task, random_crop
+from medmdm.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 _WARMUP = 20  # steps in which the learning rate rises
-_TOLD_EVERY = 30  # seconds
 _TIMED = 10  # steps after which a time becomes a number of steps; within the warm-up, which is the same for any number
 
 
@@ -176,7 +176,7 @@ class Training:
             losses.append(float(loss.detach()))
             if not np.isfinite(losses[-1]):
                 raise UserError(f"The loss became {losses[-1]} at step {len(losses)}: lower the learning rate.")
-            clock.tick(losses)
+            clock.step(losses)
         network.eval()
         means = [float(np.mean(part)) for part in np.array_split(losses, min(20, len(losses)))]
         evidence = {"steps": clock.total, "losses": means}
@@ -204,22 +204,21 @@ def _share_of_rate(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
-class _Clock:
+class _Clock(Progress):
     """Count the steps, turn minutes into steps, and say how long it will take."""
 
     def __init__(self, steps: int, minutes: float | None) -> None:
-        self.total, self.minutes = steps, minutes
-        self.started = self.told = time.perf_counter()
+        super().__init__("fitting steps", steps)
+        self.minutes = minutes
 
-    def tick(self, losses: Sequence[float]) -> None:
+    def step(self, losses: Sequence[float]) -> None:
         """Count a step."""
-        now, done = time.perf_counter(), len(losses)
-        if self.minutes is not None and done == _TIMED:
-            self.total = max(done, round(self.minutes * 60 / (now - self.started) * done))
-        if now - self.told > _TOLD_EVERY or (done == _TIMED and self.total > _TIMED):
-            self.told = now
-            left = (now - self.started) / done * (self.total - done)
-            logger.info("step %d of %d, loss %.3f, %.0f s left", done, self.total, np.mean(losses[-20:]), left)
+        if (done := len(losses)) == _TIMED:
+            now = time.perf_counter()
+            if self.minutes is not None:
+                self.total = max(done, round(self.minutes * 60 / (now - self.started) * done))
+            self.next_line = now
+        self.tick(f"loss {np.mean(losses[-20:]):.3f}")
 
 
 @dataclass

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from skimage.segmentation import relabel_sequential
-from tqdm import tqdm
 
 from medmdm.data.files.pictures import image_size
 from medmdm.data.mask_names import is_mask, mask_name
@@ -20,6 +19,7 @@ from medmdm.prepare.classes import Classes, ColourTable, find_colour_table, read
 from medmdm.prepare.mask_pairs import Pairs, pair_masks, unread_outlines
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile
+from medmdm.progress import followed
 
 _VOC_BORDER = 0xE0E0C0
 
@@ -189,7 +189,7 @@ class _Reading:
 def _classes(masks: dict[SourceFile, SourceFile]) -> Meaning:
     """Find out what the numbers of all masks mean together."""
     values: dict[str, dict[int, int]] = {}
-    for image, mask in tqdm(masks.items(), desc="values of the masks", unit="mask", disable=None):
+    for image, mask in followed(masks.items(), "reading values of masks"):
         with image.local() as path:
             shape = image_size(path)
         found, counts = np.unique(read_label(mask, shape, image), return_counts=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.decoding import decode_label
@@ -39,6 +38,7 @@ from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile
 from medmdm.prepare.volume_pairs import pair_labels, patients
+from medmdm.progress import followed
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net: case_0000, case_0001 are sequences of one patient
 _TEST_FOLDERS = {"imagests", "test", "testing"}
@@ -151,7 +151,7 @@ def _read_label(file: SourceFile, image: ImageGrid | None = None, image_name: st
 def _meaning_of(files: Sequence[SourceFile]) -> Meaning:
     """Find out what the numbers that occur mean, where no list says it."""
     values: dict[str, dict[int, int]] = {}
-    for file in tqdm(files, desc="reading labels", unit="case", disable=None, leave=False):
+    for file in followed(files, "reading labels"):
         found, counts = np.unique(_read_label(file), return_counts=True)
         values[file.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
     return meaning_of(values)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.data.validity import size_text
-from medmdm.errors import UserError, refuse_full_disk
+from medmdm.errors import UserError, refuse_full_disk, when_interrupted
 from medmdm.files import claim, sweep_temporaries, text_hash
 from medmdm.prepare.journal import Journal, write_if_changed
 from medmdm.prepare.preparation import Preparation, SourceCase
+from medmdm.progress import followed
 
 LIST_NAME = "dataset.json"
 _MAX_NOTES = 40
@@ -42,8 +42,9 @@ def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
     claim(dest)
     for folder in (dest, *(path for path in dest.rglob("*") if path.is_dir())):
         sweep_temporaries(folder)
+    when_interrupted(f"{dest} keeps the cases that are prepared; the same command goes on from there.")
     made = 0
-    for case in tqdm(plan.cases, desc=f"prepare {kind}", unit="case", disable=None):
+    for case in followed(plan.cases, "preparing cases"):
         fingerprint = text_hash(case.recipe + "".join(source.sha256() for source in case.sources))
         if not journal.is_done(case, fingerprint):
             journal.write(case, fingerprint, case.make())

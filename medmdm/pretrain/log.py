@@ -25,6 +25,7 @@ from medmdm.data.holdout import HeldOut
 from medmdm.data.selection import Selection
 from medmdm.errors import refuse_full_disk
 from medmdm.files import atomic_write, is_main_process, text_hash, world_size
+from medmdm.progress import EVERY, Progress, duration
 from medmdm.runs.processes import average
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Periodic:
 @dataclass(eq=False)
 class StepLog:
     """Write a line every so many steps, and one whenever held-out images were scored.
+
+    Where steps are slow, the log says now and then how far it has come (:class:`medmdm.progress.Progress`).
 
     ``metrics.csv`` has one row per line: mean loss since the last row, learning rate and gradient norm of the step,
     speed and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint
@@ -106,6 +109,7 @@ class StepLog:
         total = engine.state.epoch_length
         shown = sys.stderr.isatty() if self.progress is None else self.progress
         self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", disable=not shown)
+        self.counter = Progress("training", total, engine.state.iteration)
         if engine.state.iteration == 0 and getattr(engine.state, "heldout", None):
             self.write(engine, {})
 
@@ -125,6 +129,7 @@ class StepLog:
             self.since, self.images = time.perf_counter(), 0
         if self.bar is not None:
             self.bar.update()
+            self.counter.tick()
             rate = (self.bar.format_dict["rate"] or 0.0) * engine.state.output[0]["batch_size"] * world_size()
             loss = engine.state.output[0][Keys.LOSS].item()
             self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s", refresh=False)
@@ -158,6 +163,7 @@ class StepLog:
         self.bar.clear()
         logger.info(message)
         self.bar.refresh()
+        self.counter.next_line = time.perf_counter() + EVERY
 
     def close(self, engine: Engine, error: BaseException | None = None) -> None:
         """Close the files."""
@@ -175,13 +181,6 @@ def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:
         return header
     rows = [row for row in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if row.endswith("\n")]
     return header + "".join(row for row in rows if int(row.split(",")[0]) <= step)
-
-
-def duration(seconds: float) -> str:
-    """Return a number of seconds in words: "5 min 07 s", "2 h 01 min"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
 def announce(selection: Selection, slices: Selection, held_out: HeldOut, dataset: CropDataset) -> None:

@@ -27,8 +27,8 @@ from medmdm.errors import UserError
 from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
 from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_random_state
-from medmdm.pretrain.log import duration
 from medmdm.pretrain.optimization import Optimization
+from medmdm.progress import duration
 from medmdm.runs.folder import RunFolder
 
 

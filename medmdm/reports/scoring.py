@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import volume_geometry
@@ -19,6 +18,7 @@ from medmdm.errors import UserError, counted
 from medmdm.metrics.baselines import all_foreground, all_foreground_means
 from medmdm.metrics.instances import instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
+from medmdm.progress import followed
 from medmdm.reports.case_files import CaseArrays, read_case
 from medmdm.reports.pictures import CasePicture, draw_case, picture_side
 from medmdm.reports.rendering import COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS
@@ -124,8 +124,7 @@ def score_cases(
     """
     found = Scores([], [], choose_ruler(evaluation))
     side, mean_mask = picture_side(len(evaluation.cases)), read_mean_mask(evaluation.folder)
-    bar = tqdm(evaluation.cases, desc="report", unit="case", disable=None, leave=False)  # on a terminal only
-    for number, case in enumerate(bar):
+    for number, case in enumerate(followed(evaluation.cases, "scoring cases")):
         try:
             content = read_case(case, evaluation) if arrays is None else arrays(case)
             scores = _score(case, content, evaluation, found.ruler, surface)

@@ -54,7 +54,7 @@ def restore(parser: ConfigParser, settings: Mapping[str, Mapping[str, Any]]) -> 
 
     Args:
         parser: of the running bundle.
-        settings: key -> schema, see :func:`medmdm.runs.config.settings`.
+        settings: key -> schema, see :func:`medmdm.schemas.settings`.
 
     Raises:
         UserError: a text that was not typed holds ``::``, which MONAI has made of a ``#``.

@@ -8,9 +8,9 @@ such texts as JSON does and holds what was merged (files and overrides) against 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import json
+import logging
 import math
 import os
 import sys
@@ -26,10 +26,15 @@ from monai.bundle.config_item import ConfigComponent
 from monai.bundle.utils import DEFAULT_HANDLERS_ID, DEFAULT_MLFLOW_SETTINGS
 
 from medmdm.components import moved, to_config
-from medmdm.errors import UserError, nearest, show_user_errors_as_sentences
+from medmdm.errors import UserError, nearest, show_user_errors_as_sentences, when_interrupted
 from medmdm.files import claim, resource_folder, text_hash
 from medmdm.runs.command_line import restore, written_folder
+from medmdm.runs.log import begin_log
 from medmdm.runs.memory import keep_freed_memory
+from medmdm.runs.threads import choose as set_threads
+from medmdm.schemas import bundle_schema, settings
+
+logger = logging.getLogger(__name__)
 
 #: Keys that MONAI itself gives a meaning to.
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
@@ -40,45 +45,6 @@ _FINITE = Draft202012Validator.TYPE_CHECKER.redefine(
     "number", lambda _, value: type(value) in (int, float) and math.isfinite(value)
 )
 _Validator = validators.extend(Draft202012Validator, type_checker=_FINITE)
-
-
-@functools.cache
-def bundle_schema(name: str) -> dict[str, Any]:
-    """Return the schema of a bundle, what it refers to put in place.
-
-    Raises:
-        UserError: there is no such bundle.
-    """
-    folder = resource_folder("bundles") / "schemas"
-    if not (folder / f"{name}.json").is_file() or name == "common":
-        names = ", ".join(sorted(path.stem for path in folder.glob("mdm_*.json")))
-        raise UserError(f"The config's `bundle` must name one of medmdm's bundles ({names}), got {name!r}.")
-
-    files = {file: json.loads((folder / file).read_text(encoding="utf-8")) for file in ("common.json", f"{name}.json")}
-
-    def expanded(part: Any, file: str) -> Any:
-        if isinstance(part, list):
-            return [expanded(item, file) for item in part]
-        if not isinstance(part, dict):
-            return part
-        own = {key: expanded(item, file) for key, item in part.items() if key != "$ref"}
-        if "$ref" in part:
-            other, _, pointer = part["$ref"].partition("#/")
-            target = functools.reduce(lambda found, key: found[key], pointer.split("/"), files[other or file])
-            own = {**expanded(target, other or file), **own}
-        return own
-
-    return expanded(files[f"{name}.json"], f"{name}.json")
-
-
-def settings(name: str) -> dict[str, dict[str, Any]]:
-    """Return key -> schema of what a user of a bundle sets, without its parts."""
-    return {key: part for key, part in bundle_schema(name)["properties"].items() if not part.get("x-part")}
-
-
-def may_change(name: str) -> set[str]:
-    """Return the keys of a bundle that may change when a run goes on."""
-    return {key for key, part in bundle_schema(name)["properties"].items() if part.get("x-resume")}
 
 
 def faults(config: Mapping[str, Any], schema: Mapping[str, Any], places: Sequence[str] = ()) -> Iterator[str]:
@@ -192,11 +158,15 @@ def described(key: str) -> dict[str, Any]:
 def start() -> None:
     """Begin a bundle: user errors become sentences, the config is normalised and checked, its folder is claimed.
 
+    The log is taken down for ``run.log``, and the number of threads is set (:mod:`medmdm.runs.threads`).
+
     Raises:
         UserError: with a sentence for each unknown key and each value that is not of its kind, or another process
             writes to the folder.
     """
     show_user_errors_as_sentences()
+    when_interrupted("nothing is written yet; the same command starts anew.")
+    begin_log()
     parser = current_parser()
     if restore(parser, settings(str(parser.get("bundle")))):
         parser.parse(reset=True)
@@ -214,6 +184,8 @@ def start() -> None:
     folder = written_folder(given)
     if folder is not None:  # another process is named before hours of reading
         claim(folder)
+        logger.info("%s writes to %s", config["bundle"], folder)
+    set_threads(given.get("threads"), folder, str(given.get("device")) == "cpu")
 
 
 def normalise(parser: ConfigParser) -> None:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 import medmdm
 from medmdm.artifacts.pretrained import save_weights
-from medmdm.errors import UserError
+from medmdm.errors import UserError, when_interrupted
 from medmdm.files import claim, file_hash, is_main_process, sweep_temporaries, world_size
 from medmdm.intact import DamagedFileError, load_record, load_torch, save_record
-from medmdm.runs.config import differing_keys, may_change
+from medmdm.runs.config import differing_keys
+from medmdm.runs.log import keep_log
+from medmdm.schemas import may_change
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "nibabel", "SimpleITK", "pandas", "pillow")
 
@@ -105,6 +107,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"The run folder {self.path} cannot be made ({error.strerror}).") from error
         sweep_temporaries(self.path)
+        keep_log(self.path)
+        when_interrupted(f"{self.path} keeps what is finished; the same command goes on from there.")
         hardware = {
             "machine": platform.machine(),
             "system": platform.system(),

@@ -21,10 +21,11 @@ from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted, when_interrupted
 from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
 from medmdm.heads.segmenter import Predictor, Segmenter
 from medmdm.heads.task import Reading
+from medmdm.progress import Progress
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
@@ -238,6 +239,7 @@ class Inference:
         self.outputs.refuse_sources(entries)
         record = self.segmenter.run_folder(self.outputs.folder, self.config)
         record.open()
+        when_interrupted(f"{self.outputs.folder} keeps the masks that are written; the same command writes them anew.")
         journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
         try:
             masks = segment_all(entries, self.reader, predictor, self.postprocess, self.outputs, self.handlers, journal)
@@ -273,10 +275,12 @@ def segment_all(
             tables.append(boxes(case.in_place(found.instances), case.in_place(found.mask)).assign(case=case.name))
         if journal is not None:
             journal.note(case, found)
-        logger.info("%d of %d: %s", len(masks), len(entries), masks[-1])
+        progress.tick()
         return [{"foreground": float(np.count_nonzero(found.mask) / found.mask.size)}]
 
+    progress = Progress("predicting", len(entries))
     tell(handlers, segment, entries)
+    logger.info("%s in %s", counted(len(masks), "mask"), folder / "predictions")
     table = pd.concat(tables) if tables else None
     if journal is not None:
         table = journal.all_boxes(table, outputs.boxes)

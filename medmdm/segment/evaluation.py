@@ -26,6 +26,7 @@ from medmdm.files import mark_outputs
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.baselines import mean_mask
+from medmdm.progress import followed
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
@@ -191,18 +192,19 @@ class LabelledData:
     def support(self) -> list[LoadedCase]:
         """Read the training cases."""
         entries = self.cases.training if self.shots is None else self.draw_support(self.shots, self.draw)
-        return [self.reader.read(entry) for entry in entries]
+        return [self.reader.read(entry) for entry in followed(entries, "reading labelled images")]
 
     def tested(self) -> list[LoadedCase]:
         """Read the cases to test on."""
-        return [self.reader.read(entry) for entry in getattr(self.cases, self.section)]
+        return [self.reader.read(e) for e in followed(getattr(self.cases, self.section), "reading images to test on")]
 
     def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
         """Read the unlabelled cases, and the training cases that are not in the support, without their labels."""
         names = {case.name for case in support}
         rest = [entry for entry in self.cases.training if str(entry["case"]) not in names]
         entries = [*rest, *self.cases.unlabeled]
-        return [self.reader.read({k: v for k, v in entry.items() if k != "label"}) for entry in entries]
+        without = [{k: v for k, v in entry.items() if k != "label"} for entry in entries]
+        return [self.reader.read(entry) for entry in followed(without, "reading unlabelled images")]
 
     def task(
         self,
@@ -291,10 +293,9 @@ def evaluate(
     logger.info("%s: %s", provenance.kind, provenance.sentence)
     mark_outputs(Path(outputs.folder) / "predictions")
     found: dict[str, tuple[LoadedCase, Predicted]] = {}
-    for number, case in enumerate(tested):
+    for number, case in enumerate(followed(tested, "predicting")):
         found[case.name] = replace(case, examples=()), outputs.predict(case, predictor, postprocess)
         tested[number] = found[case.name][0]
-        logger.info("%d of %d predicted: %s", number + 1, len(tested), case.name)
     evaluation = _record(found, data, outputs, provenance, protocol)
     keep_mean_mask(evaluation.folder, data.mean_mask(support, tested) if support else None)
     evaluation.save()

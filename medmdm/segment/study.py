@@ -27,6 +27,7 @@ from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.intact import DamagedFileError, load_record, save_record
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
+from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
@@ -216,6 +217,7 @@ class Study:
         for note in notes:
             logger.warning("%s: it cannot be learnt from them.", note)
         logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
+        computing = Progress("study", sum(one[-1] is None for one in cells))
         for number, (cell, support, left_out, key, content) in enumerate(cells, start=1):
             if content is None:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
@@ -225,22 +227,36 @@ class Study:
                 dices = [row["dice"] for row in content["rows"][: len(tested)]]
                 dice = np.nanmean([np.nan if one is None else one for one in dices])
                 where = f"cell {number} of {len(cells)}, {cell.name}"
-                logger.info("%s: Dice %.4f, %.1f s", where, dice, content["seconds"])
+                computing.done += 1
+                logger.info("%s: Dice %.4f, %.1f s; %s left", where, dice, content["seconds"], computing.left())
             rows += [{**asdict(cell), **row} for row in content["rows"]]
         table = pd.DataFrame(rows)
         atomic_write(folder / "study.csv", table_text(table))
-        ledger = support_ledger(list(training.values()))
-        seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
-        patients = {case.name: case.entry.get("patient_id") for case in [*training.values(), *tested]}
         baselines = self._baselines({(c.shots, c.draw): support for c, support, *_ in cells}, tested)
-        summary, page = study_table(table, patients, seen, self.reference, baselines, list(notes))
+        page = self._summarise(table, baselines, list(training.values()), tested, list(notes))
+        record.finish(0)
+        print(page)
+        return table
+
+    def _summarise(
+        self,
+        table: pd.DataFrame,
+        baselines: pd.DataFrame,
+        training: Sequence[LoadedCase],
+        tested: Sequence[LoadedCase],
+        notes: Sequence[str],
+    ) -> str:
+        """Write ``study.json`` and ``study.md``; return the page."""
+        folder = Path(self.run_dir)
+        ledger = support_ledger(training)
+        seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
+        patients = {case.name: case.entry.get("patient_id") for case in [*training, *tested]}
+        summary, page = study_table(table, patients, seen, self.reference, baselines, notes)
         stamps = {name: asdict(one) for name, one in seen.items()}
         content = {"settings": dict(self.config), "stamps": stamps, "table": summary, "notes": list(notes)}
         save_json(content, folder / "study.json")
         atomic_write(folder / "study.md", page)
-        record.finish(0)
-        print(page)
-        return table
+        return page
 
     def _path(self, cell: Cell) -> Path:
         return Path(self.run_dir) / "cells" / f"{cell.name}.json"
@@ -264,7 +280,7 @@ class Study:
         seconds = time.perf_counter() - started
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
         rows: list[dict[str, Any]] = []
-        for case in [*tested, *left_out]:
+        for case in followed([*tested, *left_out], "predicting"):
             mask = self.postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}

@@ -28,6 +28,7 @@ from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.intact import DamagedFileError
+from medmdm.progress import Progress
 from medmdm.reports import Report
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.config import differing_keys
@@ -140,12 +141,14 @@ class Segmentation:
             parts = divide(support, self.seed)
             provenance = cross_validated(support, len(parts), find_provenance(tested, plan.get("ledger")))
             left_out: dict[str, Predictor] = {}
+            fitting = Progress("cross-validation", len(parts))
             for number, part in enumerate(parts):
                 logger.info("part %d of %d is left out", number + 1, len(parts))
                 held = {case.name for case in part}
                 kept = [case for case in support if case.name not in held]
                 path = folder / "folds" / str(number) / "segmenter.pt"
                 left_out |= dict.fromkeys(held, self._predictor(self._model(path, kept, others, plan)))
+                fitting.tick()
             predictor = FoldPredictor(left_out)
         else:
             provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))

@@ -9,7 +9,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from medmdm.runs.command_line import restore, typed
-from medmdm.runs.config import settings
+from medmdm.schemas import settings
 from tests.bundle_runs import BUNDLES, TINY, run_python
 from tests.made import refused
 

@@ -15,12 +15,13 @@ from monai.networks.nets import UNet
 
 from medmdm import cli
 from medmdm.data import select_cases
-from medmdm.errors import INTERRUPTED, find_user_error
+from medmdm.errors import INTERRUPTED, Terminated, find_user_error, when_interrupted
 from medmdm.heads import FromScratch
 from tests.bundle_runs import BUNDLES, HEAD, Workflow, write_backbone
 from tests.made import made_example, refused, task
 from tests.segment.conftest import pictures  # noqa: F401 - a fixture
 
+GOES_ON = "the same command goes on from there."
 LONG = {"_target_": "medmdm.heads.Training", "steps": 900_000}
 MONAI_NET = {
     "_target_": "monai.networks.nets.DiffusionModelUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 3,
@@ -81,8 +82,13 @@ def test_commands_that_are_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     arguments = ["init", "nowhere"]
     monkeypatch.setattr(cli.init, "run", fail(KeyboardInterrupt()))
+    monkeypatch.setattr("medmdm.errors._told", [INTERRUPTED])
     assert cli.main(arguments) == 130
     assert capsys.readouterr().err == f"{INTERRUPTED}\n"
+    when_interrupted("three cases are kept.")
+    monkeypatch.setattr(cli.init, "run", fail(Terminated()))
+    assert cli.main(arguments) == 143
+    assert capsys.readouterr().err == "interrupted: three cases are kept.\n"
     monkeypatch.setattr(cli.init, "run", fail(OSError(errno.ENOSPC, "No space left on device", "nowhere")))
     assert cli.main(arguments) == 1
     monkeypatch.setattr(cli.init, "run", fail(OSError(errno.EIO, "broken")))
@@ -116,6 +122,7 @@ def test_an_interrupted_fit(head: dict[str, Any], pictures: Path, tmp_path: Path
         stderr = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode in (-signal.SIGINT, 130)
-    assert stderr.splitlines()[-1] == INTERRUPTED
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == f"interrupted: {tmp_path / 'run'} keeps what is finished; {GOES_ON}"
+    assert stderr.splitlines()[-1] in (tmp_path / "run" / "run.log").read_text()
     assert "Traceback" not in stderr

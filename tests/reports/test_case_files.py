@@ -97,7 +97,12 @@ def put(name: str, value: float, dtype: type, shape: Any = SHAPE, what: str = "p
         (lambda run, data: change_case(run, 0, prediction=None), "has a truth, but no prediction"),
         (put("masks/a.png", 0, np.uint8, SHAPE[::-1]), "the predicted mask is 56x40 and the label 40x56"),
         (lambda run, data: picture(data / "case_0.png", np.zeros((3, 8, 9), np.uint8)), "is 8x9 and the label 40x56"),
-        (lambda run, data: picture(run / "masks/case_0.png", np.eye(*SHAPE) * COLOUR), "3 channels"),
+        (
+            lambda run, data: picture(
+                run / "masks/case_0.png", np.stack([np.full(SHAPE, n, np.uint8) for n in (0, 1, 2)])
+            ),
+            "3 channels",
+        ),
         (put("masks/a.png", 7, np.uint8), "predicted mask holds 7, but the classes are 0 background, 1 gland"),
         # Labels that are no objects may not hold 3 and 5.
         (

@@ -11,18 +11,17 @@ from monai.bundle import ConfigParser
 from medmdm.components import MOVED
 from medmdm.errors import UserError
 from medmdm.runs.config import (
-    bundle_schema,
     check,
     check_device,
     current_parser,
     described,
     differing_keys,
     faults,
-    may_change,
     normalise,
     resolved,
     settings,
 )
+from medmdm.schemas import bundle_schema, may_change
 from tests.bundle_runs import BUNDLE, BUNDLES, OVERLAYS, Workflow, saved_by
 from tests.made import refused, refused_in_config
 

@@ -1,0 +1,179 @@
+"""The commands ``pretrain``, ``segment``, ``evaluate``, ``infer`` and ``study``: the bundles, under shorter names.
+
+``medmdm segment --config FILE,FILE --key value`` is ``python -m monai.bundle run --config_file "['FILE','FILE']" --key
+value`` in the same process, with help and completion from the bundles' schemas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import runpy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medmdm.errors import UserError, nearest, show_user_errors_as_sentences, when_interrupted
+from medmdm.files import resource_folder
+from medmdm.schemas import bundle_schema
+
+logger = logging.getLogger(__name__)
+
+COMMANDS = {
+    "pretrain": "pre-train a network on images without labels",
+    "segment": "learn to segment from a few labelled images, and report how well it went",
+    "evaluate": "test a saved segmenter on the labelled images of any data list",
+    "infer": "write masks of images with a saved segmenter",
+    "study": "compare backbones, heads and numbers of labelled images in one table",
+}
+_CONFIG = ("--config", "--config_file")
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run a bundle in this process as ``python -m monai.bundle run`` does, or print its help.
+
+    Args:
+        command: one of :data:`COMMANDS`.
+        arguments: the command line after it.
+
+    Raises:
+        UserError: a config does not exist or is another command's, or a word is no setting.
+    """
+    if {"-h", "--help"} & set(arguments):
+        parser(command).print_help()
+        return
+    show_user_errors_as_sentences()
+    when_interrupted("nothing is written yet; the same command starts anew.")
+    given, settings = _sorted(arguments)
+    known = bundle_schema(f"mdm_{command}")["properties"]
+    for flag in filter(_is_flag, settings):
+        key = flag.lstrip("-").partition("=")[0]
+        root, below, _ = key.replace("::", "#").partition("#")
+        if below and root not in known:  # MONAI ends with a KeyError; of others the config's check says more
+            raise UserError(f"Unknown key {key!r}: {command} has no part {root!r}{nearest(root, known)}.")
+    logger.info("medmdm %s: loading PyTorch and MONAI", command)
+    files = _config_files(command, given)
+    beside = {
+        f"--{key}": str(resource_folder("bundles") / name)
+        for key, name in (("logging_file", "logging.conf"), ("meta_file", "metadata.json"))
+        if not (files[0].parent / name).is_file() and not any(a.startswith(f"--{key}") for a in settings)
+    }
+    more = [word for pair in beside.items() for word in pair]
+    sys.argv = ["medmdm", "run", "--config_file", str([str(file) for file in files]), *more, *settings]
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def parser(command: str) -> argparse.ArgumentParser:
+    """Return what shows a bundle's help: its settings and parts, from its schema."""
+    made = argparse.ArgumentParser(
+        prog=f"medmdm {command}",
+        usage=f"medmdm {command} [--config FILE[,FILE...]] [--key value ...]",
+        description=f"{COMMANDS[command].capitalize()}. The same as: python -m monai.bundle run --config_file "
+        f"bundles/mdm_{command}.json --key value ...",
+        epilog="true, false and null mean what they mean in JSON. Reach into a part with #: --part#argument value.",
+    )
+    shipped = f"mdm_{command}.json"
+    about = f"one or more JSON files that are merged in this order; overlays alone are put on the shipped {shipped}, "
+    made.add_argument("--config", metavar="FILE[,FILE]", help=f"{about}which is the default")
+    for title, is_part in (("settings", False), ("parts", True)):
+        group = made.add_argument_group(title)
+        for key, schema in keys(command):
+            if bool(schema.get("x-part")) == is_part:
+                group.add_argument(f"--{key}", metavar="VALUE", help=_described(schema).replace("%", "%%"))
+    return made
+
+
+def keys(command: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each key that may be given to a bundle, with its schema; those inside plain dictionaries as ``a#b``."""
+    for key, part in bundle_schema(f"mdm_{command}")["properties"].items():
+        if key in ("$schema", "bundle", "imports"):
+            continue
+        inner = {} if part.get("x-part") else part.get("properties", {})
+        yield from ((f"{key}#{name}", below) for name, below in inner.items()) if inner else [(key, part)]
+
+
+def _described(schema: Mapping[str, Any]) -> str:
+    """Return what a key means, what it must be and its default."""
+    meaning = str(schema["description"])
+    if schema.get("x-part"):
+        return meaning
+    default = schema.get("default")
+    computed = isinstance(default, str) and default[:1] in ("$", "@")
+    shown = "computed" if computed else default if isinstance(default, str) else json.dumps(default)
+    return f"{meaning} [{schema['title']}; default: {shown}]"
+
+
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of configs, and the settings: flags and their values in turn, or ``--key=value``.
+
+    Raises:
+        UserError: a word follows no flag.
+    """
+    configs: list[str] = []
+    settings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not _is_flag(flag):
+            raise UserError(f"{flag!r} follows no setting: give settings as --key value, values with spaces in quotes.")
+        key, equals, value = flag.partition("=")
+        if not equals:
+            value = "" if not rest or _is_flag(rest[0]) else rest.pop(0)
+        if key in _CONFIG:
+            configs += _names(value)
+        else:
+            settings += [flag] if equals or not value else [flag, value]
+    return configs, settings
+
+
+def _is_flag(word: str) -> bool:
+    return re.match("--?[a-zA-Z]", word) is not None
+
+
+def _names(text: str) -> list[str]:
+    """Return the files of ``a.json,b.json``, or of a list as MONAI takes it."""
+    if not text:
+        raise UserError("--config needs a file: --config FILE, or several with commas between them.")
+    if Path(text).expanduser().is_file():
+        return [text]
+    return [name.strip(" '\"") for name in text.strip("[]").split(",")]
+
+
+def _config_files(command: str, given: Sequence[str]) -> list[Path]:
+    """Return the configs to merge: those given, or behind the shipped one where they are overlays.
+
+    Raises:
+        UserError: a file does not exist, cannot be read, or is of another command.
+    """
+    shipped, bundle = resource_folder("bundles"), f"mdm_{command}"
+    files, named = [], None
+    for name in given:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            path = shipped / name.removeprefix("bundles/")
+        if not path.is_file():
+            known = [file.relative_to(shipped).as_posix() for file in shipped.glob("**/*.json")]
+            raise UserError(
+                f"the config {name} does not exist in {Path.cwd()}{nearest(name, known)}: correct --config."
+            )
+        named = _bundle_of(path) or named
+        files.append(path)
+    if named not in (None, bundle):
+        other = named.removeprefix("mdm_") if named.removeprefix("mdm_") in COMMANDS else None
+        advice = f"run medmdm {other}" if other else f"use {bundle}.json"
+        raise UserError(f"{' and '.join(given)}: this is a config of {named}, not of {bundle}: {advice}.")
+    return files if named else [shipped / f"{bundle}.json", *files]
+
+
+def _bundle_of(path: Path) -> str | None:
+    from monai.bundle import ConfigParser  # slow to import
+
+    try:
+        content = ConfigParser.load_config_file(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"the config {path} cannot be read: {error}.") from error
+    found = content.get("bundle") if isinstance(content, dict) else None
+    return None if found is None else str(found)
