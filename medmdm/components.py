@@ -253,7 +253,7 @@ def instantiate(config: Mapping[str, Any], trust: bool = False, kind: type = obj
     if isinstance(make, type) and not issubclass(make, kind):
         raise UserError(f"{config['_target_']} is no {kind.__name__}, which is needed here.")
     given = {k: v for k, v in config.items() if not k.startswith("_")}
-    if not trust:
+    if not trust and _is_listed(make):  # ours open nothing
         _refuse_reaching_out(make, given)
     arguments = {k: _part(v, trust) for k, v in given.items()}
     if config.get("_mode_") == "callable":
@@ -277,13 +277,13 @@ def _is_listed(found: Any) -> bool:
 
 
 def _refuse_reaching_out(make: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse, on the word of a file, arguments that could name something outside of it.
+    """Refuse, on the word of a file, arguments of a network of MONAI's that could name something outside of it.
 
     Raises:
         UserError: naming the first.
     """
-    name = getattr(make, "__name__", str(make))
-    left_out = set(_arguments(make) or ()) - set(MONAI_NETWORKS[name].split()) if _is_listed(make) else set()
+    name = make.__name__
+    left_out = set(_arguments(make) or ()) - set(MONAI_NETWORKS[name].split())
     end = "is not taken on the word of a file; if the file is your own, pass trust=True."
     for key, value in arguments.items():
         if key.startswith("pretrained") and value not in (None, False):

@@ -83,8 +83,8 @@ def test_files_of_segmenting_and_a_study(run: Run, tmp_path: Path) -> None:  # n
         return [model.state_dict(), plan]
 
     assert tried(path, load) > COUNT / 2
-    evaluation = tmp_path / "run" / "evaluation.json"
-    assert tried(evaluation, lambda: load_record(evaluation)) > COUNT / 2
+    record = tmp_path / "run" / "run.json"
+    assert tried(record, lambda: load_record(record)) > COUNT / 2
     run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1))
     cell = min((tmp_path / "study" / "cells").iterdir())
     whole = cell.read_bytes()
