@@ -209,7 +209,7 @@ def test_command_holds_out_and_folds(data_list: Path, tmp_path: Path, capsys: py
 
 def test_command_keeps_the_test_set_of_a_subset(data_list: Path, tmp_path: Path) -> None:
     out = tmp_path / "few" / "eight.json"
-    assert main(["split", str(data_list), str(out), "--subset", "8"]) == 0
+    assert main(["split", str(data_list), str(out), "--subset", "8", "--rule", "paper"]) == 0
     few, all_of_it = load_data_list(out), load_data_list(data_list)
     assert few.training == tuple(subset(all_of_it.training, 8))
     assert few.test == all_of_it.test
