@@ -5,7 +5,7 @@ Training, the check, the preparation and the reports ask here, so that none of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -164,7 +164,7 @@ def check_known(
     classes: Iterable[int] | None,
     ignore: int | None,
     name: str,
-    names: Sequence[str | None] | None = None,
+    names: Sequence[str] | Mapping[int, str] | None = None,
 ) -> None:
     """Refuse numbers that are no class.
 
@@ -173,7 +173,7 @@ def check_known(
         classes: those that it may have; ``None``: any below 256.
         ignore: the number of pixels to leave out, where there may be such.
         name: of its file.
-        names: of the classes from 0 on, for the sentence.
+        names: of the classes by their numbers, for the sentence.
 
     Raises:
         UserError: it shows the first numbers that are none.

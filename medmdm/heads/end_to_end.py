@@ -78,8 +78,8 @@ class FineTuning:
         segmenter = Segmenter(own, head, undeclared=task.undeclared)
         averaged, evidence = self.training.run(segmenter, groups, task, head.train, self.unlabelled)
         assert isinstance(averaged, Segmenter)
-        flips, undeclared = self.training.flips, task.undeclared
-        fitted = Segmenter(averaged.extractor, averaged.head, flips=flips, undeclared=undeclared)
+        flips = self.training.flips
+        fitted = Segmenter(averaged.extractor, averaged.head, flips=flips, undeclared=task.undeclared)
         return Fitted(fitted.requires_grad_(False), evidence)
 
 

@@ -137,7 +137,7 @@ def _check_classes(
     if not mask.size:
         raise UserError(f"{case.name}: the {what} has no pixels")
     if mask.max() >= evaluation.num_classes or len(evaluation.classes) < evaluation.num_classes:
-        check_known(mask, evaluation.classes, ignore, f"{case.name}: the {what}", evaluation.class_names)
+        check_known(mask, evaluation.classes, ignore, f"{case.name}: the {what}", evaluation.classes)
 
 
 def _instances(case: EvaluatedCase, grid: ImageGrid, size: tuple[int, ...]) -> NDArray[np.integer] | None:

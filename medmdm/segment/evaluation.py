@@ -220,8 +220,8 @@ class LabelledData:
         known = self.cases.data_list
         told = "" if known is None else json.dumps(known.information.get("modality", ""))
         modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
-        classes = self.cases.classes
-        return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality, classes)
+        cases = self.cases
+        return Task(examples, cases.num_classes, reading, seed, device, unlabelled, modality, cases.classes)
 
     def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
         """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
