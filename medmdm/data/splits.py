@@ -274,7 +274,9 @@ def split_data_list(
     sections: Sections = {
         section: [_with_patient(entry, pattern) for entry in getattr(data_list, section)] for section in SECTIONS
     }
-    how = f"{divided_by([*chain(*sections.values())])}, seed {seed}" + (f", stratified by {stratify}" if stratify else "")
+    how = f"{divided_by([*chain(*sections.values())])}, seed {seed}" + (
+        f", stratified by {stratify}" if stratify else ""
+    )
     if test is not None:
         training, held_out = split_by_patient([*chain(*sections.values())], test, stratify, seed)
         sections = {"training": training, "validation": [], "test": held_out}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,12 +29,13 @@ from medmdm.data.files.formats import (
 )
 from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
-from medmdm.data.meaning import Meaning, meaning_of
+from medmdm.data.meaning import Meaning, meaning_of, with_ones
 from medmdm.data.patients import subject_pattern, suspected_patients
 from medmdm.data.splits import divided_by, patient_groups, split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
 from medmdm.errors import UserError, counted
+from medmdm.labels import IGNORE
 from medmdm.prepare.classes import Classes
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
@@ -92,8 +93,9 @@ def plan(
         raise UserError(f"--classes is given, but no volume of {release.source} has a label: leave it out.")
     if chosen is not None:
         chosen.numbers(known)  # refused before anything is written
-    read_label = partial(_read_label, classes=chosen, known=known)
-    recipe = "" if chosen is None else f"{dict(chosen.sources)} {known}"
+    meaning = _meaning_of(list(paired.values())) if chosen is None and not known and paired else Meaning(known)
+    notices += meaning.notices
+    read = _Labels(chosen, known, meaning.whites)
     cases: list[SourceCase] = []
     alike = Counter(stem.lower() for _, stem in images)
     for ((folder, stem), sequences), patient in zip(images.items(), subjects, strict=True):
@@ -101,11 +103,11 @@ def plan(
         label = paired.get(folder / stem)
         for_test = any(part.lower() in _TEST_FOLDERS for part in folder.parts)
         section = sections.get(sequences[0].path) or ("test" if for_test else "training")
-        make = partial(_make_volume, name, sequences, label, read_label)
+        make = partial(_make_volume, name, sequences, label, read)
         sources = (*sequences, *([] if label is None else [label]))
         columns = {} if patient is None else {"patient_id": patient}
-        cases.append(SourceCase(name, section, sources, make, columns=columns, recipe=recipe))
-    cases += _dicom_cases(series, paired, read_label, recipe)
+        cases.append(SourceCase(name, section, sources, make, columns=columns, recipe=read.recipe))
+    cases += _dicom_cases(series, paired, read)
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
@@ -113,13 +115,8 @@ def plan(
         )
     information = {"name": None, **published}
     information["name"] = information["name"] or re.sub(r"\.zip$", "", release.name, flags=re.IGNORECASE)
-    if chosen is not None:
-        information["labels"] = chosen.labels
-    elif not known and paired:
-        meaning = _meaning_of(list(paired.values()))
-        information["labels"] = dict(meaning.classes)
-        # Files stay what they are: whoever reads the list knows what a white is.
-        notices += [notice.replace("became", "are read as") for notice in meaning.notices]
+    if paired or known:
+        information["labels"] = dict(meaning.classes) if chosen is None else chosen.labels
     information["label_type"] = "classes"
     if {*sections.values()} - {"training"} or any(case.section == "test" for case in cases):
         information["split"] = "official"
@@ -143,9 +140,7 @@ def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], lis
     return cases
 
 
-def _make_volume(
-    name: str, sequences: Sequence[SourceFile], label: SourceFile | None, read_label: Callable[..., np.ndarray]
-) -> Made:
+def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None, read: _Labels) -> Made:
     notes, copied = [], None
     with ExitStack() as stack:
         paths = [stack.enter_context(file.local()) for file in sequences]
@@ -155,33 +150,48 @@ def _make_volume(
             if len(getattr(nib.load(paths[0]).header, "extensions", ())):
                 sentence = "its NIfTI header has extensions, which may name the patient; they are kept as they are"
                 notes.append(f"{name}: {sentence}")
-    numbers = None if label is None else read_label(label, volume.grid, f"its image {sequences[0].shown}")
+    numbers = None if label is None else read(label, volume.grid, f"its image {sequences[0].shown}")
     return _made(name, volume, numbers, copied, notes)
 
 
-def _read_label(
-    file: SourceFile,
-    image: ImageGrid | None = None,
-    image_name: str = "",
-    classes: Classes | None = None,
-    known: Mapping[str, int] | None = None,
-) -> np.ndarray:
-    """Return the numbers of a label, ``[i, j, k]``, where its image is given on that grid, as the user has classes."""
-    with file.local() as path:
-        label = read_volume(path) if image is None else decode_label(path, image)
-    if image is not None:
-        check_same_grid(label.grid, image, file.shown, image_name)
-    numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
-    if classes is not None:
-        numbers = classes.renumber(numbers, known or {}, file.shown)
-    return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
+@dataclass(frozen=True)
+class _Labels:
+    """How the numbers of labels are read.
+
+    Args:
+        classes: as the user has them.
+        known: numbers of the source by name.
+        whites: numbers that stand for 1.
+    """
+
+    classes: Classes | None = None
+    known: Mapping[str, int] = field(default_factory=dict)
+    whites: tuple[int, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """What the label files depend on besides the sources."""
+        chosen = [] if self.classes is None else [dict(self.classes.sources), dict(self.known)]
+        return " ".join(map(str, [*chosen, *self.whites]))
+
+    def __call__(self, file: SourceFile, image: ImageGrid | None = None, image_name: str = "") -> np.ndarray:
+        """Return the numbers of a label, ``[i, j, k]``, where its image is given on that grid."""
+        with file.local() as path:
+            label = read_volume(path) if image is None else decode_label(path, image)
+        if image is not None:
+            check_same_grid(label.grid, image, file.shown, image_name)
+        numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
+        if self.classes is not None:
+            numbers = self.classes.renumber(numbers, self.known, file.shown)
+        numbers = with_ones(numbers, self.whites)
+        return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
 def _meaning_of(files: Sequence[SourceFile]) -> Meaning:
     """Find out what the numbers that occur mean, where no list says it."""
     values: dict[str, dict[int, int]] = {}
     for file in followed(files, "reading labels"):
-        found, counts = np.unique(_read_label(file), return_counts=True)
+        found, counts = np.unique(_Labels()(file), return_counts=True)
         values[file.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
     return meaning_of(values)
 
@@ -193,7 +203,7 @@ def _split(cases: list[SourceCase], test: float, seed: int) -> tuple[list[Source
         return cases, "none", "no split is published and none was made: all volumes are for training"
     _, held_out = split_by_patient(entries, test, seed=seed)
     chosen = {entry["image"] for entry in held_out}
-    divided = [dataclasses.replace(case, section="test" if case.name in chosen else "training") for case in cases]
+    divided = [replace(case, section="test" if case.name in chosen else "training") for case in cases]
     how = f"{divided_by(entries, 'volume')}, seed {seed}"
     sentence = f"no split is published: {len(chosen)} of {len(cases)} volumes are for test, {how}"
     if not all(case.columns for case in cases):
@@ -239,8 +249,7 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
 def _dicom_cases(
     series: Mapping[_Series, Sequence[SourceFile]],
     labels: Mapping[PurePosixPath, SourceFile],
-    read_label: Callable[..., np.ndarray],
-    recipe: str,
+    read: _Labels,
 ) -> list[SourceCase]:
     """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
     patients: dict[str, int] = {}
@@ -255,15 +264,13 @@ def _dicom_cases(
         if label is not None and in_folder[folder] > 1:
             several = f"any of the {in_folder[folder]} series in {folder}"
             raise UserError(f"{label.shown} could label {several}: give each series a folder of its own.")
-        make = partial(_make_series, name, members, label, read_label)
+        make = partial(_make_series, name, members, label, read)
         sources = (*members, *([] if label is None else [label]))
-        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}, recipe=recipe))
+        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}, recipe=read.recipe))
     return cases
 
 
-def _make_series(
-    name: str, files: Sequence[SourceFile], label: SourceFile | None, read_label: Callable[..., np.ndarray]
-) -> Made:
+def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None, read: _Labels) -> Made:
     with ExitStack() as stack:
         headers = [read_header(stack.enter_context(file.local())) for file in files]
         series = order_slices(headers, files[0].shown)
@@ -272,7 +279,7 @@ def _make_series(
     # Names of folders and files, which may be the patient's, stay behind.
     notes = [f"{name}: {re.sub(r' [(]first: .*[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
     volume = Volume(channels_first, series.affine)
-    numbers = None if label is None else read_label(label, volume.grid, f"its image {files[0].shown}")
+    numbers = None if label is None else read(label, volume.grid, f"its image {files[0].shown}")
     return _made(name, volume, numbers, None, notes)
 
 
@@ -287,5 +294,6 @@ def _made(
     if numbers is not None:
         files["label"] = (f"labels/{name}.nii.gz", encode_nifti(numbers, volume.affine))
         values, counts = np.unique(numbers, return_counts=True)
-        facts["pixels"] = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+        pixels = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+        facts["pixels"] = {value: count for value, count in pixels.items() if value != str(IGNORE)}
     return Made(files, facts, notes=tuple(notes))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medmdm.check import check
 from medmdm.data.files.volumes import read_volume
 from medmdm.prepare import prepare
 from tests.data.dicom_files import write_series
@@ -117,6 +118,19 @@ def test_classes_of_volumes(classes: list[str], labels: dict[str, int], values: 
     assert [int(v) for v in np.unique(read_volume(tmp_path / "out" / found[0]["label"]).array)] == values
     refused("which --classes does not name", entries, tmp_path / "s", tmp_path / "n", classes=["background=0", "a=1"])
     refused("no number or name", entries, tmp_path / "s", tmp_path / "n", classes=["background=0", "a=kidney"])
+
+
+@pytest.mark.parametrize("white", [7, 100, 255, 1000])
+def test_masks_of_two_values_are_two_classes(white: int, tmp_path: Path) -> None:
+    for number in range(2):
+        write_nifti(tmp_path / f"s/images/{number}.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
+        write_nifti(tmp_path / f"s/labels/{number}.nii.gz", np.eye(*SHAPE[:2])[..., None].repeat(SHAPE[2], 2) * white)
+    table = prepare("volumes", tmp_path / "s", tmp_path / "out", test=0)
+    assert f"all masks are of 0 and {white}, which became 0 and 1" in table
+    share = np.eye(*SHAPE[:2]).mean()
+    assert f"1 class 1 {share:.1%}" in table
+    assert set(np.unique(read_volume(tmp_path / "out/labels/0.nii.gz").array)) == {0, 1}
+    assert not check(tmp_path / "out/dataset.json").errors
 
 
 def test_labels_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:
