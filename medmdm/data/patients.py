@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from medmdm.data.files.formats import volume_stem
 from medmdm.errors import UserError
 
 _GROUP_AND_NUMBER = re.compile(r"^(.*[A-Za-z0-9])[_\-. ]+[A-Za-z]{0,6}\d+$")
@@ -45,7 +46,7 @@ def suspected_patients(paths: Sequence[str]) -> str | None:
     Args:
         paths: of images whose patients nobody has named, with ``/``.
     """
-    stems = [_GROUP_AND_NUMBER.match(PurePosixPath(path).stem) for path in paths]
+    stems = [_GROUP_AND_NUMBER.match(volume_stem(PurePosixPath(path))) for path in paths]
     candidates = (
         ([found.group(1) if found else "" for found in stems], r"([^/]+)[_. -][A-Za-z]*[0-9]+[.]", "names"),
         ([PurePosixPath(path).parent.name for path in paths], r"([^/]+)/[^/]*$", "folders"),

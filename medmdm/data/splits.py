@@ -274,7 +274,9 @@ def split_data_list(
     sections: Sections = {
         section: [_with_patient(entry, pattern) for entry in getattr(data_list, section)] for section in SECTIONS
     }
-    how = f"{_by([*chain(*sections.values())])}, seed {seed}" + (f", stratified by {stratify}" if stratify else "")
+    how = f"{divided_by([*chain(*sections.values())])}, seed {seed}" + (
+        f", stratified by {stratify}" if stratify else ""
+    )
     if test is not None:
         training, held_out = split_by_patient([*chain(*sections.values())], test, stratify, seed)
         sections = {"training": training, "validation": [], "test": held_out}
@@ -316,14 +318,14 @@ def _with_patient(entry: Entry, pattern: re.Pattern[str] | None) -> Entry:
     return {**entry, "patient_id": find_subject(image_names(entry)[0], pattern)}
 
 
-def _by(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return what cases are divided by, as far as patients are named."""
+def divided_by(entries: Sequence[Mapping[str, Any]], what: str = "image") -> str:
+    """Return what cases are divided by, as far as patients are named: ``"by patient"``, or by ``what`` else."""
     named = sum("patient_id" in entry for entry in entries)
     if named == len(entries):
         return "by patient"
     if not named:
-        return "by image (no patients are named)"
-    return f"by patient for the {named} of {len(entries)} cases that name one, else by image"
+        return f"by {what} (no patients are named)"
+    return f"by patient for the {named} of {len(entries)} cases that name one, else by {what}"
 
 
 def summarise(content: Mapping[str, Any], stratify: str | None = None) -> str:

@@ -91,9 +91,10 @@ KINDS = {
         {
             "subject": {
                 "metavar": "REGEX",
-                "help": "finds the patient in a file's path, such as 'patient[0-9]+'; default: sub-* folders, else "
-                "every volume is a patient of its own",
+                "help": "finds the patient in a file's path, such as 'patient[0-9]+'; default: folders such as sub-* "
+                "or case_*, else patients are not known",
             },
+            "classes": _CLASSES,
             "test": {
                 "type": float,
                 "default": 0.2,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,11 +29,14 @@ from medmdm.data.files.formats import (
 )
 from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
-from medmdm.data.meaning import Meaning, meaning_of
-from medmdm.data.splits import split_by_patient
+from medmdm.data.meaning import Meaning, meaning_of, with_ones
+from medmdm.data.patients import subject_pattern, suspected_patients
+from medmdm.data.splits import divided_by, patient_groups, split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
 from medmdm.errors import UserError, counted
+from medmdm.labels import IGNORE
+from medmdm.prepare.classes import Classes
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile
@@ -45,7 +48,13 @@ _TEST_FOLDERS = {"imagests", "test", "testing"}
 _Series = tuple[str, PurePosixPath, str]  # patient, folder, SeriesInstanceUID
 
 
-def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: int = 0) -> Preparation:
+def plan(
+    release: Release,
+    subject: str | None = None,
+    test: float = 0.2,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+) -> Preparation:
     """Plan volumes: NIfTI files as they are, other formats and DICOM series as NIfTI without patient data.
 
     Labels are found by name: the same name in a folder of labels (``labels``, ``labelsTr``), or ``case_seg.nii.gz``
@@ -56,19 +65,17 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
     Args:
         release: the volumes.
         subject: regular expression that finds the patient in the path of a file, by its first group if it has one;
-            ``None``: a folder ``sub-…`` (BIDS) or ``case_…``, else the volume's own name, or the folder where several
-            volumes have one name.
+            ``None``: a folder ``sub-…`` (BIDS) or ``case_…``, or the folder where several volumes have one name; of
+            others the patient is not known.
         test: share of the volumes for the test part where no split is published; 0 for none.
         seed: of that split.
+        classes: names of classes and what becomes them; see :class:`medmdm.prepare.classes.Classes`. Names of the
+            source are those of its ``dataset.json``. ``None``: labels keep their numbers.
 
     Raises:
-        UserError: one sentence about the file that is in the way.
+        UserError: one sentence about the file or option that is in the way.
     """
-    try:
-        pattern = None if subject is None else re.compile(subject)
-    except re.error as error:
-        problem = f"--subject {subject!r} is no regular expression ({error})"
-        raise UserError(f"{problem}: give one such as 'patient[0-9]+'.") from error
+    pattern, chosen = subject_pattern(subject), None if classes is None else Classes.parse(classes)
     files = [file for file in release.files if file.path.name.lower().endswith(VOLUME_SUFFIXES)]
     published, sections, named, notices = read_published(release)
     listed = {*named.values()}
@@ -81,6 +88,14 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
     paired, sentences = pair_labels(list(labels), places | folders, named)
     subjects, from_folders = patients({place: file.path for place, file in places.items()}, pattern)
     notices += [*sentences, *from_folders]
+    known = dict(published.get("labels", {}))
+    if chosen is not None and not paired:
+        raise UserError(f"--classes is given, but no volume of {release.source} has a label: leave it out.")
+    if chosen is not None:
+        chosen.numbers(known)  # refused before anything is written
+    meaning = _meaning_of(list(paired.values())) if chosen is None and not known and paired else Meaning(known)
+    notices += meaning.notices
+    read = _Labels(chosen, known, meaning.whites)
     cases: list[SourceCase] = []
     alike = Counter(stem.lower() for _, stem in images)
     for ((folder, stem), sequences), patient in zip(images.items(), subjects, strict=True):
@@ -88,10 +103,11 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
         label = paired.get(folder / stem)
         for_test = any(part.lower() in _TEST_FOLDERS for part in folder.parts)
         section = sections.get(sequences[0].path) or ("test" if for_test else "training")
-        make = partial(_make_volume, name, sequences, label)
+        make = partial(_make_volume, name, sequences, label, read)
         sources = (*sequences, *([] if label is None else [label]))
-        cases.append(SourceCase(name, section, sources, make, columns={"patient_id": patient}))
-    cases += _dicom_cases(series, paired)
+        columns = {} if patient is None else {"patient_id": patient}
+        cases.append(SourceCase(name, section, sources, make, columns=columns, recipe=read.recipe))
+    cases += _dicom_cases(series, paired, read)
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
@@ -99,18 +115,17 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
         )
     information = {"name": None, **published}
     information["name"] = information["name"] or re.sub(r"\.zip$", "", release.name, flags=re.IGNORECASE)
-    if not information.get("labels") and paired:
-        meaning = _meaning_of(list(paired.values()))
-        information["labels"] = dict(meaning.classes)
-        # Files stay what they are: whoever reads the list knows what a white is.
-        notices += [notice.replace("became", "are read as") for notice in meaning.notices]
+    if paired or known:
+        information["labels"] = dict(meaning.classes) if chosen is None else chosen.labels
     information["label_type"] = "classes"
     if {*sections.values()} - {"training"} or any(case.section == "test" for case in cases):
         information["split"] = "official"
     else:
         cases, information["split"], sentence = _split(cases, test, seed)
         notices.append(sentence)
-    return Preparation(information, tuple(cases), tuple(notices))
+    unnamed = [s[0].path.as_posix() for s, patient in zip(images.values(), subjects, strict=True) if patient is None]
+    suspicion = suspected_patients(unnamed)
+    return Preparation(information, tuple(cases), (*notices, *([suspicion] if suspicion else [])))
 
 
 def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], list[SourceFile]]:
@@ -125,7 +140,7 @@ def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], lis
     return cases
 
 
-def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None) -> Made:
+def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None, read: _Labels) -> Made:
     notes, copied = [], None
     with ExitStack() as stack:
         paths = [stack.enter_context(file.local()) for file in sequences]
@@ -135,39 +150,65 @@ def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile |
             if len(getattr(nib.load(paths[0]).header, "extensions", ())):
                 sentence = "its NIfTI header has extensions, which may name the patient; they are kept as they are"
                 notes.append(f"{name}: {sentence}")
-    return _made(name, volume, sequences[0].shown, label, copied, notes)
+    numbers = None if label is None else read(label, volume.grid, f"its image {sequences[0].shown}")
+    return _made(name, volume, numbers, copied, notes)
 
 
-def _read_label(file: SourceFile, image: ImageGrid | None = None, image_name: str = "") -> np.ndarray:
-    """Return the numbers of a label, ``[i, j, k]``, where its image is given on that grid."""
-    with file.local() as path:
-        label = read_volume(path) if image is None else decode_label(path, image)
-    if image is not None:
-        check_same_grid(label.grid, image, file.shown, image_name)
-    numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
-    return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
+@dataclass(frozen=True)
+class _Labels:
+    """How the numbers of labels are read.
+
+    Args:
+        classes: as the user has them.
+        known: numbers of the source by name.
+        whites: numbers that stand for 1.
+    """
+
+    classes: Classes | None = None
+    known: Mapping[str, int] = field(default_factory=dict)
+    whites: tuple[int, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """What the label files depend on besides the sources."""
+        chosen = [] if self.classes is None else [dict(self.classes.sources), dict(self.known)]
+        return " ".join(map(str, [*chosen, *self.whites]))
+
+    def __call__(self, file: SourceFile, image: ImageGrid | None = None, image_name: str = "") -> np.ndarray:
+        """Return the numbers of a label, ``[i, j, k]``, where its image is given on that grid."""
+        with file.local() as path:
+            label = read_volume(path) if image is None else decode_label(path, image)
+        if image is not None:
+            check_same_grid(label.grid, image, file.shown, image_name)
+        numbers = label_numbers(label.array, file.shown, MAX_INSTANCES)[0]
+        if self.classes is not None:
+            numbers = self.classes.renumber(numbers, self.known, file.shown)
+        numbers = with_ones(numbers, self.whites)
+        return numbers.astype(np.uint8 if numbers.max() < 256 else np.uint16)
 
 
 def _meaning_of(files: Sequence[SourceFile]) -> Meaning:
     """Find out what the numbers that occur mean, where no list says it."""
     values: dict[str, dict[int, int]] = {}
     for file in followed(files, "reading labels"):
-        found, counts = np.unique(_read_label(file), return_counts=True)
+        found, counts = np.unique(_Labels()(file), return_counts=True)
         values[file.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
     return meaning_of(values)
 
 
 def _split(cases: list[SourceCase], test: float, seed: int) -> tuple[list[SourceCase], str, str]:
     """Return the cases with their sections, what the data list says of them, and a sentence."""
-    patients = {case.columns["patient_id"] for case in cases}
-    if test == 0 or len(patients) < 2:
-        return cases, "none", "no split is published and none was made: all volumes are for training"
     entries = [{"image": case.name, **case.columns} for case in cases]
+    if test == 0 or len(patient_groups(entries)) < 2:
+        return cases, "none", "no split is published and none was made: all volumes are for training"
     _, held_out = split_by_patient(entries, test, seed=seed)
     chosen = {entry["image"] for entry in held_out}
-    divided = [dataclasses.replace(case, section="test" if case.name in chosen else "training") for case in cases]
-    sentence = f"{len(chosen)} of {len(cases)} volumes are for test, whole patients (seed {seed})"
-    return divided, f"by patient, seed {seed}", f"no split is published: {sentence}"
+    divided = [replace(case, section="test" if case.name in chosen else "training") for case in cases]
+    how = f"{divided_by(entries, 'volume')}, seed {seed}"
+    sentence = f"no split is published: {len(chosen)} of {len(cases)} volumes are for test, {how}"
+    if not all(case.columns for case in cases):
+        sentence += "; give --subject if a patient has several"
+    return divided, how, sentence
 
 
 def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[SourceFile]]:
@@ -206,7 +247,9 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
 
 
 def _dicom_cases(
-    series: Mapping[_Series, Sequence[SourceFile]], labels: Mapping[PurePosixPath, SourceFile]
+    series: Mapping[_Series, Sequence[SourceFile]],
+    labels: Mapping[PurePosixPath, SourceFile],
+    read: _Labels,
 ) -> list[SourceCase]:
     """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
     patients: dict[str, int] = {}
@@ -221,13 +264,13 @@ def _dicom_cases(
         if label is not None and in_folder[folder] > 1:
             several = f"any of the {in_folder[folder]} series in {folder}"
             raise UserError(f"{label.shown} could label {several}: give each series a folder of its own.")
-        make = partial(_make_series, name, members, label)
+        make = partial(_make_series, name, members, label, read)
         sources = (*members, *([] if label is None else [label]))
-        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}))
+        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}, recipe=read.recipe))
     return cases
 
 
-def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None) -> Made:
+def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None, read: _Labels) -> Made:
     with ExitStack() as stack:
         headers = [read_header(stack.enter_context(file.local())) for file in files]
         series = order_slices(headers, files[0].shown)
@@ -235,20 +278,22 @@ def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | Non
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     # Names of folders and files, which may be the patient's, stay behind.
     notes = [f"{name}: {re.sub(r' [(]first: .*[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
-    return _made(name, Volume(channels_first, series.affine), files[0].shown, label, None, notes)
+    volume = Volume(channels_first, series.affine)
+    numbers = None if label is None else read(label, volume.grid, f"its image {files[0].shown}")
+    return _made(name, volume, numbers, None, notes)
 
 
 def _made(
-    name: str, volume: Volume, shown: str, label: SourceFile | None, copied: tuple[str, bytes] | None, notes: list[str]
+    name: str, volume: Volume, numbers: np.ndarray | None, copied: tuple[str, bytes] | None, notes: list[str]
 ) -> Made:
     """Return the files of a case: the image as it was ``copied`` (suffix, bytes) or as NIfTI, and its label."""
     array = volume.array[0] if len(volume.array) == 1 else volume.array
     suffix, content = copied or (".nii.gz", encode_nifti(array, volume.affine))
     files = {"image": (f"images/{name}{suffix}", content)}
     facts: dict[str, Any] = {"shape": list(volume.array.shape[1:])}
-    if label is not None:
-        numbers = _read_label(label, volume.grid, f"its image {shown}")
+    if numbers is not None:
         files["label"] = (f"labels/{name}.nii.gz", encode_nifti(numbers, volume.affine))
         values, counts = np.unique(numbers, return_counts=True)
-        facts["pixels"] = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+        pixels = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+        facts["pixels"] = {value: count for value, count in pixels.items() if value != str(IGNORE)}
     return Made(files, facts, notes=tuple(notes))

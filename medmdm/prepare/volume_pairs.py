@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import PurePosixPath
 
 from medmdm.data.files.formats import volume_stem
+from medmdm.data.patients import find_subject
 from medmdm.errors import UserError, counted
 from medmdm.prepare.release import SourceFile
 
@@ -108,14 +109,14 @@ def _pair_by_number(
 
 def patients(
     places: Mapping[PurePosixPath, PurePosixPath], pattern: re.Pattern[str] | None
-) -> tuple[list[str], list[str]]:
-    """Return the patient of each volume, and a sentence where folders had to say it.
+) -> tuple[list[str | None], list[str]]:
+    """Return the patient of each volume, ``None`` where nothing names it, and a sentence where folders had to say it.
 
     Args:
         places: path of the file by place: its folder and name without suffix.
-        pattern: finds the patient in a path, by its first group if it has one; ``None``: a folder or name ``sub-…``
-            (BIDS), else a folder such as ``case_00000`` or ``patient7``, else the name; where several volumes have one
-            name, the highest folder in which they differ, so that no patient can be on both sides of a split.
+        pattern: finds the patient in a path, see :func:`medmdm.data.patients.find_subject`; ``None``: a folder or name
+            ``sub-…`` (BIDS), else a folder such as ``case_00000`` or ``patient7``; where several volumes have one name,
+            the highest folder in which they differ, for them and for others that lie beside them.
 
     Raises:
         UserError: the pattern finds nothing.
@@ -123,26 +124,23 @@ def patients(
     named: dict[str, list[PurePosixPath]] = defaultdict(list)
     for place in places:
         named[place.name.lower()].append(place)
-    found, from_folder = [], ""
-    for place, path in places.items():
-        if pattern is not None:
-            match = pattern.search(path.as_posix())
-            if match is None:
-                raise UserError(
-                    f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file."
-                )
-            found.append(match.group(1) if pattern.groups else match.group(0))
-            continue
+    if pattern is not None:
+        return [find_subject(path.as_posix(), pattern) for path in places.values()], []
+    found: list[str | None] = []
+    by_folder: dict[PurePosixPath, str] = {}
+    from_folder = ""
+    for place in places:
         match = next(filter(None, map(_BIDS_SUBJECT.match, place.parts)), None)
         match = match or next(filter(None, map(_PATIENT_FOLDER.fullmatch, place.parent.parts)), None)
         alike = named[place.name.lower()]
         if match is not None:
             found.append(match.group(0))
         elif len(alike) > 1:
-            found.append(_differing_folder(place, alike))
+            found.append(by_folder.setdefault(place.parent, _differing_folder(place, alike)))
             from_folder = from_folder or f"{found[-1]} for {place}"
         else:
-            found.append(place.name)
+            found.append(None)
+    found = [patient or by_folder.get(place.parent) for place, patient in zip(places, found, strict=True)]
     sentence = f"patients are taken from folders ({from_folder}): give --subject where that is not right"
     return found, [sentence] if from_folder else []
 

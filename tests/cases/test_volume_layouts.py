@@ -1,11 +1,13 @@
 """Volumes and labels of public layouts are paired, and patients told apart, by numbers and folders; or it is said."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medmdm.check import check
 from medmdm.data.files.volumes import read_volume
 from medmdm.prepare import prepare
 from tests.data.dicom_files import write_series
@@ -30,11 +32,11 @@ def entries(source: Path, target: Path, **options: object) -> list[dict[str, str
 
 LAYOUTS = {
     "KiTS": ("case_0000{}/imaging.nii.gz", "case_0000{}/segmentation.nii.gz", "case_0000{}"),
-    "LiTS": ("volume-{}.nii", "segmentation-{}.nii", "volume-{}"),
-    "BTCV": ("img/img000{}.nii.gz", "label/label000{}.nii.gz", "img000{}"),
+    "LiTS": ("volume-{}.nii", "segmentation-{}.nii", None),
+    "BTCV": ("img/img000{}.nii.gz", "label/label000{}.nii.gz", None),
     "two trees": ("images/p{}/scan.nii.gz", "labels/p{}/seg.nii.gz", "p{}"),
     "label named as the folder": ("images/patient{}/ct.nii.gz", "masks/patient{}.nii.gz", "patient{}"),
-    "zeros before numbers": ("ct_00{}.nii.gz", "gt/mask_{}.nii.gz", "ct_00{}"),
+    "zeros before numbers": ("ct_00{}.nii.gz", "gt/mask_{}.nii.gz", None),
     "sections": ("train/c{}/img.nii.gz", "train/c{}/label.nii.gz", "c{}"),
     "BIDS": ("sub-0{}/anat/sub-0{}_T1w.nii.gz", "derivatives/m/sub-0{}/anat/sub-0{}_T1w_dseg.nii.gz", "sub-0{}"),
     "BIDS with a space": (
@@ -49,7 +51,9 @@ def test_labels_and_patients(layout: str, tmp_path: Path) -> None:
     for number in range(4):
         pair(tmp_path / "s", image.replace("{}", str(number)), label.replace("{}", str(number)), number)
     found = entries(tmp_path / "s", tmp_path / "out")
-    assert sorted(entry["patient_id"] for entry in found) == [patient.replace("{}", str(n)) for n in range(4)]
+    named = [] if patient is None else [patient.replace("{}", str(n)) for n in range(4)]
+    assert sorted(entry["patient_id"] for entry in found if "patient_id" in entry) == named
+    assert ("by patient" in json.loads((tmp_path / "out" / "dataset.json").read_text())["split"]) == bool(named)
     for entry in found:
         values, mask = (read_volume(tmp_path / "out" / entry[key]).array for key in ("image", "label"))
         assert mask.sum() == values[0, 0, 0, 1] - 100
@@ -74,6 +78,59 @@ def test_visits_of_a_patient_stay_together(tmp_path: Path) -> None:
     found = entries(tmp_path / "s", tmp_path / "out", test=0.4)
     assert sorted(entry["patient_id"] for entry in found) == ["anna", "anna", "bert", "bert", "bert"]
     assert "patients are taken from folders (anna for" in prepare("volumes", tmp_path / "s", tmp_path / "out", test=0.4)
+
+
+def test_what_lies_beside_is_of_the_same_patient(tmp_path: Path) -> None:
+    for number, place in enumerate(("anna/t1", "anna/t2", "bert/t1", "bert/flair")):
+        pair(tmp_path / "s", f"{place}.nii.gz", None, number)
+    found = entries(tmp_path / "s", tmp_path / "out", test=0.4)
+    assert sorted(entry["patient_id"] for entry in found) == ["anna", "anna", "bert", "bert"]
+
+
+@pytest.mark.parametrize(("name", "advised"), [("{}_{}", True), ("P{}-scan{}", True), ("scan{}{}", False)])
+def test_names_alone_name_no_patient(name: str, advised: bool, tmp_path: Path) -> None:
+    for number in range(6):
+        pair(tmp_path / "s", f"{name.format(f'0{number // 2}', number % 2)}.nii.gz", None, number)
+    table = prepare("volumes", tmp_path / "s", tmp_path / "out", test=0.4)
+    assert "by volume (no patients are named), seed 0; give --subject if a patient has several" in table
+    pattern = re.search("give --subject '(.*?)', so", table)
+    assert (pattern is not None) == advised
+    if pattern is not None:
+        found = entries(tmp_path / "s", tmp_path / "out", test=0.4, subject=pattern[1])
+        assert len({entry["patient_id"] for entry in found}) == 3
+        assert json.loads((tmp_path / "out" / "dataset.json").read_text())["split"] == "by patient, seed 0"
+
+
+@pytest.mark.parametrize(("classes", "labels", "values"), [
+    (["background=0", "organ=1,2"], {"background": 0, "organ": 1}, [0, 1]),
+    (["background=rest", "tumour=tumour"], {"background": 0, "tumour": 1}, [0, 1]),
+    (["background=0", "tumour=2", "ignore=liver"], {"background": 0, "tumour": 1}, [0, 1, 255]),
+])  # fmt: skip
+def test_classes_of_volumes(classes: list[str], labels: dict[str, int], values: list[int], tmp_path: Path) -> None:
+    for number in range(2):
+        write_nifti(tmp_path / f"s/imagesTr/{number}.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
+        write_nifti(tmp_path / f"s/labelsTr/{number}.nii.gz", (np.indices(SHAPE).sum(axis=0) % 3).astype(np.uint8))
+    (tmp_path / "s/dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "liver", "2": "tumour"}}))
+    found = entries(tmp_path / "s", tmp_path / "out")
+    assert [int(v) for v in np.unique(read_volume(tmp_path / "out" / found[0]["label"]).array)] == [0, 1, 2]
+    found = entries(tmp_path / "s", tmp_path / "out", classes=classes)  # made anew
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["labels"] == labels
+    assert [int(v) for v in np.unique(read_volume(tmp_path / "out" / found[0]["label"]).array)] == values
+    refused("which --classes does not name", entries, tmp_path / "s", tmp_path / "n", classes=["background=0", "a=1"])
+    refused("no number or name", entries, tmp_path / "s", tmp_path / "n", classes=["background=0", "a=kidney"])
+
+
+@pytest.mark.parametrize("white", [7, 100, 255, 1000])
+def test_masks_of_two_values_are_two_classes(white: int, tmp_path: Path) -> None:
+    for number in range(2):
+        write_nifti(tmp_path / f"s/images/{number}.nii.gz", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
+        write_nifti(tmp_path / f"s/labels/{number}.nii.gz", np.eye(*SHAPE[:2])[..., None].repeat(SHAPE[2], 2) * white)
+    table = prepare("volumes", tmp_path / "s", tmp_path / "out", test=0)
+    assert f"all masks are of 0 and {white}, which became 0 and 1" in table
+    share = np.eye(*SHAPE[:2]).mean()
+    assert f"1 class 1 {share:.1%}" in table
+    assert set(np.unique(read_volume(tmp_path / "out/labels/0.nii.gz").array)) == {0, 1}
+    assert not check(tmp_path / "out/dataset.json").errors
 
 
 def test_labels_that_fit_nothing_or_too_much_are_refused(tmp_path: Path) -> None:

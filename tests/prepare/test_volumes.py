@@ -40,12 +40,12 @@ def test_decathlon_layout(tmp_path):
     assert "0 background 33.6%, 1 class 1 33.6%, 2 class 2 32.9%" in table
     content = load_data_list(tmp_path / "out" / "dataset.json")
     assert content.information["labels"] == {"background": 0, "class 1": 1, "class 2": 2}
-    assert content.information["split"] == "by patient, seed 0"
+    assert content.information["split"] == "by volume (no patients are named), seed 0"
     assert len(content.training) == 5
     assert len(content.test) == 1
     for entry in (*content.training, *content.test):
         name = Path(entry["image"]).name
-        assert entry["patient_id"] == name.removesuffix(".nii.gz")
+        assert "patient_id" not in entry  # a file's name is no patient's
         # The image is the source's file; the label has small whole numbers on the same grid.
         assert (tmp_path / "out" / entry["image"]).read_bytes() == (source / "imagesTr" / name).read_bytes()
         label = nib.load(tmp_path / "out" / entry["label"])
