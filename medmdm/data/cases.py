@@ -39,7 +39,8 @@ def select_cases(
     - Of the user's own list every image must be there; where *all* of its test images are missing (often they are kept
       elsewhere, or back) a warning says so. Of a list that comes with medmdm those images are used that are there.
     - Every case of a labelled section must have its label. A validation or test section without any label, as the
-      Decathlon's, is left out with a warning.
+      Decathlon's, is left out with a warning. Where some training cases have one and ``unlabeled`` is asked for, the others
+      are among those, with a warning.
 
     Args:
         dataset_dir: folder, or ``"demo"`` for the image in scikit-image's wheel with labels made by colour
@@ -76,6 +77,8 @@ def select_cases(
         return Selection(folder, None, (), (), test, (sentence,), tuple(warnings))
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
         chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
+    if labelled and "unlabeled" in sections:
+        chosen = _few_labelled(chosen, warnings)
     is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
     names = iter(case_names([e for section in IMAGE_SECTIONS for e in getattr(chosen, section)], folder))
     kept: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -102,6 +105,17 @@ def select_cases(
     if is_demo:
         sentences.append(SILVER_STANDARD)
     return dataclasses.replace(cases, sentences=tuple(sentences))
+
+
+def _few_labelled(chosen: DataList, warnings: list[str]) -> DataList:
+    """Take the training cases without a label as unlabeled ones, where others have one; say so."""
+    without = [entry for entry in chosen.training if "label" not in entry]
+    if len(without) in (0, len(chosen.training)):
+        return chosen
+    share = f"{len(without)} of {len(chosen.training)} training cases"
+    warnings.append(f"{chosen.title}: {share} have no 'label' and are taken as 'unlabeled' ones")
+    training = tuple(entry for entry in chosen.training if "label" in entry)
+    return dataclasses.replace(chosen, training=training, unlabeled=(*without, *chosen.unlabeled))
 
 
 def _section(

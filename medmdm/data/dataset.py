@@ -121,7 +121,8 @@ class CropDataset(Dataset):
         """What to tell the user about the images and the cache."""
         images = len(self.data)
         size = self._cached_bytes / 2**20
-        sentences = [f"{len(self._cache)} of {images} images are kept decoded in memory ({size:.0f} MiB)"]
+        kept = f"{len(self._cache)} of {counted(images, 'image', 'is', 'are')}"
+        sentences = [f"{kept} kept decoded in memory ({size:.0f} MiB)"]
         if len(self._cache) < images:
             sentences[0] += "; the others are decoded for every crop: raise cache_gib if you can"
         repeated = images - len(set(self.case_hashes))

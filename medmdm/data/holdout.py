@@ -137,7 +137,7 @@ def hold_out(
                 "name validation images in a data list for unseen ones"
             )
     crops = _spread(boxes, size, num_crops, rng)
-    sentence = f"previews: {num_crops} crops {origin}"
+    sentence = f"previews: {counted(num_crops, 'crop')} {origin}"
     return HeldOut(tuple(training), tuple(crops), (rows, columns), seen, sentence)
 
 

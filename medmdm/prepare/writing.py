@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from medmdm.data.added_labels import HISTORY
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.data.validity import size_text
 from medmdm.errors import UserError, refuse_full_disk, when_interrupted
@@ -29,9 +30,11 @@ def carry_out(kind: str, plan: Preparation, dest: Path) -> str:
     ``dataset.json`` comes last: where it is, everything is.
 
     Raises:
-        UserError: a file cannot be used, two cases would have one name, or ``dest`` holds something else.
+        UserError: a file cannot be used, two cases would have one name, or ``dest`` holds something else, or a list
+            that labels were added to.
     """
     _refuse_clashes(plan)
+    _refuse_added_labels(dest / LIST_NAME)
     journal = Journal(dest, kind)
     gone = sorted(set(journal.records) - {case.name for case in plan.cases})
     if gone:
@@ -66,6 +69,13 @@ def _refuse_clashes(plan: Preparation) -> None:
         if other is not case:
             problem = f"{case.sources[0].shown} and {other.sources[0].shown} would both become images/{case.name}.png"
             raise UserError(f"{problem} where letter case does not count: rename one.")
+
+
+def _refuse_added_labels(path: Path) -> None:
+    # As text, for a damaged list is no reason to stop: it is written anew.
+    if path.is_file() and f'"{HISTORY}": ' in path.read_text(encoding="utf-8", errors="replace"):
+        problem = f"{path} has labels that add-labels put there, and preparing anew would drop them from the list"
+        raise UserError(f"{problem}: prepare into another folder, or move the list away first.")
 
 
 def _write_list(

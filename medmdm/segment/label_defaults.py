@@ -45,7 +45,7 @@ def follow_labels(
             unit = "mm² (mm³)" if postprocess.in_mm else "pixels"
             sentences.append(
                 f"parts smaller than {least:g} {unit} are no objects: half of what 95 % of {len(sizes)} labelled ones "
-                "have (postprocess#remove_small_objects)"
+                "have that touch no edge (postprocess#remove_small_objects)"
             )
     return postprocess, sentences
 

@@ -205,6 +205,7 @@ class Segmentation:
             logger.info("%s is there; it is not fitted again.", path)
             return self._load(path, known)
         task = self.data.task(support, others, self.reading, self.seed, self.backbone.device)
+        logger.info("fitting to %s", counted(len(support), "labelled case"))
         fitted = self.head.fit(task, self.backbone.extractor)
         names = Pseudonyms(case.entry.get("patient_id") for case in support)
         listed = {**protocol, "training_cases": [names.clean(case.name) for case in support]}

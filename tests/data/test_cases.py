@@ -101,7 +101,6 @@ ONE = {"labels": LABELS, "training": [pair("a"), pair("b")], "test": [pair("c"),
     (ONE, ("d.png",), r"1 of 2 test images are not in .* \(first: d\.png\): correct"),
     (ONE, ("labels/a.png",), r"1 of 2 training labels are not in .* \(first: labels/a\.png\): correct"),
     (ONE, ("labels/c.png", "labels/d.png"), r"2 of 2 test labels are not in .* \(first: labels/c\.png\)"),
-    ({**ONE, "training": ["a.png", pair("b")]}, (), r"1 of 2 training cases have no 'label' \(first: a\.png\)"),
     ({**ONE, "training": ["a.png"]}, (), r"1 of 1 training cases have no 'label' \(first: a\.png\)"),
     ({**ONE, "test": [pair("c"), "d.png"]}, (), r"1 of 2 test cases have no 'label' \(first: d\.png\)"),
     ({**ONE, "labels": None}, (), "dataset.json: the list does not declare 'labels'"),
@@ -130,6 +129,17 @@ def test_test_without_labels_as_in_the_decathlon(folder):
     assert cases.test == ()
     assert "no test case has a 'label', so test is left out" in cases.warnings[0]
     assert ids(select_cases(path, labelled=False).test) == ["c", "d"]
+
+
+def test_a_few_labelled(folder):
+    """As ``prepare folder`` lists a folder in which some images have a mask."""
+    path = folder({"labels": LABELS, "training": ["a.png", pair("b"), "c.png"], "test": [pair("d")]})
+    cases = select_cases(path, sections=["training", "test", "unlabeled"])
+    assert (ids(cases.training), ids(cases.unlabeled)) == (["b"], ["a", "c"])
+    assert "2 of 3 training cases have no 'label' and are taken as 'unlabeled' ones" in cases.warnings[0]
+    assert "cases: 1 training, 1 test, 2 unlabeled" in cases.sentences[0]
+    refused(r"2 of 3 training cases have no 'label' \(first: a\.png\)", select_cases, path, sections=["training"])
+    assert ids(select_cases(path, labelled=False).training) == ["a", "b", "c"]
 
 
 def test_unlabelled(folder, tmp_path):

@@ -283,3 +283,14 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
     message = sentence("glas", source, tmp_path / "out")
     assert "train_1_anno.bmp is 30x20 but its image" in message
     assert "train_1.bmp is 20x30" in message
+
+
+def test_a_list_with_added_labels_is_not_written_over(tmp_path: Path) -> None:
+    source, dest = folder(tmp_path / "set"), tmp_path / "out"
+    prepare("folder", source, dest)
+    listed = json.loads((dest / "dataset.json").read_text())
+    kept = json.dumps({**listed, "labels_added": [{"added": ["images/a.png"], "replaced": []}]}, indent=2)
+    (dest / "dataset.json").write_text(kept)
+    with pytest.raises(UserError, match="has labels that add-labels put there, .* another folder"):
+        prepare("folder", source, dest)
+    assert (dest / "dataset.json").read_text() == kept
