@@ -239,7 +239,8 @@ class Inference:
         self.outputs.refuse_sources(entries)
         record = self.segmenter.run_folder(self.outputs.folder, self.config)
         record.open()
-        when_interrupted(f"{self.outputs.folder} keeps the masks that are written; the same command writes them anew.")
+        where = Path(self.outputs.folder) / "predictions"
+        when_interrupted(f"{where} keeps the masks that are written; the same command writes them all anew.")
         journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
         try:
             masks = segment_all(entries, self.reader, predictor, self.postprocess, self.outputs, self.handlers, journal)

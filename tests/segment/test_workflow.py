@@ -303,6 +303,7 @@ def test_images_and_labels_are_decoded_once_and_scored_once(run, tmp_path, monke
         content["test"][0]["region"] = {"rows": [4, 34], "columns": [8, 40]}
         path.write_text(json.dumps(content))
     counted("medmdm.data.files.pictures.read_image")
+    counted("medmdm.data.files.pictures.read_mask")
     counted("medmdm.data.files.volumes.read_volume")
     scores = run("mdm_segment", **settings)
     data = Path(settings.get("dataset_dir", tmp_path / "pictures"))
