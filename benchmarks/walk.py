@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "crop_size": [16, 16], "batch_size": 4, "max_steps": 4, "log_every": 2, "checkpoint_every": 2, "preview_every": 2,
     "preview_crops": 2, "network_def#channel_mult": [1, 1], "network_def#attention_resolutions": [2],
 }  # fmt: skip
+FROZEN = "overlays/frozen_segment"
 HEAD = {"head#members": 2, "head#max_epochs": 4, "head#min_epochs": 4, "head#pixels": 64}
 
 
@@ -93,10 +94,11 @@ def pictures(folder: Path, volumes: bool) -> Path:
     return folder
 
 
-def bundle(name: str, **overrides: Any) -> None:
+def bundle(name: str, *overlays: str, **overrides: Any) -> None:
     """Run a bundle as ``monai.bundle run`` does."""
+    files = [str(BUNDLES / f"{one}.json") for one in (name, *overlays)]
     meta = str(BUNDLES / "metadata.json")
-    workflow = ConfigWorkflow(str(BUNDLES / f"{name}.json"), meta_file=meta, logging_file=False, **overrides)
+    workflow = ConfigWorkflow(files, meta_file=meta, logging_file=False, **overrides)
     workflow.initialize()
     workflow.run()
     workflow.finalize()
@@ -134,7 +136,7 @@ def main() -> None:
 
         def segment(run: str) -> None:
             model = str(folder / "once" / "model.pt")
-            bundle("mdm_segment", run_dir=str(folder / run), backbone=model, **common, **HEAD)
+            bundle("mdm_segment", FROZEN, run_dir=str(folder / run), backbone=model, **common, **HEAD)
 
         counts: collections.Counter[str] = collections.Counter()
         results = {}

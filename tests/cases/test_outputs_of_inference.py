@@ -42,7 +42,7 @@ def test_the_record_and_what_is_refused(run: Run, refused: Run, tmp_path: Path, 
     settings = {"segmenter": str(segmenter), "output_dir": str(out)}
     caplog.set_level(logging.WARNING, "medmdm")
     run("mdm_infer", write_overlays=2, **settings)
-    assert not [text for text in caplog.messages if "unlike" in text]
+    assert not [text for text in caplog.messages if " unlike " in text]
     record = record_of(out)
     assert record["config"]["segmenter_sha256"] == file_hash(segmenter)
     assert record["config"]["dataset_dir"] == str(tmp_path / "pictures")
@@ -119,7 +119,7 @@ def test_an_image_unlike_the_training_ones_is_named_once(run: Run, tmp_path: Pat
     settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "output_dir": str(tmp_path / "out")}
     caplog.set_level(logging.WARNING, "medmdm")
     run("mdm_infer", dataset_dir=str(new), **settings)
-    told = [text for text in caplog.messages if "unlike" in text]
+    told = [text for text in caplog.messages if " unlike " in text]
     assert [text.split()[0] for text in told] == ["red", "white"]
     assert "colourfulness" in told[0]
     assert "its dark end (1 % of the pixels are below) is 1.00" in told[1]
@@ -133,7 +133,7 @@ def test_an_image_unlike_the_training_ones_is_named_once(run: Run, tmp_path: Pat
     torch.save(content, tmp_path / "old.pt")
     caplog.clear()
     run("mdm_infer", dataset_dir=str(new), segmenter=str(tmp_path / "old.pt"), output_dir=str(tmp_path / "old"))
-    assert not [text for text in caplog.messages if "unlike" in text]
+    assert not [text for text in caplog.messages if " unlike " in text]
     assert record_of(tmp_path / "old")["data"] == {"segmented": 3, "unlike_training": 0}
 
 
