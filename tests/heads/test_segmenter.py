@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from monai.networks.nets import BasicUNetPlusPlus, UNet
+from monai.networks.nets import BasicUNet, BasicUNetPlusPlus, UNet
+from monai.networks.nets.basic_unet import UpCat
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -253,3 +254,14 @@ def test_mirror_images_are_voices(flips: tuple[int, ...]) -> None:
     network.train()
     trained = PaddedNetwork(network, 1, flips=flips).train()
     assert torch.equal(trained(image), network(image))  # in training an image is read once
+
+
+def test_a_basic_unet_whose_sides_fit_is_not_padded_by_nothing() -> None:
+    torch.manual_seed(0)
+    network = BasicUNet(2, 3, 2, features=(4, 4, 4, 4, 4, 4)).eval()
+    x = torch.rand(1, 3, 32, 48)
+    expected = network(x)
+    assert torch.equal(PaddedNetwork(network, 16, 2).eval()(x), expected)
+    assert not any(part.is_pad for part in network.modules() if isinstance(part, UpCat))
+    loose = BasicUNet(2, 3, 2, features=(4, 4, 4, 4, 4, 4)).eval()
+    assert PaddedNetwork(loose, 1, 2).eval()(torch.rand(1, 3, 21, 35)).shape == (1, 2, 21, 35)  # it pads itself
