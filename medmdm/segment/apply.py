@@ -29,9 +29,10 @@ from medmdm.progress import Progress
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
-from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.journal import BOXES, Journal
 from medmdm.segment.label_defaults import follow_labels, follow_saved
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.postprocessing import Postprocessing, boxes
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from medmdm.heads.label_plan import (
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
 from medmdm.reports.label_plan import CSV_FILE, JSON_FILE, as_table, as_text
-from medmdm.segment.evaluation import LabelledData
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.stats.learning_curve import FURTHEST, curve_means, extrapolate
 
 logger = logging.getLogger(__name__)

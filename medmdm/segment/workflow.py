@@ -36,9 +36,10 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
-from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.label_plan import LabelPlanner
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.likeness import seen
 from medmdm.segment.postprocessing import Postprocessing
 
