@@ -27,7 +27,7 @@ from medmdm.data.lists import image_names
 from medmdm.data.reading import CaseReader
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, save_json
+from medmdm.files import atomic_write, save_json, table_text
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.label_plan import (
     all_foreground_dice,
@@ -115,7 +115,7 @@ class LabelPlanner:
             "next": [{"image": image, "leverage": leverage} for image, leverage in chosen],
         }
         save_json(plan, Path(folder) / JSON_FILE)
-        atomic_write(Path(folder) / CSV_FILE, as_table(plan).to_csv(index=False))
+        atomic_write(Path(folder) / CSV_FILE, table_text(as_table(plan)))
         return as_text(plan)
 
     def _extractor(self, shape: Sequence[int]) -> tuple[CachedExtractor, str]:
