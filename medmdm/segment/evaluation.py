@@ -95,6 +95,8 @@ class Outputs:
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
         prediction = predictor.case(case)
+        if isinstance(predictor, FoldPredictor):
+            postprocess = predictor.postprocess[case.name]
         processed = postprocess(prediction.probabilities, case.spacing)
         mask, instances = processed["mask"], processed.get("instances")
         assert mask is not None
