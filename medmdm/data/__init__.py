@@ -16,8 +16,9 @@ from medmdm.data.files.volumes import (
 from medmdm.data.folders import FolderImages, find_data_list, find_images
 from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
+from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.mask_names import is_mask
-from medmdm.data.reading import CaseReader, Example, LabelToClassesd, LoadCased, LoadedCase
+from medmdm.data.reading import CaseReader, Example, LoadedCase
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
 from medmdm.data.slices import LoadSliced, StoredVolume, VolumeStore, open_slices, slice_entries
 from medmdm.data.splits import k_folds, split_by_patient, subset

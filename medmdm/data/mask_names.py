@@ -82,6 +82,7 @@ _BARE_FOLDER = re.compile(
     re.IGNORECASE,
 )
 _CUTS = re.compile(rf"(?<=.)[_\-. ](?:masks?|anno[a-z]*|{_WORDS_AT_END})(?=$|[_\-. \d])", re.IGNORECASE)
+_WORD_AT_END = re.compile(rf"[_\-. ](?:masks?|anno[a-z]*|{_WORDS_AT_END})$", re.IGNORECASE)
 _CAMVID = re.compile(r"^(train|val|test|default)annot$", re.IGNORECASE)
 # `x.jpg.png` is the mask of `x.jpg` in Supervisely and others.
 _INNER_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp)$", re.IGNORECASE)
@@ -131,6 +132,11 @@ def common_name(path: PurePath) -> str:
     stem = _CAMEL_AT_END.sub("", _INNER_SUFFIX.sub("", path.stem))
     parts = [_WORDS.sub("", part).strip("_-. ") for part in (*folders, stem)]
     return "/".join(part for part in parts if part)
+
+
+def without_mask_word(stem: str) -> str:
+    """Return a name without the word at its end that says that it is of a mask: ``a`` for ``a_seg``."""
+    return _WORD_AT_END.sub("", stem)
 
 
 def names_before_mask_word(path: PurePath) -> list[str]:

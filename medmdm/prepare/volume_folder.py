@@ -28,7 +28,7 @@ from medmdm.data.files.formats import (
     without_pixels,
 )
 from medmdm.data.files.volumes import Volume, read_volume
-from medmdm.data.folders import is_mask
+from medmdm.data.mask_names import is_mask
 from medmdm.data.meaning import Meaning, meaning_of, with_ones
 from medmdm.data.patients import subject_pattern, suspected_patients
 from medmdm.data.splits import divided_by, patient_groups, split_by_patient

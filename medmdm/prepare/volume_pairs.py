@@ -9,11 +9,11 @@ from itertools import zip_longest
 from pathlib import PurePosixPath
 
 from medmdm.data.files.formats import volume_stem
+from medmdm.data.mask_names import without_mask_word
 from medmdm.data.patients import find_subject
 from medmdm.errors import UserError, counted
 from medmdm.prepare.release import SourceFile
 
-_LABEL_ENDING = re.compile(r"[_\-. ](?:labels?|d?seg|segmentations?|masks?|gt|anno(?:tation)?)$", re.IGNORECASE)
 _LABEL_BEGINNING = re.compile(r"^(?:labels?|seg|segmentations?|masks?)[_\-. ]", re.IGNORECASE)
 # Words that say what a file is rather than whose.
 _WHAT = {
@@ -55,7 +55,7 @@ def pair_labels(
     by_name: dict[str, list[SourceFile]] = defaultdict(list)
     for file in labels:
         stem = volume_stem(file.path)
-        for name in {stem, _LABEL_ENDING.sub("", stem), _LABEL_BEGINNING.sub("", stem)}:
+        for name in {stem, without_mask_word(stem), _LABEL_BEGINNING.sub("", stem)}:
             by_name[name].append(file)
     by_path = {file.path: file for file in labels}
     found: dict[PurePosixPath, SourceFile] = {}

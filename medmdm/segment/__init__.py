@@ -1,11 +1,13 @@
 """From a backbone and a few labelled images to masks and their record."""
 
 from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
-from medmdm.segment.evaluation import LabelledData, Outputs
+from medmdm.segment.evaluation import Outputs
+from medmdm.segment.grid import Grid
 from medmdm.segment.label_plan import LabelPlanner
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.postprocessing import PostProcess
 from medmdm.segment.reconstruction_error import ReconstructionError
-from medmdm.segment.study import Grid, Study
+from medmdm.segment.study import Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [

@@ -29,9 +29,10 @@ from medmdm.progress import Progress
 from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
-from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.journal import BOXES, Journal
-from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.label_defaults import follow_labels, follow_saved
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.postprocessing import Postprocessing, boxes
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,10 @@ class OpenSegmenter:
             own = f"a post-processing of its own, which is not imported because a file names it ({error})"
             raise UserError(f"{self.path}: it was saved with {own}: give it as 'postprocess'.") from error
         return made
+
+    def settled(self, postprocess: Postprocessing) -> Postprocessing:
+        """Return a post-processing with the segmenter's own settings where it leaves them to the labels."""
+        return follow_saved(postprocess, lambda: self.postprocess)
 
     def run_folder(
         self, folder: str | os.PathLike[str], config: Mapping[str, Any], data: Mapping[str, Any] | None = None
@@ -180,7 +185,7 @@ class Evaluation:
         self.outputs.refuse_sources(self.data.entries())
         record.open()
         provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
-        postprocess, chosen = follow_labels(self.postprocess, self.data.cases.label_type)
+        postprocess, chosen = follow_labels(self.segmenter.settled(self.postprocess), self.data.cases.label_type)
         for sentence in chosen:
             logger.info(sentence)
         # Files of medmdm 0.1 hold names of training cases and the path of the backbone.
@@ -243,7 +248,8 @@ class Inference:
         when_interrupted(f"{where} keeps the masks that are written; the same command writes them all anew.")
         journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
         try:
-            masks = segment_all(entries, self.reader, predictor, self.postprocess, self.outputs, self.handlers, journal)
+            settings = self.segmenter.settled(self.postprocess), self.outputs, self.handlers, journal
+            masks = segment_all(entries, self.reader, predictor, *settings)
         finally:
             journal.save()
         record.finish(0)

@@ -14,6 +14,7 @@ from medmdm.errors import UserError, counted
 from medmdm.heads.segmenter import Prediction, Predictor
 from medmdm.heads.task import Reading
 from medmdm.runs.record import Provenance
+from medmdm.segment.postprocessing import Postprocessing
 
 MOST_FOLDS = 5
 
@@ -54,9 +55,11 @@ class FoldPredictor:
 
     Args:
         predictors: by case.
+        postprocess: by case; what it leaves to the labels follows those of the other cases.
     """
 
     predictors: Mapping[str, Predictor]
+    postprocess: Mapping[str, Postprocessing]
 
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model that was fitted without the case says of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,27 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from medmdm.data.identity import data_identity
-from medmdm.data.lists import SECTIONS
-from medmdm.data.reading import CaseReader, LoadedCase
-from medmdm.data.selection import Selection
-from medmdm.data.splits import default_rule
-from medmdm.data.transforms.augmentation import modality_of
+from medmdm.data.reading import LoadedCase
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
 from medmdm.heads.segmenter import Predictor
-from medmdm.heads.task import Reading, Task
-from medmdm.metrics.baselines import mean_mask
 from medmdm.progress import followed
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.postprocessing import Postprocessing
 from medmdm.segment.reconstruction_error import ReconstructionError
 
@@ -104,6 +95,8 @@ class Outputs:
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
         prediction = predictor.case(case)
+        if isinstance(predictor, FoldPredictor):
+            postprocess = predictor.postprocess[case.name]
         processed = postprocess(prediction.probabilities, case.spacing)
         mask, instances = processed["mask"], processed.get("instances")
         assert mask is not None
@@ -131,134 +124,6 @@ class Outputs:
         source = image[0] if isinstance(image, list) else image
         write(Path(self.folder) / name, case.in_place(values), source, case.entry.get("series_uid"))
         return name
-
-
-@dataclass(frozen=True)
-class LabelledData:
-    """The cases that a head learns from, and those that it is tested on.
-
-    Args:
-        reader: reads cases as the backbone was trained; knows the data set.
-        section: that is tested.
-        shots: number of training cases; None for all.
-        rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`; None for the paper's rule on its two
-            sets, GlaS and MoNuSeg, and the seeded one on all others.
-        draw: seed of the subset.
-
-    Raises:
-        UserError: the section is empty, or there are fewer training cases than shots.
-    """
-
-    reader: CaseReader
-    section: str = "test"
-    shots: int | None = None
-    rule: str | None = None
-    draw: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rule is None:
-            known = self.cases.data_list
-            object.__setattr__(self, "rule", default_rule(None if known is None else known.name))
-        if not getattr(self.cases, self.section, None) and not self.cross_validated:
-            others = ", ".join(name for name in SECTIONS if getattr(self.cases, name)) or "none"
-            need = f"correct the data list or choose another section (with cases: {others})"
-            raise UserError(f"There is no {self.section} case to evaluate: {need}.")
-        if self.shots is not None:
-            self.draw_support(self.shots, self.draw)
-
-    @property
-    def cases(self) -> Selection:
-        """The data set."""
-        return self.reader.cases
-
-    @property
-    def cross_validated(self) -> bool:
-        """Whether there is no test case, so that labelled training cases are left out in turn."""
-        return self.section == "test" and not self.cases.test and bool(self.cases.training)
-
-    @property
-    def subset(self) -> dict[str, Any] | None:
-        """How the training cases were chosen, None for all of them."""
-        return None if self.shots is None else {"rule": self.rule, "draw": self.draw}
-
-    def draw_support(self, shots: int, draw: int) -> Sequence[dict[str, Any]]:
-        """Return the entries of so many training cases."""
-        return self.cases.subset(shots, str(self.rule), draw).training
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Return the entries of all cases that are used."""
-        return [*self.cases.training, *self.cases.validation, *self.cases.test]
-
-    def support(self) -> list[LoadedCase]:
-        """Read the training cases."""
-        entries = self.cases.training if self.shots is None else self.draw_support(self.shots, self.draw)
-        return [self.reader.read(entry) for entry in followed(entries, "reading labelled images")]
-
-    def tested(self) -> list[LoadedCase]:
-        """Read the cases to test on."""
-        return [self.reader.read(e) for e in followed(getattr(self.cases, self.section), "reading images to test on")]
-
-    def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
-        """Read the unlabelled cases, and the training cases that are not in the support, without their labels."""
-        names = {case.name for case in support}
-        rest = [entry for entry in self.cases.training if str(entry["case"]) not in names]
-        entries = [*rest, *self.cases.unlabeled]
-        without = [{k: v for k, v in entry.items() if k != "label"} for entry in entries]
-        return [self.reader.read(entry) for entry in followed(without, "reading unlabelled images")]
-
-    def task(
-        self,
-        support: Sequence[LoadedCase],
-        others: Sequence[LoadedCase],
-        reading: Reading,
-        seed: int,
-        device: torch.device,
-    ) -> Task:
-        """Return what is to be learnt from the support, with the images of other cases as unlabelled ones."""
-        examples = [example for case in support for example in case.examples]
-        unlabelled = [example.image for case in others for example in case.examples]
-        known = self.cases.data_list
-        told = "" if known is None else json.dumps(known.information.get("modality", ""))
-        modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
-        cases = self.cases
-        return Task(examples, cases.num_classes, reading, seed, device, unlabelled, modality, cases.classes)
-
-    def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
-        """Return the mean of the support's masks, None where it and the cases to test on are not all of one grid.
-
-        That is one shape, and for volumes one spacing.
-        """
-        first = support[0]
-        if any(case.shape != first.shape for case in [*support, *tested]):
-            return None
-        spacings = [case.spacing for case in [*support, *tested] if case.slicing is not None]
-        if not np.allclose(np.array(spacings, float), np.array(spacings[:1], float), rtol=1e-3):
-            return None
-        labels = [case.truth for case in support if case.truth is not None]
-        return mean_mask(labels, self.cases.num_classes, self.cases.ignore)
-
-    def identity(
-        self, tested: Sequence[LoadedCase], training: Sequence[LoadedCase] = (), others: Sequence[LoadedCase] = ()
-    ) -> dict[str, Any]:
-        """Return what a run's record says of the images: hashes of their pixels and order, and how many there are."""
-        left_out = "test" if self.cross_validated else None
-        read = {"training": training, self.section: tested}
-        return data_identity({name: cases for name, cases in read.items() if cases and name != left_out}, others)
-
-    def lacking(self, support: Sequence[LoadedCase], draw: int) -> list[str]:
-        """Return a sentence for each class that a head cannot learn from these cases."""
-        seen = {int(number) for case in support for example in case.examples for number in example.label.unique()}
-        which = f"none of the {len(support)} labelled images holds class"
-        which = which if len(support) > 1 else "the labelled image does not hold class"
-        absent = (number for number in self.cases.classes if number not in seen)
-        return [f"{which} {number} {self.cases.class_names[number]} (draw {draw})" for number in absent]
-
-    def announce(self) -> None:
-        """Log what was chosen, and what the user should act on."""
-        for sentence in self.cases.sentences:
-            logger.info(sentence)
-        for warning in self.cases.warnings:
-            logger.warning(warning)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from medmdm.data.reading import LoadedCase
 from medmdm.files import save_json
-from medmdm.reports.summary import Pseudonyms
+from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.folder import RunFolder
 from medmdm.segment.evaluation import Predicted
 from medmdm.segment.likeness import appearance, unlike

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from medmdm.data.reading import LoadedCase
+from medmdm.errors import UserError
 from medmdm.segment.postprocessing import AUTO, PostProcess, Postprocessing
 
 _SMALL = 5  # percentile of the labelled objects' sizes
@@ -48,6 +49,29 @@ def follow_labels(
                 "have that touch no edge (postprocess#remove_small_objects)"
             )
     return postprocess, sentences
+
+
+def follow_saved(postprocess: Postprocessing, saved: Callable[[], Postprocessing]) -> Postprocessing:
+    """Replace what is ``"auto"`` by what a segmenter was saved with.
+
+    Args:
+        postprocess: as it was set.
+        saved: gives the segmenter's own.
+
+    Raises:
+        UserError: the saved size is in another unit.
+    """
+    if not isinstance(postprocess, PostProcess):
+        return postprocess
+    left = [key for key in ("remove_small_objects", "instances") if getattr(postprocess, key) == AUTO]
+    own = saved() if left else None
+    if not isinstance(own, PostProcess):
+        return postprocess
+    chosen = {key: getattr(own, key) for key in left}
+    if chosen.get("remove_small_objects", AUTO) != AUTO and own.in_mm != postprocess.in_mm:
+        problem = "postprocess#remove_small_objects is 'auto', and the segmenter's own is in another unit (in_mm)"
+        raise UserError(f"{problem}: give a number.")
+    return dataclasses.replace(postprocess, **chosen)
 
 
 def _sizes(case: LoadedCase, in_mm: bool) -> Sequence[float]:

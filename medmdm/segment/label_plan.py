@@ -27,7 +27,7 @@ from medmdm.data.lists import image_names
 from medmdm.data.reading import CaseReader
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, save_json
+from medmdm.files import atomic_write, save_json, table_text
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.label_plan import (
     all_foreground_dice,
@@ -41,7 +41,7 @@ from medmdm.heads.label_plan import (
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
 from medmdm.reports.label_plan import CSV_FILE, JSON_FILE, as_table, as_text
-from medmdm.segment.evaluation import LabelledData
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.stats.learning_curve import FURTHEST, curve_means, extrapolate
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class LabelPlanner:
             "next": [{"image": image, "leverage": leverage} for image, leverage in chosen],
         }
         save_json(plan, Path(folder) / JSON_FILE)
-        atomic_write(Path(folder) / CSV_FILE, as_table(plan).to_csv(index=False))
+        atomic_write(Path(folder) / CSV_FILE, table_text(as_table(plan)))
         return as_text(plan)
 
     def _extractor(self, shape: Sequence[int]) -> tuple[CachedExtractor, str]:

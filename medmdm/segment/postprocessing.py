@@ -41,8 +41,8 @@ class PostProcess:
         threshold: score below which a pixel is background whatever wins. For a single channel of scores (class 1
             against background) it decides alone.
         remove_small_objects: connected parts of a class smaller than this become background. ``"auto"`` leaves it to
-            the labels that a segmentation is fitted to, see :func:`medmdm.segment.label_defaults.follow_labels`, and
-            is 0 elsewhere.
+            the labels that a segmentation is fitted to, see :func:`medmdm.segment.label_defaults.follow_labels` (in
+            evaluation and inference, to what the segmenter was saved with), and is 0 where there are none.
         fill_holes_below: background smaller than this that one class encloses becomes that class; background that
             touches the edge of the image, or several classes, stays.
         instances: ``None``; ``"components"``: connected parts of a class; ``"watershed"``: these cut where they are

@@ -20,7 +20,7 @@ from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
 from medmdm.components import to_config
 from medmdm.data.identity import content_hash
 from medmdm.data.reading import LoadedCase
-from medmdm.errors import UserError, counted, nearest
+from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries, table_text, text_hash
 from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
@@ -31,68 +31,15 @@ from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.evaluation import LabelledData
+from medmdm.segment.grid import Cell, Grid
+from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 
 NO_BACKBONE = "none"
 _FORMAT = 1  # of a cell: the next where the same settings give other numbers
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One fit of a study and its scores on the test cases."""
-
-    backbone: str
-    head: str
-    shots: int
-    draw: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its file name."""
-        words = f"{self.backbone}__{self.head}__k{self.shots}__draw{self.draw}__seed{self.seed}"
-        return "".join(c if c.isalnum() or c in "_-." else "-" for c in words)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a study varies besides backbones and heads.
-
-    Args:
-        shots: numbers of labelled training images; null stands for all of them.
-        draws: how many seeded subsets of each number; all images are one draw.
-        seeds: of the fits.
-        only: restrict a head to some backbones, ``{head: [backbone, ...]}``.
-
-    Raises:
-        UserError: there is no draw or seed, or a seed is none.
-    """
-
-    shots: Sequence[int | None] = (8, None)
-    draws: int = 10
-    seeds: Sequence[int] = (0,)
-    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise UserError(f"seeds must be whole numbers of 0 or more, got {list(self.seeds)}.")
-        if self.draws < 1 or not self.seeds:
-            raise UserError("A study needs one draw and one seed at least.")
-
-    def samples(self, available: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (shots, draw, seed), each once, where so many training images are available."""
-        for shots in dict.fromkeys(available if n is None else n for n in self.shots):
-            if not isinstance(shots, int) or not 1 <= shots <= available:
-                raise UserError(
-                    f"shots asks for {shots}, but to train on there {'is' if available == 1 else 'are'} "
-                    f"{counted(available, 'image')}."
-                )
-            for draw in range(1 if shots == available else self.draws):
-                for seed in dict.fromkeys(self.seeds):
-                    yield shots, draw, seed
 
 
 @dataclass(frozen=True)
@@ -111,7 +58,7 @@ class Study:
             config now is computed again.
         grid: how many images, draws and seeds.
         reading: how images are read: windows, or whole.
-        postprocess: probabilities → masks, before scoring.
+        postprocess: probabilities → masks, before scoring; what it leaves to the labels follows those of each cell.
         inferer: of MONAI's; None for what ``reading`` says.
         metrics: ``metrics(mask, truth, num_classes, ignore)`` gives ``dice`` and ``iou`` of a case.
         reference: (backbone, head) that all others are compared with, paired by test case; None for no comparison.
@@ -212,17 +159,18 @@ class Study:
             left_out = [case for case in labelled if case not in support]
             read, scored = ([contents[case.name] for case in cases] for cases in (support, [*tested, *left_out]))
             looked_at = [contents[name] for name in [*training, *unlabeled]] if self._looks_at_others(cell) else []
-            key = self._key(cell, read, scored, looked_at)
-            cells.append((cell, support, left_out, key, _finished(self._path(cell), key)))
+            post = follow_labels(self.postprocess, self.data.cases.label_type, support)[0]
+            key = self._key(cell, read, scored, looked_at, post)
+            cells.append((cell, support, left_out, post, key, _finished(self._path(cell), key)))
         for note in notes:
             logger.warning("%s: it cannot be learnt from them.", note)
         logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
         computing = Progress("study", sum(one[-1] is None for one in cells))
-        for number, (cell, support, left_out, key, content) in enumerate(cells, start=1):
+        for number, (cell, support, left_out, post, key, content) in enumerate(cells, start=1):
             if content is None:
                 known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
                 others = [case for name, case in (training | unlabeled).items() if name not in known]
-                content = {"key": key, **self._compute(cell, support, others, tested, left_out)}
+                content = {"key": key, **self._compute(cell, support, others, tested, left_out, post)}
                 save_record(content, self._path(cell))
                 dices = [row["dice"] for row in content["rows"][: len(tested)]]
                 dice = np.nanmean([np.nan if one is None else one for one in dices])
@@ -271,6 +219,7 @@ class Study:
         others: Sequence[LoadedCase],
         tested: Sequence[LoadedCase],
         left_out: Sequence[LoadedCase],
+        postprocess: Postprocessing,
     ) -> dict[str, Any]:
         backbone, cases = self.backbones.get(cell.backbone), self.data.cases
         device = self._first.device
@@ -281,7 +230,7 @@ class Study:
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
         rows: list[dict[str, Any]] = []
         for case in followed([*tested, *left_out], "predicting"):
-            mask = self.postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
+            mask = postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}
             section = {"section": "test" if len(rows) < len(tested) else "training"} if self.left_out else {}
@@ -311,7 +260,14 @@ class Study:
                 rows.append({"head": "mean_mask", "shots": shots, "draw": draw, "case": name, **found})
         return pd.DataFrame(rows).assign(backbone="(none)", seed=0)
 
-    def _key(self, cell: Cell, support: Sequence[Any], tested: Sequence[Any], looked_at: Sequence[Any]) -> str:
+    def _key(
+        self,
+        cell: Cell,
+        support: Sequence[Any],
+        tested: Sequence[Any],
+        looked_at: Sequence[Any],
+        postprocess: Postprocessing,
+    ) -> str:
         """A hash of all that a cell's numbers depend on."""
         backbone = self.backbones.get(cell.backbone)
         extractor = None if backbone is None else backbone.extractor
@@ -325,7 +281,7 @@ class Study:
             **({"left_out": True} if self.left_out else {}),
             "classes": self.data.cases.num_classes,
             "head": to_config(self.heads[cell.head], strict=False),
-            "postprocess": to_config(self.postprocess, strict=False),
+            "postprocess": to_config(postprocess, strict=False),
             "inferer": to_config(self.inferer, strict=False),
             "metrics": to_config(self.metrics, strict=False),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],

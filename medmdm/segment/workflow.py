@@ -36,9 +36,10 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
-from medmdm.segment.evaluation import LabelledData, Outputs, evaluate
+from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.label_plan import LabelPlanner
+from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.likeness import seen
 from medmdm.segment.postprocessing import Postprocessing
 
@@ -114,9 +115,9 @@ class Segmentation:
         postprocess, chosen = follow_labels(self.postprocess, self.data.cases.label_type, support)
         for sentence in chosen:
             logger.info(sentence)
-        return replace(self, postprocess=postprocess)._run(support)
+        return replace(self, postprocess=postprocess)._run(support, self.postprocess)
 
-    def _run(self, support: list[LoadedCase]) -> dict[str, float]:
+    def _run(self, support: list[LoadedCase], given: Postprocessing) -> dict[str, float]:
         tested = list(support) if self.data.cross_validated else self.data.tested()
         # By its weights: another file under the same name must not be mistaken for the one that was fitted to.
         config = {**self.config, "backbone_sha256": self.backbone.identity}
@@ -140,16 +141,7 @@ class Segmentation:
         if self.data.cross_validated:
             parts = divide(support, self.seed)
             provenance = cross_validated(support, len(parts), find_provenance(tested, plan.get("ledger")))
-            left_out: dict[str, Predictor] = {}
-            fitting = Progress("cross-validation", len(parts))
-            for number, part in enumerate(parts):
-                logger.info("part %d of %d is left out", number + 1, len(parts))
-                held = {case.name for case in part}
-                kept = [case for case in support if case.name not in held]
-                path = folder / "folds" / str(number) / "segmenter.pt"
-                left_out |= dict.fromkeys(held, self._predictor(self._model(path, kept, others, plan)))
-                fitting.tick()
-            predictor = FoldPredictor(left_out)
+            predictor = self._left_out(parts, support, others, plan, given)
         else:
             provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))
         protocol = {**self._protocol(support), "segmenter_sha256": file_hash(self.model_path)}
@@ -178,6 +170,29 @@ class Segmentation:
                 record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
                 support,
             )  # fmt: skip
+
+    def _left_out(
+        self,
+        parts: Sequence[Sequence[LoadedCase]],
+        support: Sequence[LoadedCase],
+        others: Sequence[LoadedCase],
+        plan: Mapping[str, Any],
+        given: Postprocessing,
+    ) -> FoldPredictor:
+        """Fit to all but each part in turn; ``given`` is the post-processing as it was set."""
+        predictors: dict[str, Predictor] = {}
+        settings: dict[str, Postprocessing] = {}
+        fitting = Progress("cross-validation", len(parts))
+        for number, part in enumerate(parts):
+            logger.info("part %d of %d is left out", number + 1, len(parts))
+            held = {case.name for case in part}
+            kept = [case for case in support if case.name not in held]
+            path = Path(self.outputs.folder) / "folds" / str(number) / "segmenter.pt"
+            fold = replace(self, postprocess=follow_labels(given, self.data.cases.label_type, kept)[0])
+            predictors |= dict.fromkeys(held, self._predictor(fold._model(path, kept, others, plan)))
+            settings |= dict.fromkeys(held, fold.postprocess)
+            fitting.tick()
+        return FoldPredictor(predictors, settings)
 
     def _passing(self) -> contextlib.AbstractContextManager[None]:
         """Keep no features meanwhile: those of images that are read once would only fill the disk."""

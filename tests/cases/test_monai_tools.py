@@ -195,12 +195,9 @@ def test_the_training_bundle_has_all_properties(workflow: Workflow) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {},
-        {"resblock_updown": False},
-        {"resblock_updown": False, "conv_resample": False},
-        {"use_scale_shift_norm": False, "use_new_attention_order": True},
         {"spatial_dims": 3, "use_checkpoint": True},
-        {"num_classes": 3},
+        {"resblock_updown": False, "use_scale_shift_norm": False, "use_new_attention_order": True},
+        {"resblock_updown": False, "conv_resample": False, "num_classes": 3},
     ],
 )
 def test_a_scripted_network_equals_the_eager_one(more: dict[str, Any]) -> None:

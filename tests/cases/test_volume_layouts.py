@@ -37,6 +37,9 @@ LAYOUTS = {
     "two trees": ("images/p{}/scan.nii.gz", "labels/p{}/seg.nii.gz", "p{}"),
     "label named as the folder": ("images/patient{}/ct.nii.gz", "masks/patient{}.nii.gz", "patient{}"),
     "zeros before numbers": ("ct_00{}.nii.gz", "gt/mask_{}.nii.gz", None),
+    "manual": ("{}.nii.gz", "{}_manual.nii.gz", None),
+    "label map": ("s{}.nii.gz", "s{}_labelmap.nii.gz", None),
+    "ground truth": ("p{}.nii.gz", "p{}-ground_truth.nii.gz", None),
     "sections": ("train/c{}/img.nii.gz", "train/c{}/label.nii.gz", "c{}"),
     "BIDS": ("sub-0{}/anat/sub-0{}_T1w.nii.gz", "derivatives/m/sub-0{}/anat/sub-0{}_T1w_dseg.nii.gz", "sub-0{}"),
     "BIDS with a space": (

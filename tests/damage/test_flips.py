@@ -1,5 +1,6 @@
 """Bit rot in the files of tiny runs: each is told, computed again, or changes nothing."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +70,6 @@ def test_files_of_a_pretraining(workflow: Workflow, tmp_path: Path) -> None:
     for path, content in kept.items():
         path.write_bytes(content)
     digest = json.loads((folder / "run.json").read_text())["weights"]["model.pt"]
-    import hashlib
-
     assert digest == hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
 
 
@@ -96,10 +95,11 @@ def test_files_of_segmenting_and_a_study(run: Run, tmp_path: Path) -> None:  # n
 
 def test_features_and_volumes_are_computed_again(tmp_path: Path) -> None:
     x = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    expected = CachedExtractor(made_extractor(), tmp_path / "features")(x)
+    extractor = made_extractor()
+    expected = CachedExtractor(extractor, tmp_path / "features")(x)
     (path,) = (tmp_path / "features").rglob("*.pt")
-    assert tried(path, lambda: CachedExtractor(made_extractor(), tmp_path / "features")(x)) == 0
-    assert equal(CachedExtractor(made_extractor(), tmp_path / "features")(x), expected)
+    assert tried(path, lambda: CachedExtractor(extractor, tmp_path / "features")(x)) == 0
+    assert equal(CachedExtractor(extractor, tmp_path / "features")(x), expected)
 
     store, volume = VolumeStore(tmp_path / "slices"), str(write_nifti(tmp_path / "a.nii"))
     for path in (store.get(volume).path, store.get(volume).path.with_suffix(".json")):

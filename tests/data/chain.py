@@ -4,7 +4,7 @@ from typing import Any
 
 from monai.transforms import Compose
 
-from medmdm.data.reading import LabelToClassesd, LoadCased
+from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.selection import Selection
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import ResampleToSpacingd

@@ -15,7 +15,8 @@ from monai.transforms import Compose
 from medmdm.data.cases import select_cases
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Slicing, read_volume
-from medmdm.data.reading import CaseReader, LabelToClassesd, LoadCased
+from medmdm.data.loading import LabelToClassesd, LoadCased
+from medmdm.data.reading import CaseReader
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import resource_folder

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.reading import LoadedCase
 from medmdm.segment.cross_validation import divide
 from tests.bundle_runs import UNET, Run
 from tests.made import refused as refused_call
+from tests.written import picture
 
 
 def without_test(folder: Path) -> dict[str, Any]:
@@ -108,3 +110,18 @@ def test_unlabelled_images_are_looked_at_by_a_head_that_can(run: Run, pictures: 
     run("mdm_segment", report=False, head={**UNET, "unlabelled": unlabelled}, shots=3)
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["unlabelled"]["images"] == 3  # one training image beyond the three, and two that nobody labelled
+
+
+def test_the_least_size_of_objects_follows_the_cases_that_are_not_left_out(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    content = without_test(pictures)
+    (pictures / "dataset.json").write_text(json.dumps({**content, "label_type": "instances"}))
+    small = np.zeros((28, 40), np.uint8)
+    small[4:6, 4:6] = 1
+    picture(pictures / "0_mask.png", small)  # the others have 12 x 16 pixels
+    run("mdm_segment", head={"_target_": "medmdm.heads.ClosedFormHead"}, report=False)
+    files = [tmp_path / "run" / "segmenter.pt", *(tmp_path / "run" / "folds").glob("*/segmenter.pt")]
+    whole, *folds = [load_segmenter(path)[1]["task"]["postprocess"]["remove_small_objects"] for path in files]
+    assert whole == pytest.approx(np.percentile([4, 192, 192, 192], 5) / 2, rel=1e-2)
+    assert sorted(folds) == pytest.approx([np.percentile([4, 192, 192], 5) / 2] * 3 + [96], rel=1e-2)

@@ -12,7 +12,7 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import LoadedCase
 from medmdm.data.splits import default_rule
 from medmdm.reports.comparison import compare, load_runs
-from medmdm.segment.label_defaults import follow_labels
+from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.postprocessing import PostProcess
 from tests.bundle_runs import Run
 from tests.made import refused
@@ -70,6 +70,18 @@ def test_auto_alone_is_off() -> None:
     np.testing.assert_array_equal(auto["mask"], plain["mask"])
     refused("remove_small_objects is 'big'", PostProcess, remove_small_objects="big")
     refused("fill_holes_below is 'auto'", PostProcess, fill_holes_below="auto")
+
+
+def test_a_saved_segmenter_says_what_is_left() -> None:
+    saved = PostProcess(remove_small_objects=7, instances="components")
+    assert follow_saved(AUTO, lambda: saved) == saved
+    own = PostProcess(remove_small_objects=3, instances="auto")
+    assert follow_saved(own, lambda: saved) == PostProcess(remove_small_objects=3, instances="components")
+    given = PostProcess(threshold=0.4)
+    assert follow_saved(given, pytest.fail) is given  # not even looked at
+    assert follow_saved(AUTO, lambda: AUTO) == AUTO
+    in_mm = PostProcess(remove_small_objects="auto", in_mm=True)
+    refused("in another unit", follow_saved, in_mm, lambda: saved)
 
 
 @pytest.mark.parametrize(("name", "rule"), [
