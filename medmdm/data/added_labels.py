@@ -113,7 +113,10 @@ def add_labels(data_list: DataList, folder: str | os.PathLike[str], dataset_dir:
     kinds = {"had no label and went to training": added, "got another label": replaced, "had this label before": same}
     sentences = [f"{counted(len(cases), 'case')} {what}: {_some(cases)}" for what, cases in kinds.items() if cases]
     left = f"{len(sections['training'])} training, {len(sections['unlabeled'])} unlabeled"
-    sentences.append(f"the list has {left} now")
+    without = sum("label" not in entry for entry in sections["training"])
+    sentences.append(
+        f"the list has {left} now" + (f"; {without} of the training ones have no label" if without else "")
+    )
     if of_others:
         sentences.append(f"left out, for their cases are held out for validation or test: {_some(of_others)}")
     if others:

@@ -39,8 +39,8 @@ def select_cases(
     - Of the user's own list every image must be there; where *all* of its test images are missing (often they are kept
       elsewhere, or back) a warning says so. Of a list that comes with medmdm those images are used that are there.
     - Every case of a labelled section must have its label. A validation or test section without any label, as the
-      Decathlon's, is left out with a warning. Where some training cases have one and ``unlabeled`` is asked for, the others
-      are among those, with a warning.
+      Decathlon's, is left out with a warning. Where some training cases have one and ``unlabeled`` is asked for, the
+      others are among those, with a warning.
 
     Args:
         dataset_dir: folder, or ``"demo"`` for the image in scikit-image's wheel with labels made by colour
@@ -77,8 +77,7 @@ def select_cases(
         return Selection(folder, None, (), (), test, (sentence,), tuple(warnings))
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
         chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
-    if labelled and "unlabeled" in sections:
-        chosen = _few_labelled(chosen, warnings)
+    chosen = _few_labelled(chosen, labelled and "unlabeled" in sections, warnings)
     is_demo = str(dataset_dir) == DEMO and chosen.name == DEMO_LABELLED
     names = iter(case_names([e for section in IMAGE_SECTIONS for e in getattr(chosen, section)], folder))
     kept: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -107,10 +106,10 @@ def select_cases(
     return dataclasses.replace(cases, sentences=tuple(sentences))
 
 
-def _few_labelled(chosen: DataList, warnings: list[str]) -> DataList:
-    """Take the training cases without a label as unlabeled ones, where others have one; say so."""
+def _few_labelled(chosen: DataList, both: bool, warnings: list[str]) -> DataList:
+    """Take training cases without a label as unlabeled ones, where both are asked for and others have one; say so."""
     without = [entry for entry in chosen.training if "label" not in entry]
-    if len(without) in (0, len(chosen.training)):
+    if not both or len(without) in (0, len(chosen.training)):
         return chosen
     share = f"{len(without)} of {len(chosen.training)} training cases"
     warnings.append(f"{chosen.title}: {share} have no 'label' and are taken as 'unlabeled' ones")

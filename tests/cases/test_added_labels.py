@@ -193,3 +193,11 @@ def test_round(run: Run, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptu
     assert "labels since the last add-labels: 1 added (4.png), of 5 labelled cases" in caplog.text
     assert json.loads((tmp_path / "second" / "plan.json").read_text())["protocol"]["shots"] == 5
     assert [p.name for p in (tmp_path / "second" / "applied" / "predictions").glob("?.png")] == ["5.png"]
+
+
+def test_training_cases_that_stay_without_a_label_are_counted(folder: Path) -> None:
+    """As ``prepare folder`` lists a folder without masks, of which somebody then labels one."""
+    content = {"name": "few", "labels": {"background": 0, "a": 1}, "training": ["t0.png", "t1.png", "u0.png"]}
+    picture(folder.parent / "masks" / "t1.png", mask())
+    found = add_labels(load_data_list(content), folder.parent / "masks", folder)
+    assert found.sentences[-1] == "the list has 3 training, 0 unlabeled now; 2 of the training ones have no label"

@@ -291,6 +291,6 @@ def test_a_list_with_added_labels_is_not_written_over(tmp_path: Path) -> None:
     listed = json.loads((dest / "dataset.json").read_text())
     kept = json.dumps({**listed, "labels_added": [{"added": ["images/a.png"], "replaced": []}]}, indent=2)
     (dest / "dataset.json").write_text(kept)
-    with pytest.raises(UserError, match="has labels that add-labels put there, .* another folder"):
+    with pytest.raises(UserError, match=r"has labels that add-labels put there, .* another folder"):
         prepare("folder", source, dest)
     assert (dest / "dataset.json").read_text() == kept
