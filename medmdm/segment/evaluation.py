@@ -23,7 +23,7 @@ from medmdm.data.transforms.augmentation import modality_of
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.baselines import mean_mask
 from medmdm.progress import followed
@@ -32,6 +32,7 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
+from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import Postprocessing
 from medmdm.segment.reconstruction_error import ReconstructionError
 
@@ -103,13 +104,11 @@ class Outputs:
 
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
-        prediction = predictor.case(case)
-        processed = postprocess(prediction.probabilities, case.spacing)
-        mask, instances = processed["mask"], processed.get("instances")
-        assert mask is not None
+        made = make_masks(case, predictor, postprocess, self.probabilities)
+        mask, instances = made.mask, made.instances
         maps = {}
-        if prediction.uncertainty is not None:
-            maps = {"uncertainty": prediction.uncertainty[0], "disagreement": prediction.uncertainty[1]}
+        if made.uncertainty is not None:
+            maps = {"uncertainty": made.uncertainty[0], "disagreement": made.uncertainty[1]}
         if self.reconstruction_error is not None:
             model, device = self.reconstruction_error.to(predictor.device), predictor.device
             reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
@@ -120,7 +119,7 @@ class Outputs:
             large = instances.max() > 65535 and case.slicing is None  # 16 bits are not enough for a PNG
             suffix = ".tif" if large else for_masks
             files["instances"] = self._write("_instances", instances, suffix, write_mask, case)
-        shares = {"probabilities": prediction.probabilities} if self.probabilities else {}
+        shares = {} if made.probabilities is None else {"probabilities": made.probabilities}
         for name, values in {**shares, **maps}.items():
             files[name] = self._write(f"_{name}", values, for_maps, write_map, case)
         return Predicted(mask, instances, maps, files)

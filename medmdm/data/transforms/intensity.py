@@ -289,8 +289,9 @@ class ScaleIntensityByDtype(Transform):
                 "[low, high], the values that become -1 and 1."
             )
         low, high = full_range
-        scaled = (img.to(torch.float32) - low) / ((high - low) / 2) - 1
-        return scaled if self.intensity_range is None else scaled.clamp(-1, 1)
+        scaled = img.to(torch.float32, copy=True)  # then in place: a large picture is in memory once
+        scaled.sub_(low).div_((high - low) / 2).sub_(1)
+        return scaled if self.intensity_range is None else scaled.clamp_(-1, 1)
 
 
 class ScaleIntensityByDtyped(EachKey):
