@@ -75,7 +75,7 @@ def report(folder: Path, count: int) -> dict[str, Any]:
     data, run, rng = folder / "cases", folder / "run", np.random.default_rng(0)
     for path in (data, run / "predictions"):
         path.mkdir(parents=True)
-    grid, cases = np.indices((128, 128)), []
+    grid, cases = np.indices((128, 128)), list[dict[str, Any]]()
     for i in range(count):
         label = np.zeros((128, 128), np.uint8)
         for row, column, radius in rng.uniform((10, 10, 4), (118, 118, 12), (6, 3)):

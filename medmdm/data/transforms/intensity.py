@@ -134,7 +134,10 @@ def is_flat(image: torch.Tensor, ranges: Sequence[Sequence[float]] | None = None
     """
     if ranges is not None:
         return not any(low < high for low, high in ranges)
-    return bool(image.numel()) and bool((image == image.flatten()[0]).all())
+    if not image.numel():
+        return False
+    first = image.flatten()[0]
+    return all(bool((row == first).all()) for channel in image for row in channel)  # the first that differs ends it
 
 
 class ScaleByWindow(Transform):
