@@ -85,8 +85,9 @@ class Album:
         drawn = {case.number: case.picture for case in cases if case.picture is not None}
         first = dict.fromkeys(case.number for _, row in self.rows for case in row)
         others = [case.number for case in cases if case.number in drawn and case.number not in first]
-        room, size = budget, sum(picture.size for picture in drawn.values())
-        sample = others[:: max(1, math.ceil(size / max(budget, 1)))]
+        room, size = budget, sum(drawn[number].size for number in others)
+        left = room - sum(drawn[number].size for number in first if number in drawn)
+        sample = others[:: max(1, math.ceil(size / max(left, 1)))]
         for number in dict.fromkeys((*first, *sample, *others)):
             picture = drawn.get(number)
             if picture is not None and picture.size <= room:
