@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from medmdm.errors import UserError
 from medmdm.files import file_hash, save_torch, text_hash
 from medmdm.objectives.objective import Objective
 from medmdm.patients import patient_id
+from medmdm.progress import followed
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,12 @@ def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
     Whoever wants to know if a patient of theirs is in a ledger hashes the id with the ledger's salt.
     """
     distinct = sorted({patient for one in patient_ids if (patient := patient_id(one)) is not None})
-    return sorted(hashlib.pbkdf2_hmac("sha256", p.encode(), salt.encode(), 20_000).hex() for p in distinct)
+
+    def slow_hash(patient: str) -> str:
+        return hashlib.pbkdf2_hmac("sha256", patient.encode(), salt.encode(), 20_000).hex()
+
+    with ThreadPool(os.cpu_count() or 1) as pool:  # the interpreter's lock is free while it hashes
+        return sorted(followed(pool.imap_unordered(slow_hash, distinct), "hashing ids of patients", len(distinct)))
 
 
 def load_pretrained(

@@ -177,11 +177,11 @@ class CropDataset(Dataset):
         shapes: list[tuple[int, ...]] = []
         flat: list[str] = []
         total = len(self.data)
+        self.transform.set_random_state(seed=0)  # once: seeding costs as much as a small crop, which is only checked
         with decoding_threads(min(num_threads, total)) as pool:
             prepared = self._prepare_in_order(pool, 2 * num_threads)
             for which, (item, hashes) in enumerate(followed(prepared, "reading images", total, progress)):
                 self._hashes.append(hashes)
-                self.transform.set_random_state(seed=0)
                 crop = self._finish(item)
                 shapes.append(tuple(crop.shape))
                 check_range(crop.numpy(), self.data[which]["image"])

@@ -5,8 +5,9 @@ from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.consistency import Consistency
 from medmdm.heads.end_to_end import FineTuning, FromScratch
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
+from medmdm.heads.predictor import Prediction, Predictor
 from medmdm.heads.random_forest import RandomForest, RandomForestHead
-from medmdm.heads.segmenter import PaddedNetwork, Prediction, Predictor, Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.self_training import SelfTraining
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 from medmdm.heads.training import Training

@@ -16,7 +16,8 @@ from medmdm.errors import UserError, counted
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
-from medmdm.heads.segmenter import Predictor, Segmenter
+from medmdm.heads.predictor import Predictor
+from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Task
 from medmdm.labels import IGNORE
 

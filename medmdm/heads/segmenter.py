@@ -1,29 +1,20 @@
-"""Segmenters: a backbone and its head as one module, image in, logits out, and their predictions for whole cases."""
+"""Segmenters: a backbone and its head as one module, image in, logits out."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from monai.inferers import Inferer
 from monai.networks.nets import BasicUNet
 from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import cut, pad_ends
 from medmdm.backbones.layers import parameters_of
-from medmdm.data.reading import LoadedCase
-from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
-from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
-from medmdm.heads.task import Reading
-from medmdm.progress import followed
 
 ENSEMBLES = ("mean", "vote")
 #: Logits of classes that do not exist: their probability is 0, yet windows can be blended, which infinity could not.
@@ -259,87 +250,3 @@ class PaddedNetwork(_Voices):
             given = f"gives {logits.shape[1]} classes, but the data has {self.num_classes}"
             raise UserError(f"The network {given}: set its out_channels.")
         return self._shut(cut(logits, spatial), spatial)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a case, on the grid of its file.
-
-    Args:
-        probabilities: ``[K, *spatial]`` float32.
-        uncertainty: ``[2, *spatial]``: entropy and disagreement between members, in nats; None if not asked for.
-    """
-
-    probabilities: np.ndarray
-    uncertainty: np.ndarray | None = None
-
-
-@dataclass
-class Predictor:
-    """Run a model over images of any size: whole, or in sliding windows whose logits are blended by Gaussian weights.
-
-    Args:
-        model: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``; uncertainty needs its ``with_uncertainty``. Of
-            other maps, such as :class:`medmdm.segment.ReconstructionError`, read :meth:`values`.
-        reading: windows or whole images.
-        uncertainty: also give the maps of uncertainty, where the model has them.
-        batch_size: windows at once.
-        device: where to compute.
-        inferer: of MONAI's, where images are read otherwise than ``reading`` says.
-    """
-
-    model: nn.Module
-    reading: Reading
-    uncertainty: bool = False
-    batch_size: int = 4
-    device: torch.device | str = "cpu"
-    inferer: Inferer | None = None
-
-    def __post_init__(self) -> None:
-        self.uncertainty = self.uncertainty and hasattr(self.model, "with_uncertainty")
-        self.device = torch.device(self.device)
-        self.inferer = self.inferer or self.reading.inferer(self.batch_size)
-
-    @torch.no_grad()
-    def image(self, image: Tensor) -> Tensor:
-        """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, H, W]`` in [-1, 1]."""
-        padded = image if self.reading.whole else torch.as_tensor(PadToSize(self.reading.window)(image))
-        function = self.model.with_uncertainty if self.uncertainty else self.model
-        assert self.inferer is not None
-        out = self.inferer(padded[None].to(self.device), function)
-        assert isinstance(out, Tensor)
-        starts = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
-        inside = (slice(None), *(slice(a, a + n) for a, n in zip(starts, image.shape[1:], strict=True)))
-        return out[0][inside].float().cpu()
-
-    def case(self, case: LoadedCase) -> Prediction:
-        """Return what the model says of a picture or a volume, resampled to the grid of its file."""
-        values = self.values(case, self._probabilities)
-        return Prediction(values[:-2], values[-2:]) if self.uncertainty else Prediction(values)
-
-    def values(self, case: LoadedCase, function: Callable[[Tensor], Tensor] | None = None) -> np.ndarray:
-        """Return what the model gives for a picture or a volume, ``[N, *spatial]`` float32 on the grid of its file.
-
-        Slices of a volume that were left out stay 0. ``function`` is applied to what :meth:`image` gives, before it is
-        resampled.
-        """
-
-        def read(image: Tensor, shape: Sequence[int]) -> np.ndarray:
-            values = self.image(image) if function is None else function(self.image(image))
-            return (values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)).numpy()
-
-        if case.slicing is None:
-            return read(case.examples[0].image, case.shape)
-        assembler: SliceAssembler | None = None
-        pairs = zip(case.slices, case.examples, strict=True)
-        for number, example in followed(pairs, f"slices of {case.name}", len(case.slices)):
-            values = read(example.image, case.slicing.slice_shape)
-            assembler = assembler or SliceAssembler(case.slicing, len(values), "float32")
-            assembler.add(number, values)
-        assert assembler is not None  # volumes have slices
-        return assembler.volume()
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits into probabilities and leave the maps of uncertainty behind them as they are."""
-        count = len(logits) - 2 if self.uncertainty else len(logits)
-        return torch.cat([F.softmax(logits[:count], dim=0), logits[count:]])

@@ -21,7 +21,7 @@ from medmdm.errors import UserError, counted
 from medmdm.files import is_main_process
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.pixel_sums import PixelSums
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.log import Periodic

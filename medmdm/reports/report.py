@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 PAGE_FILE = "index.html"
 BUDGET = 16_000_000  # bytes that the pictures of a page may take
+_MANY = 400  # cases; a page of more stays below these bytes, as long as its table and charts leave room
+_LARGE_PAGE = 4_800_000
+_TEXT = 1_100  # bytes of a case in the table and the charts
+_LEAST = 500_000  # bytes for pictures, whatever the table takes
 _IN_A_ROW = 5
 _MOST_LINES = 8
 _CLASS_COLUMNS = 4
@@ -61,28 +65,40 @@ class Album:
 
     Args:
         cases: the scored ones.
-        budget: bytes that all may take; the cases of the galleries go first, then the others in their order.
+        budget: bytes that all may take; the cases of the galleries go first, then a sample of the others, evenly spread
+            over their order, then what there is room for. None: 16 MB, of many cases so much that the page stays small.
 
     Attributes:
         rows: of the galleries, from :func:`chosen`.
         pictures: by the number of their case.
         missing: how many there was no room for.
+        many: whether only the cases with a picture can be opened.
         tops: of each kind of map, the value that is drawn lightest, so that cases can be compared.
     """
 
-    def __init__(self, cases: Sequence[ScoredCase], budget: int = BUDGET) -> None:
-        self.budget = budget
+    def __init__(self, cases: Sequence[ScoredCase], budget: int | None = None) -> None:
+        self.many = len(cases) > _MANY
+        if budget is None:
+            budget = max(_LARGE_PAGE - _TEXT * len(cases), _LEAST) if self.many else BUDGET
         self.rows = chosen(cases)
         self.pictures: dict[int, CasePicture] = {}
         drawn = {case.number: case.picture for case in cases if case.picture is not None}
-        room = budget
-        for number in dict.fromkeys(case.number for row in (*(row for _, row in self.rows), cases) for case in row):
+        first = dict.fromkeys(case.number for _, row in self.rows for case in row)
+        others = [case.number for case in cases if case.number in drawn and case.number not in first]
+        room, size = budget, sum(drawn[number].size for number in others)
+        left = room - sum(drawn[number].size for number in first if number in drawn)
+        sample = others[:: max(1, math.ceil(size / max(left, 1)))]
+        for number in dict.fromkeys((*first, *sample, *others)):
             picture = drawn.get(number)
             if picture is not None and picture.size <= room:
                 self.pictures[number] = picture
                 room -= picture.size
         self.missing = len(drawn) - len(self.pictures)
         self.tops = {name: top_value([p.maps for p in self.pictures.values()], name) for name in MAPS}
+
+    def opens(self, number: int) -> bool:
+        """Whether a case can be opened: of many, those with a picture."""
+        return not self.many or number in self.pictures
 
     def drawn_map(self, number: int, name: str) -> bytes:
         """Return a map of a case as a JPEG."""

@@ -23,7 +23,8 @@ from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, counted, when_interrupted
 from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
-from medmdm.heads.segmenter import Predictor, Segmenter
+from medmdm.heads.predictor import Predictor
+from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
 from medmdm.progress import Progress
 from medmdm.reports import Report

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.inferers import Inferer
 
 from medmdm.data.reading import LoadedCase
 from medmdm.data.splits import k_folds
 from medmdm.errors import UserError, counted
-from medmdm.heads.segmenter import Prediction, Predictor
+from medmdm.heads.predictor import Choice, Prediction, Predictor
 from medmdm.heads.task import Reading
 from medmdm.runs.record import Provenance
 from medmdm.segment.postprocessing import Postprocessing
@@ -64,6 +65,10 @@ class FoldPredictor:
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model that was fitted without the case says of it."""
         return self.predictors[case.name].case(case)
+
+    def choice(self, case: LoadedCase, choose: Callable[[np.ndarray], np.ndarray]) -> Choice | None:
+        """Choose by the model that was fitted without the case; see :meth:`medmdm.heads.Predictor.choice`."""
+        return self.predictors[case.name].choice(case, choose)
 
     @property
     def reading(self) -> Reading:

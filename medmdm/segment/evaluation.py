@@ -15,6 +15,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import Predictor
 from medmdm.progress import followed
 from medmdm.reports import CaseArrays, Report
@@ -23,6 +24,7 @@ from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
 from medmdm.segment.labelled_data import LabelledData
+from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import Postprocessing
 from medmdm.segment.reconstruction_error import ReconstructionError
 
@@ -94,15 +96,13 @@ class Outputs:
 
     def predict(self, case: LoadedCase, predictor: Predictor | FoldPredictor, postprocess: Postprocessing) -> Predicted:
         """Predict a case and write what was asked for."""
-        prediction = predictor.case(case)
         if isinstance(predictor, FoldPredictor):
             postprocess = predictor.postprocess[case.name]
-        processed = postprocess(prediction.probabilities, case.spacing)
-        mask, instances = processed["mask"], processed.get("instances")
-        assert mask is not None
+        made = make_masks(case, predictor, postprocess, self.probabilities)
+        mask, instances = made.mask, made.instances
         maps = {}
-        if prediction.uncertainty is not None:
-            maps = {"uncertainty": prediction.uncertainty[0], "disagreement": prediction.uncertainty[1]}
+        if made.uncertainty is not None:
+            maps = {"uncertainty": made.uncertainty[0], "disagreement": made.uncertainty[1]}
         if self.reconstruction_error is not None:
             model, device = self.reconstruction_error.to(predictor.device), predictor.device
             reader = Predictor(model, predictor.reading, device=device, inferer=predictor.inferer)
@@ -113,7 +113,7 @@ class Outputs:
             large = instances.max() > 65535 and case.slicing is None  # 16 bits are not enough for a PNG
             suffix = ".tif" if large else for_masks
             files["instances"] = self._write("_instances", instances, suffix, write_mask, case)
-        shares = {"probabilities": prediction.probabilities} if self.probabilities else {}
+        shares = {} if made.probabilities is None else {"probabilities": made.probabilities}
         for name, values in {**shares, **maps}.items():
             files[name] = self._write(f"_{name}", values, for_maps, write_map, case)
         return Predicted(mask, instances, maps, files)

@@ -34,7 +34,8 @@ def appearance(case: LoadedCase) -> dict[str, Any]:
         smallest channel, of pictures with three.
     """
     step = max(1, len(case.examples) // _SLICES)
-    pixels = torch.cat([example.image.flatten(1) for example in case.examples[::step]], dim=1)
+    images = [example.image.flatten(1) for example in case.examples[::step]]
+    pixels = images[0] if len(images) == 1 else torch.cat(images, dim=1)  # a large picture is not copied
     pixels = pixels[:, :: max(1, pixels.shape[1] // _PIXELS)].double()
     ends = torch.quantile(pixels.flatten(), torch.tensor([0.01, 0.99], dtype=torch.float64))
     found: dict[str, Any] = {"spacing": None if case.spacing is None else sorted(float(n) for n in case.spacing)}

@@ -43,7 +43,9 @@ def draw_overlay(
         number = case.slices.index(number) if number in case.slices else len(case.slices) // 2
     image = case.examples[number].image.numpy()
     image = image if case.slicing is None and len(image) == 3 else image[len(image) // 2][None]
-    levels = np.clip((image + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    levels = np.empty(image.shape, np.uint8)
+    for row in range(image.shape[1]):  # of a large picture not all rows at once, in float
+        levels[:, row] = np.clip((image[:, row] + 1) * 127.5, 0, 255).round()
     rows, columns = (max(1, round(n * min(1.0, MOST_SIDE / max(mask.shape)))) for n in mask.shape)
     planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in levels]
     picture = np.stack(planes if len(planes) == 3 else planes * 3)

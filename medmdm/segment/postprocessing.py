@@ -107,8 +107,12 @@ class PostProcess:
         values = np.asarray(scores.detach().cpu().float() if isinstance(scores, Tensor) else scores)
         if values.ndim < 2 or not 1 <= len(values) <= 256:
             raise UserError(f"PostProcess: the scores have the shape {values.shape}, expected [classes, *spatial].")
-        steps = self._steps(spacing, values.ndim - 1)
-        mask = self._classes(values)
+        self._steps(spacing, values.ndim - 1)
+        return self.finished(self.classes(values), spacing)
+
+    def finished(self, mask: np.ndarray, spacing: Sequence[float] | None = None) -> dict[str, np.ndarray | None]:
+        """Do what follows the choice of :meth:`classes`; arguments and results are otherwise those of a call."""
+        steps = self._steps(spacing, mask.ndim)
         least = 0.0 if isinstance(self.remove_small_objects, str) else self.remove_small_objects
         mask = _without_small_objects(mask, least / math.prod(steps), self.background)
         mask = _without_holes(mask, self.fill_holes_below / math.prod(steps), self.background)
@@ -127,7 +131,7 @@ class PostProcess:
             raise UserError(f"PostProcess: the spacing is {list(spacing)}, expected {dimensions} numbers above 0 (mm).")
         return tuple(float(step) for step in spacing)
 
-    def _classes(self, values: np.ndarray) -> np.ndarray:
+    def classes(self, values: np.ndarray) -> np.ndarray:
         probabilities = values
         if self.threshold is not None and self.activation is not None:
             # Of both forms of the sigmoid this one does not overflow.

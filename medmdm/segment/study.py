@@ -22,7 +22,7 @@ from medmdm.data.identity import content_hash
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries, table_text, text_hash
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.intact import DamagedFileError, load_record, save_record
 from medmdm.metrics.baselines import all_foreground_by
@@ -31,9 +31,11 @@ from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
+from medmdm.segment.evaluation import LabelledData
 from medmdm.segment.grid import Cell, Grid
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.labelled_data import LabelledData
+from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
@@ -230,7 +232,7 @@ class Study:
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
         rows: list[dict[str, Any]] = []
         for case in followed([*tested, *left_out], "predicting"):
-            mask = postprocess(predictor.case(case).probabilities, case.spacing)["mask"]
+            mask = make_masks(case, predictor, postprocess).mask
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}
             section = {"section": "test" if len(rows) < len(tested) else "training"} if self.left_out else {}

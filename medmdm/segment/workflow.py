@@ -25,7 +25,8 @@ from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.errors import UserError, counted
 from medmdm.files import file_hash, save_json
 from medmdm.heads.closed_form import ClosedFormHead
-from medmdm.heads.segmenter import PaddedNetwork, Predictor, Segmenter
+from medmdm.heads.predictor import Predictor
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
 from medmdm.intact import DamagedFileError
 from medmdm.progress import Progress

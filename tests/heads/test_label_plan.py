@@ -18,7 +18,7 @@ from medmdm.heads.label_plan import (
     next_to_label,
 )
 from medmdm.heads.pixel_sums import PixelSums
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.predictor import Predictor
 from medmdm.labels import IGNORE
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores

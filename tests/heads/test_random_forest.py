@@ -17,8 +17,8 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import stack
 from medmdm.backbones.filter_bank import FilterBank
 from medmdm.heads import random_forest
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.random_forest import RandomForest, RandomForestHead
-from medmdm.heads.segmenter import Predictor
 from medmdm.heads.task import Reading
 from medmdm.labels import IGNORE
 from tests.made import WINDOW, dice, made_example, made_extractor, refused, task

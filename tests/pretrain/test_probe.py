@@ -17,7 +17,7 @@ from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.heads.closed_form import ClosedFormHead
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task, views
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.optimization import Optimization

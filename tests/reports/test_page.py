@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from medmdm.reports import write_comparison, write_report
+from medmdm.reports.pictures import CasePicture
 from medmdm.reports.rendering import environment
 from medmdm.reports.report import Album, chosen, make_page
 from medmdm.reports.scoring import ScoredCase, score_cases
@@ -156,3 +157,36 @@ def test_a_page_without_pictures_or_patients_is_still_one(tmp_path: Path) -> Non
     page = Reader(make_page(summary, [replace(case, picture=None) for case in scores.cases]))
     assert not page.all("symbol")
     assert "Patient" not in "".join(page.text)
+
+
+@pytest.mark.parametrize("count", [401, 2000, 6000])
+def test_pictures_of_many_cases_are_the_extremes_and_a_sample(count: int) -> None:
+    cases = scored([(i * 7919 % count) / count for i in range(count)])
+    for case in cases:
+        case.picture = CasePicture(100, 100, bytes(9000), {1: "M0 0h9z"}, {})
+    album = Album(cases)
+    extremes = {case.number for _, row in chosen(cases) for case in row}
+    assert extremes <= set(album.pictures)
+    assert sum(picture.size for picture in album.pictures.values()) <= album.budget <= 5_000_000
+    assert album.missing == count - len(album.pictures) > 0
+    others = sorted(set(album.pictures) - extremes)
+    assert max(others) > 0.9 * count  # from the whole list, not from its start
+    assert len([number for number in others if number < count / 2]) < 0.6 * len(others)
+    assert [case.number for case in cases if album.opens(case.number)] == sorted(album.pictures)
+
+
+def test_of_many_cases_those_without_a_picture_say_so_and_stay_in_the_table(tmp_path: Path) -> None:
+    evaluation = Evaluation.load(picture_run(tmp_path, cases=6))
+    scores = score_cases(evaluation, surface=False)
+    summary = make_summary(evaluation, scores, Pseudonyms([]))
+    few, one = make_page(summary, scores.cases), scores.cases[0]
+    many = [replace(scores.cases[i % 6], number=i, name=f"case_{i}", picture=None) for i in range(450)]
+    many[7] = replace(many[7], picture=replace(one.picture, image=bytes(3_000_000)))
+    many[8] = replace(many[8], picture=replace(one.picture, image=bytes(3_000_000)))
+    page = make_page(summary, many)
+    reader = Reader(page)
+    assert "has no picture here and cannot be opened" in page
+    assert "cannot be opened" not in few
+    assert len(reader.all("template")) == 1
+    assert all(f">{case.name}<" in page for case in many)
+    assert page.count("data:image/") == 1

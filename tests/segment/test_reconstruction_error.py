@@ -22,7 +22,7 @@ from medmdm.data.files.volumes import Slicing
 from medmdm.data.reading import Example, LoadedCase
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.errors import UserError
-from medmdm.heads.segmenter import Predictor
+from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading
 from medmdm.segment.reconstruction_error import ReconstructionError
 from tests.bundle_runs import Run, write_backbone

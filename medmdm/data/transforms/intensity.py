@@ -134,7 +134,10 @@ def is_flat(image: torch.Tensor, ranges: Sequence[Sequence[float]] | None = None
     """
     if ranges is not None:
         return not any(low < high for low, high in ranges)
-    return bool(image.numel()) and bool((image == image.flatten()[0]).all())
+    if not image.numel():
+        return False
+    first = image.flatten()[0]
+    return all(bool((row == first).all()) for channel in image for row in channel)  # the first that differs ends it
 
 
 class ScaleByWindow(Transform):
@@ -289,8 +292,9 @@ class ScaleIntensityByDtype(Transform):
                 "[low, high], the values that become -1 and 1."
             )
         low, high = full_range
-        scaled = (img.to(torch.float32) - low) / ((high - low) / 2) - 1
-        return scaled if self.intensity_range is None else scaled.clamp(-1, 1)
+        scaled = img.to(torch.float32, copy=True)  # then in place: a large picture is in memory once
+        scaled.sub_(low).div_((high - low) / 2).sub_(1)
+        return scaled if self.intensity_range is None else scaled.clamp_(-1, 1)
 
 
 class ScaleIntensityByDtyped(EachKey):

@@ -65,7 +65,7 @@
     dialog.scrollTop = 0;
   }
   function step(by) {
-    const visible = rows.filter((row) => !row.hidden).map((row) => row.dataset.case);
+    const visible = rows.filter((row) => !row.hidden && row.dataset.case).map((row) => row.dataset.case);
     if (!visible.length) return;
     const place = visible.indexOf(current);
     show(visible[(place + by + visible.length) % visible.length]);
