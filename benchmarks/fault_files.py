@@ -54,10 +54,12 @@ class File:
 
 def weights(finished: Path, scratch: Path) -> Iterator[File]:
     """``model.pt``, ``segmenter.pt`` and checkpoints."""
-    path = finished / "pretrain" / "run" / "model.pt"
-    yield File("weights", path, lambda: _state(*load_pretrained(path)))
     segmenter = finished / "segment" / "run" / "segmenter.pt"
     yield File("segmenter", segmenter, lambda: _state(*load_segmenter(segmenter)))
+    path = finished / "pretrain" / "run" / "model.pt"
+    if not path.is_file():
+        return
+    yield File("weights", path, lambda: _state(*load_pretrained(path)))
     checkpoints = Checkpoints(finished / "pretrain" / "run" / "checkpoints")
     older, newest = checkpoints.paths()
 
@@ -88,18 +90,21 @@ def records(finished: Path, scratch: Path) -> Iterator[File]:
     """``run.json`` of every command, evaluations with their masks, cells, ``metrics.csv``."""
     for name in ("pretrain", "segment", "study", "infer", "evaluate"):
         path = finished / name / "run" / "run.json"
-        yield File(f"run.json of {name}", path, lambda path=path: load_record(path))  # type: ignore[misc]
+        if path.is_file():
+            yield File(f"run.json of {name}", path, lambda path=path: load_record(path))  # type: ignore[misc]
     folder = finished / "segment" / "run"
     yield File("evaluation.json", folder / "evaluation.json", lambda: vars(Evaluation.load(folder)))
+    keep_mean_mask(scratch, np.random.default_rng(0).integers(0, 2, (28, 40)).astype(np.uint8))
+    yield File("mean mask", scratch / MEAN_MASK_FILE, lambda: read_mean_mask(scratch))
     for path in sorted((finished / "study" / "run" / "cells").glob("*.json")):
         content = load_record(path)
         # None: computed again.
         yield File("cell", path, lambda path=path, content=content: _finished(path, content["key"]) or content)  # type: ignore[misc]
     log = finished / "pretrain" / "run" / "metrics.csv"
+    if not log.is_file():
+        return
     # Numbers to look at, without a digest: that it is read is what counts.
     yield File("metrics.csv", log, lambda: _rows_up_to(log, 6, list(COLUMNS)) and None)
-    keep_mean_mask(scratch, np.random.default_rng(0).integers(0, 2, (28, 40)).astype(np.uint8))
-    yield File("mean mask", scratch / MEAN_MASK_FILE, lambda: read_mean_mask(scratch))
     table = finished / "study" / "run" / "study.csv"
     # The table is made of the cells, and has no digest either.
     yield File("study.csv", table, lambda: read_study(table) is None)

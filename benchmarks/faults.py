@@ -41,13 +41,11 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # the same bits, and processes that can be forked
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import monai.bundle
-import torch
 from fault_files import KINDS, File
 from walk import pictures
 
 from medmdm.cli import main as command_line
-from medmdm.errors import UserError, find_user_error
+from medmdm.errors import find_user_error
 from medmdm.files import TEMPORARY_SUFFIX
 from medmdm.intact import DIGEST, load_record
 from tests.bundle_runs import HEAD, bundle_command, write_backbone
@@ -55,6 +53,8 @@ from tests.damage.flips import damages, equal
 
 #: The command's own words for its times and its machine; records and pages of them are not compared.
 TIMED = ("run.json", "run.log", "summary.json", "index.html", ".lock")
+#: The commands of a quick run: segmenting only makes the segmenter.
+QUICK = ("segment", "infer", "prepare")
 COUNTS = ("tried", "told", "same", "differences", "silent", "tracebacks", "leftovers")
 _SECONDS = 300.0  # after which a command hangs
 
@@ -177,9 +177,10 @@ class Commands:
 
     Args:
         root: an empty folder.
+        quick: only a few, once each.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, quick: bool = False) -> None:
         self.root, self.out, self.finished = root, root / "out", root / "finished"
         os.environ["XDG_CACHE_HOME"] = str(root / "out" / "cache")
         (root / "data").mkdir(parents=True)
@@ -202,11 +203,13 @@ class Commands:
             "evaluate": ["evaluate", "--run_dir", run, "--segmenter", segmenter, *common],
             "prepare": ["prepare", "folder", data, run],
         }  # fmt: skip
+        if quick:
+            self.words = {name: words for name, words in self.words.items() if name in QUICK}
         self.expected: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         self.renames: dict[str, int] = {}
         for name, words in self.words.items():
-            for attempt in range(2):  # the first one imports; this process does the same for those that follow
+            for attempt in range(1 if quick else 2):  # the first one imports; this process then does so for the others
                 self.clear()
                 begun = time.monotonic()
                 program = Program(words, functools.partial(_count_renames, root))
@@ -220,6 +223,8 @@ class Commands:
                 _import_all((root / "modules").read_text().split())
             self.renames[name] = int((root / "renames").read_text())
             shutil.copytree(self.out, self.finished / name)
+        if quick:
+            self.words.pop("segment")
 
     def clear(self) -> None:
         """Take away what the last command has left."""
@@ -350,10 +355,10 @@ def fill(commands: Commands, row: Row, count: int, rng: random.Random) -> None:
             commands.judge(row, name, program, [1], f"files of {max(size - 1, 0)} bytes at most")
 
 
-def forbid(commands: Commands, row: Row) -> None:
+def forbid(commands: Commands, row: Row, most: int) -> None:
     """Let a folder be read-only: a new one's parent, one without its results, and a finished one."""
     for name, words in commands.words.items():
-        for state in ("new", "begun", "finished"):
+        for state in ("new", "begun", "finished")[:most]:
             commands.clear()
             if state != "new":
                 shutil.copytree(commands.finished / name, commands.out, dirs_exist_ok=True)
@@ -412,28 +417,29 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name).resolve()
         root.chmod(0o755)  # for who has no rights
-        commands = Commands(root)
+        commands = Commands(root, quick)
         took = ", ".join(f"{n} {s:.1f} s and {commands.renames[n]} renames" for n, s in commands.seconds.items())
         print(f"undisturbed: {took}", file=sys.stderr, flush=True)
         tries: dict[str, Callable[[Row], None]] = {
             "flips and cuts": lambda row: damage(
-                [file for kind in KINDS for file in kind(commands.finished, root)], row, 2 if quick else 24, given.seed
+                [file for kind in KINDS for file in kind(commands.finished, root)], row, 4 if quick else 24, given.seed
             ),
-            "SIGKILL": lambda row: hit(commands, row, 6 if quick else 54, rng, [signal.SIGKILL]),
+            "SIGKILL": lambda row: hit(commands, row, 2 if quick else 54, rng, [signal.SIGKILL]),
             "crashes at renames": lambda row: crash(commands, row, 1 if quick else 16, rng),
             "two programs": lambda row: run_twice(commands, row, 1 if quick else 3, rng),
             "SIGINT and SIGTERM": lambda row: hit(
-                commands, row, 6 if quick else 36, rng, [signal.SIGINT, signal.SIGTERM]
+                commands, row, 2 if quick else 36, rng, [signal.SIGINT, signal.SIGTERM]
             ),
             "full folders": lambda row: fill(commands, row, 1 if quick else 4, rng),
-            "read-only folders": lambda row: forbid(commands, row),
+            "read-only folders": lambda row: forbid(commands, row, 1 if quick else 3),
         }
         rows = []
         for title, attempt in tries.items():
             if given.only in (None, title):
                 rows.append(Row(title))
                 attempt(rows[-1])
-                print(f"{title}: {dict(rows[-1].counts)}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+                took = f"{time.monotonic() - begun:.0f} s"
+                print(f"{title}: {dict(rows[-1].counts)}, {took}", file=sys.stderr, flush=True)
     if given.json:
         print(json.dumps({row.name: {key: row.counts[key] for key in COUNTS} for row in rows}))
     else:
