@@ -144,7 +144,7 @@ def _as_program(words: Sequence[str]) -> int:
         except SystemExit:
             raise
         except BaseException:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
             return 1
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
