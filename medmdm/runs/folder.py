@@ -73,7 +73,7 @@ class RunFolder:
         """
         record_path = self.path / "run.json"
         if record_path.exists():
-            self.record = _read(record_path)
+            self.record = _read(record_path, has_hash="hash" in self.data)
             # What the schema lets change: where things lie, how fast they go and which maps are written, not what is
             # learnt. The training images are compared by the hash of their pixels instead of by their path.
             earlier, known = self.record["config"], self.record["data"]  # of an older version: without the order
@@ -87,7 +87,9 @@ class RunFolder:
                 raise UserError(f"{self.path} holds {other}: choose another {self._key}, or delete that folder.")
         elif self.model_path.exists() or (self.path / "checkpoints").exists():
             raise UserError(f"{self.path} holds weights but no run.json: choose another {self._key}.")
-        elif any((self.path / "predictions").glob("[!.]*")) or (self.path / "boxes.csv").exists():
+        elif not (self.path / "segmenter.pt").exists() and (  # that file says itself what it was fitted to
+            any((self.path / "predictions").glob("[!.]*")) or (self.path / "boxes.csv").exists()
+        ):
             unknown = "masks, but no run.json that says what they were made with"
             raise UserError(f"{self.path} holds {unknown}: choose another {self._key}, or move them away.")
         else:
@@ -156,12 +158,12 @@ class RunFolder:
         return steps if isinstance(steps, int) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, has_hash: bool) -> dict[str, Any]:
     """Return the record of a run, as far as it is looked into here."""
     record = load_record(path)
     kinds = {"config": dict, "data": dict, "sessions": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
-    if wrong or "hash" not in record["data"]:
+    if wrong or (has_hash and "hash" not in record["data"]):
         raise UserError(
             f"{path} has no {(wrong or ['data#hash'])[0]!r}: it is no record of a run; choose another run_dir."
         )

@@ -3,6 +3,8 @@
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.pretrain.log import _rows_up_to
 from medmdm.runs.mean_mask import MEAN_MASK_FILE, keep_mean_mask, read_mean_mask
+from medmdm.segment.journal import Journal
 from tests.damage.flips import damages, files_of, flipped
 from tests.written import picture
 
@@ -99,3 +102,18 @@ def test_a_mean_mask(tmp_path: Path) -> None:
         assert found is None or np.array_equal(found, mask)
         told += found is None
     assert told > 30
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"cafe,x\n1,2\n", b'case,x\n"1,2\n', b"case\n1\n2,3,4\n"])
+def test_boxes_of_an_earlier_inference(content: bytes, tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(path=tmp_path, record={})
+    (tmp_path / "boxes.csv").write_bytes(content)
+    journal = Journal(run, [], None)
+    with pytest.raises(UserError, match=r"boxes\.csv is damaged"):
+        journal.all_boxes(None, made=True)
+
+
+def test_the_record_of_an_inference_carries_its_digest(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(path=tmp_path, record={"images": []})
+    Journal(run, [], None).save()
+    assert len(json.loads((tmp_path / "run.json").read_text())["sha256"]) == 64
