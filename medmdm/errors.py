@@ -99,6 +99,7 @@ class FullDiskError(UserError, OSError):
 
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # torch.save hides why its file came out short: "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0".
 _CUT_SHORT = ("unexpected pos", "PytorchStreamWriter failed")
 # MONAI's sentence around what a component's constructor raised.
@@ -151,17 +152,28 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def find_user_error(error: BaseException | None) -> UserError | None:
     """Return the first :class:`UserError` in the chain of causes: MONAI's config parser wraps what components raise.
 
-    A full disk counts as one wherever it was found, and so does a component that refuses its arguments.
+    A full disk and a file that may not be used count as one wherever they were found, and so does a component that
+    refuses its arguments.
     """
     chain = list(_chain(error))
     found: list[UserError] = [one for one in chain if isinstance(one, UserError)]
     full = (one for one in chain if isinstance(one, OSError) and one.errno in _FULL)
     found += [FullDiskError(one.filename or "the disk", str(one.strerror)) for one in full]
+    found += [_not_permitted(one) for one in chain if isinstance(one, OSError) and one.errno in _FORBIDDEN]
     for one, cause in reversed(list(itertools.pairwise(chain))):
         made = _NOT_MADE.match(str(one))
         if made and isinstance(cause, (TypeError, ValueError)) and not made[1].startswith(_OURS):
             found.append(cannot_be_built(made[1], cause))
     return found[0] if found else None
+
+
+def _not_permitted(error: OSError) -> UserError:
+    """Return the sentence for what the system does not let this user read or write."""
+    name = str(error.filename2 or error.filename or "a file")
+    # Of a file that is written under a temporary name, the folder says more.
+    shown = os.path.dirname(name) if name.endswith(".part") else name
+    advice = "check its permissions, and whether its disk is read-only"
+    return UserError(f"{shown} cannot be used ({error.strerror}): {advice}; then the same command goes on.")
 
 
 def cannot_be_built(name: str, error: Exception) -> UserError:

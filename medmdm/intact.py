@@ -106,8 +106,24 @@ def file_checksum(path: str | os.PathLike[str]) -> int:
 
 def save_record(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a JSON object as :func:`medmdm.files.save_json` does, with the digest that :func:`load_record` compares."""
+    save_json(with_digest(content), path)
+
+
+def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its digest as the last key; what is no JSON raises ValueError or TypeError."""
     plain = json.loads(json.dumps({key: value for key, value in content.items() if key != DIGEST}, allow_nan=False))
-    save_json({**plain, DIGEST: _digest(plain)}, path)
+    return {**plain, DIGEST: _digest(plain)}
+
+
+def without_digest(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a JSON object without its digest, if it has one; None where it is not what the digest was made of."""
+    content = dict(content)
+    stored, last = content.pop(DIGEST, None), next(reversed(content), "")
+    others = {key: value for key, value in content.items() if key != last}
+    # The key of the digest may be what has changed.
+    if _digest(others) == content.get(last) or (stored is not None and stored != _digest(content)):
+        return None
+    return content
 
 
 def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -129,13 +145,11 @@ def load_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DamagedFileError(f"{path} is not JSON ({said}): it is damaged; {_AGAIN}.") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} holds a {type(content).__name__}: it must be an object; {_AGAIN}.")
-    stored, last = content.pop(DIGEST, None), next(reversed(content), "")
-    others = {key: value for key, value in content.items() if key != last}
-    # The key of the digest may be what has changed.
-    if _digest(others) == content.get(last) or (stored is not None and stored != _digest(content)):
+    intact = without_digest(content)
+    if intact is None:
         advice = f"{_AGAIN}, or delete its {DIGEST!r} if the change is yours"
         raise DamagedFileError(f"{path} has changed since it was written: {advice}.")
-    return content
+    return intact
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:

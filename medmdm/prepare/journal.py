@@ -12,6 +12,7 @@ from typing import Any
 from medmdm.data.lists import LIST_NAMES
 from medmdm.errors import UserError, refuse_full_disk
 from medmdm.files import atomic_write, file_hash
+from medmdm.intact import with_digest, without_digest
 from medmdm.prepare.preparation import Made, SourceCase
 
 NAME = "prepared.jsonl"
@@ -24,7 +25,8 @@ class Journal:
 
     A line is added when all files of a case are written, so it never promises what is not there. When a run is killed
     its last line may be cut short; that case is made again. Cases are recognised by the hash of their sources'
-    *content*, so moving, copying or unpacking them changes nothing.
+    *content*, so moving, copying or unpacking them changes nothing. Each line carries its digest; those of earlier
+    versions have none.
 
     Args:
         dest: folder that is written to.
@@ -43,14 +45,14 @@ class Journal:
         if self._path.exists():
             *lines, rest = self._path.read_bytes().split(b"\n")
             try:
-                head, *records = [json.loads(line) for line in lines] or [self._head]
+                head, *records = [_content(line) for line in lines] or [self._head]
                 if head["prepared"] != kind:
                     found = f"{dest} holds {head['prepared']} prepared before"
                     raise UserError(f"{found}: give another folder for {kind}.")
                 if head["version"] == _VERSION:
                     self.records = {record["case"]: record for record in records}
                     self._continues = not rest and bool(lines)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{self._path} is damaged: delete {dest} and prepare again.") from error
@@ -86,7 +88,7 @@ class Journal:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
-        self.records[case.name] = json.loads(_line(record))
+        self.records[case.name] = _content(_line(record))
 
     def finish(self, names: Iterable[str]) -> None:
         """Bring the lines into the order of ``names``, so that a continued run leaves the bytes of an unbroken one."""
@@ -101,4 +103,11 @@ def write_if_changed(path: Path, content: bytes) -> None:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+    return json.dumps(with_digest(record), allow_nan=False).encode() + b"\n"
+
+
+def _content(line: bytes) -> dict[str, Any]:
+    found = without_digest(json.loads(line))
+    if found is None:
+        raise ValueError("it has changed since it was written")
+    return found

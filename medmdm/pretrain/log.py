@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,9 @@ from medmdm.check.sharing import quick_check
 from medmdm.data.dataset import CropDataset
 from medmdm.data.holdout import HeldOut
 from medmdm.data.selection import Selection
-from medmdm.errors import refuse_full_disk
+from medmdm.errors import counted, refuse_full_disk
 from medmdm.files import atomic_write, is_main_process, text_hash, world_size
+from medmdm.intact import unreadable
 from medmdm.progress import EVERY, Progress, duration
 from medmdm.runs.processes import average
 
@@ -179,8 +181,16 @@ def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:
     header = ",".join(columns) + "\n"
     if step == 0 or not path.exists():
         return header
-    rows = [row for row in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if row.endswith("\n")]
-    return header + "".join(row for row in rows if int(row.split(",")[0]) <= step)
+    try:
+        lines = path.read_bytes().split(b"\n")[1:-1]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    # A row by the number of its step; bytes that changed cost their rows, not the run.
+    whole = re.compile(rb"(\d{1,18})(,[-+.\w]*){%d}" % (len(columns) - 1))
+    found = [whole.fullmatch(line) for line in lines]
+    if not all(found):
+        logger.warning("%s is damaged: %s left out.", path, counted(found.count(None), "row", "is", "are"))
+    return header + "".join(f"{row[0].decode()}\n" for row in found if row and int(row[1]) <= step)
 
 
 def announce(selection: Selection, slices: Selection, held_out: HeldOut, dataset: CropDataset) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +39,6 @@ def read_mean_mask(folder: Path) -> NDArray[np.uint8] | None:
     try:
         with np.load(path) as content:
             mask: NDArray[np.uint8] = content["mask"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except Exception as error:  # a damaged zip raises whatever comes to pass: zlib's, NotImplementedErrors, ...
         raise UserError(f"{path} cannot be read ({error}): segment again.") from error
     return mask

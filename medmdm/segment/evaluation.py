@@ -16,7 +16,6 @@ from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
 from medmdm.heads.predictor import Predictor
-from medmdm.heads.segmenter import Predictor
 from medmdm.progress import followed
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder

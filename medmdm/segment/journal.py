@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from medmdm.data.reading import LoadedCase
-from medmdm.files import save_json
+from medmdm.errors import UserError
+from medmdm.intact import save_record
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.folder import RunFolder
 from medmdm.segment.evaluation import Predicted
@@ -90,10 +91,14 @@ class Journal:
         path = self.run.path / BOXES
         if not path.is_file():
             return table
-        old = pd.read_csv(path, dtype={"case": str})
+        try:
+            old = pd.read_csv(path, dtype={"case": str})
+            known = old["case"]
+        except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            raise UserError(f"{path} is damaged ({error}): delete it, and the same command writes it anew.") from error
         digests = {name: image["pixels_sha256"] for name, image in self.images.items()}
         replaced = {n for n, digest in digests.items() if made or digest != self.before.get(n, {}).get("pixels_sha256")}
-        kept = old[[self.pseudonyms.clean(name) not in replaced for name in old["case"]]]
+        kept = old[[self.pseudonyms.clean(name) not in replaced for name in known.astype(str)]]
         return kept if table is None else pd.concat([kept, table]) if len(kept) else table
 
     def save(self) -> None:
@@ -101,4 +106,4 @@ class Journal:
         kept = {**self.before, **self.images}
         counts = {"segmented": len(self.images), "unlike_training": self.told}
         self.run.record |= {"data": counts, "images": list(kept.values())}
-        save_json(self.run.record, self.run.path / "run.json")
+        save_record(self.run.record, self.run.path / "run.json")

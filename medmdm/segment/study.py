@@ -31,7 +31,6 @@ from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.evaluation import LabelledData
 from medmdm.segment.grid import Cell, Grid
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.labelled_data import LabelledData

@@ -103,3 +103,15 @@ def test_pretraining_ends_in_a_sentence(size: int, tmp_path: Path, image_folder:
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'run'}")
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize(("names", "shown"), [
+    (["runs/x/run.log"], "runs/x/run.log"), (["runs/x/.run.json.1.2.part"], "runs/x"),
+    (["runs/.a.1.2.part", None, "runs/a"], "runs/a"), ([], "a file"),
+])  # fmt: skip
+def test_what_may_not_be_written(number: int, names: list[Any], shown: str) -> None:
+    error = RuntimeError("Failed to evaluate")  # MONAI's
+    error.__cause__ = OSError(number, os.strerror(number), *names)
+    found = str(find_user_error(error))
+    assert found.startswith(f"{shown} cannot be used ({os.strerror(number)}): check its permissions")
