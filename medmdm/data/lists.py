@@ -90,7 +90,7 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
     if not path.exists() and path.name == str(source) and shipped.exists():
         path = shipped
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # in any Unicode
     except FileNotFoundError as error:
         names = sorted(file.stem for file in resource_folder("data_lists").glob("*.json"))
         problem = f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}."

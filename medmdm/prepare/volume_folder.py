@@ -29,7 +29,7 @@ from medmdm.data.files.formats import (
 )
 from medmdm.data.files.volumes import Volume, read_volume
 from medmdm.data.folders import is_mask
-from medmdm.data.meaning import Meaning, meaning_of
+from medmdm.data.meaning import Meaning, meaning_of, with_ones
 from medmdm.data.splits import split_by_patient
 from medmdm.data.validity import ImageGrid, check_same_grid, label_numbers
 from medmdm.data.writers import encode_nifti
@@ -81,6 +81,12 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
     paired, sentences = pair_labels(list(labels), places | folders, named)
     subjects, from_folders = patients({place: file.path for place, file in places.items()}, pattern)
     notices += [*sentences, *from_folders]
+    information: dict[str, Any] = {"name": None, **published}
+    whites: tuple[int, ...] = ()
+    if not information.get("labels") and paired:
+        meaning = _meaning_of(list(paired.values()))
+        information["labels"], whites = dict(meaning.classes), meaning.whites
+        notices += meaning.notices
     cases: list[SourceCase] = []
     alike = Counter(stem.lower() for _, stem in images)
     for ((folder, stem), sequences), patient in zip(images.items(), subjects, strict=True):
@@ -88,22 +94,16 @@ def plan(release: Release, subject: str | None = None, test: float = 0.2, seed: 
         label = paired.get(folder / stem)
         for_test = any(part.lower() in _TEST_FOLDERS for part in folder.parts)
         section = sections.get(sequences[0].path) or ("test" if for_test else "training")
-        make = partial(_make_volume, name, sequences, label)
+        make = partial(_make_volume, name, sequences, label, whites)
         sources = (*sequences, *([] if label is None else [label]))
-        cases.append(SourceCase(name, section, sources, make, columns={"patient_id": patient}))
-    cases += _dicom_cases(series, paired)
+        cases.append(SourceCase(name, section, sources, make, "", {"patient_id": patient}, _recipe(whites)))
+    cases += _dicom_cases(series, paired, whites)
     if not cases:
         raise UserError(
             f"{release.source} holds no volume: it was searched for {', '.join(VOLUME_SUFFIXES)} and DICOM files"
             + (f" ({notices[-1]})." if notices else ".")
         )
-    information = {"name": None, **published}
     information["name"] = information["name"] or re.sub(r"\.zip$", "", release.name, flags=re.IGNORECASE)
-    if not information.get("labels") and paired:
-        meaning = _meaning_of(list(paired.values()))
-        information["labels"] = dict(meaning.classes)
-        # Files stay what they are: whoever reads the list knows what a white is.
-        notices += [notice.replace("became", "are read as") for notice in meaning.notices]
     information["label_type"] = "classes"
     if {*sections.values()} - {"training"} or any(case.section == "test" for case in cases):
         information["split"] = "official"
@@ -125,7 +125,11 @@ def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], lis
     return cases
 
 
-def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None) -> Made:
+def _recipe(whites: Sequence[int]) -> str:
+    return f"whites {whites}" if whites else ""
+
+
+def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None, whites: Sequence[int]) -> Made:
     notes, copied = [], None
     with ExitStack() as stack:
         paths = [stack.enter_context(file.local()) for file in sequences]
@@ -135,7 +139,7 @@ def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile |
             if len(getattr(nib.load(paths[0]).header, "extensions", ())):
                 sentence = "its NIfTI header has extensions, which may name the patient; they are kept as they are"
                 notes.append(f"{name}: {sentence}")
-    return _made(name, volume, sequences[0].shown, label, copied, notes)
+    return _made(name, volume, sequences[0].shown, label, whites, copied, notes)
 
 
 def _read_label(file: SourceFile, image: ImageGrid | None = None, image_name: str = "") -> np.ndarray:
@@ -206,7 +210,7 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
 
 
 def _dicom_cases(
-    series: Mapping[_Series, Sequence[SourceFile]], labels: Mapping[PurePosixPath, SourceFile]
+    series: Mapping[_Series, Sequence[SourceFile]], labels: Mapping[PurePosixPath, SourceFile], whites: Sequence[int]
 ) -> list[SourceCase]:
     """Return a case for each DICOM series; patients and series are numbered, names and ids stay behind."""
     patients: dict[str, int] = {}
@@ -221,13 +225,13 @@ def _dicom_cases(
         if label is not None and in_folder[folder] > 1:
             several = f"any of the {in_folder[folder]} series in {folder}"
             raise UserError(f"{label.shown} could label {several}: give each series a folder of its own.")
-        make = partial(_make_series, name, members, label)
+        make = partial(_make_series, name, members, label, whites)
         sources = (*members, *([] if label is None else [label]))
-        cases.append(SourceCase(name, "training", sources, make, columns={"patient_id": subject}))
+        cases.append(SourceCase(name, "training", sources, make, "", {"patient_id": subject}, _recipe(whites)))
     return cases
 
 
-def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None) -> Made:
+def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | None, whites: Sequence[int]) -> Made:
     with ExitStack() as stack:
         headers = [read_header(stack.enter_context(file.local())) for file in files]
         series = order_slices(headers, files[0].shown)
@@ -235,11 +239,17 @@ def _make_series(name: str, files: Sequence[SourceFile], label: SourceFile | Non
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
     # Names of folders and files, which may be the patient's, stay behind.
     notes = [f"{name}: {re.sub(r' [(]first: .*[)]', '', warning.split(': ', 1)[-1])}" for warning in series.warnings]
-    return _made(name, Volume(channels_first, series.affine), files[0].shown, label, None, notes)
+    return _made(name, Volume(channels_first, series.affine), files[0].shown, label, whites, None, notes)
 
 
 def _made(
-    name: str, volume: Volume, shown: str, label: SourceFile | None, copied: tuple[str, bytes] | None, notes: list[str]
+    name: str,
+    volume: Volume,
+    shown: str,
+    label: SourceFile | None,
+    whites: Sequence[int],
+    copied: tuple[str, bytes] | None,
+    notes: list[str],
 ) -> Made:
     """Return the files of a case: the image as it was ``copied`` (suffix, bytes) or as NIfTI, and its label."""
     array = volume.array[0] if len(volume.array) == 1 else volume.array
@@ -247,7 +257,7 @@ def _made(
     files = {"image": (f"images/{name}{suffix}", content)}
     facts: dict[str, Any] = {"shape": list(volume.array.shape[1:])}
     if label is not None:
-        numbers = _read_label(label, volume.grid, f"its image {shown}")
+        numbers = with_ones(_read_label(label, volume.grid, f"its image {shown}"), whites)
         files["label"] = (f"labels/{name}.nii.gz", encode_nifti(numbers, volume.affine))
         values, counts = np.unique(numbers, return_counts=True)
         facts["pixels"] = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
