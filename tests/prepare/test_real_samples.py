@@ -63,7 +63,7 @@ def test_monuseg_counts(real_data: Callable[[str], Path], tmp_path: Path) -> Non
     assert "outlines: 1137 regions in 3 files became 1135 objects" in summary
     for name, region in (("TCGA-50-5931", 180), ("TCGA-E2-A1B5", 460)):
         assert f"{name}-01Z-00-DX1.xml: 1 region(s) of fewer than three vertices not filled (Id {region})" in summary
-    assert "1 images have no XML: their instance masks are used" in summary
+    assert "1 image has no XML: instance masks are used" in summary
     for entry in load_data_list(dest / "dataset.json").training:
         original = next(source.rglob(f"{Path(entry['image']).stem}.tif"))
         assert pixel_hash(read_image(dest / entry["image"])) == pixel_hash(read_image(original))

@@ -130,6 +130,20 @@ def _with_alpha(path: Path, channels: np.ndarray, alpha: np.ndarray) -> np.ndarr
     return channels
 
 
+def turned_apart(path: str | os.PathLike[str], mask: str | os.PathLike[str]) -> bool:
+    """Whether an orientation tag turns a picture and not its mask, or otherwise: programs differ in honouring tags."""
+    return _turn(Path(path)) != _turn(Path(mask))
+
+
+def _turn(path: Path) -> int:
+    with errors_as_sentences(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                return int(image.getexif().get(_ORIENTATION, 1))
+        except UnidentifiedImageError:
+            return 1
+
+
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return (rows, columns) of an image as :func:`read_image` would give it, from the header where possible."""
     path = Path(path)
