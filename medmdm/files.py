@@ -76,6 +76,11 @@ def save_json(content: Any, path: str | os.PathLike[str]) -> None:
     atomic_write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` as the home folder; a folder whose name begins so, and no user's, stays what it is."""
+    return Path(os.path.expanduser(path))
+
+
 def text_of(content: bytes) -> str:
     """Return a text as programs write it: UTF-8 with a byte order mark (Notepad, Excel) or without, UTF-16 with one.
 
