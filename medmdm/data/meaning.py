@@ -163,7 +163,7 @@ def _refuse_grey_levels(numbers: Sequence[int], pixels: Mapping[int, int], first
         raise UserError(
             f"{first[light[0]]} and the other masks hold grey levels between 0 and {top} (such as {shown}), as masks "
             f"have whose edges were smoothed or compressed, and no numbers of classes: {_REMEDY}. (If they are numbers "
-            'of classes, write a data list that names them in "labels".)'
+            'of classes, name them: prepare folder has --classes, a data list "labels".)'
         )
     if top > IGNORE:
         raise UserError(

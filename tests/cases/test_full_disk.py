@@ -53,9 +53,9 @@ def test_torch_hides_the_reason() -> None:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR], ids=errno.errorcode.get)
 def test_a_folder_that_may_not_be_written(number: int) -> None:
-    with pytest.raises(NotWritableError, match=r"^runs cannot be written \(.*\): choose a folder"):
-        with refuse_full_disk("runs"):
-            raise OSError(number, os.strerror(number))
+    sentence = r"^runs cannot be written \(.*\): choose a folder"
+    with pytest.raises(NotWritableError, match=sentence), refuse_full_disk("runs"):
+        raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.parametrize("command", [["prepare", "folder", "{s}", "{f}/x"], ["init", "{f}/y"], ["init", "{f}"]])

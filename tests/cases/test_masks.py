@@ -184,7 +184,7 @@ def test_a_grey_beside_white(tmp_path: Path, grey: str) -> None:
     (folder / "dataset.json").unlink()
     refused("grey levels between 0 and 255", prepare, "folder", folder, tmp_path / "out")
     number = {"soft": "128"}.get(grey, grey)
-    said = prepare("folder", folder, tmp_path / "out", classes=f"background=0 edge={number} object=255")
+    said = prepare("folder", folder, tmp_path / "out", classes=["background=0", f"edge={number}", "object=255"])
     assert "2 object" in said
 
 

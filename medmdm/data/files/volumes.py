@@ -243,7 +243,7 @@ def _warn_of_two_sizes(path: Path, header: Any) -> None:
     """Say which of two sizes of voxels is taken: programs differ in which place in space they believe."""
     if not hasattr(header, "get_qform") or not int(header["sform_code"]):
         return
-    taken, other = nib.affines.voxel_sizes(header.get_sform()), header["pixdim"][1:4]
+    taken, other = np.linalg.norm(header.get_sform()[:3, :3], axis=0), header["pixdim"][1:4]
     if not np.allclose(taken, np.abs(other), rtol=0.01):
         sizes = [" x ".join(f"{size:.3g}" for size in sizes) for sizes in (taken, other)]
         warn_once(f"{path} gives two sizes of voxels, {sizes[0]} (sform) and {sizes[1]} (pixdim): the first is taken")
