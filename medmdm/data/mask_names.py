@@ -34,10 +34,8 @@ _FOLDERS: Sequence[tuple[str, Content]] = (
     (r"segmentationclass[a-z]*|masks?machine|semantic|stuffthingmaps|(train|val|test|default)annot", "classes"),
     (r"segmentationobject[a-z]*|instances?|instancemasks?", "objects"),  # VOC and CVAT; Supervisely is above
     (r"derivatives", "any"),  # BIDS: whatever was made of the images, masks among it
-    (
-        r"gt(fine|coarse)|labelids|anns?|ann(dir|s|train|val|test)|(1st|2nd)manual|pixelmaps",
-        "any",
-    ),  # Cityscapes, COCO, DRIVE
+    (r"gt(fine|coarse)|labelids", "any"),  # Cityscapes
+    (r"anns?|ann(dir|s|train|val|test)|(1st|2nd)manual|pixelmaps", "any"),  # COCO, DRIVE
     (r"(anno|annot|annotation|gt|groundtruth|instance|label|mask|seg|segmentation|trimap)s?\d*", "any"),
     (r"(label|mask|seg|segmentation|gt|annotation|instance)(images?|imgs?|maps?|pngs?|files?)", "any"),
     (r"labels(tr|ts|val)", "any"),  # nnU-Net, Decathlon
