@@ -98,8 +98,25 @@ class FullDiskError(UserError, OSError):
         return self._sentence
 
 
+class NotWritableError(UserError, PermissionError):
+    """A folder may not be written to; also an ``OSError``, as :class:`FullDiskError` is.
+
+    Args:
+        folder: what was written to.
+        reason: the system's, such as "Permission denied".
+    """
+
+    def __init__(self, folder: object, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.strerror = reason
+        self._sentence = f"{folder} cannot be written ({reason}): choose a folder in which you may write."
+
+    def __str__(self) -> str:
+        return self._sentence
+
+
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 # torch.save hides why its file came out short: "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0".
 _CUT_SHORT = ("unexpected pos", "PytorchStreamWriter failed")
 # MONAI's sentence around what a component's constructor raised.
@@ -110,14 +127,23 @@ _OURS = ("medmdm.artifacts.", "medmdm.data.", "medmdm.pretrain.", "medmdm.report
 
 @contextlib.contextmanager
 def refuse_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise a :class:`FullDiskError` that names ``folder`` where what is written in the block finds no space."""
+    """Raise an error that names ``folder`` where what is written in the block finds no space, or may not be written.
+
+    Raises:
+        FullDiskError: there is no space.
+        NotWritableError: it is read-only, of another user, or below a file.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, OSError) and error.errno in _DENIED:
+            raise NotWritableError(folder, str(error.strerror)) from error
         reasons = [one.strerror for one in _chain(error) if isinstance(one, OSError) and one.errno in _FULL]
         if not reasons and isinstance(error, RuntimeError) and any(words in str(error) for words in _CUT_SHORT):
             reasons = ["the file was cut short; the disk may be full"]
-        if not reasons or isinstance(error, UserError):
+        if not reasons:
             raise
         raise FullDiskError(folder, str(reasons[0])) from error
 
@@ -159,7 +185,7 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     found: list[UserError] = [one for one in chain if isinstance(one, UserError)]
     full = (one for one in chain if isinstance(one, OSError) and one.errno in _FULL)
     found += [FullDiskError(one.filename or "the disk", str(one.strerror)) for one in full]
-    found += [_not_permitted(one) for one in chain if isinstance(one, OSError) and one.errno in _FORBIDDEN]
+    found += [_not_permitted(one) for one in chain if isinstance(one, OSError) and one.errno in _DENIED]
     for one, cause in reversed(list(itertools.pairwise(chain))):
         made = _NOT_MADE.match(str(one))
         if made and isinstance(cause, (TypeError, ValueError)) and not made[1].startswith(_OURS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -73,6 +74,27 @@ def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
 def save_json(content: Any, path: str | os.PathLike[str]) -> None:
     """Write ``content`` as indented JSON, atomically; NaN and infinities are refused (they are not JSON)."""
     atomic_write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` as the home folder; a folder whose name begins so, and no user's, stays what it is."""
+    return Path(os.path.expanduser(path))
+
+
+def text_of(content: bytes) -> str:
+    """Return a text as programs write it: UTF-8 with a byte order mark (Notepad, Excel) or without, UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
+
+
+def delimiter_of(table: str) -> str:
+    """Return what parts the cells of a CSV's first line: Excel writes ``;``, and decimal commas, in many languages."""
+    first = table.partition("\n")[0]
+    return max(",;\t", key=first.count)
 
 
 def no_formula(text: str) -> str:

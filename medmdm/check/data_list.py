@@ -26,6 +26,7 @@ from medmdm.data.meaning import contradiction
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
+from medmdm.files import expanded
 from medmdm.labels import IGNORE
 from medmdm.progress import followed
 
@@ -74,7 +75,7 @@ def check(
 
 def _folder(data_list: DataList, dataset_dir: str | os.PathLike[str] | None) -> Path:
     if dataset_dir is not None:
-        folder = Path(dataset_dir).expanduser()
+        folder = expanded(dataset_dir)
         if not folder.is_dir():
             raise UserError(f"the folder {folder} does not exist: give --dataset_dir the folder of the images.")
         return folder

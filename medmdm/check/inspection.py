@@ -11,6 +11,7 @@ import numpy as np
 
 from medmdm.check.findings import Finding
 from medmdm.data.files.decoding import Decoded, decode, decode_label
+from medmdm.data.files.pictures import turned_apart
 from medmdm.data.lists import image_name
 from medmdm.data.meaning import white_of, with_ones
 from medmdm.data.transforms.spatial import cut_region
@@ -101,6 +102,9 @@ def inspect(case: ListedCase, classes: frozenset[int] | None, instances: bool) -
         except UserError as error:
             facts.error("unreadable", error, name)
             return facts
+        if facts.spatial_dims == 2 and turned_apart(np.atleast_1d(case.image)[0], case.label):  # type: ignore[arg-type]
+            sentence = "is turned by an orientation tag, which its label has not, or has another: look whether they fit"
+            facts.findings.append(Finding.warning("orientation-tag", f"{case.name} {sentence}", case.name, name))
         problem, sentence = grid_problem(label.grid, whole.grid, name, f"its image {case.name}") or (None, "")
         if problem is not None:
             facts.error(f"label-{problem}", sentence, case.name, name)

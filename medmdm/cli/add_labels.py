@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from itertools import count
-from pathlib import Path
 
 from medmdm.errors import UserError
+from medmdm.files import expanded
 
 SUMMARY = "make labels of masks that a person drew or corrected: their cases become training cases of the data list"
 
@@ -29,17 +29,17 @@ def run(args: argparse.Namespace) -> None:
     from medmdm.data.lists import LIST_NAMES, load_data_list
     from medmdm.files import atomic_write
 
-    given = Path(args.data_list).expanduser()
+    given = expanded(args.data_list)
     path = list_file(given) if given.is_dir() else given
     if path is None:
         raise UserError(f"{given} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")
     data_list = load_data_list(path)
     if data_list.shipped:
         raise UserError(f"{data_list.title} stays as it is: make a list of your own (python -m medmdm prepare).")
-    root = path.parent if args.dataset_dir is None else Path(args.dataset_dir).expanduser()
-    labels = add_labels(data_list, Path(args.folder).expanduser(), root)
+    root = path.parent if args.dataset_dir is None else expanded(args.dataset_dir)
+    labels = add_labels(data_list, expanded(args.folder), root)
     if labels.added or labels.replaced:
-        out = path if args.out is None else Path(args.out).expanduser()
+        out = path if args.out is None else expanded(args.out)
         if args.out is None:
             content = path.read_bytes()
             names = (f"{path.stem}_before_labels{'' if n == 1 else f'_{n}'}{path.suffix}" for n in count(1))

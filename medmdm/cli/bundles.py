@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences, when_interrupted
-from medmdm.files import resource_folder
+from medmdm.files import expanded, resource_folder
 from medmdm.schemas import bundle_schema
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _names(text: str) -> list[str]:
     """Return the files of ``a.json,b.json``, or of a list as MONAI takes it."""
     if not text:
         raise UserError("--config needs a file: --config FILE, or several with commas between them.")
-    if Path(text).expanduser().is_file():
+    if expanded(text).is_file():
         return [text]
     return [name.strip(" '\"") for name in text.strip("[]").split(",")]
 
@@ -151,7 +151,7 @@ def _config_files(command: str, given: Sequence[str]) -> list[Path]:
     shipped, bundle = resource_folder("bundles"), f"mdm_{command}"
     files, named = [], None
     for name in given:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             path = shipped / name.removeprefix("bundles/")
         if not path.is_file():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from medmdm.errors import UserError
+from medmdm.files import expanded
 
 SUMMARY = "decode every file of a data list and look for what spoils a training or its test"
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from medmdm.data.lists import LIST_NAMES
 
     try:
-        path = Path(args.data_list).expanduser()
+        path = expanded(args.data_list)
         data_list = list_file(path) if path.is_dir() else path
         if data_list is None:
             raise UserError(f"{path} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")

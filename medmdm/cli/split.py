@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
 
 from medmdm.errors import UserError
+from medmdm.files import expanded
 
 SUMMARY = "make new data lists from one: by patient, in folds, or with a few training cases"
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from medmdm.data.splits import default_rule, patients_unknown, split_data_list, summarise
     from medmdm.files import atomic_write
 
-    out = Path(args.out).expanduser()
+    out = expanded(args.out)
     if out.suffix.lower() != ".json":
         raise UserError(f"OUT is {out}: give the name of a JSON file, such as {out.name}.json.")
     data_list = load_data_list(args.data_list)

@@ -14,7 +14,7 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.data.mask_names import is_mask, mask_name
 from medmdm.errors import UserError, counted, warn_once
-from medmdm.files import OUTPUTS_MARK
+from medmdm.files import OUTPUTS_MARK, expanded
 
 DEMO = "demo"
 DEMO_LABELLED = "demo_labelled"
@@ -151,7 +151,7 @@ def choose_data_list(
     if str(dataset_dir) == DEMO:
         folder, data_list = demo_folder(), demo_list if data_list is None else data_list
     else:
-        folder = Path(dataset_dir).expanduser()
+        folder = expanded(dataset_dir)
     if data_list is None:
         return (folder, *find_data_list(folder))
     if isinstance(data_list, str) and data_list.lower() == "none":

@@ -90,7 +90,7 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
     if not path.exists() and path.name == str(source) and shipped.exists():
         path = shipped
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # in any Unicode
     except FileNotFoundError as error:
         names = sorted(file.stem for file in resource_folder("data_lists").glob("*.json"))
         problem = f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}."
@@ -245,7 +245,7 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
     with their number behind it), and the Decathlon's ``{"0": "background", "1": "gland"}``.
 
     Raises:
-        UserError: it follows neither.
+        UserError: it follows neither, or gives two names to one number.
     """
     labels = information.get("labels")
     if labels is None:
@@ -263,6 +263,10 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
         if isinstance(value, list):
             names |= {n: f"{name} {n}" if len(value) > 1 else name for n in value if n not in names}
         else:
+            if labels.get(names.get(value)) == value:
+                raise UserError(
+                    f"'labels' names {value} twice, {names[value]!r} and {name!r}: give each class its own."
+                )
             names[value] = name
     return names
 

@@ -34,7 +34,8 @@ _FOLDERS: Sequence[tuple[str, Content]] = (
     (r"segmentationclass[a-z]*|masks?machine|semantic|stuffthingmaps|(train|val|test|default)annot", "classes"),
     (r"segmentationobject[a-z]*|instances?|instancemasks?", "objects"),  # VOC and CVAT; Supervisely is above
     (r"derivatives", "any"),  # BIDS: whatever was made of the images, masks among it
-    (r"gt(fine|coarse)|anns?|ann(dir|s|train|val|test)|(1st|2nd)manual|pixelmaps", "any"),  # Cityscapes, COCO, DRIVE
+    (r"gt(fine|coarse)|labelids", "any"),  # Cityscapes
+    (r"anns?|ann(dir|s|train|val|test)|(1st|2nd)manual|pixelmaps", "any"),  # COCO, DRIVE
     (r"(anno|annot|annotation|gt|groundtruth|instance|label|mask|seg|segmentation|trimap)s?\d*", "any"),
     (r"(label|mask|seg|segmentation|gt|annotation|instance)(images?|imgs?|maps?|pngs?|files?)", "any"),
     (r"labels(tr|ts|val)", "any"),  # nnU-Net, Decathlon
@@ -56,6 +57,7 @@ _MASK_ANYWHERE = re.compile(r"(?:^|[_\-. ])(?:anno|masks?(?![a-z]))")
 _WORDS_AT_END = (
     r"labels?|gt|ground[_\- ]?truth|inst(?:ances?)?|seg(?:mentations?)?|[dp]seg|probseg|labelmap|trimap"
     r"|(?:gtfine_|gtcoarse_)?(?:label|labeltrain|instance|instancetrain)ids|manual"
+    r"|simple[_\- ]segmentation|object[_\- ](?:predictions|identities)"  # ilastik
 )
 _MASK_AT_END = re.compile(rf"(?:^|[_\-. ])(?:{_WORDS_AT_END})[_\- ]?\d*$|-labelled$")  # the last is QuPath's
 # `x_seg_rater2`, `x_mask_b`: of several people, or one object of several.
@@ -64,8 +66,10 @@ _PERSON = r"(?:rater|reader|expert|annotator|observer)"
 _ONE_OF_SEVERAL = re.compile(
     rf"[_\-. ](?:{_WORDS_AT_END}|masks?|anno[a-z]*)(?:[_\-. ](?:[a-z]|{_PERSON}?[_\-]?\d+|{_PERSON}[_\-]?[a-z\d]+))+$"
 )
-# Drawings over the image, and BIDS' probabilities.
-_OTHER = re.compile(r"(?:^|[_\-. ])(?:(?:label|mask|seg)[_\- ]?viz|overlay|(?:gtfine|gtcoarse)_color|probseg)$")
+# Drawings over the image, and the probabilities of BIDS and ilastik.
+_OTHER = re.compile(
+    r"(?:^|[_\-. ])(?:(?:label|mask|seg)[_\- ]?viz|overlay|(?:gtfine|gtcoarse)_color|probseg|probabilities)$"
+)
 
 # What tells masks from images in paths, beyond which `train_masks/x_mask.png` and `train_images/x.png` are the same.
 _WORDS = re.compile(

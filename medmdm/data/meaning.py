@@ -153,7 +153,8 @@ def _refuse_grey_levels(numbers: Sequence[int], pixels: Mapping[int, int], first
     if not numbers:
         return
     top, between = numbers[-1], numbers[:-1]
-    light = [number for number in between if 2 * number > top]
+    # A fifth of white: no set of a few classes numbers them so high and goes on with 255, "ignore".
+    light = [number for number in between if (5 if top in (IGNORE, 65535) else 2) * number >= top]
     # A white with its neighbours; or levels of which the last has most pixels, as objects with soft edges have; or many
     # levels, which would number objects without gaps.
     soft = sum(pixels[number] for number in between) < pixels[top] or _MANY_CLASSES < len(numbers) != top
@@ -162,7 +163,7 @@ def _refuse_grey_levels(numbers: Sequence[int], pixels: Mapping[int, int], first
         raise UserError(
             f"{first[light[0]]} and the other masks hold grey levels between 0 and {top} (such as {shown}), as masks "
             f"have whose edges were smoothed or compressed, and no numbers of classes: {_REMEDY}. (If they are numbers "
-            'of classes, write a data list that names them in "labels".)'
+            'of classes, name them: prepare folder has --classes, a data list "labels".)'
         )
     if top > IGNORE:
         raise UserError(

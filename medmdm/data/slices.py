@@ -24,7 +24,7 @@ from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
 from medmdm.data.validity import ImageGrid, check_finite, check_same_grid, turned_onto
 from medmdm.errors import UserError
-from medmdm.files import atomic_file, text_hash
+from medmdm.files import atomic_file, expanded, text_hash
 from medmdm.intact import DamagedFileError, file_checksum, load_record, save_record, unreadable
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class VolumeStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = cache_folder("slices") if folder is None else Path(folder).expanduser()
+        self.folder = cache_folder("slices") if folder is None else expanded(folder)
 
     def get(self, path: str | Sequence[str], axis: str = "axial", series_uid: str | None = None) -> StoredVolume:
         """Return a volume, decoding it if it is not in the store.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from medmdm.errors import UserError, nearest
-from medmdm.files import claim
+from medmdm.files import claim, expanded
 
 __all__ = ["KINDS", "Kind", "prepare"]
 
@@ -126,7 +125,7 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
 
     if kind not in KINDS:
         raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}.")
-    source, dest = Path(source).expanduser(), Path(dest).expanduser()
+    source, dest = expanded(source), expanded(dest)
     if not source.exists():
         raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded.")
     if dest.exists() and not dest.is_dir():

@@ -13,6 +13,7 @@ import numpy as np
 from medmdm.data.files.pictures import read_image
 from medmdm.data.validity import ImageGrid, check_same_grid
 from medmdm.errors import UserError, nearest
+from medmdm.files import text_of
 from medmdm.labels import IGNORE
 from medmdm.prepare.release import Release, SourceFile
 
@@ -195,7 +196,7 @@ def find_colour_table(release: Release) -> ColourTable | None:
         with file.open() as opened:
             content = opened.read(1 << 20)
         try:
-            colours = reader(content.decode("utf-8-sig"))
+            colours = reader(text_of(content))
             if not all(len(colour) == 3 and all(0 <= c < 256 for c in colour) for colour in colours.values()):
                 raise ValueError("colours have three numbers from 0 to 255")
         except (ValueError, LookupError, TypeError, AttributeError) as error:

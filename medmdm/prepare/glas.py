@@ -12,6 +12,7 @@ from skimage.segmentation import relabel_sequential
 
 from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.errors import UserError, counted
+from medmdm.files import delimiter_of, text_of
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem
 
@@ -75,8 +76,10 @@ def _grades(release: Release) -> tuple[dict[str, dict[str, str]], list[str]]:
         content = path.read_bytes()
     try:
         # The published file ends its lines with bare carriage returns, and some cells begin with a space.
-        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        table = pd.read_csv(io.StringIO(text), dtype=str, skipinitialspace=True, keep_default_na=False)
+        text = text_of(content).replace("\r\n", "\n").replace("\r", "\n")
+        table = pd.read_csv(
+            io.StringIO(text), dtype=str, sep=delimiter_of(text), skipinitialspace=True, keep_default_na=False
+        )
         columns = table.rename(columns=str.strip)[
             ["name", "patient ID", "grade (GlaS)", "grade (Sirinukunwattana et al. 2015)"]
         ]

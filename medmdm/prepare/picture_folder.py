@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from posixpath import commonpath
 from typing import Any
 
 import numpy as np
 from skimage.segmentation import relabel_sequential
 
-from medmdm.data.files.pictures import image_size
+from medmdm.data.files.pictures import image_size, turned_apart
 from medmdm.data.mask_names import is_mask, mask_name
 from medmdm.data.meaning import Meaning, meaning_of, with_ones
 from medmdm.data.patients import find_subject, subject_pattern, suspected_patients
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
 from medmdm.prepare.classes import Classes, ColourTable, find_colour_table, read_colours
 from medmdm.prepare.mask_pairs import Pairs, pair_masks, unread_outlines
@@ -132,6 +132,7 @@ class _Reading:
         elif self.masks:
             meaning = _classes(dict(self.masks))
             labels, self.whites, notices = dict(meaning.classes), meaning.whites, list(meaning.notices)
+        notices += _turned(self.masks)
         how = [] if self.classes is None else [str(dict(self.classes.sources))]
         how += [] if self.table is None else [str(dict(self.table.colours))]
         self.recipe = " ".join([f"{'instances' if self.instances else 'classes'} {self.whites}", *how])
@@ -184,6 +185,20 @@ class _Reading:
         sources = {} if self.classes is None else self.classes.sources
         by_class = any(values != ("rest",) for name, values in sources.items() if name != "background")
         return by_class and (self.table is None or set(self.classes_of) != set(self.masks))
+
+
+def _turned(masks: Mapping[SourceFile, SourceFile]) -> list[str]:
+    apart = []
+    for image, mask in masks.items():
+        with image.local() as picture, mask.local() as label:
+            apart += [image] * turned_apart(picture, label)
+    if not apart:
+        return []
+    pictures = counted(len(apart), "image", "is", "are")
+    return [
+        f"{pictures} turned by an orientation tag, which the mask has not, or has another (first: {apart[0].path}): "
+        "look whether they lie on each other (a mask drawn on the image as it is shown does)"
+    ]
 
 
 def _classes(masks: dict[SourceFile, SourceFile]) -> Meaning:

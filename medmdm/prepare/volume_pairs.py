@@ -95,7 +95,9 @@ def _pair_by_number(
     taken: dict[SourceFile, PurePosixPath] = {}
     for place, image in images.items():
         near = [] if place in found else _nearest(place, by_owner.get(_whose(place), []))
-        if len(near) != 1:
+        if len(near) > 1:
+            raise UserError(f"{near[0].shown} and {near[1].shown} could both label {image.shown}: keep one.")
+        if not near:
             continue
         other = taken.setdefault(near[0], place)
         if other != place:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import medmdm
-from medmdm.errors import UserError, counted, nearest
+from medmdm.errors import UserError, counted, nearest, refuse_full_disk
 from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.charts import Band, Chart, differences, intervals
 from medmdm.reports.pseudonyms import Pseudonyms, public_protocol
@@ -247,7 +247,8 @@ def write_comparison(
     runs = load_runs(run_dirs)
     content = compare(runs, metrics, Pseudonyms.of([run.evaluation for run in runs], keep_patient_ids))
     charts = {"mean_differences": _mean_differences(content), "case_differences": _case_differences(content)}
-    folder.mkdir(parents=True, exist_ok=True)
+    with refuse_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder)
     columns = [(key, run["letter"]) for key in content["metrics"] for run in content["runs"]]
     table = [["case", "patient", *(f"{key}_{letter}" for key, letter in columns)]]

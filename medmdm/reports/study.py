@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medmdm.errors import UserError, nearest
-from medmdm.files import plain_cell
+from medmdm.files import delimiter_of, plain_cell, text_of
 from medmdm.reports.baselines import beyond
 from medmdm.reports.rendering import render
 from medmdm.runs.record import Provenance
@@ -26,7 +27,10 @@ def read_study(path: Path) -> pd.DataFrame:
         UserError: it cannot be read, a column is missing, or shots are no whole numbers.
     """
     try:
-        table = pd.read_csv(path, converters=dict.fromkeys(("backbone", "head", "case"), plain_cell))
+        text = text_of(path.read_bytes())
+        commas = {} if (delimiter := delimiter_of(text)) == "," else {"sep": delimiter, "decimal": ","}
+        converters = dict.fromkeys(("backbone", "head", "case"), plain_cell)
+        table = pd.read_csv(io.StringIO(text, newline=""), converters=converters, **commas)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"the study {path} cannot be read ({error}): run it again.") from error
     for column in _COLUMNS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import medmdm
 from medmdm.data.lists import IMAGE_SECTIONS
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, plain_cell
+from medmdm.files import atomic_write, delimiter_of, plain_cell, text_of
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
 from medmdm.reports.label_plan import read_label_plan
@@ -58,8 +59,9 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
         UserError: it cannot be read, or is of other cases.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = text_of(path.read_bytes())
+        delimiter = delimiter_of(text)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
     by_name = {plain_cell(row.get("case") or ""): row for row in rows}
@@ -73,11 +75,11 @@ def read_per_case(path: Path, evaluation: Evaluation) -> Scores:
             found.excluded.append(Excluded(case.name, number, row["excluded"]))
             continue
         keys = [key for key in row if key in _SCORES or _NUMBERED.fullmatch(key or "")]
-        scored = ScoredCase.of(case, number, evaluation, {key: _number(row[key], key, path) for key in keys})
+        scored = ScoredCase.of(case, number, evaluation, {key: _number(row[key], key, path, delimiter) for key in keys})
         files = (plain_cell(row.get("prediction_file") or ""), plain_cell(row.get("reference_file") or ""))
         found.cases.append(replace(scored, files=files))
     unit = rows[0].get("distance_unit") or "pixels"
-    tolerance = _number(rows[0].get("tolerance"), "tolerance", path)
+    tolerance = _number(rows[0].get("tolerance"), "tolerance", path, delimiter)
     return replace(found, ruler=Ruler(unit, {"mm": 1.0, "µm": 1000.0}.get(unit, 0.0), tolerance))
 
 
@@ -85,9 +87,10 @@ def _text(value: float) -> str:
     return "" if math.isnan(value) else repr(value if isinstance(value, int) else float(value))
 
 
-def _number(text: str | None, key: str, path: Path) -> float:
+def _number(text: str | None, key: str, path: Path, delimiter: str) -> float:
     if not text:
         return math.nan
+    text = text if delimiter == "," else text.replace(",", ".")
     try:
         return int(text) if text.lstrip("-").isdigit() else float(text)
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from medmdm.artifacts.pretrained import make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
-from medmdm.files import save_json
+from medmdm.files import expanded, save_json
 from medmdm.intact import load_record
 from medmdm.labels import LABEL_TYPES
 from medmdm.patients import patient_id
@@ -189,7 +189,7 @@ class Evaluation:
         kind = data_list.get("label_type") or "classes"
         if kind not in LABEL_TYPES:
             raise UserError(f"{path}: 'label_type' of the data list is {kind!r}: it must be classes or instances.")
-        dataset_dir = Path(str(content["dataset_dir"])).expanduser()
+        dataset_dir = expanded(str(content["dataset_dir"]))
         # A relative folder counts from where the program was started, or else from the run folder.
         if not dataset_dir.is_absolute() and not dataset_dir.is_dir() and (folder / dataset_dir).is_dir():
             dataset_dir = folder / dataset_dir

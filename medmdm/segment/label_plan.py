@@ -27,7 +27,7 @@ from medmdm.data.lists import image_names
 from medmdm.data.reading import CaseReader
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError
-from medmdm.files import atomic_write, save_json, table_text
+from medmdm.files import atomic_write, expanded, save_json, table_text
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.label_plan import (
     all_foreground_dice,
@@ -177,7 +177,7 @@ def planner_of(
     Raises:
         UserError: there is neither a run nor a data list, or what is given does not go together.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if (path / "run.json").is_file():
         if dataset_dir is not None or spacing is not None:
             raise UserError(f"{path} is a run, which knows its images: leave out --dataset_dir and --spacing.")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from medmdm import cli, files
-from medmdm.errors import FullDiskError, UserError, find_user_error, refuse_full_disk
+from medmdm.errors import FullDiskError, NotWritableError, UserError, find_user_error, refuse_full_disk
 from medmdm.files import atomic_write, save_json, save_torch
 from tests.bundle_runs import bundle_command
 from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures
@@ -49,8 +49,32 @@ def test_torch_hides_the_reason() -> None:
             raise RuntimeError(words)
     with pytest.raises(RuntimeError, match="another"), refuse_full_disk("runs"):
         raise RuntimeError("another")
-    with pytest.raises(PermissionError), refuse_full_disk("runs"):
-        raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR], ids=errno.errorcode.get)
+def test_a_folder_that_may_not_be_written(number: int) -> None:
+    sentence = r"^runs cannot be written \(.*\): choose a folder"
+    with pytest.raises(NotWritableError, match=sentence), refuse_full_disk("runs"):
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("command", [["prepare", "folder", "{s}", "{f}/x"], ["init", "{f}/y"], ["init", "{f}"]])
+def test_below_a_file(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "s").mkdir()
+    Image.new("L", (20, 20), 7).save(tmp_path / "s" / "a.png")
+    words = [word.format(s=tmp_path / "s", f=tmp_path / "file") for word in command]
+    assert cli.main(words) == 1
+    assert f"{words[-1]} cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["~t", "~$lock", "~"])
+def test_a_folder_that_begins_like_a_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "~"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    Image.new("L", (20, 20), 7).save(tmp_path / name / "a.png")
+    assert cli.main(["prepare", "folder", name, "out"]) == 0
 
 
 def test_wherever_it_is_found() -> None:

@@ -71,6 +71,9 @@ LAYOUTS = {
     "cityscapes": (
         ["leftImg8bit/a/x_leftImg8bit.png"], {"gtFine/a/x_gtFine_labelIds.png": TRUTH}, ["gtFine/a/x_gtFine_color.png"],
     ),
+    "ilastik": (["x.png"], {"x_Simple Segmentation.png": TRUTH}, ["x_Probabilities.png"]),
+    "ilastik's objects": (["x.png"], {"x_Object Predictions.png": TRUTH}, ["x-Probabilities.png"]),
+    "folders of ids": (["images/x.png"], {"labelIds/x.png": TRUTH}, []),
     "coco stuff": (["train2017/x.jpg"], {"stuffthingmaps/train2017/x.png": TRUTH}, []),
     "mmsegmentation": (["img_dir/train/x.jpg"], {"ann_dir/train/x.png": TRUTH}, []),
     "qupath tiles": (["x [x=0,y=8,w=30,h=20].png"], {"x [x=0,y=8,w=30,h=20]-labelled.png": TRUTH}, []),

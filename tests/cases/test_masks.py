@@ -34,7 +34,7 @@ def save(path: Path, array: np.ndarray, kind: str) -> None:
     colours = {"voc": [0, 0, 0, 128, 0, 0, 0, 128, 0], "grey": [0] * 3 + [128] * 3 + [255] * 3,
                "inverted": [255] * 3 + [128] * 3 + [0] * 3, "black": [0] * 9,
                "sorted": [9, 80, 3, 0, 0, 0, 0, 128, 0]}  # fmt: skip
-    if kind.isdigit():
+    if kind.isdigit() and kind not in ("127", "64"):
         white = int(kind)
         picture(path, array.astype(np.uint16 if white > 255 else np.uint8) * white)
     elif kind in colours:
@@ -67,6 +67,11 @@ def save(path: Path, array: np.ndarray, kind: str) -> None:
         picture(path, np.asarray(small).astype(np.uint16) * 257)
     elif kind == "soft":  # a single grey between
         picture(path, np.where(array != np.roll(array, 1, 0), 128, array * 255))
+    elif kind in ("127", "64"):  # of a third class, or of soft edges
+        picture(path, np.where(array != np.roll(array, 1, 0), int(kind), array * 255))
+    elif kind.startswith("pages"):  # an object a page; "pages of classes" numbers them
+        second = np.roll(array, 9, 1) * (2 if kind.endswith("classes") else 1)
+        tifffile.imwrite(path, np.stack([array, second]), photometric="minisblack")
     else:
         raise ValueError(kind)
 
@@ -170,6 +175,52 @@ def test_palettes_hold_numbers(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), TWO[None])
     if kind != "black":
         assert read_image(tmp_path / "a.png").shape[0] == 3
+
+
+@pytest.mark.parametrize("grey", ["127", "64", "soft"])
+def test_a_grey_beside_white(tmp_path: Path, grey: str) -> None:
+    """255 would be ignored, and the objects with it; ``--classes`` says what is meant."""
+    folder = make(tmp_path / "set", [grey] * 2)
+    (folder / "dataset.json").unlink()
+    refused("grey levels between 0 and 255", prepare, "folder", folder, tmp_path / "out")
+    number = {"soft": "128"}.get(grey, grey)
+    said = prepare("folder", folder, tmp_path / "out", classes=["background=0", f"edge={number}", "object=255"])
+    assert "2 object" in said
+
+
+@pytest.mark.parametrize("kind", ["pages", "pages of classes"])
+def test_a_mask_of_several_pages(tmp_path: Path, kind: str) -> None:
+    folder = make(tmp_path / "set", [kind] * 2, "tif")
+    refused("is a label of 2 pages", truths, folder)
+    assert "is a label of 2 pages" in str(check(folder / "dataset.json", progress=False).errors)
+    (folder / "dataset.json").unlink()
+    refused("is a label of 2 pages", prepare, "folder", folder, tmp_path / "out")
+
+
+def test_smaller_pages_are_no_masks(tmp_path: Path) -> None:
+    """Previews and pyramids."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(TRUTH, photometric="minisblack")
+        file.write(TRUTH[::2, ::2], photometric="minisblack")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif")[0], TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("tag", "own", "said"), [(6, 1, True), (3, 1, True), (8, 3, True), (6, 6, False), (1, 1, False)]
+)
+def test_a_turned_image_whose_mask_is_not(tmp_path: Path, tag: int, own: int, said: bool) -> None:
+    for name, array, orientation in (("images/a.jpg", TRUTH[:40] * 200, tag), ("masks/a.png", TRUTH[:40], own)):
+        (tmp_path / "s" / name).parent.mkdir(parents=True)
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(array).save(tmp_path / "s" / name, exif=exif)
+    assert ("turned by an orientation tag" in prepare("folder", tmp_path / "s", tmp_path / "out")) == said
+    listed = {"name": "x", "labels": {"background": 0, "a": 1}}
+    (tmp_path / "s/dataset.json").write_text(
+        json.dumps({**listed, "training": [{"image": "images/a.jpg", "label": "masks/a.png"}]})
+    )
+    findings = check(tmp_path / "s/dataset.json", progress=False).findings
+    assert any(finding.check == "orientation-tag" for finding in findings) == said
 
 
 def test_white_is_zero_as_imagej_saves_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from monai.networks.nets import UNet
 
 from medmdm import cli
 from medmdm.data import select_cases
+from medmdm.data.lists import label_names
 from medmdm.errors import INTERRUPTED, Terminated, find_user_error, when_interrupted
 from medmdm.heads import FromScratch
 from tests.bundle_runs import BUNDLES, HEAD, Workflow, write_backbone
@@ -126,3 +127,15 @@ def test_an_interrupted_fit(head: dict[str, Any], pictures: Path, tmp_path: Path
     assert stderr.splitlines()[-1] == f"interrupted: {tmp_path / 'run'} keeps what is finished; {GOES_ON}"
     assert stderr.splitlines()[-1] in (tmp_path / "run" / "run.log").read_text()
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("labels", [
+    {"background": 0, "a": 1, "b": 1}, {"background": 0, "other": 0, "a": 1}, {"background": 0, "a": 2, "b": 1, "c": 2},
+])  # fmt: skip
+def test_two_names_of_one_number(labels: dict[str, int]) -> None:
+    refused("'labels' names [012] twice, '.*' and '.*': give each class its own", label_names, {"labels": labels})
+
+
+def test_regions_may_share_numbers() -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    assert label_names({"labels": labels}) == {0: "background", 1: "whole 1", 2: "core"}

@@ -188,3 +188,20 @@ def test_the_ruler_of_a_report(spacing: tuple[float, ...], unit: str, tolerance:
     ruler = choose_ruler(Evaluation(tmp_path, "set", tmp_path, "test", ("background", "lesion"), (case,)))
     assert ruler.unit == unit
     assert tolerance is None or ruler.tolerance == tolerance
+
+
+@pytest.mark.parametrize(("form", "size", "said"), [
+    ((1.5, 1.5, 3), (2, 2, 5), True), ((1.5, 1.5, 3), (1.5, 1.5, 3), False), ((-1.5, -1.5, 3), (1.5, 1.5, 3), False),
+    ((1.5, 1.5, 3), (-1.5, 1.5, 3), False), ((1, 1, 3), (1, 1, 3.2), True),
+])  # fmt: skip
+def test_two_sizes_in_one_header(
+    form: tuple[float, ...], size: tuple[float, ...], said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = nib.Nifti1Image(VOXELS, np.diag([*form, 1.0]))
+    image.set_sform(image.affine, 1)
+    image.header["pixdim"][1:4] = size
+    path = tmp_path / f"{form}{size}.nii"
+    nib.save(image, path)
+    volume = read_volume(path)
+    np.testing.assert_allclose(np.linalg.norm(volume.affine[:3, :3], axis=0), np.abs(form))
+    assert ("gives two sizes of voxels" in caplog.text) == said

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmdm.check import check
+from medmdm.check.data_list import check
 from medmdm.data.files.volumes import read_volume
 from medmdm.prepare import prepare
 from tests.data.dicom_files import write_series
@@ -165,3 +165,34 @@ def test_two_series_and_one_label(tmp_path: Path) -> None:
         write_series(tmp_path / "s" / "dcm", stored, uid=f"1.2.{number}", prefix=str(number))
     write_nifti(tmp_path / "s" / "labels" / "dcm.nii.gz", np.zeros((7, 5, 4), np.uint8))
     refused("could label any of the 2 series", prepare, "volumes", tmp_path / "s", tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [
+    ("sub-0{}/anat/sub-0{}_T1w", "derivatives/m/sub-0{}/anat/sub-0{}_label-lesion_mask",
+     "derivatives/m/sub-0{}/anat/sub-0{}_label-brain_mask"),
+    ("p{}/ct", "p{}/label", "p{}/segmentation"),
+    ("volume-{}", "segmentation-{}", "labels/mask-{}"),
+])  # fmt: skip
+def test_two_labels_of_one_scan_are_named(names: tuple[str, str, str], tmp_path: Path) -> None:
+    for number in range(2):
+        image, *labels = (name.replace("{}", str(number)) + ".nii.gz" for name in names)
+        for label in labels:
+            pair(tmp_path / "s", image, label, number)
+    refused("could both label|could label", prepare, "volumes", tmp_path / "s", tmp_path / "out")
+
+
+@pytest.mark.parametrize("numbers", [(255,), (3,), (1, 255), (65535,)])
+def test_labels_of_two_values(numbers: tuple[int, ...], tmp_path: Path) -> None:
+    """They become 0 and 1: in the table, in the files, for ``check`` and for who reads the list."""
+    for number in range(4):
+        pair(tmp_path / "s", f"imagesTr/c{number}.nii.gz", None, number)
+        mask = np.zeros(SHAPE, np.uint16)
+        mask[0, 0, : number + 1] = numbers[number % len(numbers)]
+        write_nifti(tmp_path / "s" / f"labelsTr/c{number}.nii.gz", mask)
+    said = prepare("volumes", tmp_path / "s", tmp_path / "out")
+    size = float(np.prod(SHAPE))
+    assert f"1 class 1 {(1 + 2 + 3 + 4) / (4 * size):.1%}" in said
+    assert "became" in said
+    for number in range(4):
+        assert read_volume(tmp_path / "out" / f"labels/c{number}.nii.gz").array.sum() == number + 1
+    assert not check(tmp_path / "out" / "dataset.json", progress=False).findings

@@ -13,7 +13,7 @@ import numpy as np
 from skimage.draw import polygon
 from skimage.segmentation import relabel_sequential
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, warn_once
 
 MAX_BYTES = 256 << 20  # an annotated whole slide has tens of megabytes
 MAX_INSTANCES = 65535  # what 16 bits can number
@@ -160,7 +160,10 @@ class _Handler:
             )
         self._depth += 1
         if self._depth == 1:
-            self.microns_per_pixel = _positive(attributes.get("MicronsPerPixel"))
+            size = attributes.get("MicronsPerPixel", "")
+            self.microns_per_pixel = _positive(size)
+            if self.microns_per_pixel is None and size.strip(" 0.,"):
+                warn_once(f"{self.path.name} gives MicronsPerPixel as {size!r}, which is no size of pixels")
         elif tag == "Region":
             self._region, self._vertices = attributes, []
         elif tag == "Vertex" and self._region is not None:
@@ -202,7 +205,7 @@ class _Handler:
 
 def _positive(text: str | None) -> float | None:
     try:
-        value = float(text or "")
+        value = float((text or "").replace(",", "."))  # as locales have it
     except ValueError:
         return None
     return value if 0 < value < math.inf else None

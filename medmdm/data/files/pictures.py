@@ -61,7 +61,8 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
       or greys fall, numbers and colours contradict each other, and the file is refused.
     - Equal channels are one. An alpha channel is dropped where it is the same everywhere, or shows the same objects;
       it is the label where the colours are the same everywhere (drawing programs leave such masks).
-    - A TIFF that stores white as 0 is refused, and so is JPEG, which changes numbers, but for 0 and 255.
+    - A TIFF that stores white as 0 is refused, one with several pages of one size, and JPEG, which changes numbers,
+      but for 0 and 255.
 
     Args:
         path: the file.
@@ -78,6 +79,11 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(
             f"{path} is a label that stores white as 0, as inverting look-up tables do, so that its numbers and what a "
             "viewer shows contradict each other: save it with 0 as black."
+        )
+    if raster.pages > 1:
+        raise UserError(
+            f"{path} is a label of {raster.pages} pages, and its image has one: save one page that holds all objects "
+            "(a stack is a volume: save image and label as NIfTI)."
         )
     channels = raster.array[..., None] if raster.array.ndim == 2 else raster.array
     if (channels == channels[..., :1]).all():
@@ -122,6 +128,20 @@ def _with_alpha(path: Path, channels: np.ndarray, alpha: np.ndarray) -> np.ndarr
             f"{path} is a label whose colours and alpha channel show different things: save it as grey without alpha."
         )
     return channels
+
+
+def turned_apart(path: str | os.PathLike[str], mask: str | os.PathLike[str]) -> bool:
+    """Whether an orientation tag turns a picture and not its mask, or otherwise: programs differ in honouring tags."""
+    return _turn(Path(path)) != _turn(Path(mask))
+
+
+def _turn(path: Path) -> int:
+    with errors_as_sentences(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                return int(image.getexif().get(_ORIENTATION, 1))
+        except UnidentifiedImageError:
+            return 1
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

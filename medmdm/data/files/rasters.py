@@ -34,6 +34,7 @@ class Raster:
         alpha: ``[H, W]``, ``None`` without an alpha channel.
         lossy: whether JPEG compressed it, which changes values.
         white_is_zero: whether the file stores white as 0; the array has it turned around.
+        pages: how many there are of this size.
     """
 
     array: np.ndarray
@@ -41,6 +42,7 @@ class Raster:
     alpha: np.ndarray | None = None
     lossy: bool = False
     white_is_zero: bool = False
+    pages: int = 1
 
     def colours(self) -> np.ndarray:
         """Return ``[H, W]`` or ``[H, W, C]`` as it is shown: of a file with a palette its colours.

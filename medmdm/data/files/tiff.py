@@ -50,7 +50,11 @@ def decode_tiff(path: Path) -> Raster:
                 f"{path} has {strange}, which cannot be read without loss: save it as RGB or grey of 8 or 16 bits, "
                 "not compressed or with deflate."
             )
-        known = {"lossy": page.compression in _JPEG, "white_is_zero": page.photometric == _WHITE_IS_ZERO}
+        known = {
+            "lossy": page.compression in _JPEG,
+            "white_is_zero": page.photometric == _WHITE_IS_ZERO,
+            "pages": sum(other.shape[:2] == page.shape[:2] for other in file.pages) if pages > 1 else 1,
+        }
         if _for_pillow(page):
             with Image.open(path, formats=("TIFF",)) as image:
                 return dataclasses.replace(_by_pillow(path, page, image), **known)

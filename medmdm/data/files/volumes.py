@@ -235,7 +235,18 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if hasattr(header, "get_qform") and not (int(header["qform_code"]) or int(header["sform_code"])):
         warn_once(f"{path} does not say how it lies in space (no qform or sform): left and right may be swapped")
+    _warn_of_two_sizes(path, header)
     return np.asanyarray(image.dataobj), nifti_affine(image.affine, header, path)
+
+
+def _warn_of_two_sizes(path: Path, header: Any) -> None:
+    """Say which of two sizes of voxels is taken: programs differ in which place in space they believe."""
+    if not hasattr(header, "get_qform") or not int(header["sform_code"]):
+        return
+    taken, other = np.linalg.norm(header.get_sform()[:3, :3], axis=0), header["pixdim"][1:4]
+    if not np.allclose(taken, np.abs(other), rtol=0.01):
+        sizes = [" x ".join(f"{size:.3g}" for size in sizes) for sizes in (taken, other)]
+        warn_once(f"{path} gives two sizes of voxels, {sizes[0]} (sform) and {sizes[1]} (pixdim): the first is taken")
 
 
 def _read_with_simpleitk(path: Path, series_uid: str | None) -> tuple[np.ndarray, np.ndarray]:
