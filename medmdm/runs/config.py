@@ -241,6 +241,14 @@ def _is_expression(leaf: Any) -> bool:
     return isinstance(leaf, str) and leaf.startswith(("$", "@", "%"))
 
 
+#: Arguments of the head that was ``mdm_segment``'s default in 0.1.
+_FORMER_HEAD = {
+    f"head#{key}": "; it is one of PixelClassifierHead's, the default head of 0.1: put overlays/frozen_segment.json "
+    "behind the bundle"
+    for key in ("members", "max_epochs", "min_epochs", "patience", "pixels", "dice_weight", "hidden")
+}
+
+
 def _component_faults(part: Any, path: str) -> Iterator[str]:
     """Yield a sentence for each component that cannot be found and each key that is none of its arguments."""
     if isinstance(part, dict) and "_target_" in part:
@@ -256,7 +264,7 @@ def _component_faults(part: Any, path: str) -> Iterator[str]:
         known = _arguments(target)
         for key in part:
             if known is not None and key not in known and key not in MONAI_KEYS:
-                hint = nearest(key, known)
+                hint = nearest(key, known) or _FORMER_HEAD.get(f"{path}#{key}", "")
                 yield f"Unknown key {f'{path}#{key}'!r} in the config: {name} has no such argument{hint}."
     for key, item in _children(part):
         if key not in MONAI_KEYS:
