@@ -198,16 +198,36 @@ def normalise(parser: ConfigParser) -> None:
     Args:
         parser: of the running bundle; parsed again if something was replaced.
     """
-    replaced = {}
+    replaced: dict[str, Any] = {}
     for path, value in _leaves(parser.get()):
         if isinstance(value, str) and not path.split("#")[0].endswith("data_list"):
             meant = moved(value) if path.split("#")[-1] == "_target_" else _JSON_WORDS.get(value, value)
             if meant != value:
                 replaced[path] = meant
+    if (head := _former_head(parser.get())) is not None:
+        replaced["head"] = head
     for path, meant in replaced.items():
         parser[path] = meant
     if replaced:
         parser.parse(reset=True)
+
+
+def _former_head(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the default head of 0.1 with arguments that were given for it, as 0.1's commands do; else None."""
+    head, folder = config.get("head"), resource_folder("bundles")
+    if config.get("bundle") != "mdm_segment" or not isinstance(head, dict):
+        return None
+    shipped = json.loads((folder / "mdm_segment.json").read_text(encoding="utf-8"))["head"]
+    former = json.loads((folder / "overlays" / "frozen_segment.json").read_text(encoding="utf-8"))["head"]
+    given = {key: value for key, value in head.items() if key not in shipped}
+    known = _arguments(locate(former["_target_"]))
+    if not given or {**shipped, **given} != head or known is None or not given.keys() <= {*known}:
+        return None
+    logger.warning(
+        "%s: arguments of the pixel classifier on frozen features, the default head of 0.1, which is therefore taken "
+        "(overlays/frozen_segment.json chooses it).", ", ".join(f"head#{key}" for key in given),
+    )  # fmt: skip
+    return {**former, **given}
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -241,14 +261,6 @@ def _is_expression(leaf: Any) -> bool:
     return isinstance(leaf, str) and leaf.startswith(("$", "@", "%"))
 
 
-#: Arguments of the head that was ``mdm_segment``'s default in 0.1.
-_FORMER_HEAD = {
-    f"head#{key}": "; it is one of PixelClassifierHead's, the default head of 0.1: put overlays/frozen_segment.json "
-    "behind the bundle"
-    for key in ("members", "max_epochs", "min_epochs", "patience", "pixels", "dice_weight", "hidden")
-}
-
-
 def _component_faults(part: Any, path: str) -> Iterator[str]:
     """Yield a sentence for each component that cannot be found and each key that is none of its arguments."""
     if isinstance(part, dict) and "_target_" in part:
@@ -264,7 +276,7 @@ def _component_faults(part: Any, path: str) -> Iterator[str]:
         known = _arguments(target)
         for key in part:
             if known is not None and key not in known and key not in MONAI_KEYS:
-                hint = nearest(key, known) or _FORMER_HEAD.get(f"{path}#{key}", "")
+                hint = nearest(key, known)
                 yield f"Unknown key {f'{path}#{key}'!r} in the config: {name} has no such argument{hint}."
     for key, item in _children(part):
         if key not in MONAI_KEYS:

@@ -239,3 +239,23 @@ def test_what_may_change_on_resume() -> None:
     assert {"num_workers", "device", "dataset_dir", "run_dir"} <= may_change("mdm_pretrain")
     assert not {"max_steps", "seed", "network_def", "data_list"} & may_change("mdm_pretrain")
     assert {"write_uncertainty", "report", "study", "feature_cache"} <= may_change("mdm_segment")
+
+
+def test_arguments_of_the_former_default_head_choose_it(caplog: pytest.LogCaptureFixture) -> None:
+    def head(**given: object) -> dict[str, object]:
+        parser = ConfigParser(json.loads((BUNDLES / "mdm_segment.json").read_text()))
+        for key, value in given.items():
+            parser[key.replace("__", "#")] = value
+        normalise(parser)
+        return parser["head"]
+
+    shipped = head()
+    assert shipped["_target_"] == "medmdm.heads.FromScratch"
+    chosen = head(head__members=2, head__max_epochs=4, head__min_epochs=2)
+    frozen = json.loads((BUNDLES / "overlays" / "frozen_segment.json").read_text())["head"]
+    assert chosen == {**frozen, "members": 2, "max_epochs": 4, "min_epochs": 2}
+    assert "head#members, head#max_epochs, head#min_epochs: arguments of the pixel classifier" in caplog.text
+    # What could be meant for either head, or for none, is left to the check.
+    assert head(head__members=2, head__training__steps=5)["_target_"] == "medmdm.heads.FromScratch"
+    assert head(head__member=2)["_target_"] == "medmdm.heads.FromScratch"
+    assert head(head__training__steps=5)["_target_"] == "medmdm.heads.FromScratch"
