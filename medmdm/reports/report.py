@@ -69,7 +69,6 @@ class Album:
             over their order, then what there is room for. None: 16 MB, of many cases so much that the page stays small.
 
     Attributes:
-        budget: bytes that the pictures may take.
         rows: of the galleries, from :func:`chosen`.
         pictures: by the number of their case.
         missing: how many there was no room for.
@@ -81,7 +80,6 @@ class Album:
         self.many = len(cases) > _MANY
         if budget is None:
             budget = max(_LARGE_PAGE - _TEXT * len(cases), _LEAST) if self.many else BUDGET
-        self.budget = budget
         self.rows = chosen(cases)
         self.pictures: dict[int, CasePicture] = {}
         drawn = {case.number: case.picture for case in cases if case.picture is not None}

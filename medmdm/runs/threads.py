@@ -58,7 +58,7 @@ def recorded(folder: Path) -> int | None:
     try:
         sessions = json.loads((folder / "run.json").read_text(encoding="utf-8"))["sessions"]
         return int(sessions[-1]["hardware"]["torch_threads"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # whoever opens the folder says so
         return None
 
 
