@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminate_as_interrupt()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        # Behind MONAI's eval() Python ends by the signal, whatever is returned.
         if words and words[0] in bundles.COMMANDS:
             bundles.run(words[0], words[1:])
             return 0
