@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(words)
         return args.run(args) or 0  # only ``check`` has a status of its own
     except KeyboardInterrupt as error:
-        if words and words[0] in bundles.COMMANDS:  # behind MONAI's eval() Python ends by the signal, whatever is returned
+        if (
+            words and words[0] in bundles.COMMANDS
+        ):  # behind MONAI's eval() Python ends by the signal, whatever is returned
             raise
         return show_interruption(error)
     except (UserError, OSError) as error:
