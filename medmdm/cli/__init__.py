@@ -61,16 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminate_as_interrupt()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # Behind MONAI's eval() Python ends by the signal, whatever is returned.
         if words and words[0] in bundles.COMMANDS:
             bundles.run(words[0], words[1:])
             return 0
         args = _parser().parse_args(words)
         return args.run(args) or 0  # only ``check`` has a status of its own
     except KeyboardInterrupt as error:
-        if (
-            words and words[0] in bundles.COMMANDS
-        ):  # behind MONAI's eval() Python ends by the signal, whatever is returned
+        # Behind MONAI's eval() Python ends by the signal, whatever is returned.
+        if words and words[0] in bundles.COMMANDS:
             raise
         return show_interruption(error)
     except (UserError, OSError) as error:
