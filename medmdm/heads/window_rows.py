@@ -38,7 +38,8 @@ def window_rows(
     """Yield what ``inferer`` gives for an image, from its first row to its last, a few rows at a time.
 
     Windows, their order, batches, weights and sums are those of MONAI's ``sliding_window_inference``, so that the bits
-    are. In memory are the rows that some window still adds to, two rows of windows at most.
+    are. In memory are the rows that some window still adds to, two rows of windows at most. (MONAI's ``buffer_steps``
+    spares the GPU; the sums of the whole image stay in memory.)
 
     Args:
         read: gives rows ``[first, end)`` of the image, ``[C, end - first, W]`` where ``function`` computes.
