@@ -19,6 +19,13 @@ from medmdm.errors import UserError
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
+def per_image(generator: Generators, chosen: Sequence[int]) -> Generators:
+    """Return the generators of the ``chosen`` images of a batch."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    return [generator[index] for index in chosen]
+
+
 def draw(sample: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     """Draw ``sample(shape)`` (``torch.rand``, ``torch.randn``, ...) on ``device`` from one or from many generators.
 
@@ -42,7 +49,8 @@ class Corrupted:
     """A damaged batch; unpacks as ``x_t, visible = corrupt(x0, t)``.
 
     An affine corruption, which all masks and noises are, also says how it acted: ``x_t = scale * x0 + offset``, pixel
-    by pixel, so that the same can be done to other images.
+    by pixel, so that the same can be done to other images. A spatial one says where each pixel came from; a filter
+    (blur, bands, stain) says neither.
 
     Args:
         x_t: the damaged images, ``[B, C, *spatial]``.
@@ -50,6 +58,8 @@ class Corrupted:
         noise: the Gaussian noise that was added, shaped as ``x_t``, or None where there is none.
         scale: broadcasts to ``x_t``; None for a corruption that is not affine.
         offset: shaped as ``x_t``, or None for nothing.
+        source: ``[B, *spatial]`` integers: the flat index, over the spatial axes, of the pixel of x_0 that a pixel of
+            ``x_t`` shows; None for a corruption that moves nothing.
     """
 
     x_t: Tensor
@@ -57,6 +67,7 @@ class Corrupted:
     noise: Tensor | None = None
     scale: Tensor | None = None
     offset: Tensor | None = None
+    source: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.x_t, self.visible))
@@ -75,22 +86,25 @@ class Corruption(ABC):
     num_timesteps: int = 1000
 
     has_noise: ClassVar[bool] = False  # whether Corrupted.noise is there to be predicted
+    takes: ClassVar[tuple[str, ...]] = ()  # names of what it can be given about the images: maps [B, 1, *spatial]
 
     def __post_init__(self) -> None:
         if self.num_timesteps < 1:
             raise UserError(f"num_timesteps must be at least 1, got {self.num_timesteps}.")
 
-    def __call__(self, x0: Tensor, t: Tensor, generator: Generators = None) -> Corrupted:
+    def __call__(self, x0: Tensor, t: Tensor, generator: Generators = None, **given: Tensor) -> Corrupted:
         """Damage ``x0``.
 
         Args:
             x0: clean images, ``[B, C, *spatial]`` with 2 or 3 spatial axes, in [-1, 1].
             t: ``[B]`` integers in {0, ..., T-1}, one per image.
             generator: None, one ``torch.Generator``, or one for each image.
+            **given: what is known of the images, under the names in :attr:`takes`: maps ``[B, 1, *spatial]``.
 
         Raises:
-            ValueError: on another number of axes, a ``t`` of another length, kind or range, or a size that the
-                corruption cannot cut into patches.
+            ValueError: on another number of axes, a ``t`` of another length, kind or range, a map of another name or
+                shape.
+            UserError: on a size that the corruption cannot cut into patches.
         """
         if x0.ndim not in (4, 5):
             raise ValueError(f"x0 must be [B, C, H, W] or [B, C, D, H, W], got shape {tuple(x0.shape)}.")
@@ -98,7 +112,12 @@ class Corruption(ABC):
             raise ValueError(f"t must hold one integer for each of {len(x0)} images, got {t.dtype} {tuple(t.shape)}.")
         if t.numel() and not (int(t.min()) >= 0 and int(t.max()) < self.num_timesteps):
             raise ValueError(f"t must lie in 0...{self.num_timesteps - 1}, got {int(t.min())}...{int(t.max())}.")
-        return self._corrupt(x0, t.to(x0.device), generator)
+        for name, values in given.items():
+            if name not in self.takes:
+                raise ValueError(f"{type(self).__name__} takes {list(self.takes)} of an image, not {name!r}.")
+            if values.shape != (len(x0), 1, *x0.shape[2:]):
+                raise ValueError(f"{name} must be {(len(x0), 1, *x0.shape[2:])}, got {tuple(values.shape)}.")
+        return self._corrupt(x0, t.to(x0.device), generator, **given)
 
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return by what visible pixels of the image and the noise are multiplied, each ``[B, 1, ...]``.
@@ -109,7 +128,7 @@ class Corruption(ABC):
         raise UserError(f"{type(self).__name__} adds no noise.")
 
     @abstractmethod
-    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
+    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Corrupted:
         """The equation."""
 
 

@@ -52,7 +52,7 @@ class GaussianNoise(Corruption):
         a = self.alphas_cumprod.to(like)[t].reshape(-1, *[1] * (like.ndim - 1))
         return a.sqrt(), (1 - a).sqrt()
 
-    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
+    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Corrupted:
         noise = _gaussian(x0, generator)
         scale, rate = self.rates(t, x0)
         offset = rate * noise
@@ -99,7 +99,7 @@ class MaskedNoise(Corruption):
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return self.noising.rates((t * self.noise_rate).long(), like)
 
-    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators) -> Corrupted:
+    def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Corrupted:
         noise = _gaussian(x0, generator)
         visible = self.masking.visible(x0, t, generator)
         scale, rate = self.rates(t, x0)

@@ -10,8 +10,26 @@ from monai.bundle import ConfigParser
 from monai.networks.schedulers import DDPMScheduler
 
 from medmdm.components import instantiate, to_config
-from medmdm.corruption import Corruption, FixedTimesteps, GaussianNoise, MaskedNoise, PatchMasking, UniformTimesteps
+from medmdm.corruption import (
+    BlockMasking,
+    Compose,
+    ContentMasking,
+    Corruption,
+    FixedTimesteps,
+    FrequencyMasking,
+    GaussianNoise,
+    MaskedNoise,
+    PatchMasking,
+    PatchRotation,
+    PatchShift,
+    PatchShuffle,
+    RandomChoice,
+    RegionMasking,
+    TubeMasking,
+    UniformTimesteps,
+)  # fmt: skip
 from medmdm.errors import UserError
+from tests.corruption.made import images, seeded
 from tests.made import refused
 
 CORRUPTIONS = [
@@ -19,20 +37,27 @@ CORRUPTIONS = [
     GaussianNoise(),
     GaussianNoise(schedule="cosine"),
     MaskedNoise(patch_size=4, noise_rate=0.5),
+    BlockMasking(patch_size=4),
+    ContentMasking(patch_size=4),
+    ContentMasking(patch_size=4, content="entropy"),
+    TubeMasking(patch_size=2),
+    RegionMasking(regions=6, compactness=10),
+    PatchShuffle(patch_size=4),
+    PatchRotation(patch_size=4),
+    PatchShift(patch_size=4, max_shift=3),
+    FrequencyMasking(),
+    FrequencyMasking(patch_size=4),
+    Compose(corruptions=[PatchMasking(patch_size=4), GaussianNoise()]),
+    RandomChoice(corruptions=[PatchMasking(patch_size=4), PatchShuffle(patch_size=4)]),
+    RandomChoice(corruptions=[PatchMasking(patch_size=4), GaussianNoise()]),
 ]
+_ZEROS, _HALF = torch.zeros(8, 1, 8, 8), torch.full((8,), 500)
+AFFINE = [one for one in CORRUPTIONS if one(_ZEROS, _HALF, torch.Generator().manual_seed(0)).scale is not None]
 
 
 def name_of(part: object) -> str:
     """Return a test id that is the same in every process."""
     return f"{type(part).__name__}-{getattr(part, 'schedule', '')}"
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def images(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=seeded(seed)) * 1.8 - 0.9
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +107,7 @@ def test_shapes_and_determinism(corrupt: Corruption, shape: tuple[int, ...]) -> 
     assert set(first.visible.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(first.x_t, again.x_t)
     assert torch.equal(first.visible, again.visible)
-    assert not torch.equal(first.x_t, corrupt(x0, t, seeded(6)).x_t)
+    assert any(not torch.equal(first.x_t, corrupt(x0, t, seeded(seed)).x_t) for seed in range(6, 12))
     assert (first.noise is not None) == corrupt.has_noise
 
 
@@ -123,7 +148,7 @@ def test_masked_noise_hides_and_adds_noise() -> None:
     assert result.visible[:, 0, ::4, ::4].sum((1, 2)).tolist() == [8, 1]
 
 
-@pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=name_of)
+@pytest.mark.parametrize("corrupt", AFFINE, ids=name_of)
 @pytest.mark.parametrize("shape", [(4, 1, 8, 12), (4, 2, 8, 4, 12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_scale_and_offset_are_what_black_and_white_images_show(corrupt, shape, dtype) -> None:
