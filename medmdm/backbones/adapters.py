@@ -102,6 +102,15 @@ class MONAIDiffusionBackbone(BlockNetwork):
                 kept[number] = h
         return [kept[block] for block in blocks]
 
+    def block_modules(self) -> list[nn.Module]:
+        found: list[nn.Module] = []
+        for up_block in self.network.up_blocks:
+            attentions = getattr(up_block, "attentions", None)
+            for index, resnet in enumerate(up_block.resnets):
+                raised = index == len(up_block.resnets) - 1 and up_block.upsampler is not None
+                found.append(up_block.upsampler if raised else resnet if attentions is None else attentions[index])
+        return found
+
 
 @buildable
 class BasicUNetBackbone(BlockNetwork):
@@ -175,6 +184,9 @@ class BasicUNetBackbone(BlockNetwork):
         for number, up in enumerate((unet.upcat_4, unet.upcat_3, unet.upcat_2, unet.upcat_1)[: max(blocks) + 1]):
             h = kept[number] = up(h, skips.pop())
         return [kept[block] for block in blocks]
+
+    def block_modules(self) -> list[nn.Module]:
+        return [self.network.upcat_4, self.network.upcat_3, self.network.upcat_2, self.network.upcat_1]
 
 
 @buildable

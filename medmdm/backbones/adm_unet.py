@@ -194,6 +194,9 @@ class ADMUNet(BlockNetwork):
         _, kept = self._decode(x, timesteps, y, range(max(blocks) + 1), keep=blocks)
         return [kept[block] for block in blocks]
 
+    def block_modules(self) -> list[nn.Module]:
+        return list(self.output_blocks)
+
     def _decode(
         self, x: Tensor, timesteps: Tensor, y: Tensor | None, run: range, keep: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:

@@ -262,6 +262,10 @@ class BlockNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def block_modules(self) -> list[nn.Module]:
+        """Return, for each decoder block, the module whose output is the block's."""
+        raise NotImplementedError
+
     def add_block(self, channels: int, reduction: int) -> None:
         """Count one more decoder block."""
         self._feature_info.append({"block": len(self._feature_info), "channels": channels, "reduction": reduction})

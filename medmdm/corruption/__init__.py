@@ -10,14 +10,14 @@ from __future__ import annotations
 from medmdm.corruption.base import Corrupted, Corruption, FixedTimesteps, Generators, UniformTimesteps
 from medmdm.corruption.compose import Compose, RandomChoice
 from medmdm.corruption.filters import Blur, Downsample, FrequencyMasking
-from medmdm.corruption.masking import BlockMasking, ContentMasking, PatchMasking, TubeMasking
+from medmdm.corruption.masking import AdaptiveMasking, BlockMasking, ContentMasking, PatchMasking, TubeMasking
 from medmdm.corruption.noise import GaussianNoise, MaskedNoise
 from medmdm.corruption.regions import RegionMasking
 from medmdm.corruption.spatial import PatchRotation, PatchShift, PatchShuffle
 from medmdm.corruption.stain import StainMasking
 
 __all__ = [
-    "BlockMasking", "Blur", "Compose", "ContentMasking", "Corrupted", "Corruption", "Downsample", "FixedTimesteps",
-    "FrequencyMasking", "GaussianNoise", "Generators", "MaskedNoise", "PatchMasking", "PatchRotation", "PatchShift",
-    "PatchShuffle", "RandomChoice", "RegionMasking", "StainMasking", "TubeMasking", "UniformTimesteps",
+    "AdaptiveMasking", "BlockMasking", "Blur", "Compose", "ContentMasking", "Corrupted", "Corruption", "Downsample",
+    "FixedTimesteps", "FrequencyMasking", "GaussianNoise", "Generators", "MaskedNoise", "PatchMasking", "PatchRotation",
+    "PatchShift", "PatchShuffle", "RandomChoice", "RegionMasking", "StainMasking", "TubeMasking", "UniformTimesteps",
 ]  # fmt: skip

@@ -99,7 +99,8 @@ class Corruption(ABC):
             x0: clean images, ``[B, C, *spatial]`` with 2 or 3 spatial axes, in [-1, 1].
             t: ``[B]`` integers in {0, ..., T-1}, one per image.
             generator: None, one ``torch.Generator``, or one for each image.
-            **given: what is known of the images, under the names in :attr:`takes`: maps ``[B, 1, *spatial]``.
+            **given: what is known of the images, under the names in :attr:`takes`: maps that broadcast to
+                ``[B, 1, *spatial]``.
 
         Raises:
             ValueError: on another number of axes, a ``t`` of another length, kind or range, a map of another name or
@@ -115,8 +116,10 @@ class Corruption(ABC):
         for name, values in given.items():
             if name not in self.takes:
                 raise ValueError(f"{type(self).__name__} takes {list(self.takes)} of an image, not {name!r}.")
-            if values.shape != (len(x0), 1, *x0.shape[2:]):
-                raise ValueError(f"{name} must be {(len(x0), 1, *x0.shape[2:])}, got {tuple(values.shape)}.")
+            whole = (len(x0), 1, *x0.shape[2:])
+            fits = values.ndim == len(whole) and all(n in (1, m) for n, m in zip(values.shape, whole, strict=True))
+            if not fits or len(values) != len(x0):
+                raise ValueError(f"{name} must broadcast to {whole}, got {tuple(values.shape)}.")
         return self._corrupt(x0, t.to(x0.device), generator, **given)
 
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,12 @@ class PatchMasking(Corruption):
             patches = patches.repeat_interleave(edge, dim=axis)
         return patches
 
+    def to_patches(self, pixels: Tensor) -> Tensor:
+        """Return the mean over each patch: ``[B, 1, *spatial]`` → ``[B, L]``."""
+        pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[pixels.ndim - 2]
+        self.grid(pixels.shape[2:])
+        return pool(pixels, tuple(ensure_tuple_rep(self.patch_size, pixels.ndim - 2))).flatten(1)
+
     def hidden_patches(self, count: int, t: Tensor) -> Tensor:
         """How many of ``count`` patches are hidden at t."""
         # In integers, floor(L (1 - t/T)) does not suffer from 1 - t/T being rounded.
@@ -235,8 +241,41 @@ class ContentMasking(PatchMasking):
         limit = torch.tensor(np.array(limits), device=x0.device, dtype=grey.dtype).reshape(-1, *[1] * (x0.ndim - 1))
         return grey <= limit if self.bright_background else grey > limit
 
-    def to_patches(self, pixels: Tensor) -> Tensor:
-        """Return the mean over each patch: ``[B, 1, *spatial]`` → ``[B, L]``."""
-        pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[pixels.ndim - 2]
-        self.grid(pixels.shape[2:])
-        return pool(pixels, tuple(ensure_tuple_rep(self.patch_size, pixels.ndim - 2))).flatten(1)
+
+@buildable
+@dataclass(frozen=True)
+class AdaptiveMasking(PatchMasking):
+    """Hide the patches that are hard to restore, more and more of them in the course of a run (after AnatoMask).
+
+    As many patches as :class:`PatchMasking` hides at t. A share of them, from 0 at the start of the run to
+    ``max_share`` at its end, are those with the largest reconstruction error of the averaged network; the others are
+    drawn from the rest (AnatoMask, arXiv 2407.06468; HPM, arXiv 2304.05919). The error comes from
+    :class:`medmdm.objectives.Objective`; without it, as outside a pre-training, this is PatchMasking.
+
+    Args:
+        num_timesteps: T.
+        patch_size: edge of a patch in pixels, one number or one for each spatial axis.
+        max_share: share of the hidden patches that are chosen by their error at the end of the run, in [0, 1].
+    """
+
+    max_share: float = 0.5
+
+    takes: ClassVar[tuple[str, ...]] = ("error", "progress")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.max_share <= 1:
+            raise UserError(f"max_share must lie in [0, 1], got {self.max_share}.")
+
+    def visible(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Tensor:
+        grid = self.grid(x0.shape[2:])
+        count = math.prod(grid)
+        hidden = self.hidden_patches(count, t)[:, None]
+        scores = draw(torch.rand, (x0.shape[0], count), generator, x0.device)
+        if "error" in given:
+            share = self.max_share * given["progress"].flatten(1)[:, :1].double()
+            errors = self.to_patches(given["error"].float())
+            hardest = errors.argsort(dim=1, stable=True, descending=True).argsort(dim=1)
+            scores = scores + (hardest < (share * hidden).floor())
+        rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        return self.to_pixels((rank < count - hidden).to(x0.dtype).reshape(-1, 1, *grid))

@@ -78,6 +78,7 @@ class CropDataset(Dataset):
             raise UserError(f"cache_gib is {cache_gib}: give 0 or more.")
         self.seed = seed
         self.num_samples = num_samples
+        self._all_slices = all("position" in entry for entry in self.data)
         first_random = self.transform.get_index_of_first(
             lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
         )
@@ -131,7 +132,10 @@ class CropDataset(Dataset):
         return sentences
 
     def _transform(self, index: int) -> dict[str, Any]:
-        """Return sample ``index``: ``{"image": [C, h, w] float32 tensor in [-1, 1], "index": index}``."""
+        """Return sample ``index``: ``{"image": [C, h, w] float32 tensor in [-1, 1], "index": index}``.
+
+        Where all images are slices of volumes, also ``position``: the slice's place along the axis, from 0 to 1.
+        """
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
         sequence = np.random.SeedSequence([self.seed, index])
@@ -139,7 +143,10 @@ class CropDataset(Dataset):
         which = int(np.random.default_rng(choice).integers(len(self.data)))
         self.transform.set_random_state(state=np.random.RandomState(np.random.MT19937(randomness)))
         item = self._cache[which] if which in self._cache else self._prepare(which)[0]
-        return {"image": self._finish(item), "index": index}
+        sample = {"image": self._finish(item), "index": index}
+        if self._all_slices:
+            sample["position"] = float(self.data[which]["position"])
+        return sample
 
     def _prepare(self, which: int) -> tuple[dict[str, Any], tuple[str, str]]:
         """Run the deterministic transforms on entry ``which``; return the item and its (case, whole image) hashes."""

@@ -157,9 +157,9 @@ def slice_entries(
         nonzero: whether voxels of value 0 are left out of the percentiles.
 
     Returns:
-        Entries with ``slice`` (number), ``axis``, ``stored`` (decoded file by key), ``volume_hash``, ``spacing`` (mm
-        between rows, columns), ``foreground`` and ``constant`` of the slice, and with ``intensity_range`` ([low, high]
-        of each channel) where percentiles are given.
+        Entries with ``slice`` (number), ``position`` (0 for the first slice, 1 for the last), ``axis``, ``stored``
+        (decoded file by key), ``volume_hash``, ``spacing`` (mm between rows, columns), ``foreground`` and ``constant``
+        of the slice, and with ``intensity_range`` ([low, high] of each channel) where percentiles are given.
 
     Raises:
         UserError: a file cannot be read, or the label does not lie on the image's grid.
@@ -179,8 +179,15 @@ def slice_entries(
     common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}
     if percentiles is not None:
         common["intensity_range"] = volume.percentile_range(*check_percentiles(percentiles), nonzero)
+    last = max(1, volume.slicing.num_slices - 1)
     return [
-        {**common, "slice": k, "foreground": volume.foreground[k], "constant": volume.constant[k]}
+        {
+            **common,
+            "slice": k,
+            "position": k / last,
+            "foreground": volume.foreground[k],
+            "constant": volume.constant[k],
+        }
         for k in range(volume.slicing.num_slices)
     ]
 

@@ -1,5 +1,7 @@
-"""What is learnt: the objective, and how a restored image is compared with the clean one."""
+"""What is learnt: the objective, how a restored image is compared with the clean one, and terms beside that."""
 
+from medmdm.objectives.appearance import Adversarial, Perceptual, Spectral
+from medmdm.objectives.contrast import DenseContrast, ImageContrast, SlicePosition
 from medmdm.objectives.losses import (
     L1Loss,
     MSELoss,
@@ -10,8 +12,12 @@ from medmdm.objectives.losses import (
     with_visible,
 )
 from medmdm.objectives.objective import Objective
+from medmdm.objectives.self_distillation import SelfDistillation
+from medmdm.objectives.slice_order import SliceOrder
+from medmdm.objectives.term import Restored, Term
 
 __all__ = [
-    "L1Loss", "MSELoss", "Objective", "PaperSSIMLoss", "ReconstructionLoss", "SSIMLoss", "WeightedSumLoss",
-    "with_visible",
+    "Adversarial", "DenseContrast", "ImageContrast", "L1Loss", "MSELoss", "Objective", "PaperSSIMLoss", "Perceptual",
+    "ReconstructionLoss", "Restored", "SSIMLoss", "SelfDistillation", "SliceOrder", "SlicePosition", "Spectral", "Term",
+    "WeightedSumLoss", "with_visible",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ class Preview(Periodic):
     """Every so many steps, restore fixed held-out crops at several t with the averaged weights.
 
     The scores go to ``engine.state.heldout`` for the log: ``ssim_t<t>`` and ``psnr_t<t>`` of the restored crops, with
-    the visible pixels pasted back where the corruption hides pixels and adds no noise, and ``ssim_mean_fill_t<t>`` of
+    the pixels that the corruption left as they were pasted back, and ``ssim_mean_fill_t<t>`` of
     the same crops with each hole filled with the channel means of the whole clean crop (for pure noise: of the noisy
     crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2.
 
@@ -76,8 +76,9 @@ class Preview(Periodic):
             when = torch.tensor([t], device=engine.state.device)
             restored = [engine.restore(x[None].to(when.device), when).cpu().clamp(-1, 1) for x in damage.x_t]
             result = torch.cat(restored)
-            if not self.corruption.has_noise:
-                result = torch.where(damage.visible.bool(), self.crops, result)
+            # What was not damaged at all is pasted back; noise, blur and the like leave no such pixel.
+            whole = damage.visible.bool() & (damage.x_t == self.crops).all(1, keepdim=True)
+            result = torch.where(whole, self.crops, result)
             scores[f"ssim_t{t}"] = self._mean(self.ssim, result)
             scores[f"psnr_t{t}"] = self._mean(self.psnr, result)
             scores[f"ssim_mean_fill_t{t}"] = self._mean(self.ssim, fill_with_mean(self.crops, damage))

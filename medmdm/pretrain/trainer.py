@@ -26,6 +26,7 @@ from medmdm.averaging import unwrap
 from medmdm.errors import UserError
 from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
+from medmdm.objectives.term import Restored, averaged_gradients, keep_features
 from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_random_state
 from medmdm.pretrain.optimization import Optimization
 from medmdm.progress import duration
@@ -101,6 +102,8 @@ class MDMTrainer(SupervisedTrainer):
             decollate=False,
             optim_set_to_none=True,
         )
+        if (objective.terms or "error" in objective.corruption.takes) and optimization.ema is None:
+            raise UserError("Terms and adaptive masking need the averaged weights: leave `ema` in the config.")
         self.objective = objective.to(self.state.device)
         self.optimization = optimization
         self.seed = seed
@@ -128,29 +131,66 @@ class MDMTrainer(SupervisedTrainer):
         images = batchdata[Keys.IMAGE].to(device, non_blocking=True)
         # Dropout and the like draw from the global generator: seeded at each step, a resumed run draws the same.
         torch.manual_seed(mix(self.seed, 2, self.state.iteration, rank()))
-        posed = self.objective.pose(images, self.generators(batchdata["index"]))
+        generators = self.generators(batchdata["index"])
+        posed = self.objective.pose(images, generators, **self._given(images, batchdata, generators))
         if len(images) % parts:
             fault = f"A batch of {len(images)} images cannot be cut into {parts} equal parts"
             raise UserError(f"{fault}: choose an accumulation_steps that divides it.")
         network.train()
         self.optimizer.zero_grad(set_to_none=True)
+        for term in self.objective.terms:
+            term.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
         for part, (x_t, t, target, visible) in enumerate(zip(*(x.chunk(parts) for x in posed), strict=True), start=1):
             # Processes exchange gradients once a step, after the last micro-batch.
             wait = part < parts and isinstance(network, DistributedDataParallel)
             with network.no_sync() if wait else contextlib.nullcontext():
-                with self.optimization.autocast(device):
+                with self.optimization.autocast(device), keep_features(network, self.objective.blocks) as features:
                     pred = self.inferer(x_t, network, t)
                 part_loss = self.loss_function(pred, target, visible)
-                self.optimization.scaler.scale(part_loss / parts).backward()
+                learnt = part_loss
+                if self.objective.terms:
+                    rows = slice((part - 1) * len(x_t), part * len(x_t))
+                    known = {name: values[rows].to(device) for name, values in batchdata.items() if name != Keys.IMAGE}
+                    seen = Restored(
+                        images[rows], x_t, t, visible, self.objective.restored(pred, x_t, t), features, network,
+                        self.optimization.averaged(network), known, generators[rows], self.progress,
+                    )  # fmt: skip
+                    with self.optimization.autocast(device):
+                        added, own = self.objective.added(seen)
+                    part_loss = part_loss + added
+                    learnt = part_loss + own
+                self.optimization.scaler.scale(learnt / parts).backward()
             loss += part_loss.detach() / parts
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self._require_finite("loss", loss)
+        for term in self.objective.terms:
+            if term.optimizer is not None:
+                averaged_gradients(term)
+                self.optimization.scaler.step(term.optimizer)
+            term.after_step()
         grad_norm = self.optimization.step(network, self._require_finite)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         self.loss_sum += loss.double().cpu()
         self.loss_count += 1
         return [{Keys.LOSS: loss, "grad_norm": grad_norm, "batch_size": len(images)}]
+
+    @property
+    def progress(self) -> float:
+        """How much of the run was done before the step in hand, in [0, 1)."""
+        return (self.state.iteration - 1) / self.state.epoch_length
+
+    def _given(
+        self, images: Tensor, batchdata: dict[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """What the corruption takes of a batch's images."""
+        takes = self.objective.corruption.takes
+        given = {name: values.to(images.device) for name, values in batchdata.items() if name in takes}
+        if "error" in takes:
+            given["error"] = self.objective.hardness(images, self.restore, generators)
+        if "progress" in takes:
+            given["progress"] = images.new_full((len(images), *[1] * (images.ndim - 1)), self.progress)
+        return given
 
     def _require_finite(self, what: str, value: Tensor) -> None:
         if not torch.isfinite(value):
@@ -179,6 +219,7 @@ class MDMTrainer(SupervisedTrainer):
             "network": unwrap(self.network).state_dict(),
             **self.optimization.state_dict(),
             "random": get_random_state(),
+            **({"terms": [term.state() for term in self.objective.terms]} if self.objective.terms else {}),
             "loss_sum": self.loss_sum.clone(),
             "loss_count": self.loss_count,
         }
@@ -189,6 +230,8 @@ class MDMTrainer(SupervisedTrainer):
         unwrap(self.network).load_state_dict(state["network"])
         self.optimization.load_state_dict(state)
         set_random_state(state["random"])
+        for term, kept in zip(self.objective.terms, state.get("terms", []), strict=True):
+            term.load_state(kept)
         self.loss_sum = state["loss_sum"].cpu()
         self.loss_count = state["loss_count"]
         self.data_loader.batch_sampler.start_step = state["step"]

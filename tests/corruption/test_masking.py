@@ -137,5 +137,5 @@ def test_bad_settings_are_refused() -> None:
     refused("needs the map", lambda: ContentMasking(content="map")(images(1, 1, 8, 8), torch.tensor([0])))
     with pytest.raises(ValueError, match="takes"):
         PatchMasking()(images(1, 1, 8, 8), torch.tensor([0]), content=images(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="content must be"):
+    with pytest.raises(ValueError, match="content must broadcast"):
         ContentMasking(content="map")(images(1, 1, 8, 8), torch.tensor([0]), content=images(1, 8, 8))
