@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from medmdm.errors import UserError
 class _Several(Corruption):
     corruptions: Sequence[Corruption] = ()
 
-    takes: ClassVar[tuple[str, ...]] = ("content", "error", "regions")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.corruptions:
@@ -28,6 +25,11 @@ class _Several(Corruption):
             if one.num_timesteps != self.num_timesteps:
                 fault = f"{type(one).__name__} has num_timesteps {one.num_timesteps}"
                 raise UserError(f"{fault}, {type(self).__name__} {self.num_timesteps}: give both the same.")
+
+    @property
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What its parts can be given."""
+        return tuple(sorted({name for one in self.corruptions for name in one.takes}))
 
 
 def _apply(one: Corruption, x0: Tensor, t: Tensor, generator: Generators, given: dict[str, Tensor]) -> Corrupted:

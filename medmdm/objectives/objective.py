@@ -125,8 +125,8 @@ class Objective:
 
         Half of the patches of a masking are hidden, drawn for each image, and then the other half.
         """
-        masking = self.corruption
-        assert isinstance(masking, PatchMasking)
+        masking = _adaptive(self.corruption)
+        assert masking is not None
         half = torch.full((len(images),), masking.num_timesteps // 2, device=images.device)
         first = PatchMasking(masking.num_timesteps, masking.patch_size).visible(images, half, generators)
         error = torch.zeros_like(images[:, :1])
@@ -134,3 +134,11 @@ class Objective:
             restored = restore(images * visible, half)
             error = error + (restored - images).abs().mean(1, keepdim=True) * (1 - visible)
         return error
+
+
+def _adaptive(corruption: Corruption) -> PatchMasking | None:
+    """Return the masking that asks for errors, which may be a part of several corruptions."""
+    if isinstance(corruption, PatchMasking):
+        return corruption if "error" in corruption.takes else None
+    parts = [_adaptive(one) for one in getattr(corruption, "corruptions", ())]
+    return next((part for part in parts if part is not None), None)

@@ -1,5 +1,6 @@
 """Terms beside the reconstruction, by loops and by hand."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -219,7 +220,7 @@ def test_perceptual_and_spectral_by_numpy() -> None:
 
 TERMS = [
     SelfDistillation([4], [0]), DenseContrast(4, 0), ImageContrast(4, 0), SlicePosition(4, 0), SliceOrder(4, 0),
-    Adversarial(3), Perceptual(), Spectral(),
+    Adversarial(3, num_layers=1, discriminator_channels=4), Perceptual(), Spectral(),
 ]  # fmt: skip
 
 
@@ -239,7 +240,7 @@ def test_what_every_term_does(term: Term) -> None:
             (value + own).backward()
             term.optimizer.step()
             term.after_step()
-        again.load_state(term.state())
+        again.load_state(copy.deepcopy(term.state()))  # as a file has it
         for one in (term, again):
             value, own = Objective(PatchMasking(), UniformTimesteps(), L1Loss(), terms=[one]).added(what())
             one.zero_grad()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from medmdm.errors import find_user_error
 from tests.bundle_runs import OVERLAYS, Workflow, saved_by, trainer_of
 from tests.made import refused_in_config
 from tests.written import write_nifti
@@ -89,7 +88,8 @@ def test_terms_change_what_is_learnt_and_no_terms_change_nothing(workflow: Workf
         ("plain", (), {}), ("none", (), {"terms": []}), ("weightless", ("spectral",), {"terms#0#weight": 0.0}),
         ("spectral", ("spectral",), {}),
     ):  # fmt: skip
-        settings = {**SMALL, "max_steps": 2, "run_dir": str(tmp_path / name), **extra}
+        # The first images are 0 everywhere, where magnitudes have no gradient: the term acts from the third step on.
+        settings = {**SMALL, "max_steps": 4, "run_dir": str(tmp_path / name), **extra}
         runs[name] = saved_by(workflow(*overlays, **settings))["model"]
     for name in ("none", "weightless"):
         assert all(torch.equal(runs["plain"][k], runs[name][k]) for k in runs["plain"])
@@ -112,6 +112,5 @@ def test_without_an_average_there_is_no_teacher(workflow: Workflow) -> None:
 
 
 def test_slices_are_needed_for_their_place(workflow: Workflow) -> None:
-    with pytest.raises(Exception, match="slices of volumes") as caught:
-        saved_by(workflow("slice_position", **{**SMALL, "channels": 3, "terms#0#block": 2, "terms#0#channels": 32}))
-    assert find_user_error(caught.value)
+    made = workflow("slice_position", **{**SMALL, "channels": 3, "terms#0#block": 2, "terms#0#channels": 32})
+    refused_in_config("slices of volumes", saved_by, made)
