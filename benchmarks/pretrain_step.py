@@ -24,6 +24,10 @@ Usage::
     python benchmarks/pretrain_step.py                      # demo size and the paper's width (16 GB), on the CPU
     python benchmarks/pretrain_step.py --quick --json       # one line, demo size, under a minute
     python benchmarks/pretrain_step.py --device cuda --sizes paper --batch_size 16   # 256 x 256 crops in bfloat16
+    python benchmarks/pretrain_step.py --terms              # each corruption and term against plain masked diffusion
+
+With ``--terms`` both sides are medmdm's: a step of an overlay that changes what is learnt against a step of the bundle
+as it is, in turn. Peak memory is that of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -34,9 +38,12 @@ import json
 import math
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,7 +85,8 @@ class Setting:
         corners = [[int(torch.randint(n, (), generator=generator)) for n in free] for _ in range(self.batch_size)]
         crops = [image[:, top : top + self.crop_size, left : left + self.crop_size] for top, left in corners]
         numbers = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return {"image": torch.stack(crops), "index": numbers}
+        places = torch.rand(self.batch_size, generator=generator)  # as if they were slices of volumes
+        return {"image": torch.stack(crops), "index": numbers, "position": places}
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """Build the bundle's AdamW, fused if it says so."""
@@ -97,7 +105,7 @@ class Ours:
         self.trainer = MDMTrainer(
             device=setting.device,
             max_epochs=1,
-            epoch_length=1,
+            epoch_length=10,
             train_data_loader=DataLoader([]),  # type: ignore[arg-type]
             network=self.network,
             objective=setting.component("objective"),
@@ -109,6 +117,8 @@ class Ours:
             ),
             seed=SEED,
         )
+
+        self.trainer.state.iteration = 6  # half of the run: all weights have risen
 
     def step(self, batch: dict[str, Tensor]) -> float:
         return float(self.trainer._iteration(self.trainer, batch)[0]["loss"])
@@ -265,6 +275,68 @@ def make_setting(size: str, device: torch.device, batch_size: int | None) -> Set
     return Setting(size, config, crop, batch_size or 8, device, "bfloat16" if on_gpu else None)
 
 
+def methods() -> list[str]:
+    """Return the overlays that change what is learnt."""
+    found = (resource_folder("bundles") / "overlays").glob("*.json")
+    return sorted(p.stem for p in found if {"corruption", "terms"} & json.loads(p.read_text()).keys())
+
+
+def with_overlay(setting: Setting, method: str) -> Setting:
+    """Return a setting with an overlay of the bundle's."""
+    bundles = resource_folder("bundles")
+    files = [bundles / "mdm_pretrain.json", bundles / "overlays" / f"{method}.json"]
+    config = ConfigParser.load_config_files(files)
+    parser = ConfigParser(config)
+    for key in [key for key in config if "#" in key]:
+        parser[key] = config[key]
+    return replace(setting, name=method, config={k: v for k, v in parser.get().items() if "#" not in k})
+
+
+def compare_method(setting: Setting, method: str, repeats: int, warmups: int) -> float:
+    """Return by how much longer a step of ``method`` takes: the median over pairs of steps."""
+    sides = {"plain": setting, "method": with_overlay(setting, method)}
+    trainers = {name: Ours(one, new_network(one), False) for name, one in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for step in range(warmups + repeats):
+        for name in sorted(sides, reverse=step % 2 == 1):
+            batch = setting.batch(step)
+            synchronise(setting.device)
+            start = time.perf_counter()
+            trainers[name].step(batch)
+            synchronise(setting.device)
+            if step >= warmups:
+                seconds[name].append(time.perf_counter() - start)
+    return statistics.median(b / a for a, b in zip(seconds["plain"], seconds["method"], strict=True))
+
+
+def peak_megabytes(setting: Setting, method: str | None) -> float:
+    """Return the peak memory of three steps in a process of their own."""
+    command = [sys.executable, __file__, "--alone", method or "plain", "--device", str(setting.device)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(printed.split()[-1])
+
+
+def alone(setting: Setting, method: str) -> None:
+    """Do three steps and print the peak memory in MB."""
+    one = setting if method == "plain" else with_overlay(setting, method)
+    trainer = Ours(one, new_network(one), False)
+    for step in range(3):
+        trainer.step(one.batch(step))
+    if setting.device.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 1e6)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+
+
+def compare_methods(setting: Setting, repeats: int, warmups: int) -> None:
+    """Print the table of ``--terms``."""
+    plain = peak_megabytes(setting, None)
+    print(f"| overlay | time of a step, ratio to plain | peak memory, MB (plain: {plain:.0f}) |\n| --- | --- | --- |")
+    for method in methods():
+        ratio = compare_method(setting, method, repeats, warmups)
+        print(f"| {method} | {ratio:.2f} | {peak_megabytes(setting, method):.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=["demo", "paper"], default=["demo", "paper"])
@@ -276,6 +348,8 @@ def main() -> None:
     parser.add_argument("--warmups", type=int, default=2, help="pairs of steps before the clock counts")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads (default: all CPUs)")
     parser.add_argument("--channels_last", action="store_true", help="our side in channels-last layout")
+    parser.add_argument("--terms", action="store_true", help="each corruption and term against plain, at demo size")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--system_memory", action="store_true", help="let both sides return freed memory to the system")
     arguments = parser.parse_args()
     budget, warmups = (20.0, 1) if arguments.quick else (math.inf, arguments.warmups)
@@ -283,9 +357,16 @@ def main() -> None:
     if not arguments.system_memory:
         keep_freed_memory()
     device = torch.device(arguments.device)
+    if arguments.alone:
+        alone(make_setting("demo", device, arguments.batch_size), arguments.alone)
+        return
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     if not arguments.json:
         print(f"{machine}, {arguments.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    if arguments.terms:
+        compare_methods(make_setting("demo", device, arguments.batch_size), arguments.repeats, warmups)
+        return
+    if not arguments.json:
         columns = "size, parameters, crop, batch, ours (images/s), straightforward (images/s), ratio, loss difference"
         columns += ", gradient difference"
         print(f"| {columns.replace(', ', ' | ')} |")

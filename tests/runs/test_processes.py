@@ -15,7 +15,12 @@ pytestmark = pytest.mark.slow  # starts programs
 SCRIPT = str(Path(__file__).with_name("two_processes.py"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulation_steps": 2, "loss_function": {
+DISTILLATION = {
+    "_target_": "medmdm.objectives.SelfDistillation", "blocks": [1, 3], "channels": [32, 32], "warmup": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"terms": [DISTILLATION]}, {"accumulation_steps": 2, "loss_function": {
     "_target_": "medmdm.objectives.L1Loss", "visible_weight": 0.0}}])  # fmt: skip
 def test_two_processes_have_the_gradients_of_one(settings, tmp_path, image_folder, workflow) -> None:
     one_step = {**TINY, "network_def": {**TINY["network_def"], "dropout": 0.0}, "max_steps": 1, **settings}
