@@ -1,0 +1,121 @@
+"""Made slides of any size, written tile by tile, so that a slide larger than memory can be made to test with.
+
+``python -m tests.made_slides PATH HEIGHT WIDTH`` makes one by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+TILE = 256
+Paint = Callable[[int, int, int, int], np.ndarray]  # (row, column, height, width) -> uint8 [height, width, 3]
+
+
+def tissue_everywhere(row: int, column: int, height: int, width: int) -> np.ndarray:
+    """Stained tissue with cells, a function of the place alone: parts are what they are in the whole."""
+    y, x = np.mgrid[row : row + height, column : column + width].astype(np.float32)
+    cells = (np.sin(y / 5.3) * np.sin(x / 7.1) > 0.45)[..., None]
+    slow = (12 * np.sin(y / 310 + x / 170))[..., None]
+    grain = ((y.astype(np.int64) * 7919 + x.astype(np.int64) * 104729) % 17)[..., None]
+    plain = np.where(cells, np.float32([96, 70, 150]), np.float32([205, 130, 180]))
+    return np.clip(plain + slow + grain - 8, 0, 255).astype(np.uint8)
+
+
+def tissue_in(height: int, width: int, share: float = 0.5) -> Paint:
+    """Glass around one ellipse of tissue, off the centre and not round, that takes about ``share`` of a slide."""
+
+    def paint(row: int, column: int, h: int, w: int) -> np.ndarray:
+        y, x = np.mgrid[row : row + h, column : column + w].astype(np.float32)
+        radius = np.sqrt(share / np.pi)
+        inside = ((y / height - 0.55) / (0.8 * radius)) ** 2 + ((x / width - 0.4) / (1.25 * radius)) ** 2 < 1
+        return np.where(inside[..., None], tissue_everywhere(row, column, h, w), np.uint8([244, 243, 245]))
+
+    return paint
+
+
+def write_slide(
+    path: Path,
+    shape: tuple[int, int],
+    paint: Paint = tissue_everywhere,
+    kind: str = "ome",
+    mpp: float = 0.5,
+    levels: int = 3,
+) -> Path:
+    """Write a pyramid whose levels are each half of the one before: every second pixel of it.
+
+    Args:
+        path: of the file, ``.ome.tif``, ``.tif`` or ``.svs``.
+        shape: rows and columns of the finest level.
+        paint: gives its pixels.
+        kind: ``"ome"``: OME-TIFF, levels in sub-IFDs, deflated; ``"plain"``: pages one after the other, deflated;
+            ``"aperio"``: JPEG with the description of an SVS, which OpenSlide reads.
+        mpp: µm of the finest level.
+        levels: how many.
+    """
+
+    def tiles(step: int) -> Iterator[np.ndarray | bytes]:
+        height, width = (-(-n // step) for n in shape)
+        for row in range(0, height, TILE):
+            for column in range(0, width, TILE):
+                h, w = min(TILE, height - row), min(TILE, width - column)
+                part = np.zeros((TILE, TILE, 3), np.uint8)
+                part[:h, :w] = _every(paint, step, row, column, h, w, shape)
+                yield _jpeg(part) if kind == "aperio" else part
+
+    with tifffile.TiffWriter(path, bigtiff=True, ome=kind == "ome") as file:
+        for number in range(levels):
+            size = tuple(-(-n // 2**number) for n in shape)
+            options: dict = {"subfiletype": 1 if number else 0, "metadata": None}
+            if kind == "ome" and number == 0:
+                sizes = {
+                    "PhysicalSizeX": mpp,
+                    "PhysicalSizeY": mpp,
+                    "PhysicalSizeXUnit": "µm",
+                    "PhysicalSizeYUnit": "µm",
+                }
+                options |= {"subifds": levels - 1, "metadata": {"axes": "YXS", **sizes}}
+            elif kind == "plain" and number == 0:
+                options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+            elif kind == "aperio":
+                text = f"Aperio Image Library v11.2.1\n{size[1]}x{size[0]}"
+                options["description"] = text + (f" |AppMag = 20|MPP = {mpp}" if number == 0 else "")
+            file.write(
+                tiles(2**number), shape=(*size, 3), dtype="uint8", tile=(TILE, TILE), photometric="rgb",
+                compression="adobe_deflate", **options,
+            )  # fmt: skip
+    if kind == "aperio":  # tifffile writes the tiles as they are, but has no JPEG of its own: the entries are corrected
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            for page in file.pages:
+                page.tags["Compression"].overwrite(7)
+                page.tags["PhotometricInterpretation"].overwrite(6)
+    return path
+
+
+def _every(paint: Paint, step: int, row: int, column: int, h: int, w: int, shape: tuple[int, int]) -> np.ndarray:
+    bottom, right = (min(n, (first + many) * step) for n, first, many in zip(shape, (row, column), (h, w), strict=True))
+    return paint(row * step, column * step, bottom - row * step, right - column * step)[::step, ::step]
+
+
+def _jpeg(tile: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make a slide.")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("height", type=int)
+    parser.add_argument("width", type=int)
+    parser.add_argument("--kind", choices=("ome", "plain", "aperio"), default="ome")
+    parser.add_argument("--share", type=float, default=0.5, help="of the slide that is tissue; 1 for all of it")
+    given = parser.parse_args()
+    size = given.height, given.width
+    write_slide(given.path, size, tissue_everywhere if given.share >= 1 else tissue_in(*size, given.share), given.kind)
