@@ -141,13 +141,7 @@ class Tissue:
 
     def read(self, tile: Sequence[int]) -> np.ndarray:
         """Return the ``[3, height, width]`` uint8 of a crop that :meth:`draw` gave."""
-        row, column, height, width = tile
-        with _reading:
-            _open.pop(id(self.slide), None)
-            _open[id(self.slide)] = self.slide
-            while len(_open) > _MOST_OPEN:
-                _open.popitem(last=False)[1].close()
-            return self.slide.region(row, column, height, width, self.mpp)
+        return read_part(self.slide, tile, self.mpp)
 
     def load(self, data: Mapping[Hashable, Any], key: Hashable) -> dict[Hashable, Any]:
         """Return an entry with the crop that its ``"tile"`` names, whose region is cut and whose spacing is reached."""
@@ -227,6 +221,23 @@ def tile_slides(
         selection, training=tuple(training), validation=tuple(validation), sentences=tuple(sentences),
         warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def read_part(slide: Slide, part: Sequence[int], mpp: float | Sequence[float]) -> np.ndarray:
+    """Return the ``[3, height, width]`` uint8 of a part of a slide, of which few stay open.
+
+    Args:
+        slide: any.
+        part: row, column, height and width in ``slide.grid(mpp)``.
+        mpp: µm, one number or (rows, columns).
+    """
+    row, column, height, width = part
+    with _reading:
+        _open.pop(id(slide), None)
+        _open[id(slide)] = slide
+        while len(_open) > _MOST_OPEN:
+            _open.popitem(last=False)[1].close()
+        return slide.region(row, column, height, width, mpp)
 
 
 def slide_digest(path: str | os.PathLike[str], slide: Slide) -> str:
