@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,29 +16,43 @@ import tifffile
 from PIL import Image
 
 TILE = 256
-Paint = Callable[[int, int, int, int], np.ndarray]  # (row, column, height, width) -> uint8 [height, width, 3]
+_PERIOD = 1021, 1531  # of the texture: primes, so that it does not repeat with tiles
+# (rows, columns) of the finest level -> uint8 [rows, columns, 3]
+Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def tissue_everywhere(row: int, column: int, height: int, width: int) -> np.ndarray:
-    """Stained tissue with cells, a function of the place alone: parts are what they are in the whole."""
-    y, x = np.mgrid[row : row + height, column : column + width].astype(np.float32)
+@functools.cache
+def _texture() -> np.ndarray:
+    y, x = np.mgrid[: _PERIOD[0], : _PERIOD[1]].astype(np.float32)
     cells = (np.sin(y / 5.3) * np.sin(x / 7.1) > 0.45)[..., None]
     slow = (12 * np.sin(y / 310 + x / 170))[..., None]
-    grain = ((y.astype(np.int64) * 7919 + x.astype(np.int64) * 104729) % 17)[..., None]
     plain = np.where(cells, np.float32([96, 70, 150]), np.float32([205, 130, 180]))
-    return np.clip(plain + slow + grain - 8, 0, 255).astype(np.uint8)
+    return np.clip(plain + slow, 0, 255).astype(np.uint8)
+
+
+def tissue_everywhere(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Stained tissue with cells, a function of the place alone: parts are what they are in the whole."""
+    return _texture()[(rows % _PERIOD[0])[:, None], columns % _PERIOD[1]]
 
 
 def tissue_in(height: int, width: int, share: float = 0.5) -> Paint:
     """Glass around one ellipse of tissue, off the centre and not round, that takes about ``share`` of a slide."""
 
-    def paint(row: int, column: int, h: int, w: int) -> np.ndarray:
-        y, x = np.mgrid[row : row + h, column : column + w].astype(np.float32)
+    def paint(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         radius = np.sqrt(share / np.pi)
-        inside = ((y / height - 0.55) / (0.8 * radius)) ** 2 + ((x / width - 0.4) / (1.25 * radius)) ** 2 < 1
-        return np.where(inside[..., None], tissue_everywhere(row, column, h, w), np.uint8([244, 243, 245]))
+        y, x = (rows / height - 0.55) / (0.8 * radius), (columns / width - 0.4) / (1.25 * radius)
+        inside = (y[:, None] ** 2 + x**2 < 1)[..., None]
+        glass = np.uint8([244, 243, 245])
+        if not inside.any():
+            return np.broadcast_to(glass, (len(rows), len(columns), 3))
+        return np.where(inside, tissue_everywhere(rows, columns), glass)
 
     return paint
+
+
+def painted(shape: tuple[int, int], paint: Paint = tissue_everywhere) -> np.ndarray:
+    """The finest level, ``[3, H, W]``."""
+    return np.ascontiguousarray(np.moveaxis(paint(np.arange(shape[0]), np.arange(shape[1])), -1, 0))
 
 
 def write_slide(
@@ -66,7 +81,7 @@ def write_slide(
             for column in range(0, width, TILE):
                 h, w = min(TILE, height - row), min(TILE, width - column)
                 part = np.zeros((TILE, TILE, 3), np.uint8)
-                part[:h, :w] = _every(paint, step, row, column, h, w, shape)
+                part[:h, :w] = paint(np.arange(row, row + h) * step, np.arange(column, column + w) * step)
                 yield _jpeg(part) if kind == "aperio" else part
 
     with tifffile.TiffWriter(path, bigtiff=True, ome=kind == "ome") as file:
@@ -88,7 +103,7 @@ def write_slide(
                 options["description"] = text + (f" |AppMag = 20|MPP = {mpp}" if number == 0 else "")
             file.write(
                 tiles(2**number), shape=(*size, 3), dtype="uint8", tile=(TILE, TILE), photometric="rgb",
-                compression="adobe_deflate", **options,
+                compression="adobe_deflate", compressionargs={"level": 1}, **options,
             )  # fmt: skip
     if kind == "aperio":  # tifffile writes the tiles as they are, but has no JPEG of its own: the entries are corrected
         with tifffile.TiffFile(path, mode="r+b") as file:
@@ -96,11 +111,6 @@ def write_slide(
                 page.tags["Compression"].overwrite(7)
                 page.tags["PhotometricInterpretation"].overwrite(6)
     return path
-
-
-def _every(paint: Paint, step: int, row: int, column: int, h: int, w: int, shape: tuple[int, int]) -> np.ndarray:
-    bottom, right = (min(n, (first + many) * step) for n, first, many in zip(shape, (row, column), (h, w), strict=True))
-    return paint(row * step, column * step, bottom - row * step, right - column * step)[::step, ::step]
 
 
 def _jpeg(tile: np.ndarray) -> bytes:
