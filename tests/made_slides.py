@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,8 +81,14 @@ def write_slide(
         for row in range(0, height, TILE):
             for column in range(0, width, TILE):
                 h, w = min(TILE, height - row), min(TILE, width - column)
+                pixels = paint(np.arange(row, row + h) * step, np.arange(column, column + w) * step)
+                if (
+                    pixels.strides[0] == 0 and (h, w) == (TILE, TILE) and kind != "aperio"
+                ):  # one colour: most of a slide
+                    yield _deflated(tuple(pixels[0, 0].tolist()))
+                    continue
                 part = np.zeros((TILE, TILE, 3), np.uint8)
-                part[:h, :w] = paint(np.arange(row, row + h) * step, np.arange(column, column + w) * step)
+                part[:h, :w] = pixels
                 yield _jpeg(part) if kind == "aperio" else part
 
     with tifffile.TiffWriter(path, bigtiff=True, ome=kind == "ome") as file:
@@ -113,6 +120,11 @@ def write_slide(
     return path
 
 
+@functools.cache
+def _deflated(colour: tuple[int, ...]) -> bytes:
+    return zlib.compress(np.full((TILE, TILE, 3), colour, np.uint8).tobytes())
+
+
 def _jpeg(tile: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "JPEG", quality=90, subsampling=0)
@@ -125,7 +137,14 @@ if __name__ == "__main__":
     parser.add_argument("height", type=int)
     parser.add_argument("width", type=int)
     parser.add_argument("--kind", choices=("ome", "plain", "aperio"), default="ome")
+    parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.5, help="of the slide that is tissue; 1 for all of it")
     given = parser.parse_args()
     size = given.height, given.width
-    write_slide(given.path, size, tissue_everywhere if given.share >= 1 else tissue_in(*size, given.share), given.kind)
+    write_slide(
+        given.path,
+        size,
+        tissue_everywhere if given.share >= 1 else tissue_in(*size, given.share),
+        given.kind,
+        levels=given.levels,
+    )

@@ -64,15 +64,16 @@ def halved(store: Any, name: str, finest: Any) -> list[Any]:
         coarse = new_array(store, f"{name}_{len(levels)}", shape, str(fine.dtype), 0)
         for channel in np.ndindex(*fine.shape[:-2]):
             for rows, columns in blocks(fine.shape):
-                values = fine[(*channel, rows, columns)]
+                part = (*channel, rows, columns)
+                values = fine[part]
                 if np.dtype(fine.dtype).kind == "f":
                     values = np.pad(values, [(0, n % 2) for n in values.shape], mode="edge")
                     values = values.reshape(values.shape[0] // 2, 2, values.shape[1] // 2, 2).mean(axis=(1, 3))
                 else:
                     values = values[::2, ::2]
                 row, column = rows.start // 2, columns.start // 2
-                place = slice(row, row + len(values)), slice(column, column + values.shape[1])
-                coarse[(*channel, *place)] = values
+                place = (*channel, slice(row, row + len(values)), slice(column, column + values.shape[1]))
+                coarse[place] = values
         levels.append(coarse)
     return levels
 
@@ -109,5 +110,6 @@ def _tiles(level: Any) -> Iterator[np.ndarray]:
     for channel in np.ndindex(*level.shape[:-2]):
         for row in range(0, level.shape[-2], TILE):
             for column in range(0, level.shape[-1], TILE):
-                part = level[(*channel, slice(row, row + TILE), slice(column, column + TILE))]
+                place = (*channel, slice(row, row + TILE), slice(column, column + TILE))
+                part = level[place]
                 yield np.pad(part, [(0, TILE - n) for n in part.shape])
