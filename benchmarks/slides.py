@@ -100,9 +100,7 @@ def main() -> None:
         return
     rows = QUICK if given.quick else ROWS
     rows = rows if given.rows is None else [rows[int(number)] for number in given.rows.split(",")]
-    print(
-        "| network | picture | tissue | read | processor time (s) | million pixels a second | peak (MB) | of it before |"
-    )
+    print("| network | picture | tissue | read | processor time (s) | Mpixel/s | peak (MB) | at start (MB) |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for way, network, side, share in rows:
         with tempfile.TemporaryDirectory() as folder:

@@ -141,10 +141,6 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, default=0.5, help="of the slide that is tissue; 1 for all of it")
     given = parser.parse_args()
     size = given.height, given.width
-    write_slide(
-        given.path,
-        size,
-        tissue_everywhere if given.share >= 1 else tissue_in(*size, given.share),
-        given.kind,
-        levels=given.levels,
-    )
+    given.path.parent.mkdir(parents=True, exist_ok=True)
+    tissue = tissue_everywhere if given.share >= 1 else tissue_in(*size, given.share)
+    write_slide(given.path, size, tissue, given.kind, levels=given.levels)
