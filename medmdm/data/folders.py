@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_special, is_volume
+from medmdm.data.files.formats import IMAGE_SUFFIXES, SLIDE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_special, is_volume
 from medmdm.data.files.pictures import image_size
-from medmdm.data.files.slides import SLIDE_SUFFIXES
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.data.mask_names import is_mask, mask_name
 from medmdm.errors import UserError, counted, warn_once
@@ -46,7 +45,7 @@ class FolderImages:
 
 
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
-    """Search ``folder`` and everything below it for pictures, slides and volumes, leaving masks out.
+    """Search ``folder`` and everything below it for pictures, volumes and slides, leaving masks out.
 
     A folder that directly holds DICOM files counts as one volume. Hidden files and folders, ``__MACOSX`` and masks that
     medmdm predicted are skipped; links are followed, each folder being visited once.

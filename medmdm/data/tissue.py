@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medmdm.data.files.slides import Grid, Slide, is_slide
+from medmdm.data.files.slides import Grid, Slide, is_slide, tissue_mask
 from medmdm.data.selection import Selection
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import ScaleByPercentiles, check_percentiles
@@ -176,8 +176,8 @@ def tile_slides(
             the finest level) and their own ``spacing`` or ``magnification``, of the finest level.
         crop_size: pixels, (rows, columns) or one number for both.
         spacing: mm between the pixels of crops (rows, columns); ``None``: those of each slide's finest level.
-        percentiles: [lower, upper] percentages; what they are at the resolution of the mask of tissue (8 µm, coarser on
-            large slides) becomes −1 and 1.
+        percentiles: [lower, upper] percentages; what they are of the tissue at a low resolution (8 µm, coarser on
+            slides of more than 4096 such pixels) becomes −1 and 1, as in inference.
         nonzero: whether pixels of value 0 are left out of the percentiles.
         seed: chooses what is held out.
         progress: log how far the reading has come.
@@ -296,8 +296,9 @@ def _open_entry(
         kept = {key: value for key, value in entry.items() if key not in ("spacing", "magnification")}
         found: dict[str, Any] = {**kept, "slide": tissue, "slide_hash": slide_digest(image, slide)}
         if percentiles is not None:
-            grid = slide.grid(coarse)
-            pixels = torch.from_numpy(slide.region(0, 0, grid.height, grid.width, coarse))
+            overview = slide.overview()
+            shown = tissue_mask(overview)  # inference takes the percentiles of the same pixels
+            pixels = torch.from_numpy(overview[:, shown] if shown.any() else overview)
             found["intensity_range"] = ScaleByPercentiles(*percentiles, nonzero).ranges(pixels)
     return found
 

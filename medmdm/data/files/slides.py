@@ -17,18 +17,17 @@ import numpy as np
 import tifffile
 from scipy.sparse import csr_matrix
 
-from medmdm.data.files.formats import DICOM_START, errors_as_sentences, may_be_dicom
+from medmdm.data.files.formats import DICOM_START, SLIDE_SUFFIXES, errors_as_sentences, may_be_dicom
 from medmdm.data.files.pyramids import TIFF_SUFFIXES, Pyramid, dicom_file, open_pyramid
 from medmdm.errors import UserError
+from medmdm.files import file_hash, lines_hash
 
-#: Suffixes that are a slide's whatever the file holds; TIFF and DICOM may be slides, see :func:`is_slide`.
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 _LARGEST_PICTURE = 150_000_000  # pixels of a TIFF without levels that is still read whole
 _WSI_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _SAME = 0.01  # of its micrometres: how far a level may be off what is asked for and is read as it is
 _CHUNK = 2048  # pixels along the side of what is read at once to make less of it
-_TISSUE_MPP = 8.0
-_TISSUE_PIXELS = 4096  # along the longer side of a mask of tissue, at most
+_OVERVIEW_MPP = 8.0
+_OVERVIEW_PIXELS = 4096  # along a side, at most
 _DENSITY = 0.03, 0.1  # between which Otsu's threshold is taken
 
 
@@ -201,33 +200,23 @@ class Slide:
                     result[place] = np.clip(np.rint(filtered), 0, 255)
         return result
 
-    def tissue(self, mpp: float | None = None) -> np.ndarray:
-        """Return where there is tissue, from a low resolution.
-
-        A pixel is tissue where its optical density (mean over the colours, white is 0) is above Otsu's threshold of the
-        slide. The threshold is held between 0.03 and 0.1: on a slide that is tissue everywhere, or nowhere, Otsu's
-        would cut tissue, or glass, in two. Masks are widened by a pixel, which may be half tissue.
+    def overview(self, mpp: float | None = None) -> np.ndarray:
+        """Return the whole slide at a low resolution, ``[3, h, w]`` uint8.
 
         Args:
-            mpp: µm; ``None``: 8, coarser on slides whose mask would have more than 4096 pixels along a side, and that
-                of the slide where it is coarser itself.
-
-        Returns:
-            ``[h, w]`` bool over the whole slide, of the size of ``grid(mpp)``.
+            mpp: µm; ``None``: 8, coarser on slides that would have more than 4096 pixels along a side, and that of the
+                slide where it is coarser itself.
         """
-        from scipy.ndimage import binary_dilation  # slow to import, as scikit-image is
-        from skimage.filters import threshold_otsu
-
         if mpp is None:
             level = self.levels[0]
             sides = level.height * level.mpp[0], level.width * level.mpp[1]
-            mpp = max(_TISSUE_MPP, *level.mpp, *(side / _TISSUE_PIXELS for side in sides))
+            mpp = max(_OVERVIEW_MPP, *level.mpp, *(side / _OVERVIEW_PIXELS for side in sides))
         grid = self.grid(mpp)
-        image = self.region(0, 0, grid.height, grid.width, mpp)
-        density = -np.log10((image.astype(np.float32) + 1) / 256).mean(axis=0)
-        threshold = np.clip(threshold_otsu(density) if density.min() < density.max() else 0, *_DENSITY)
-        mask: np.ndarray = binary_dilation(density > threshold, np.ones((3, 3)))
-        return mask
+        return self.region(0, 0, grid.height, grid.width, mpp)
+
+    def tissue(self, mpp: float | None = None) -> np.ndarray:
+        """Return where there is tissue, ``[h, w]`` bool over the whole slide: :func:`tissue_mask` of the overview."""
+        return tissue_mask(self.overview(mpp))
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
@@ -255,6 +244,40 @@ class Slide:
         with errors_as_sentences(self.path):
             pixels = self._source.read(level, row, column, height, width)
         return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def slide_hash(path: str | os.PathLike[str]) -> str:
+    """Return one hash of the bytes of a slide's files: of MRXS its folder is hashed too, of DICOM all in the folder."""
+    path = Path(path)
+    files = [path]
+    if path.suffix.lower() == ".mrxs":
+        files += sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
+    elif path.is_dir() or may_be_dicom(path):
+        files = sorted(file for file in (path if path.is_dir() else path.parent).iterdir() if may_be_dicom(file))
+    hashes = [file_hash(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else lines_hash(hashes)
+
+
+def tissue_mask(image: np.ndarray) -> np.ndarray:
+    """Return where there is tissue.
+
+    A pixel is tissue where its optical density (mean over the colours, white is 0) is above Otsu's threshold of the
+    image. The threshold is held between 0.03 and 0.1: on a slide that is tissue everywhere, or nowhere, Otsu's would
+    cut tissue, or glass, in two. Masks are widened by a pixel, which may be half tissue.
+
+    Args:
+        image: ``[3, h, w]`` uint8, of a low resolution.
+
+    Returns:
+        ``[h, w]`` bool.
+    """
+    from scipy.ndimage import binary_dilation  # slow to import, as scikit-image is
+    from skimage.filters import threshold_otsu
+
+    density = -np.log10((image.astype(np.float32) + 1) / 256).mean(axis=0)
+    threshold = np.clip(threshold_otsu(density) if density.min() < density.max() else 0, *_DENSITY)
+    mask: np.ndarray = binary_dilation(density > threshold, np.ones((3, 3)))
+    return mask
 
 
 def is_slide(path: str | os.PathLike[str]) -> bool:

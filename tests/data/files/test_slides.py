@@ -11,13 +11,13 @@ from torch.nn.functional import interpolate
 
 from medmdm.data.files.slides import Slide, is_slide
 from tests.made import refused
-from tests.made_slides import tissue_everywhere, tissue_in, write_slide
+from tests.made_slides import painted, tissue_in, write_slide
 
 SHAPE = 611, 903
 
 
-def whole(shape: tuple[int, int] = SHAPE) -> np.ndarray:
-    return np.moveaxis(tissue_everywhere(0, 0, *shape), -1, 0)
+def whole() -> np.ndarray:
+    return painted(SHAPE)
 
 
 @pytest.mark.parametrize("kind", ["ome", "plain"])
@@ -75,13 +75,13 @@ def test_tissue(tmp_path: Path) -> None:
     with Slide(path) as slide:
         mask = slide.tissue()
         assert mask.shape == (slide.grid(8.0).height, slide.grid(8.0).width)
-        truth = (tissue_in(*shape, 0.3)(0, 0, *shape) < 240).any(axis=2)
+        truth = (painted(shape, tissue_in(*shape, 0.3)) < 240).any(axis=0)
         assert mask.mean() == pytest.approx(truth.mean(), rel=0.05)
         at = np.argwhere(mask).mean(axis=0) / mask.shape
         assert at == pytest.approx([0.55, 0.4], abs=0.01)  # rows are rows
     everywhere = write_slide(tmp_path / "all.ome.tif", SHAPE)
     assert Slide(everywhere).tissue().all()
-    nowhere = write_slide(tmp_path / "none.ome.tif", SHAPE, lambda r, c, h, w: np.full((h, w, 3), 243, np.uint8))
+    nowhere = write_slide(tmp_path / "none.ome.tif", SHAPE, lambda r, c: np.full((len(r), len(c), 3), 243, np.uint8))
     assert not Slide(nowhere).tissue().any()
 
 
