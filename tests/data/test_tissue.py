@@ -17,18 +17,18 @@ from medmdm.data.selection import Selection, select_training_images, slice_volum
 from medmdm.data.tissue import Tissue, slide_digest
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, ResampleToSpacingd
 from medmdm.errors import UserError
-from tests.made_slides import Paint, tissue_everywhere, tissue_in, write_slide
+from tests.made_slides import Paint, painted, tissue_everywhere, tissue_in, write_slide
 from tests.written import picture
 
 CROP = (48, 32)
 SHAPE = (600, 900)
 
 
-def corner(row: int, column: int, height: int, width: int) -> np.ndarray:
+def corner(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Tissue in two rectangles of glass, one of them at the edge of the slide."""
-    y, x = np.mgrid[row : row + height, column : column + width]
+    y, x = rows[:, None], columns
     inside = ((y < 200) & (x < 300)) | ((y >= 320) & (y < 560) & (x >= 480) & (x < 720))
-    return np.where(inside[..., None], tissue_everywhere(row, column, height, width), np.uint8([244, 243, 245]))
+    return np.where(inside[..., None], tissue_everywhere(rows, columns), np.uint8([244, 243, 245]))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_crops_are_read_from_the_slide_where_they_were_drawn(folder) -> None:
     for i in range(20):
         row, column, height, width = tile = one.draw(np.random.default_rng(i))
         assert (height, width) == CROP
-        expected = np.moveaxis(corner(row, column, height, width), -1, 0)
+        expected = painted(SHAPE, corner)[:, row : row + height, column : column + width]
         np.testing.assert_array_equal(one.read(tile), expected)
 
 
@@ -225,7 +225,7 @@ def test_percentiles_are_those_of_the_tissue_at_low_resolution(folder) -> None:
 
 
 def test_what_cannot_be_used_is_one_sentence(folder, tmp_path: Path) -> None:
-    glass: Paint = lambda r, c, h, w: np.full((h, w, 3), 244, np.uint8)  # noqa: E731
+    glass: Paint = lambda rows, columns: np.full((len(rows), len(columns), 3), 244, np.uint8)  # noqa: E731
     root = folder(glass)
     with pytest.raises(UserError, match=r"no tissue is found on .*s0\.tif\.$"):
         tiled(root)
@@ -247,7 +247,7 @@ def test_a_list_gives_the_size_of_pixels_that_a_slide_does_not_state(tmp_path: P
 
     with tifffile.TiffWriter(tmp_path / "s.tif") as file:
         for step in (1, 2, 4):
-            image = tissue_everywhere(0, 0, 400, 500)[::step, ::step]
+            image = tissue_everywhere(np.arange(0, 400, step), np.arange(0, 500, step))
             file.write(image, tile=(64, 64), subfiletype=int(step > 1), metadata=None, photometric="rgb")
     with pytest.raises(UserError, match="does not say how large its pixels are"):
         tiled(tmp_path)
