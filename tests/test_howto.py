@@ -24,6 +24,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("sources")
     made = {name.upper(): layouts.MAKERS[name](root / name) for name in ("glas", "monuseg", "dsb2018")}
     made |= {"CVAT": layouts.cvat(root / "cvat"), "COCO": layouts.coco(root / "coco")}
+    made["ANNOTATED_SLIDES"] = layouts.slides(root / "slides")
     made["HIPPOCAMPUS"] = hippocampus(root / "hippocampus")
     made["CT"] = volume(root / "ct" / "ct.nii.gz", np.int16, -1000)
     made["DICOM"] = root / "dicom"

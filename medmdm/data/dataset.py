@@ -39,7 +39,8 @@ class CropDataset(Dataset):
     goes; images beyond that are decoded again for every crop.
 
     Constructing it decodes every image once and puts it through the whole of ``transform``, so that bad files are
-    found before the first training step.
+    found before the first training step. Of a slide (:func:`medmdm.data.tile_slides`) one crop is: its crops are read
+    as they are drawn, uniformly over its tissue, and nothing of it is kept.
 
     Args:
         data: entries ``{"image": path, ...}`` as :func:`medmdm.data.select_training_images` or
@@ -121,10 +122,11 @@ class CropDataset(Dataset):
     def sentences(self) -> list[str]:
         """What to tell the user about the images and the cache."""
         images = len(self.data)
+        decoded = sum("slide" not in entry for entry in self.data)
         size = self._cached_bytes / 2**20
-        kept = f"{len(self._cache)} of {counted(images, 'image', 'is', 'are')}"
-        sentences = [f"{kept} kept decoded in memory ({size:.0f} MiB)"]
-        if len(self._cache) < images:
+        kept = f"{len(self._cache)} of {counted(decoded, 'image', 'is', 'are')}"
+        sentences = [f"{kept} kept decoded in memory ({size:.0f} MiB)"] if decoded else []
+        if len(self._cache) < decoded:
             sentences[0] += "; the others are decoded for every crop: raise cache_gib if you can"
         repeated = images - len(set(self.case_hashes))
         if repeated:
@@ -139,19 +141,26 @@ class CropDataset(Dataset):
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
         sequence = np.random.SeedSequence([self.seed, index])
-        choice, randomness = sequence.spawn(2)
+        choice, randomness, place = sequence.spawn(3)
         which = int(np.random.default_rng(choice).integers(len(self.data)))
         self.transform.set_random_state(state=np.random.RandomState(np.random.MT19937(randomness)))
-        item = self._cache[which] if which in self._cache else self._prepare(which)[0]
+        item = self._cache[which] if which in self._cache else self._prepare(which, place)[0]
         sample = {"image": self._finish(item), "index": index}
         if self._all_slices:
             sample["position"] = float(self.data[which]["position"])
         return sample
 
-    def _prepare(self, which: int) -> tuple[dict[str, Any], tuple[str, str]]:
-        """Run the deterministic transforms on entry ``which``; return the item and its (case, whole image) hashes."""
+    def _prepare(
+        self, which: int, place: np.random.SeedSequence | None = None
+    ) -> tuple[dict[str, Any], tuple[str, str]]:
+        """Run the deterministic transforms on entry ``which``; return the item and its (case, whole image) hashes.
+
+        Of a slide ``place`` seeds where a crop is drawn.
+        """
         entry = self.data[which]
         item: dict[str, Any] = dict(entry)
+        if "slide" in entry:
+            item["tile"] = entry["slide"].draw(np.random.default_rng(place or [self.seed, which]))
         hashes: tuple[str, str] | None = None
         with _naming(entry["image"]):
             for step in range(self._first_random):
@@ -192,6 +201,8 @@ class CropDataset(Dataset):
                 crop = self._finish(item)
                 shapes.append(tuple(crop.shape))
                 check_range(crop.numpy(), self.data[which]["image"])
+                if "slide" in item:
+                    continue
                 if is_flat(item["image"], item.get("intensity_range")):
                     flat.append(str(self.data[which]["image"]))
                 size = item["image"].nbytes
@@ -294,6 +305,8 @@ def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]
     if "volume_hash" in entry:  # a slice: its volume was hashed when it was decoded
         case = [entry["volume_hash"], entry["axis"], entry["slice"], region]
         return text_hash(json.dumps(case)), entry["volume_hash"]
+    if "slide_hash" in entry:  # of its file: nobody decodes a slide for a hash
+        return text_hash(json.dumps([entry["slide_hash"], region])), entry["slide_hash"]
     whole = file_dtype_tensor(image).numpy()
     digest = pixel_hash(whole)
     return (digest if region is None else pixel_hash(cut_region(whole, region, entry["image"]))), digest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmdm.data.files.formats import IMAGE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_special, is_volume
+from medmdm.data.files.formats import IMAGE_SUFFIXES, SLIDE_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_special, is_volume
 from medmdm.data.files.pictures import image_size
 from medmdm.data.lists import LIST_NAMES, SECTIONS, DataList, image_names, load_data_list, shipped_data_lists
 from medmdm.data.mask_names import is_mask, mask_name
@@ -45,7 +45,7 @@ class FolderImages:
 
 
 def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> FolderImages:
-    """Search ``folder`` and everything below it for pictures and volumes, leaving masks out.
+    """Search ``folder`` and everything below it for pictures, volumes and slides, leaving masks out.
 
     A folder that directly holds DICOM files counts as one volume. Hidden files and folders, ``__MACOSX`` and masks that
     medmdm predicted are skipped; links are followed, each folder being visited once.
@@ -68,7 +68,7 @@ def find_images(folder: str | os.PathLike[str], may_be_empty: bool = False) -> F
     for path in walk_files(root):
         if is_dicom(path):
             found.add(path.parent)
-        elif path.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)):
+        elif path.name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *SLIDE_SUFFIXES)):
             found.add(path)
         elif is_dicom(path, pixels=False):
             without_pixels.append(path)
@@ -124,7 +124,7 @@ def _in_folders(root: Path, masks: Iterable[Path]) -> str:
 
 
 def _instead(root: Path, masks: Sequence[Path], others: Counter[str]) -> str:
-    suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, "DICOM"))
+    suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *SLIDE_SUFFIXES, "DICOM"))
     if masks:
         return (
             f"all {len(masks)} image files in it have names of masks (such as *_mask.png, or a folder named labels)"

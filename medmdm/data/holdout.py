@@ -88,6 +88,8 @@ def hold_out(
 ) -> HeldOut:
     """Choose preview crops, and take what they show out of training where that is possible.
 
+    Crops of slides are drawn on tissue.
+
     1. From the validation images of the data list, if it has any.
     2. Else ``num_crops`` images, chosen by seed among those at least two crops wide (or high), give up a strip one
        crop wide at their right (or lower) end; training uses the rest of them, so every image still trains.
@@ -153,6 +155,8 @@ def _take_strips(
         if len(strips) == most:
             break
         entry = training[i]
+        if "slide" in entry:  # its edge is glass; `tile_slides` holds out tissue where there are slides only
+            continue
         cut = _split(_box(entry), size(entry))
         if cut is None:
             continue
@@ -166,6 +170,8 @@ def _take_strips(
 
 def _box(entry: dict[str, Any]) -> _Box:
     region = entry.get("region") or {}
+    if "slide" in entry:
+        return entry["slide"].region
     height, width = open_slices(entry["stored"]["image"]).shape[2:] if "slice" in entry else image_size(entry["image"])
     rows, columns = region.get("rows", (0, height)), region.get("columns", (0, width))
     if rows[1] > height or columns[1] > width:
@@ -207,10 +213,14 @@ def _spread(
 ) -> list[dict[str, Any]]:
     """Return ``num_crops`` crops, from each box in turn; those of one box do not overlap while there is room."""
     each = -(-num_crops // len(boxes))
-    places = [_positions(box, size(entry), each, rng) for entry, box in boxes]
+    places = [[] if "slide" in entry else _positions(box, size(entry), each, rng) for entry, box in boxes]
     crops = []
     for i in range(num_crops):
         (entry, box), turn = boxes[i % len(boxes)], i // len(boxes)
+        if "slide" in entry:
+            own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}
+            crops.append({**own, "tile": entry["slide"].draw(rng)})
+            continue
         corner = zip(places[i % len(boxes)][turn], size(entry), box, strict=True)
         crop = [(at, min(at + n, end)) for at, n, (_, end) in corner]
         own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}

@@ -243,6 +243,8 @@ def slice_volumes(
 ) -> Selection:
     """Replace each volume of a selection by its slices; pictures pass, with the pixel spacing their list gives.
 
+    Slides pass as :func:`medmdm.data.tile_slides` left them.
+
     Each volume is decoded at most once, into the store; see :class:`medmdm.data.VolumeStore`. Where the selection has
     no validation part, some volumes (a tenth, at most four; all of a patient's) are held out for previews; of fewer
     than five, a slab of one volume is.
@@ -274,9 +276,13 @@ def slice_volumes(
         raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
     information = selection.data_list.information if selection.data_list is not None else {}
     entries, count = [*selection.training, *selection.validation], len(selection.training)
-    which = [i for i, entry in enumerate(entries) if isinstance(entry["image"], list) or is_volume(entry["image"])]
+    which = [
+        i
+        for i, entry in enumerate(entries)
+        if "slide" not in entry and (isinstance(entry["image"], list) or is_volume(entry["image"]))
+    ]
     if not which:
-        spaced = tuple(with_spacing(entry, information) for entry in entries)
+        spaced = tuple(entry if "slide" in entry else with_spacing(entry, information) for entry in entries)
         return dataclasses.replace(selection, training=spaced[:count], validation=spaced[count:])
     if percentiles is None and intensity_range is None:
         raise UserError(
@@ -302,7 +308,10 @@ def slice_volumes(
         f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
         f"left out as empty; decoded volumes are kept in {volumes.folder}",
     ]
-    expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
+    expanded = [
+        kept[i] if i in kept else [entry if "slide" in entry else with_spacing(entry, information)]
+        for i, entry in enumerate(entries)
+    ]
     training, validation = expanded[:count], expanded[count:]
     if not selection.validation and len(which) == len(entries):
         training, validation, sentence = _hold_out_volumes(training, context_slices, seed)

@@ -195,6 +195,8 @@ def slice_entries(
 class LoadSliced(MapTransform):
     """Load a picture, or the slice of a volume that an entry of :func:`slice_volumes` names: ``[C, rows, columns]``.
 
+    Of a slide (an entry of :func:`medmdm.data.tile_slides`) the crop that its ``"tile"`` names is read.
+
     With ``context_slices`` n the 2n + 1 slices around it become channels, for each sequence in turn; beyond the ends
     of the volume the last slice is repeated.
 
@@ -217,8 +219,9 @@ class LoadSliced(MapTransform):
             stored = d.get("stored", {}).get(key)
             if stored is None:
                 if context:
-                    raise UserError(f"{d[key]} is a picture and has no neighbouring slices: set context_slices to 0.")
-                d[key] = self.load_picture(d[key])
+                    what = "slide" if "slide" in d else "picture"
+                    raise UserError(f"{d[key]} is a {what} and has no neighbouring slices: set context_slices to 0.")
+                d = d["slide"].load(d, key) if "slide" in d else {**d, key: self.load_picture(d[key])}
                 continue
             slices = open_slices(stored)
             numbers = np.clip(np.arange(d["slice"] - context, d["slice"] + context + 1), 0, len(slices) - 1)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
+from monai.utils import fall_back_tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmdm.data.reading import LoadedCase
 from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
+from medmdm.errors import UserError
 from medmdm.heads.task import Reading
 from medmdm.heads.window_rows import reads_by_rows, window_rows
 from medmdm.progress import followed
@@ -139,12 +141,54 @@ class Predictor:
         function: Any = self.model.with_uncertainty if self.uncertainty else self.model
         size = int(image.shape[1]), int(image.shape[2])
 
-        def read(first: int, end: int) -> Tensor:
-            return image[:, first:end].to(self.device)
+        def read(rows: slice, columns: slice) -> Tensor:
+            return image[:, rows, columns].to(self.device)
 
         assert isinstance(self.inferer, SlidingWindowInferer)
-        for logits in window_rows(read, size, self.inferer, function):
+        for _, logits in window_rows(read, size, self.inferer, function):
             yield self._probabilities(logits.float().cpu()).numpy()
+
+    def parts(
+        self,
+        read: Callable[[slice, slice], Tensor],
+        size: tuple[int, int],
+        wanted: Callable[[slice, slice], bool],
+        width: int = 2048,
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Read a picture of any size, such as a slide, part by part; memory does not grow with it.
+
+        Args:
+            read: gives rows and columns of the picture, ``[C, h, w]`` in [-1, 1].
+            size: its rows and columns.
+            wanted: whether a window at these rows and columns is to be read.
+            width: columns that are worked on together; windows across their ends are read twice.
+
+        Yields:
+            First row, first column, and probabilities ``[K, h, w]``, NaN where no window was read; as :meth:`case`
+            has them where all are.
+
+        Raises:
+            UserError: the model reads pictures whole, or by an inferer of another kind, or the picture is smaller than
+                a window.
+        """
+        if self.reading.whole or not reads_by_rows(self.inferer):
+            how = "reads pictures whole" if self.reading.whole else "has an inferer of another kind"
+            raise UserError(f"slides are read in sliding windows, and the segmenter {how}: fit one that reads windows.")
+        assert isinstance(self.inferer, SlidingWindowInferer)
+        window = fall_back_tuple(self.inferer.roi_size, size)
+        if any(n < least for n, least in zip(size, window, strict=True)):
+            raise UserError(
+                f"a slide has {size[0]} x {size[1]} pixels at the segmenter's resolution, less than its window of "
+                f"{window[0]} x {window[1]}: save that level as PNG, which is read as a picture."
+            )
+
+        def there(rows: slice, columns: slice) -> Tensor:
+            return read(rows, columns).to(self.device)
+
+        for column in range(0, size[1], width):
+            columns = column, min(column + width, size[1])
+            for row, logits in window_rows(there, size, self.inferer, self.model, columns, wanted):
+                yield row, column, F.softmax(logits.float().cpu(), dim=0).numpy()
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits into probabilities and leave the maps of uncertainty behind them as they are."""

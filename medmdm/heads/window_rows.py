@@ -30,11 +30,13 @@ def reads_by_rows(inferer: Inferer | None) -> bool:
 
 @torch.no_grad()
 def window_rows(
-    read: Callable[[int, int], Tensor],
+    read: Callable[[slice, slice], Tensor],
     size: tuple[int, int],
     inferer: SlidingWindowInferer,
     function: Callable[[Tensor], Tensor],
-) -> Iterator[Tensor]:
+    columns: tuple[int, int] | None = None,
+    wanted: Callable[[slice, slice], bool] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
     """Yield what ``inferer`` gives for an image, from its first row to its last, a few rows at a time.
 
     Windows, their order, batches, weights and sums are those of MONAI's ``sliding_window_inference``, so that the bits
@@ -42,13 +44,16 @@ def window_rows(
     spares the GPU; the sums of the whole image stay in memory.)
 
     Args:
-        read: gives rows ``[first, end)`` of the image, ``[C, end - first, W]`` where ``function`` computes.
+        read: gives rows and columns of the image, ``[C, h, w]`` where ``function`` computes.
         size: rows and columns of the image, neither below the window's.
         inferer: that :func:`reads_by_rows`.
         function: images ``[B, C, h, w]`` -> ``[B, K, h, w]``.
+        columns: first column and end of what is yielded, so that memory does not grow with the width either; all.
+        wanted: whether a window at these rows and columns is to be read; all are.
 
     Yields:
-        ``[K, rows, W]``; all of them together have the image's rows.
+        The first row, and ``[K, rows, columns]`` that follow the ones before; NaN where no window was read. Rows on
+        which there is none may be left out.
     """
     window = fall_back_tuple(inferer.roi_size, size)
     overlaps = inferer.overlap if isinstance(inferer.overlap, (list, tuple)) else [inferer.overlap] * 2
@@ -57,17 +62,30 @@ def window_rows(
         n if n == whole else max(1, int(n * (1 - overlap)))
         for n, whole, overlap in zip(window, size, overlaps, strict=True)
     )
-    places = dense_patch_slices(size, window, steps)
+    begin, stop = columns or (0, size[1])
+    places = [one for one in dense_patch_slices(size, window, steps) if one[1].start < stop and one[1].stop > begin]
+    left, right = min(one[1].start for one in places), max(one[1].stop for one in places)
+    kept = slice(begin - left, stop - left)
+    if wanted is not None:
+        places = [one for one in places if wanted(*one)]
     weights: Tensor | None = None
     first, end = 0, 0  # rows of the image that are in memory
     image = sums = counts = torch.empty(0)
-    for start in range(0, len(places), inferer.sw_batch_size):
+    start = 0
+    while start < len(places):
         batch = places[start : start + inferer.sw_batch_size]
+        # Windows beyond a gap wait: the rows between are not to be read.
+        batch = [one for one in batch if one[0].start <= batch[0][0].stop]
+        if batch[0][0].start > end:
+            first = end = batch[0][0].start
         if batch[-1][0].stop > end:
-            added = read(end, batch[-1][0].stop)
-            image = added if end == 0 else torch.cat([image, added], dim=1)
+            added = read(slice(end, batch[-1][0].stop), slice(left, right))
+            image = added if end == first else torch.cat([image, added], dim=1)
             end = batch[-1][0].stop
-        parts = [image[:, rows.start - first : rows.stop - first, columns] for rows, columns in batch]
+        parts = [
+            image[:, rows.start - first : rows.stop - first, place.start - left : place.stop - left]
+            for rows, place in batch
+        ]
         out = function(torch.stack(parts))
         if weights is None:
             weights = compute_importance_map(
@@ -75,17 +93,22 @@ def window_rows(
             )[None]
         out *= weights
         if not sums.numel():
-            sums = image.new_zeros(out.shape[1], 0, size[1])
-            counts = image.new_zeros(1, 0, size[1])
+            sums = image.new_zeros(out.shape[1], 0, right - left)
+            counts = image.new_zeros(1, 0, right - left)
         if (missing := end - first - sums.shape[1]) > 0:
             sums, counts = (F.pad(one, (0, 0, 0, missing)) for one in (sums, counts))
-        for (rows, columns), values in zip(batch, out, strict=True):
-            place = (slice(None), slice(rows.start - first, rows.stop - first), columns)
-            sums[place] += values
-            counts[place] += weights
-        following = places[start + len(batch)][0].start if start + len(batch) < len(places) else size[0]
+        for (rows, place), values in zip(batch, out, strict=True):
+            where = (
+                slice(None),
+                slice(rows.start - first, rows.stop - first),
+                slice(place.start - left, place.stop - left),
+            )
+            sums[where] += values
+            counts[where] += weights
+        start += len(batch)
+        following = min(places[start][0].start if start < len(places) else size[0], end)
         if following > first:
             done = following - first
-            yield sums[:, :done] / counts[:, :done]
+            yield first, (sums[:, :done] / counts[:, :done])[..., kept]
             image, sums, counts = (one[:, done:].clone() for one in (image, sums, counts))
             first = following

@@ -83,6 +83,45 @@ KINDS = {
             "subject": _SUBJECT,
         },
     ),
+    "slides": Kind(
+        "slides",
+        "whole-slide images with annotations of the same name: QuPath's GeoJSON or Aperio ImageScope's XML",
+        {
+            "mpp": {
+                "type": float,
+                "default": 0.5,
+                "help": "micrometres per pixel of the images that are cut from slides (default 0.5, which is 20x)",
+            },
+            "tile": {"type": int, "default": 1024, "help": "most pixels along a side of an image (default 1024)"},
+            "classes": {
+                **_CLASSES,
+                "help": "makes classes of the annotations' classes: background=Stroma tumor=Tumor ignore=Necrosis; "
+                "'rest' is all others, 'unclassified' those without a class; classes are numbered as given",
+            },
+            "region": {
+                "nargs": "+",
+                "default": ["Region*"],
+                "metavar": "NAME",
+                "help": "classes of annotations in which everything is annotated, so that what nothing covers there is "
+                "background (default Region*)",
+            },
+            "overlap": {
+                "choices": ("smallest", "last", "ignore", "refuse"),
+                "default": "smallest",
+                "help": "whose the pixels are that annotations of several classes cover: of the smallest (default), "
+                "of the last in the file, ignored, or refused",
+            },
+            "slide_mpp": {
+                "type": float,
+                "help": "micrometres per pixel of the slides' finest level, for slides that do not state it",
+            },
+            "subject": {
+                **_SUBJECT,
+                "help": "finds the patient in a slide's path, by its first group if it has one, such as "
+                "'(TCGA-..-....)'; default: each slide is a patient of its own",
+            },
+        },
+    ),
     "volumes": Kind(
         "volume_folder",
         "NIfTI, NRRD or MetaImage volumes with label volumes (images/ and labels/, imagesTr/ and labelsTr/, x_seg "

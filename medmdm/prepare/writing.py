@@ -15,6 +15,7 @@ from medmdm.data.lists import SECTIONS, load_data_list
 from medmdm.data.validity import size_text
 from medmdm.errors import UserError, refuse_full_disk, when_interrupted
 from medmdm.files import claim, sweep_temporaries, text_hash
+from medmdm.labels import IGNORE
 from medmdm.prepare.journal import Journal, write_if_changed
 from medmdm.prepare.preparation import Preparation, SourceCase
 from medmdm.progress import followed
@@ -109,7 +110,11 @@ def _report(plan: Preparation, journal: Journal, made: int) -> str:
     pixels = _pixels(every)
     if pixels:
         classes = plan.information.get("labels", {}).items()
-        shares = (f"{number} {name} {pixels[str(number)] / pixels.total():.1%}" for name, number in classes)
+        shares = (
+            f"{number} {name} {pixels[str(number)] / pixels.total():.1%}"
+            for name, number in classes
+            if number != IGNORE
+        )
         lines += ["", "classes: " + ", ".join(shares)]
     outlined = [facts for facts in every if "regions" in facts]
     if outlined:

@@ -20,6 +20,7 @@ from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate, to_config
+from medmdm.data.files.slides import is_slide
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, counted, when_interrupted
 from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
@@ -35,6 +36,7 @@ from medmdm.segment.journal import BOXES, Journal
 from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.postprocessing import Postprocessing, boxes
+from medmdm.segment.slides import segment_slide
 
 logger = logging.getLogger(__name__)
 
@@ -276,6 +278,13 @@ def segment_all(
     sweep_temporaries(folder)
 
     def segment(engine: Engine, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not isinstance(entry["image"], list) and is_slide(entry["image"]):
+            slide = segment_slide(entry, reader, predictor, postprocess, outputs)
+            masks.append(folder / slide.found.files["prediction"])
+            if journal is not None:
+                journal.note(slide.case, slide.found, slide.tissue, slide=slide.facts)
+            progress.tick()
+            return [{"foreground": float(np.count_nonzero(slide.found.mask) / slide.found.mask.size)}]
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])

@@ -53,12 +53,19 @@ class Journal:
             missing = "its file does not say what its training images looked like (medmdm 0.2 and later write that)"
             logger.info("Images are not compared with what the segmenter learnt from: %s.", missing)
 
-    def note(self, case: LoadedCase, found: Predicted) -> None:
-        """Note a case that was segmented; warn, in one sentence, where it is unlike what was learnt from."""
+    def note(self, case: LoadedCase, found: Predicted, seen: LoadedCase | None = None, **facts: Any) -> None:
+        """Note a case that was segmented; warn, in one sentence, where it is unlike what was learnt from.
+
+        Args:
+            case: as it was read.
+            found: what was made of it.
+            seen: what of it is compared, the tissue of a slide; None for all.
+            facts: also noted.
+        """
         name, files = self.pseudonyms.clean(case.name), list(found.files.values())
         if len(self.images) < self.overlays:
             files.append(draw_overlay(self.run.path, case, found.mask, found.instances))
-        departures = [] if self.known is None else unlike(appearance(case), self.known)
+        departures = [] if self.known is None else unlike(appearance(seen or case), self.known)
         if departures:
             self.told += 1
             logger.warning("%s is unlike the images that were learnt from: %s.", case.name, "; ".join(departures))
@@ -79,6 +86,7 @@ class Journal:
             "spacing": None if case.spacing is None else [float(n) for n in case.spacing],
             "files": written,
             "unlike_training": departures,
+            **facts,
         }
 
     def all_boxes(self, table: pd.DataFrame | None, made: bool) -> pd.DataFrame | None:

@@ -44,7 +44,7 @@ def test_the_bits_of_monai(size: tuple[int, int], window: object, overlap: objec
     inferer, model = SlidingWindowInferer(window, batch, overlap, mode), network()  # type: ignore[arg-type]
     with torch.no_grad():
         expected = inferer(image[None], model)[0]
-        rows = list(window_rows(lambda first, end: image[:, first:end], size, inferer, model))
+        rows = [part for _, part in window_rows(lambda *place: image[(slice(None), *place)], size, inferer, model)]
     assert torch.equal(torch.cat(rows, dim=1), expected)
 
 
@@ -76,12 +76,13 @@ def test_masks_and_maps_are_those_of_the_whole_image(uncertainty: bool, flips: t
 def test_few_rows_are_in_memory() -> None:
     read, held = [], []
 
-    def rows(first: int, end: int) -> Tensor:
-        read.append(end)
-        return torch.zeros(3, end - first, 64)
+    def rows(place: slice, columns: slice) -> Tensor:
+        read.append(place.stop)
+        return torch.zeros(3, place.stop - place.start, columns.stop - columns.start)
 
     finished = 0
-    for part in window_rows(rows, (4000, 64), SlidingWindowInferer((32, 32), 4, 0.25, "gaussian"), network()):
+    for first, part in window_rows(rows, (4000, 64), SlidingWindowInferer((32, 32), 4, 0.25, "gaussian"), network()):
+        assert first == finished
         finished += part.shape[1]
         held.append(read[-1] - finished)
     assert finished == 4000

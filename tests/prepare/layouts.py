@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.made_slides import tissue_in, write_slide
 from tests.written import picture
 
 
@@ -115,6 +116,31 @@ def coco(root: Path) -> Path:
     }
     (root / "annotations").mkdir()
     (root / "annotations" / "instances_default.json").write_text(json.dumps(content))
+    return root
+
+
+def slides(root: Path) -> Path:
+    """Three slides: two annotated in QuPath, one in ImageScope."""
+    root.mkdir(parents=True, exist_ok=True)
+
+    def feature(name: str, *corners: float) -> dict:
+        ring = [*rectangle(*corners), rectangle(*corners)[0]]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": name}}}
+
+    for name in "abc":
+        write_slide(root / f"{name}.tif", (620, 900), tissue_in(620, 900), "plain")
+    drawn = [feature("Region*", 150, 200, 500, 460), feature("Tumor", 200, 250, 300, 330)]
+    for name in "ab":
+        (root / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": drawn}))
+    layers = (("Region*", (150, 200, 500, 460)), ("Tumor", (330, 260, 420, 400)))
+    text = "".join(
+        f'<Annotation Id="{i}" Name="{name}"><Regions><Region Id="1" Type="0"><Vertices>'
+        + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in rectangle(*corners))
+        + "</Vertices></Region></Regions></Annotation>"
+        for i, (name, corners) in enumerate(layers, 1)
+    )
+    (root / "c.xml").write_text(f"<Annotations>{text}</Annotations>")
     return root
 
 

@@ -28,12 +28,19 @@ class Region:
         vertices: ``[n, 2]`` floats, x and y in pixels; (0, 0) is the corner of the first pixel, not its centre.
         negative: whether it is a hole (``NegativeROA="1"``).
         area: the area in pixels that the file states, ``None`` where it states none.
+        layer: the name of the layer (``Annotation``) that it is in, empty where that has none.
+        layer_number: of the layer, from 0 in the order of the file.
+        shape: what was drawn, as ImageScope numbers it: 0 a closed line, 1 a rectangle, 2 an ellipse, 3 an arrow,
+            4 a ruler; ``None`` where the file does not say.
     """
 
     identifier: str
     vertices: np.ndarray
     negative: bool = False
     area: float | None = None
+    layer: str = ""
+    layer_number: int = 0
+    shape: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,8 @@ class _Handler:
     regions: list[Region] = field(default_factory=list)
     microns_per_pixel: float | None = None
     _depth: int = 0
+    _layer: str = ""
+    _layers: int = 0
     _region: dict[str, str] | None = None
     _vertices: list[tuple[float, float]] = field(default_factory=list)
 
@@ -164,6 +173,8 @@ class _Handler:
             self.microns_per_pixel = _positive(size)
             if self.microns_per_pixel is None and size.strip(" 0.,"):
                 warn_once(f"{self.path.name} gives MicronsPerPixel as {size!r}, which is no size of pixels")
+        elif tag == "Annotation":
+            self._layer, self._layers = attributes.get("Name", "").strip(), self._layers + 1
         elif tag == "Region":
             self._region, self._vertices = attributes, []
         elif tag == "Vertex" and self._region is not None:
@@ -178,6 +189,9 @@ class _Handler:
                     vertices=np.array(self._vertices, float).reshape(-1, 2),
                     negative=self._region.get("NegativeROA", "0").strip() == "1",
                     area=_positive(self._region.get("Area")),
+                    layer=self._layer,
+                    layer_number=max(0, self._layers - 1),
+                    shape=int(shape) if (shape := self._region.get("Type", "").strip()).isdecimal() else None,
                 )
             )
             self._region = None

@@ -19,6 +19,8 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+#: Of slides, whatever the file holds; TIFF and DICOM may be slides too (:func:`medmdm.data.files.slides.is_slide`).
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 DICOM_START = 1024  # bytes that tell what a DICOM file is
 # SOP classes: structures and plans of radiotherapy, presentation states, reports, waveforms, documents, raw data,
@@ -87,8 +89,8 @@ def is_volume(path: str | os.PathLike[str]) -> bool:
 
 
 def volume_stem(path: PurePath) -> str:
-    """Return the name without its suffix: ``a.nii.gz`` → ``a``; a folder's name as it is."""
-    for suffix in (".nii.gz", *VOLUME_SUFFIXES):
+    """Return the name without its suffix: ``a.nii.gz`` and ``a.ome.tif`` → ``a``; a folder's name as it is."""
+    for suffix in (".nii.gz", ".ome.tif", ".ome.tiff", *VOLUME_SUFFIXES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name if isinstance(path, Path) and path.is_dir() else path.stem
