@@ -27,7 +27,7 @@ def _texture() -> np.ndarray:
     y, x = np.mgrid[: _PERIOD[0], : _PERIOD[1]].astype(np.float32)
     cells = (np.sin(y / 5.3) * np.sin(x / 7.1) > 0.45)[..., None]
     slow = (12 * np.sin(y / 310 + x / 170))[..., None]
-    plain = np.where(cells, np.float32([96, 70, 150]), np.float32([205, 130, 180]))
+    plain = np.where(cells, np.array([96, 70, 150], np.float32), np.array([205, 130, 180], np.float32))
     return np.clip(plain + slow, 0, 255).astype(np.uint8)
 
 
@@ -43,7 +43,7 @@ def tissue_in(height: int, width: int, share: float = 0.5) -> Paint:
         radius = np.sqrt(share / np.pi)
         y, x = (rows / height - 0.55) / (0.8 * radius), (columns / width - 0.4) / (1.25 * radius)
         inside = (y[:, None] ** 2 + x**2 < 1)[..., None]
-        glass = np.uint8([244, 243, 245])
+        glass = np.array([244, 243, 245], np.uint8)
         if not inside.any():
             return np.broadcast_to(glass, (len(rows), len(columns), 3))
         return np.where(inside, tissue_everywhere(rows, columns), glass)
