@@ -76,7 +76,7 @@ def write_slide(
         levels: how many.
     """
 
-    def tiles(step: int) -> Iterator[np.ndarray | bytes]:
+    def tiles(step: int) -> Iterator[bytes]:
         height, width = (-(-n // step) for n in shape)
         for row in range(0, height, TILE):
             for column in range(0, width, TILE):
@@ -89,7 +89,7 @@ def write_slide(
                     continue
                 part = np.zeros((TILE, TILE, 3), np.uint8)
                 part[:h, :w] = pixels
-                yield _jpeg(part) if kind == "aperio" else part
+                yield _jpeg(part) if kind == "aperio" else zlib.compress(part.tobytes(), 1)
 
     with tifffile.TiffWriter(path, bigtiff=True, ome=kind == "ome") as file:
         for number in range(levels):
@@ -110,9 +110,11 @@ def write_slide(
                 options["description"] = text + (f" |AppMag = 20|MPP = {mpp}" if number == 0 else "")
             file.write(
                 tiles(2**number), shape=(*size, 3), dtype="uint8", tile=(TILE, TILE), photometric="rgb",
-                compression="adobe_deflate", compressionargs={"level": 1}, **options,
+                compression="adobe_deflate", **options,
             )  # fmt: skip
-    if kind == "aperio":  # tifffile writes the tiles as they are, but has no JPEG of its own: the entries are corrected
+    if (
+        kind == "aperio"
+    ):  # tifffile writes tiles as they are given, but has no JPEG of its own: the entries are corrected
         with tifffile.TiffFile(path, mode="r+b") as file:
             for page in file.pages:
                 page.tags["Compression"].overwrite(7)
