@@ -124,7 +124,7 @@ def _in_folders(root: Path, masks: Iterable[Path]) -> str:
 
 
 def _instead(root: Path, masks: Sequence[Path], others: Counter[str]) -> str:
-    suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, "DICOM"))
+    suffixes = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *SLIDE_SUFFIXES, "DICOM"))
     if masks:
         return (
             f"all {len(masks)} image files in it have names of masks (such as *_mask.png, or a folder named labels)"

@@ -65,8 +65,8 @@ def test_links_are_followed_and_loops_end(write_png, tmp_path):
 def test_what_is_wrong_is_said(tmp_path):
     refused(r"gone does not exist", find_images, tmp_path / "gone")
     refused("holds no image: it is empty", find_images, tmp_path)
-    for name in ("1.svs", "2.svs", "x.csv"):
+    for name in ("1.czi", "2.czi", "x.csv"):
         (tmp_path / name).touch()
-    refused(r"holds no image: it was searched for .* and has 2 \.svs, 1 \.csv instead", find_images, tmp_path)
+    refused(r"holds no image: it was searched for .* and has 2 \.czi, 1 \.csv instead", find_images, tmp_path)
     assert find_images(tmp_path, may_be_empty=True).images == ()
     refused(r"x\.csv is a file", find_images, Path(tmp_path, "x.csv"))
