@@ -27,7 +27,7 @@ def _texture() -> np.ndarray:
     y, x = np.mgrid[: _PERIOD[0], : _PERIOD[1]].astype(np.float32)
     cells = (np.sin(y / 5.3) * np.sin(x / 7.1) > 0.45)[..., None]
     slow = (12 * np.sin(y / 310 + x / 170))[..., None]
-    plain = np.where(cells, np.float32([96, 70, 150]), np.float32([205, 130, 180]))
+    plain = np.where(cells, np.array([96, 70, 150], np.float32), np.array([205, 130, 180], np.float32))
     return np.clip(plain + slow, 0, 255).astype(np.uint8)
 
 
@@ -43,7 +43,7 @@ def tissue_in(height: int, width: int, share: float = 0.5) -> Paint:
         radius = np.sqrt(share / np.pi)
         y, x = (rows / height - 0.55) / (0.8 * radius), (columns / width - 0.4) / (1.25 * radius)
         inside = (y[:, None] ** 2 + x**2 < 1)[..., None]
-        glass = np.uint8([244, 243, 245])
+        glass = np.array([244, 243, 245], np.uint8)
         if not inside.any():
             return np.broadcast_to(glass, (len(rows), len(columns), 3))
         return np.where(inside, tissue_everywhere(rows, columns), glass)
@@ -76,7 +76,7 @@ def write_slide(
         levels: how many.
     """
 
-    def tiles(step: int) -> Iterator[np.ndarray | bytes]:
+    def tiles(step: int) -> Iterator[bytes]:
         height, width = (-(-n // step) for n in shape)
         for row in range(0, height, TILE):
             for column in range(0, width, TILE):
@@ -89,7 +89,7 @@ def write_slide(
                     continue
                 part = np.zeros((TILE, TILE, 3), np.uint8)
                 part[:h, :w] = pixels
-                yield _jpeg(part) if kind == "aperio" else part
+                yield _jpeg(part) if kind == "aperio" else zlib.compress(part.tobytes(), 1)
 
     with tifffile.TiffWriter(path, bigtiff=True, ome=kind == "ome") as file:
         for number in range(levels):
@@ -110,9 +110,11 @@ def write_slide(
                 options["description"] = text + (f" |AppMag = 20|MPP = {mpp}" if number == 0 else "")
             file.write(
                 tiles(2**number), shape=(*size, 3), dtype="uint8", tile=(TILE, TILE), photometric="rgb",
-                compression="adobe_deflate", compressionargs={"level": 1}, **options,
+                compression="adobe_deflate", **options,
             )  # fmt: skip
-    if kind == "aperio":  # tifffile writes the tiles as they are, but has no JPEG of its own: the entries are corrected
+    if (
+        kind == "aperio"
+    ):  # tifffile writes tiles as they are given, but has no JPEG of its own: the entries are corrected
         with tifffile.TiffFile(path, mode="r+b") as file:
             for page in file.pages:
                 page.tags["Compression"].overwrite(7)

@@ -78,16 +78,13 @@ def halved(store: Any, name: str, finest: Any) -> list[Any]:
     return levels
 
 
-def write_ome_tiff(
-    path: str | os.PathLike[str], levels: Sequence[Any], mpp: tuple[float, float], names: Sequence[str] = ()
-) -> None:
+def write_ome_tiff(path: str | os.PathLike[str], levels: Sequence[Any], mpp: tuple[float, float]) -> None:
     """Write a pyramid tile by tile, atomically: deflated, the coarser levels in sub-IFDs, as OME-TIFF 6 has it.
 
     Args:
         path: ``.ome.tif``.
         levels: arrays ``[H, W]`` or ``[C, H, W]`` of one type, the finest first.
         mpp: µm between its rows, and between its columns.
-        names: of the channels.
     """
     path = Path(path)
     finest = levels[0]
@@ -95,8 +92,6 @@ def write_ome_tiff(
     metadata: dict[str, Any] = {"axes": "YX" if finest.ndim == 2 else "CYX", **sizes, "Name": path.name}
     # Else tifffile draws one, and the same result would be other bytes.
     metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{path.name} {finest.shape} {mpp}"))
-    if names:
-        metadata["Channel"] = {"Name": list(names)}
     with atomic_file(path) as file, tifffile.TiffWriter(file, bigtiff=True, ome=True) as writer:
         for number, level in enumerate(levels):
             options = {"subfiletype": 1, "metadata": None} if number else {"subifds": len(levels) - 1}

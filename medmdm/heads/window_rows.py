@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -63,17 +65,21 @@ def window_rows(
         for n, whole, overlap in zip(window, size, overlaps, strict=True)
     )
     begin, stop = columns or (0, size[1])
-    places = [one for one in dense_patch_slices(size, window, steps) if one[1].start < stop and one[1].stop > begin]
-    left, right = min(one[1].start for one in places), max(one[1].stop for one in places)
+    # Along each axis by itself: a slide has millions of windows, which are not listed.
+    down, across = (
+        [one[0] for one in dense_patch_slices((n,), (side,), (step,))]
+        for n, side, step in zip(size, window, steps, strict=True)
+    )
+    across = [one for one in across if one.start < stop and one.stop > begin]
+    left, right = across[0].start, across[-1].stop
     kept = slice(begin - left, stop - left)
-    if wanted is not None:
-        places = [one for one in places if wanted(*one)]
+    places = (one for one in itertools.product(down, across) if wanted is None or wanted(*one))
+    waiting = deque(itertools.islice(places, inferer.sw_batch_size + 1))
     weights: Tensor | None = None
     first, end = 0, 0  # rows of the image that are in memory
     image = sums = counts = torch.empty(0)
-    start = 0
-    while start < len(places):
-        batch = places[start : start + inferer.sw_batch_size]
+    while waiting:
+        batch = list(waiting)[: inferer.sw_batch_size]
         # Windows beyond a gap wait: the rows between are not to be read.
         batch = [one for one in batch if one[0].start <= batch[0][0].stop]
         if batch[0][0].start > end:
@@ -105,8 +111,10 @@ def window_rows(
             )
             sums[where] += values
             counts[where] += weights
-        start += len(batch)
-        following = min(places[start][0].start if start < len(places) else size[0], end)
+        for _ in batch:
+            waiting.popleft()
+            waiting.extend(itertools.islice(places, 1))
+        following = min(waiting[0][0].start if waiting else size[0], end)
         if following > first:
             done = following - first
             yield first, (sums[:, :done] / counts[:, :done])[..., kept]

@@ -28,6 +28,7 @@ from medmdm.segment.postprocessing import PostProcess, Postprocessing
 
 logger = logging.getLogger(__name__)
 
+_OVERLAY = 1024  # pixels along the longer side of what is drawn and compared, less than twice that
 _SCRATCH = ".slide_scratch"  # in the folder of the masks; one that a killed run left is made anew
 
 
@@ -100,10 +101,12 @@ def segment_slide(
                 shares = halved(store, "probabilities", made["probabilities"])
                 write_ome_tiff(Path(outputs.folder) / files["probabilities"], shares, grid.mpp)
             mask = masks[-1][:]
+    step = max(1, max(tissue.shape) // _OVERLAY)
+    overview, tissue_there = (np.ascontiguousarray(one[..., ::step, ::step]) for one in (overview, tissue))
     small, digest = scale(torch.from_numpy(overview)), slide_hash(entry["image"])
     spacing, shape = (grid.mpp[0] / 1000, grid.mpp[1] / 1000), (grid.height, grid.width)
     case = LoadedCase(entry, [_example(small, name)], (), None, None, shape, (digest, digest), spacing, overview)
-    seen = small[:, torch.from_numpy(tissue)][:, None] if tissue.any() else small
+    seen = small[:, torch.from_numpy(tissue_there)][:, None] if tissue_there.any() else small
     facts = {
         "size": list(shape), "mpp": list(grid.mpp), "level": grid.level, "tissue": round(float(tissue.mean()), 4),
         "intensities": how,

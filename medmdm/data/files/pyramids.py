@@ -97,9 +97,11 @@ class _TiffPyramid:
         Raises:
             UserError: the pixels are not 8-bit grey or RGB, upright.
         """
+        if (count := len(self.file.series[0].levels[0].pages)) > 1:
+            raise UserError(f"{self.path} is a slide of {count} pages, channels or planes: one of 8-bit RGB is read.")
         for page in self.pages:
             grey_or_rgb = (page.photometric, page.samplesperpixel) in ((1, 1), (2, 3), (2, 4), (6, 3))
-            if page.dtype != np.uint8 or page.planarconfig != 1 or not grey_or_rgb or self.file.series[0].ndim > 3:
+            if page.dtype != np.uint8 or page.planarconfig != 1 or not grey_or_rgb:
                 raise UserError(
                     f"{self.path} is a slide of {page.samplesperpixel} x {page.bitspersample} bits: 8-bit grey and RGB "
                     "are read."

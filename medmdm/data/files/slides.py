@@ -274,7 +274,10 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
     from scipy.ndimage import binary_dilation  # slow to import, as scikit-image is
     from skimage.filters import threshold_otsu
 
-    density = -np.log10((image.astype(np.float32) + 1) / 256).mean(axis=0)
+    table = -np.log10(np.arange(1, 257, dtype=np.float32) / 256) / len(image)
+    density = table[image[0]]
+    for channel in image[1:]:  # in place, one at a time: the overview of a large slide is large too
+        density += table[channel]
     threshold = np.clip(threshold_otsu(density) if density.min() < density.max() else 0, *_DENSITY)
     mask: np.ndarray = binary_dilation(density > threshold, np.ones((3, 3)))
     return mask

@@ -141,6 +141,11 @@ def test_refused(tmp_path: Path) -> None:
             file.write(
                 np.zeros((64 // step, 64 // step, 3), np.uint16), tile=(16, 16), photometric="rgb", metadata=None
             )
+    with tifffile.TiffWriter(tmp_path / "channels.ome.tif") as file:
+        channels = {"tile": (16, 16), "photometric": "minisblack"}
+        file.write(np.zeros((3, 64, 64), np.uint8), subifds=1, metadata={"axes": "CYX"}, **channels)
+        file.write(np.zeros((3, 32, 32), np.uint8), subfiletype=1, **channels)
+    refused("of 3 pages, channels or planes", Slide, tmp_path / "channels.ome.tif", 0.001)
     refused("3 x 16 bits", Slide, tmp_path / "deep.tif", 0.001)
 
 
