@@ -15,7 +15,7 @@ OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 def pixels_of(path: Path) -> ElementTree.Element:
     with tifffile.TiffFile(path) as file:
-        assert file.is_ome and file.ome_metadata is not None
+        assert file.ome_metadata is not None
         found = ElementTree.fromstring(file.ome_metadata).find(f"{OME}Image/{OME}Pixels")
     assert found is not None
     return found
