@@ -21,7 +21,7 @@ from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, counted, when_interrupted
-from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
+from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
@@ -313,7 +313,7 @@ def segment_all(
     logger.info("%s in %s", counted(len(masks), "mask"), folder / "predictions")
     for kind in FOR_ALL:
         form = next((form for form in for_all if isinstance(form, kind)), None)
-        content = None if form is None else pieces[kind.file]
+        content: Mapping[str, Any] | None = None if form is None else pieces[kind.file]
         if journal is not None:
             content = journal.merged(form or kind(), content)
         if content:

@@ -92,8 +92,7 @@ class GeoJSON(CaseFormat):
             parts = [part for part in shapely.get_parts(simpler) if part.geom_type == "Polygon" and not part.is_empty]
             if parts:  # what is smaller than the tolerance stays as it is
                 shape = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-        rows, columns = corner
-        moved = shapely.transform(shape, lambda points: points + (columns, rows))
+        moved = shapely.transform(shape, lambda points: points + np.asarray(corner)[::-1])
         mapping: dict[str, Any] = shapely.geometry.mapping(moved)
         return {"type": mapping["type"], "coordinates": _plain(mapping["coordinates"])}
 
