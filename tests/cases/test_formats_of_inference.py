@@ -6,7 +6,9 @@ two of a kind, no format at all, `apply_to` of mdm_segment.
 
 import json
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,8 +18,10 @@ import tifffile
 from medmdm.data.files.pictures import read_image
 from tests.bundle_runs import Run
 from tests.cases.test_outputs_of_inference import FOUND, names, record_of
+from tests.data.dicom_files import write_series
 from tests.data.test_outlines import rasterised
 from tests.segment.conftest import pictures, refused, run  # noqa: F401 - fixtures
+from tests.segment.test_workflow import volumes  # noqa: F401 - fixture
 from tests.written import picture, write_nifti
 
 ALL = [
@@ -106,3 +110,33 @@ def test_without_formats_nothing_else_is_written(run: Run, tmp_path: Path) -> No
     run("mdm_infer", segmenter=str(tmp_path / "run" / "segmenter.pt"), output_dir=str(tmp_path / "out"))
     assert {Path(name).suffix for name in names(tmp_path / "out" / "predictions")} == {".png"}
     assert not {"objects.csv", "coco.json"} & names(tmp_path / "out")
+
+
+def test_a_dicom_series_gets_its_seg(run: Run, tmp_path: Path, volumes: dict[str, Any]) -> None:  # noqa: F811
+    hd, pydicom = pytest.importorskip("highdicom"), pytest.importorskip("pydicom")
+    run("mdm_segment", **volumes, report=False)
+    box = np.zeros((7, 24, 20), np.int16)  # slices, rows, columns; asymmetric
+    box[1:4, 3:14, 5:17] = 500
+    noisy = (box + np.random.default_rng(3).normal(100, 40, box.shape)).astype(np.int16)
+    orientation = (0.8, 0.6, 0, -0.6 * 0.28, 0.8 * 0.28, 0.96)
+    series = write_series(tmp_path / "dicom" / "p", noisy, orientation=orientation, tags={(0x0020, 0x0052): "1.2.9"})
+    settings = {"segmenter": str(tmp_path / "run" / "segmenter.pt"), "output_dir": str(tmp_path / "out")}
+    formats = [{"_target_": "medmdm.segment.DicomSeg"}, {"_target_": "medmdm.segment.ObjectTable"}]
+    run("mdm_infer", dataset_dir=str(tmp_path / "dicom"), write_formats=formats, **settings)
+    (image,) = record_of(tmp_path / "out")["images"]
+    assert "predictions/*.seg.dcm" in image["files"]
+    (path,) = (tmp_path / "out" / "predictions").glob("*.seg.dcm")
+    (nifti,) = (tmp_path / "out" / "predictions").glob("*.nii.gz")
+    mask = np.asarray(nib.load(nifti).dataobj)
+    found = mask[5:17, 3:14, 1:4]
+    assert found.mean() > 0.8
+    assert mask.mean() < 0.5
+    headers = [pydicom.dcmread(file) for file in series.glob("*.dcm")]
+    normal = np.cross(orientation[:3], orientation[3:])
+    headers.sort(key=lambda header: float(np.dot(normal, header.ImagePositionPatient)))
+    uids = [header.SOPInstanceUID for header in headers]
+    frames = hd.seg.segread(path).get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    np.testing.assert_array_equal(frames[..., 0], np.swapaxes(mask, 0, 2))
+    objects = pd.read_csv(tmp_path / "out" / "objects.csv")
+    assert objects["voxels"].sum() == np.count_nonzero(mask)
+    np.testing.assert_allclose(objects["volume_mm3"], objects["voxels"] * 0.9 * 0.7 * 3, rtol=1e-4)

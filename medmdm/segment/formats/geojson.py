@@ -25,7 +25,8 @@ class GeoJSON(CaseFormat):
 
     Coordinates are pixels of the image's file (of a case that is a region, of the whole picture), x to the right and y
     down, (0, 0) the corner of the first pixel. Not simplified, polygons run along the edges of the pixels and
-    rasterising gives the mask back. Needs shapely (``pip install 'medmdm[interop]'``).
+    rasterising gives the mask back. The mean probability is among the measurements where another format has the
+    probabilities kept. Needs shapely (``pip install 'medmdm[interop]'``).
 
     Args:
         simplify: by how many pixels an outline may leave the pixels' edges, to have fewer vertices
