@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -85,6 +86,7 @@ class DicomSeg(CaseFormat):
         from pydicom.sr.codedict import codes
         from pydicom.uid import PYDICOM_ROOT_UID, generate_uid
 
+        logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of each module that it copies
         classes, sha256 = made.origin.foreground, made.origin.sha256
         numbers = np.zeros(256, np.uint8)  # segments are numbered from 1 on without gaps
         for segment, number in enumerate(classes, start=1):
