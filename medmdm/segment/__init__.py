@@ -2,6 +2,7 @@
 
 from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
 from medmdm.segment.evaluation import Outputs
+from medmdm.segment.formats import COCO, DicomSeg, GeoJSON, ObjectTable, OMETiff
 from medmdm.segment.grid import Grid
 from medmdm.segment.label_plan import LabelPlanner
 from medmdm.segment.labelled_data import LabelledData
@@ -11,6 +12,7 @@ from medmdm.segment.study import Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [
-    "Evaluation", "Grid", "Inference", "LabelPlanner", "LabelledData", "OpenSegmenter", "Outputs", "PostProcess",
-    "ReconstructionError", "Segmentation", "Study", "open_segmenter",
+    "COCO", "DicomSeg", "Evaluation", "GeoJSON", "Grid", "Inference", "LabelPlanner", "LabelledData", "OMETiff",
+    "ObjectTable", "OpenSegmenter", "Outputs", "PostProcess", "ReconstructionError", "Segmentation", "Study",
+    "open_segmenter",
 ]  # fmt: skip

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
@@ -23,7 +22,7 @@ from medmdm.components import instantiate, to_config
 from medmdm.data.files.slides import is_slide
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, counted, when_interrupted
-from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
+from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
@@ -32,14 +31,20 @@ from medmdm.reports import Report
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import Outputs, evaluate
-from medmdm.segment.journal import BOXES, Journal
+from medmdm.segment.formats.base import CaseFormat, Origin, RunFormat, Segmented
+from medmdm.segment.formats.coco import COCO
+from medmdm.segment.formats.tables import BoxTable, ObjectTable
+from medmdm.segment.journal import Journal
 from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.labelled_data import LabelledData
-from medmdm.segment.postprocessing import Postprocessing, boxes
+from medmdm.segment.postprocessing import Postprocessing
 from medmdm.segment.slides import segment_slide
 
 logger = logging.getLogger(__name__)
+_Kind = TypeVar("_Kind")
 
+#: Those with one file for all images.
+FOR_ALL = (BoxTable, ObjectTable, COCO)
 OF_IMAGES = ("ledger", "images")  # of a segmenter's task: what it was fitted to, which is no setting
 
 
@@ -245,18 +250,28 @@ class Inference:
         predictor = self.segmenter.predictor(self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         self.outputs.refuse_sources(entries)
+        postprocess = self.segmenter.settled(self.postprocess)
+        origin = origin_of(self.segmenter.task["class_names"], self.segmenter.path, postprocess)
+        for form in self.outputs.formats:
+            form.check(entries, origin.class_names)
         record = self.segmenter.run_folder(self.outputs.folder, self.config)
         record.open()
         where = Path(self.outputs.folder) / "predictions"
         when_interrupted(f"{where} keeps the masks that are written; the same command writes them all anew.")
         journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
         try:
-            settings = self.segmenter.settled(self.postprocess), self.outputs, self.handlers, journal
-            masks = segment_all(entries, self.reader, predictor, *settings)
+            masks = segment_all(
+                entries, self.reader, predictor, postprocess, self.outputs, origin, self.handlers, journal
+            )
         finally:
             journal.save()
         record.finish(0)
         return masks
+
+
+def origin_of(class_names: Sequence[str], path: str | os.PathLike[str], postprocess: Postprocessing) -> Origin:
+    """Return what segments the cases, ``path`` being the segmenter's file."""
+    return Origin(tuple(class_names), file_hash(Path(path)), getattr(postprocess, "background", 0))
 
 
 def segment_all(
@@ -265,15 +280,18 @@ def segment_all(
     predictor: Predictor,
     postprocess: Postprocessing,
     outputs: Outputs,
+    origin: Origin,
     handlers: Sequence[Any] = (),
     journal: Journal | None = None,
 ) -> list[Path]:
     """Write masks of cases whose labels, where there are any, are not looked at; return their paths.
 
-    ``handlers`` are attached as :class:`Inference` says; ``journal`` is told of each case.
+    ``handlers`` are attached as :class:`Inference` says; ``journal`` is told of each case; ``origin`` is what files for
+    other programs say of the segmenter.
     """
     folder, masks = Path(outputs.folder), list[Path]()
-    tables: list[pd.DataFrame] = []
+    for_all: list[RunFormat] = [*([BoxTable()] if outputs.boxes else []), *_of_kind(outputs.formats, RunFormat)]
+    pieces: dict[str, dict[str, Any]] = {form.file: {} for form in for_all}
     mark_outputs(folder / "predictions")
     sweep_temporaries(folder)
 
@@ -288,8 +306,12 @@ def segment_all(
         case = reader.read({key: value for key, value in entry.items() if key != "label"})
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
-        if outputs.boxes and found.instances is not None:
-            tables.append(boxes(case.in_place(found.instances), case.in_place(found.mask)).assign(case=case.name))
+        made = Segmented(folder, case, found.mask, found.instances, found.probabilities, origin)
+        for form in _of_kind(outputs.formats, CaseFormat):
+            found = replace(found, files={**found.files, **form.write(made)})
+        for every in for_all:
+            if (piece := every.describe(made)) is not None:
+                pieces[every.file][case.name] = piece
         if journal is not None:
             journal.note(case, found)
         progress.tick()
@@ -298,12 +320,27 @@ def segment_all(
     progress = Progress("predicting", len(entries))
     tell(handlers, segment, entries)
     logger.info("%s in %s", counted(len(masks), "mask"), folder / "predictions")
-    table = pd.concat(tables) if tables else None
-    if journal is not None:
-        table = journal.all_boxes(table, outputs.boxes)
-    if table is not None:
-        atomic_write(folder / BOXES, table_text(table))
+    _write_for_all(folder, for_all, pieces, journal)
     return masks
+
+
+def _write_for_all(
+    folder: Path, for_all: Sequence[RunFormat], pieces: Mapping[str, Mapping[str, Any]], journal: Journal | None
+) -> None:
+    """Write the files that tell of all cases together, with those of earlier sessions."""
+    for kind in FOR_ALL:
+        form = next((form for form in for_all if isinstance(form, kind)), None)
+        content: Mapping[str, Any] | None = None if form is None else pieces[kind.file]
+        if journal is not None:
+            content = journal.merged(form or kind(), content)
+        if content:
+            atomic_write(folder / kind.file, (form or kind()).text(content))
+        elif content is not None:
+            (folder / kind.file).unlink(missing_ok=True)  # nothing that it said is left
+
+
+def _of_kind(formats: Sequence[Any], kind: type[_Kind]) -> list[_Kind]:
+    return [form for form in formats if isinstance(form, kind)]
 
 
 def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:

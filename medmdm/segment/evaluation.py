@@ -22,6 +22,7 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
+from medmdm.segment.formats.base import CaseFormat, Format, RunFormat
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import Postprocessing
@@ -39,12 +40,14 @@ class Predicted:
         instances: numbers of objects, where the post-processing finds them.
         maps: ``[*spatial]`` float32 by name: ``uncertainty``, ``disagreement``, ``surprise``, those that were made.
         files: by kind, relative to the folder.
+        probabilities: ``[K, *spatial]``, where a format asks for them.
     """
 
     mask: np.ndarray
     instances: np.ndarray | None
     maps: Mapping[str, np.ndarray]
     files: Mapping[str, str]
+    probabilities: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Outputs:
         uncertainty: maps of entropy and of disagreement between the members of an ensemble.
         reconstruction_error: writes its maps; None for none. Images are read in the segmenter's windows.
         boxes: a table of the boxes of instances, where instances are found.
+        formats: of :mod:`medmdm.segment.formats`: what else is written of images whose labels are not looked at.
         report: the tables and pages of the report.
         study: the ``study.csv`` of a study, whose learning curve the report shows.
         label_plan: what more labels would give, see :class:`medmdm.segment.LabelPlanner`.
@@ -73,8 +77,16 @@ class Outputs:
     report: bool = True
     study: str | os.PathLike[str] | None = None
     label_plan: bool = False
+    formats: Sequence[Format] = ()
 
     def __post_init__(self) -> None:
+        for form in self.formats:
+            if not isinstance(form, (CaseFormat, RunFormat)):
+                given = f"write_formats holds {form!r}"
+                raise UserError(f'{given}: give a list of formats such as [{{"_target_": "medmdm.segment.GeoJSON"}}].')
+        kinds = [type(form).__name__ for form in self.formats]
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise UserError(f"write_formats names {sorted(twice)[0]} twice: its files would have the same names.")
         if self.study is not None and not Path(self.study).is_file():
             raise UserError(f"study names {self.study}, which does not exist: give the study.csv of a study.")
 
@@ -97,7 +109,8 @@ class Outputs:
         """Predict a case and write what was asked for."""
         if isinstance(predictor, FoldPredictor):
             postprocess = predictor.postprocess[case.name]
-        made = make_masks(case, predictor, postprocess, self.probabilities)
+        kept = any(form.needs_probabilities for form in self.formats)
+        made = make_masks(case, predictor, postprocess, self.probabilities or kept)
         mask, instances = made.mask, made.instances
         maps = {}
         if made.uncertainty is not None:
@@ -112,10 +125,10 @@ class Outputs:
             large = instances.max() > 65535 and case.slicing is None  # 16 bits are not enough for a PNG
             suffix = ".tif" if large else for_masks
             files["instances"] = self._write("_instances", instances, suffix, write_mask, case)
-        shares = {} if made.probabilities is None else {"probabilities": made.probabilities}
+        shares = {"probabilities": made.probabilities} if self.probabilities else {}
         for name, values in {**shares, **maps}.items():
             files[name] = self._write(f"_{name}", values, for_maps, write_map, case)
-        return Predicted(mask, instances, maps, files)
+        return Predicted(mask, instances, maps, files, made.probabilities if kept else None)
 
     def _write(self, kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path], case: LoadedCase) -> str:
         """Write on the source's grid; a case that is a part of a picture is written in place, 0 around it."""

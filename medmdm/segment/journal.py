@@ -7,20 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
 from medmdm.intact import save_record
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.folder import RunFolder
 from medmdm.segment.evaluation import Predicted
+from medmdm.segment.formats.base import RunFormat
 from medmdm.segment.likeness import appearance, unlike
 from medmdm.segment.overlays import draw_overlay
 
 logger = logging.getLogger(__name__)
 
-BOXES = "boxes.csv"
 _CASE = "*"  # stands for the case's name in the names of its files
 
 
@@ -89,25 +87,31 @@ class Journal:
             **facts,
         }
 
-    def all_boxes(self, table: pd.DataFrame | None, made: bool) -> pd.DataFrame | None:
-        """Return the boxes found now, and those found before of images that were not read again; None without any.
+    def merged(self, form: RunFormat, pieces: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return what a file for all cases holds: what was found now, and before in images that were not read again.
 
         Args:
-            table: found now.
-            made: whether boxes were looked for; if not, those of the same pixels stay.
+            form: of the file.
+            pieces: found now, by case; None if it was not asked for: then those of the same pixels stay.
+
+        Returns:
+            By case; None without a file that is there or asked for.
         """
-        path = self.run.path / BOXES
+        path = self.run.path / form.file
         if not path.is_file():
-            return table
+            return pieces or None
         try:
-            old = pd.read_csv(path, dtype={"case": str})
-            known = old["case"]
-        except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            old = form.read(path)
+        except (OSError, ValueError, KeyError) as error:  # pandas' and json's own errors are ValueErrors
             raise UserError(f"{path} is damaged ({error}): delete it, and the same command writes it anew.") from error
         digests = {name: image["pixels_sha256"] for name, image in self.images.items()}
-        replaced = {n for n, digest in digests.items() if made or digest != self.before.get(n, {}).get("pixels_sha256")}
-        kept = old[[self.pseudonyms.clean(name) not in replaced for name in known.astype(str)]]
-        return kept if table is None else pd.concat([kept, table]) if len(kept) else table
+        replaced = {
+            name
+            for name, digest in digests.items()
+            if pieces is not None or digest != self.before.get(name, {}).get("pixels_sha256")
+        }
+        kept = {name: piece for name, piece in old.items() if self.pseudonyms.clean(name) not in replaced}
+        return {**kept, **(pieces or {})}
 
     def save(self) -> None:
         """Write the record, also of a run that is interrupted."""

@@ -12,11 +12,10 @@ from skimage.segmentation import find_boundaries
 from medmdm.data.reading import LoadedCase
 from medmdm.data.writers import encode_picture
 from medmdm.files import atomic_write, mark_outputs
+from medmdm.segment.formats.base import COLOURS
 
 FOLDER = "overlays"
 MOST_SIDE = 1024  # pixels of the longer side
-#: Of the classes from 1 on, again from the first where there are more.
-COLOURS = ((255, 212, 0), (0, 158, 255), (255, 80, 40), (0, 200, 120), (230, 120, 220), (90, 230, 255))
 
 
 def draw_overlay(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medmdm.data.files.slides import Grid, Slide, slide_hash, tissue_mask
-from medmdm.data.ome_tiff import blocks, halved, new_array, open_store, write_ome_tiff
+from medmdm.data.pyramid_writer import blocks, halved, new_array, open_store, write_pyramid
 from medmdm.data.reading import CaseReader, Example, LoadedCase
 from medmdm.data.transforms.intensity import ScaleByPercentiles, ScaleIntensityByDtype
 from medmdm.data.transforms.spatial import as_spacing
@@ -95,11 +95,11 @@ def segment_slide(
             made = _predict(predictor, chosen, read, _on_tissue(tissue, grid), grid, outputs.probabilities, store)
             files = {"prediction": f"predictions/{name}.ome.tif"}
             masks = halved(store, "mask", _finished(store, made["mask"], chosen, grid))
-            write_ome_tiff(Path(outputs.folder) / files["prediction"], masks, grid.mpp)
+            write_pyramid(Path(outputs.folder) / files["prediction"], masks, grid.mpp)
             if "probabilities" in made:
                 files["probabilities"] = f"predictions/{name}_probabilities.ome.tif"
                 shares = halved(store, "probabilities", made["probabilities"])
-                write_ome_tiff(Path(outputs.folder) / files["probabilities"], shares, grid.mpp)
+                write_pyramid(Path(outputs.folder) / files["probabilities"], shares, grid.mpp)
             mask = masks[-1][:]
     step = max(1, max(tissue.shape) // _OVERLAY)
     overview, tissue_there = (np.ascontiguousarray(one[..., ::step, ::step]) for one in (overview, tissue))

@@ -35,7 +35,7 @@ from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.config import differing_keys
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.apply import segment_all
+from medmdm.segment.apply import origin_of, segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.label_defaults import follow_labels
@@ -126,6 +126,9 @@ class Segmentation:
         others = self.data.others(support) if getattr(self.head, "uses_unlabelled", False) else []
         record = RunFolder(folder, config, {}, self.data.identity(tested, support, others), self.seed)
         self.outputs.refuse_sources(self.data.entries())
+        for form in self.outputs.formats:
+            unlabelled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
+            form.check(unlabelled, self.data.cases.class_names)
         record.open()
         known = self.data.cases.data_list
         for sentence in label_changes({} if known is None else known.information, [case.entry for case in support]):
@@ -155,10 +158,11 @@ class Segmentation:
         applied = replace(self.outputs, folder=folder / "applied", boxes=True)
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
         reader = self.apply_to or self.data.reader
+        origin = origin_of(self.data.cases.class_names, self.model_path, self.postprocess)
         if unlabeled:
             logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
             with self._passing():
-                segment_all(unlabeled, reader, fitted, self.postprocess, applied)
+                segment_all(unlabeled, reader, fitted, self.postprocess, applied, origin)
         if self.outputs.label_plan:
             head = self.head if isinstance(self.head, ClosedFormHead) else None
             planner = LabelPlanner(self.data, self.backbone, self.reading, head, seed=self.seed)
@@ -168,8 +172,8 @@ class Segmentation:
                 logger.warning("There is no plan of further labels: %s", error)
         with contextlib.nullcontext() if self.data.cross_validated else self._passing():
             return evaluate(
-                record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
-                support,
+                record, tested, self.data, predictor, self.postprocess, replace(self.outputs, formats=()), self.report,
+                provenance, protocol, support,
             )  # fmt: skip
 
     def _left_out(

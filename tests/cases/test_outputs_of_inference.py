@@ -18,8 +18,9 @@ import torch
 from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import Example, LoadedCase
 from medmdm.files import OUTPUTS_MARK, file_hash, pixel_hash
+from medmdm.segment.formats.base import COLOURS
 from medmdm.segment.likeness import appearance, seen, unlike
-from medmdm.segment.overlays import COLOURS, draw_overlay
+from medmdm.segment.overlays import draw_overlay
 from tests.bundle_runs import Run
 from tests.segment.conftest import pictures, refused, run  # noqa: F401 - fixtures
 from tests.written import picture

@@ -13,6 +13,7 @@ from medmdm.errors import UserError
 from medmdm.prepare import prepare
 from medmdm.pretrain.log import _rows_up_to
 from medmdm.runs.mean_mask import MEAN_MASK_FILE, keep_mean_mask, read_mean_mask
+from medmdm.segment.formats.tables import BoxTable
 from medmdm.segment.journal import Journal
 from tests.damage.flips import damages, files_of, flipped
 from tests.written import picture
@@ -110,7 +111,7 @@ def test_boxes_of_an_earlier_inference(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_bytes(content)
     journal = Journal(run, [], None)
     with pytest.raises(UserError, match=r"boxes\.csv is damaged"):
-        journal.all_boxes(None, made=True)
+        journal.merged(BoxTable(), {})
 
 
 def test_the_record_of_an_inference_carries_its_digest(tmp_path: Path) -> None:

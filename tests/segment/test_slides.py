@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from medmdm.data.ome_tiff import halved, new_array, open_store
+from medmdm.data.pyramid_writer import halved, new_array, open_store
 from medmdm.data.reading import CaseReader
 from medmdm.data.selection import Selection
 from medmdm.data.writers import encode_picture
@@ -70,7 +70,7 @@ def test_it_is_what_the_picture_gives(
     picture.write_bytes(encode_picture(painted(SHAPE), ".png"))
     case = reader().read({"case": "a", "image": str(picture)})
     expected = make_masks(case, Predictor(Dark(), Reading((64, 64), overlap=0.25)), postprocess, keep=True)
-    monkeypatch.setattr("medmdm.data.ome_tiff._BLOCK", 128)  # so that there are several parts
+    monkeypatch.setattr("medmdm.data.pyramid_writer._BLOCK", 128)  # so that there are several parts
     monkeypatch.setattr(Predictor.parts, "__defaults__", (100,))
     made = segmented(write_slide(tmp_path / "a.ome.tif", SHAPE, kind=kind), tmp_path, postprocess)
     assert made.facts["tissue"] == 1.0
