@@ -276,7 +276,7 @@ def segment_all(
     sweep_temporaries(folder)
 
     def segment(engine: Engine, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-        case = reader.read({key: value for key, value in entry.items() if key != "label"})
+        case = reader.read({key: value for key, value in entry.items() if key != "label"}, in_parts=True)
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
         if outputs.boxes and found.instances is not None:
