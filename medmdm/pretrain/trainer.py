@@ -181,6 +181,7 @@ class MDMTrainer(SupervisedTrainer):
             "random": get_random_state(),
             "loss_sum": self.loss_sum.clone(),
             "loss_count": self.loss_count,
+            "log": getattr(self.state, "log_digest", None),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -191,6 +192,7 @@ class MDMTrainer(SupervisedTrainer):
         set_random_state(state["random"])
         self.loss_sum = state["loss_sum"].cpu()
         self.loss_count = state["loss_count"]
+        self.state.log_digest = state.get("log")  # checkpoints of 0.2 have none
         self.data_loader.batch_sampler.start_step = state["step"]
 
     def save(self) -> None:
