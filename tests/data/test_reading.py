@@ -315,7 +315,7 @@ def test_a_picture_in_parts_is_the_whole_one(tmp_path, rng, array, suffix, plan,
     for first, end in ((0, 1), (5, 13), (len(image[0]) - 1, len(image[0]))):
         for case in (whole, parts):
             assert torch.equal(case.rows(first, end), image[:, first:end])
-    assert parts.hashes == whole.hashes and parts.window == whole.window
+    assert (parts.hashes, parts.window) == (whole.hashes, whole.window)
     assert appearance(parts) == appearance(whole)
     drawn = [(tmp_path / draw_overlay(tmp_path / name, case, np.ones(whole.shape, np.uint8)))
              for name, case in (("whole", whole), ("parts", parts))]  # fmt: skip
@@ -329,7 +329,8 @@ def test_in_parts_where_it_cannot_be(tmp_path, rng, caplog) -> None:
     entry = {"image": str(path), "case": "a", "name": "a.png", "spacing": [0.5, 0.5]}
     cases = select_cases(tmp_path, "none", labelled=False)
     resampled = CaseReader(cases, {"spacing": [1.0, 1.0]}).read(entry, in_parts=True)
-    assert not isinstance(resampled.examples, PictureInParts) and resampled.image_size == (6, 8)
+    assert not isinstance(resampled.examples, PictureInParts)
+    assert resampled.image_size == (6, 8)
     refused("has 3 channels, but the backbone takes 1", CaseReader(cases, {"channels": 1}).read, entry, in_parts=True)
     floats = {**entry, "image": str(picture(tmp_path / "f.tif", values[..., 0].astype(np.float32)))}
     refused("f.tif holds float32 values, whose range is not known", CaseReader(cases, {}).read, floats, in_parts=True)
