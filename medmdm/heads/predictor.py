@@ -19,6 +19,8 @@ from medmdm.heads.task import Reading
 from medmdm.heads.window_rows import reads_by_rows, window_rows
 from medmdm.progress import followed
 
+_ROWS = 64  # whose probabilities are in memory, of a large picture
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -150,7 +152,8 @@ class Predictor:
 
         assert isinstance(self.inferer, SlidingWindowInferer)
         for logits in window_rows(read, case.image_size, self.inferer, function):
-            yield self._probabilities(logits.float().cpu()).numpy()
+            for part in logits.float().cpu().split(_ROWS, dim=1):
+                yield self._probabilities(part).numpy()
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits into probabilities and leave the maps of uncertainty behind them as they are."""

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from medmdm.errors import UserError
 
-_STRIP = 1 << 22  # pixels
+_STRIP = 1 << 20  # pixels
 
 
 def mask_colours() -> np.ndarray:
