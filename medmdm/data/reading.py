@@ -78,7 +78,8 @@ class PictureInParts(Sequence[Example]):
         return 1
 
     def __getitem__(self, index: Any) -> Any:
-        return [self.whole()][index]
+        chosen = range(1)[index]  # raises beyond the end, before anything is scaled
+        return [self.whole() for _ in chosen] if isinstance(chosen, range) else self.whole()
 
     def is_flat(self) -> bool:
         """Whether it has one value everywhere once it is scaled."""
@@ -204,8 +205,8 @@ class CaseReader:
 
         Args:
             entry: of the selection.
-            in_parts: leave a picture without a label as its file stores it until parts of it are asked for, where it
-                need not be resampled; see :class:`PictureInParts`.
+            in_parts: leave a picture as its file stores it until parts of it are asked for, where it need not be
+                resampled; see :class:`PictureInParts`. For cases to predict: learning asks again and again.
 
         Raises:
             UserError: a file cannot be read, does not fit its label, or has another number of channels.
@@ -234,7 +235,7 @@ class CaseReader:
         spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
         original = np.ascontiguousarray(pixels)
         examples: Sequence[Example]
-        if in_parts and "label" not in loaded and self.resample.has_no_target:
+        if in_parts and self.resample.has_no_target:
             examples = self._in_parts(original, loaded, entry)
         else:
             examples = [self._example(loaded, entry)]

@@ -195,8 +195,8 @@ def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
         raise UserError(f"boxes: the mask has the shape {classes.shape}, but the instances {instances.shape}.")
     axes = ("slice", "row", "col")[-instances.ndim :]
     columns = ["label", *(f"min_{axis}" for axis in axes), *(f"max_{axis}" for axis in axes), "area", "class"]
-    labels, numbers = np.arange(int(instances.max(initial=0)) + 1), instances
-    if len(labels) > max(instances.size, 256) or instances.min(initial=0) < 0:
+    labels, numbers = np.arange(min(int(instances.max(initial=0)), instances.size) + 1), instances
+    if instances.dtype.kind not in "iu" or instances.max(initial=0) >= len(labels) or instances.min(initial=0) < 0:
         # Numbered anew, for the time of `find_objects` grows with the largest number; sorting takes memory.
         labels, numbers = np.unique(np.append(instances.ravel(), 0), return_inverse=True)
         zero = int(np.searchsorted(labels, 0))

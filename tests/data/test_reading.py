@@ -16,6 +16,7 @@ from monai.transforms import Compose
 from medmdm.data.cases import select_cases
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Slicing, read_volume
+from medmdm.data.identity import content_hash
 from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.reading import CaseReader, PictureInParts
 from medmdm.data.slices import VolumeStore, slice_entries
@@ -321,6 +322,17 @@ def test_a_picture_in_parts_is_the_whole_one(tmp_path, rng, array, suffix, plan,
              for name, case in (("whole", whole), ("parts", parts))]  # fmt: skip
     one, other = (read_image(tmp_path / name / "overlays" / drawn[0].name) for name in ("whole", "parts"))
     np.testing.assert_array_equal(one, other)
+
+
+def test_a_labelled_picture_in_parts(pictures: Path) -> None:
+    cases = select_cases(pictures)
+    reader = CaseReader(cases, {})
+    for entry in cases.training:
+        whole, parts = reader.read(entry), reader.read(entry, in_parts=True)
+        np.testing.assert_array_equal(parts.truth, whole.truth)
+        assert content_hash(parts) == content_hash(whole)
+        for name in ("image", "label"):
+            assert torch.equal(getattr(parts.examples[0], name), getattr(whole.examples[0], name))
 
 
 def test_in_parts_where_it_cannot_be(tmp_path, rng, caplog) -> None:
