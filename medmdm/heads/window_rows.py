@@ -64,11 +64,11 @@ def window_rows(
     for start in range(0, len(places), inferer.sw_batch_size):
         batch = places[start : start + inferer.sw_batch_size]
         if batch[-1][0].stop > end:
-            added = read(end, batch[-1][0].stop)
-            image = added if end == 0 else torch.cat([image, added], dim=1)
-            end = batch[-1][0].stop
-        parts = [image[:, rows.start - first : rows.stop - first, columns] for rows, columns in batch]
-        out = function(torch.stack(parts))
+            last = batch[-1][0].stop
+            image = read(end, last) if end == 0 else torch.cat([image, read(end, last)], dim=1)
+            end = last
+        # Without a name of their own: views keep the rows alive that they were taken from.
+        out = function(torch.stack([image[:, y.start - first : y.stop - first, x] for y, x in batch]))
         if weights is None:
             weights = compute_importance_map(
                 window, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=image.device, dtype=image.dtype

@@ -15,6 +15,7 @@ from medmdm.data.writers import encode_picture
 from medmdm.files import atomic_write, mark_outputs
 
 FOLDER = "overlays"
+_ROWS = 64  # that are scaled at once
 MOST_SIDE = 1024  # pixels of the longer side
 #: Of the classes from 1 on, again from the first where there are more.
 COLOURS = ((255, 212, 0), (0, 158, 255), (255, 80, 40), (0, 200, 120), (230, 120, 220), (90, 230, 255))
@@ -62,9 +63,10 @@ def _planes(case: LoadedCase, number: int) -> Iterator[np.ndarray]:
     channels = len(case.rows(0, 1) if picture else case.examples[number].image)
     for channel in range(3) if picture and channels == 3 else (channels // 2,):
         levels = np.empty(size, np.uint8)
-        for row in range(size[0]):
-            image = case.rows(row, row + 1) if picture else case.examples[number].image[:, row : row + 1]
-            levels[row] = np.clip((image[channel, 0].numpy() + 1) * 127.5, 0, 255).round()
+        for first in range(0, size[0], _ROWS):
+            rows = slice(first, min(first + _ROWS, size[0]))
+            image = case.rows(rows.start, rows.stop) if picture else case.examples[number].image[:, rows]
+            levels[rows] = np.clip((image[channel].numpy() + 1) * 127.5, 0, 255).round()
         yield levels
 
 
