@@ -103,7 +103,7 @@ def records(finished: Path, scratch: Path) -> Iterator[File]:
     log = finished / "pretrain" / "run" / "metrics.csv"
     if not log.is_file():
         return
-    # Numbers to look at, without a digest: that it is read is what counts.
+    # Their digest is in the checkpoint (tests/pretrain/test_log.py): that it is read is what counts here.
     yield File("metrics.csv", log, lambda: _rows_up_to(log, 6, list(COLUMNS)) and None)
     table = finished / "study" / "run" / "study.csv"
     # The table is made of the cells, and has no digest either.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.meaning import WhiteMasks, with_ones
 from medmdm.data.selection import Selection
 from medmdm.data.slices import VolumeStore, slice_entries
-from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, file_dtype_tensor, is_flat
+from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import label_numbers, turned_onto
 from medmdm.errors import UserError, counted, find_user_error, warn_once
@@ -59,12 +59,42 @@ class Example:
 
 
 @dataclass(frozen=True)
+class PictureInParts(Sequence[Example]):
+    """The one example of a picture, in memory as its file stores it: scaled when, and where, it is asked for.
+
+    A large picture as 32-bit floats takes four times the memory of its 8 bits.
+
+    Args:
+        pixels: ``[C, H, W]`` in the file's own type.
+        scale: such pixels, or some of them, ``[C, ...]`` -> float32 in [-1, 1], each by itself.
+        whole: makes the example.
+    """
+
+    pixels: np.ndarray
+    scale: Callable[[np.ndarray], Tensor]
+    whole: Callable[[], Example]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = range(1)[index]  # raises beyond the end, before anything is scaled
+        return [self.whole() for _ in chosen] if isinstance(chosen, range) else self.whole()
+
+    def is_flat(self) -> bool:
+        """Whether it has one value everywhere once it is scaled."""
+        first = self.scale(self.pixels[:, :1, :1]).flatten()[:1]
+        rows = (self.scale(self.pixels[:, row : row + 1]) for row in range(self.pixels.shape[1]))
+        return bool(first.numel()) and all(bool((row == first).all()) for row in rows)
+
+
+@dataclass(frozen=True)
 class LoadedCase:
     """A case as networks read it.
 
     Args:
         entry: of :func:`medmdm.data.select_cases`; holds the patient id.
-        examples: one for a picture, one per slice for a volume.
+        examples: one for a picture, one per slice for a volume; see :meth:`rows` for a picture's without the rest.
         slices: for a volume the numbers of these slices, else empty.
         slicing: how the slices go back into the volume; None for pictures.
         truth: class numbers on the file's own grid, ``[*spatial]`` (a picture's region); None without a label.
@@ -96,6 +126,19 @@ class LoadedCase:
         if isinstance(self.original, Path) and self.slicing is not None:
             return self.slicing.to_volume(np.load(self.original, mmap_mode="r"))
         return self.original  # type: ignore[return-value]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns of a picture as networks read it."""
+        parts = self.examples
+        rows, columns = (parts.pixels if isinstance(parts, PictureInParts) else parts[0].image).shape[1:]
+        return int(rows), int(columns)
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """Return rows ``[first, end)`` of a picture as networks read it, ``[C, end - first, W]``."""
+        if isinstance(self.examples, PictureInParts):
+            return self.examples.scale(self.examples.pixels[:, first:end])
+        return self.examples[0].image[:, first:end]
 
     def in_place(self, values: np.ndarray) -> np.ndarray:
         """Return values of the case's region, ``[..., rows, columns]``, in the whole picture, 0 around it."""
@@ -142,12 +185,11 @@ class CaseReader:
             "label", cases.label_type, cases.classes if declares else None, cases.ignore, allow_missing_keys=True
         )
         self.white_masks = WhiteMasks(cases.declared if declares else None)
-        self.prepare = Compose(
-            [
-                ResampleToSpacingd(keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True),
-                ScaleIntensityByDtyped("image", plan.get("intensity_range")),
-            ]
+        self.resample = ResampleToSpacingd(
+            keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True
         )
+        self.scale = ScaleIntensityByDtyped("image", plan.get("intensity_range"))
+        self.prepare = Compose([self.resample, self.scale])
 
     @functools.cached_property
     def store(self) -> VolumeStore:
@@ -158,22 +200,29 @@ class CaseReader:
         """Read one case after the other."""
         return map(self.read, entries)
 
-    def read(self, entry: Mapping[str, Any]) -> LoadedCase:
+    def read(self, entry: Mapping[str, Any], in_parts: bool = False) -> LoadedCase:
         """Read a case.
+
+        Args:
+            entry: of the selection.
+            in_parts: leave a picture as its file stores it until parts of it are asked for, where it need not be
+                resampled; see :class:`PictureInParts`. For cases to predict: learning asks again and again.
 
         Raises:
             UserError: a file cannot be read, does not fit its label, or has another number of channels.
         """
         try:
-            case = self._volume(entry) if is_volume(image_names(entry)[0]) else self._picture(entry)
+            case = self._volume(entry) if is_volume(image_names(entry)[0]) else self._picture(entry, in_parts)
         except Exception as error:
             raise find_user_error(error) or error from None
-        if all(is_flat(example.image) for example in case.examples):
+        parts = case.examples
+        flat = parts.is_flat() if isinstance(parts, PictureInParts) else all(is_flat(one.image) for one in parts)
+        if flat:
             advice = "check the image, and percentiles or the window if they are set"
             warn_once(f"{image_names(entry)[0]} has one value everywhere once it is scaled: {advice}")
         return case
 
-    def _picture(self, entry: Mapping[str, Any]) -> LoadedCase:
+    def _picture(self, entry: Mapping[str, Any], in_parts: bool) -> LoadedCase:
         whole = self.decode({key: value for key, value in entry.items() if key != "region"})
         cut = self.cut({**whole, "region": entry.get("region")})
         pixels, whole_pixels = (file_dtype_tensor(one["image"]).numpy() for one in (cut, whole))
@@ -184,11 +233,31 @@ class CaseReader:
         truth = plain_tensor(loaded["label"]).numpy()[0].copy() if "label" in loaded else None
         instances = self._instances([cut])
         spacing = tuple(entry["spacing"]) if entry.get("spacing") else None
+        original = np.ascontiguousarray(pixels)
+        examples: Sequence[Example]
+        if in_parts and self.resample.has_no_target:
+            examples = self._in_parts(original, loaded, entry)
+        else:
+            examples = [self._example(loaded, entry)]
         return LoadedCase(
-            entry, [self._example(loaded, entry)], (), None, truth, pixels.shape[1:], hashes, spacing,
-            np.ascontiguousarray(pixels), None if instances is None else instances[0, 0],
+            entry, examples, (), None, truth, pixels.shape[1:], hashes, spacing, original,
+            None if instances is None else instances[0, 0],
             window=self._window(self.plan.get("intensity_range")),
         )  # fmt: skip
+
+    def _in_parts(self, pixels: np.ndarray, loaded: Mapping[Any, Any], entry: Mapping[str, Any]) -> PictureInParts:
+        self._check_channels(len(pixels), entry)
+        meta = {key: loaded["image"].meta[key] for key in ("filename_or_obj", "original_dtype")}
+        rest = {key: value for key, value in loaded.items() if key != "image"}
+
+        def image(part: np.ndarray) -> dict[Any, Any]:
+            return {**rest, "image": MetaTensor(as_monai_loads(part), meta=dict(meta))}
+
+        def scale(part: np.ndarray) -> Tensor:
+            return torch.as_tensor(self.scale(image(part))["image"]).float().as_subclass(Tensor)
+
+        scale(pixels[:, :1, :1])  # what cannot be scaled is refused now
+        return PictureInParts(pixels, scale, lambda: self._example(image(pixels), entry))
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
         axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
@@ -242,12 +311,7 @@ class CaseReader:
     def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
         prepared = self.prepare(loaded)
         image = torch.as_tensor(prepared["image"]).float().contiguous()
-        channels = self.plan.get("channels")
-        if channels is not None and len(image) != channels:
-            raise UserError(
-                f"{entry['image']} has {counted(len(image), 'channel')}, but the backbone takes {channels}: use one "
-                "that was trained on such images."
-            )
+        self._check_channels(len(image), entry)
         if "label" in prepared:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()
         else:
@@ -256,3 +320,11 @@ class CaseReader:
         if "slice" not in loaded:
             return Example(image, label, name)
         return Example(image, label, f"{name}_{loaded['slice']:04d}", name)  # slices are left out together
+
+    def _check_channels(self, count: int, entry: Mapping[str, Any]) -> None:
+        channels = self.plan.get("channels")
+        if channels is not None and count != channels:
+            raise UserError(
+                f"{entry['image']} has {counted(count, 'channel')}, but the backbone takes {channels}: use one "
+                "that was trained on such images."
+            )

@@ -57,7 +57,7 @@ def write_mask(
     if array.size and array.min() < 0:
         raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0.")
     top = int(array.max()) if array.size else 0
-    small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32)
+    small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32, copy=False)
     return _write(Path(path), small, source, series_uid, spatial_only=True, is_mask=True)
 
 
@@ -78,7 +78,7 @@ def write_map(
     Raises:
         UserError: sizes differ or the suffix does not fit.
     """
-    return _write(Path(path), _array(values).astype(np.float32), source, series_uid, spatial_only=False)
+    return _write(Path(path), _array(values).astype(np.float32, copy=False), source, series_uid, spatial_only=False)
 
 
 class SliceAssembler:

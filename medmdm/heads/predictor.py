@@ -21,6 +21,8 @@ from medmdm.heads.task import Reading
 from medmdm.heads.window_rows import reads_by_rows, window_rows
 from medmdm.progress import followed
 
+_ROWS = 64  # whose probabilities are in memory, of a large picture
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -124,29 +126,36 @@ class Predictor:
             What ``choose`` would have made of :meth:`case`, to the bit; None where only :meth:`case` can read it:
             volumes, pictures read whole, resampled or below the window's size, and inferers of other kinds.
         """
-        image = case.examples[0].image
-        pairs = zip(image.shape[1:], case.shape, self.reading.window, strict=False)
-        if case.slicing is not None or self.reading.whole or any(n != own or n < window for n, own, window in pairs):
+        if case.slicing is not None or self.reading.whole or not reads_by_rows(self.inferer):
             return None
-        if not reads_by_rows(self.inferer):
+        size = case.image_size
+        pairs = zip(size, case.shape, self.reading.window, strict=False)
+        if any(n != own or n < window for n, own, window in pairs):
             return None
-        classes, maps = [], []
-        for values in self._rows(image):
-            classes.append(choose(values[:-2] if self.uncertainty else values))
-            maps += [values[-2:]] * self.uncertainty
-        return Choice(np.concatenate(classes), np.concatenate(maps, axis=1) if maps else None)
+        classes: np.ndarray | None = None
+        maps = np.empty((2, *size), np.float32) if self.uncertainty else None
+        done = 0
+        for values in self._rows(case):
+            chosen = choose(values[:-2] if self.uncertainty else values)
+            classes = np.empty(size, chosen.dtype) if classes is None else classes
+            rows = slice(done, done + len(chosen))
+            classes[rows], done = chosen, rows.stop
+            if maps is not None:
+                maps[:, rows] = values[-2:]
+        assert classes is not None  # pictures have rows
+        return Choice(classes, maps)
 
-    def _rows(self, image: Tensor) -> Iterator[np.ndarray]:
+    def _rows(self, case: LoadedCase) -> Iterator[np.ndarray]:
         """Yield probabilities, and the maps behind them, of finished rows."""
         function: Any = self.model.with_uncertainty if self.uncertainty else self.model
-        size = int(image.shape[1]), int(image.shape[2])
 
         def read(rows: slice, columns: slice) -> Tensor:
-            return image[:, rows, columns].to(self.device)
+            return case.rows(rows.start, rows.stop)[:, :, columns].to(self.device)
 
         assert isinstance(self.inferer, SlidingWindowInferer)
-        for _, logits in window_rows(read, size, self.inferer, function):
-            yield self._probabilities(logits.float().cpu()).numpy()
+        for _, logits in window_rows(read, case.image_size, self.inferer, function):
+            for part in logits.float().cpu().split(_ROWS, dim=1):
+                yield self._probabilities(part).numpy()
 
     def parts(
         self,

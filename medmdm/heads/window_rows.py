@@ -85,14 +85,14 @@ def window_rows(
         if batch[0][0].start > end:
             first = end = batch[0][0].start
         if batch[-1][0].stop > end:
-            added = read(slice(end, batch[-1][0].stop), slice(left, right))
-            image = added if end == first else torch.cat([image, added], dim=1)
-            end = batch[-1][0].stop
-        parts = [
-            image[:, rows.start - first : rows.stop - first, place.start - left : place.stop - left]
-            for rows, place in batch
-        ]
-        out = function(torch.stack(parts))
+            last = batch[-1][0].stop
+            area = slice(end, last), slice(left, right)
+            image = read(*area) if end == first else torch.cat([image, read(*area)], dim=1)
+            end = last
+        # Without a name of their own: views keep the rows alive that they were taken from.
+        out = function(
+            torch.stack([image[:, y.start - first : y.stop - first, x.start - left : x.stop - left] for y, x in batch])
+        )
         if weights is None:
             weights = compute_importance_map(
                 window, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=image.device, dtype=image.dtype

@@ -32,6 +32,7 @@ from medmdm.runs.processes import average
 
 logger = logging.getLogger(__name__)
 
+_TIMED = slice(4, 6)  # of the columns: those that are other ones in every session
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "images_per_second", "seconds")
 
 
@@ -72,7 +73,8 @@ class StepLog:
 
     ``metrics.csv`` has one row per line: mean loss since the last row, learning rate and gradient norm of the step,
     speed and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint
-    are cut off, so that each step has one row. Attach it after the handler that scores held-out images.
+    are cut off, so that each step has one row. Attach it after the handler that scores held-out images. The trainer
+    keeps a digest of the rows, but for speed and seconds, in its checkpoints; rows that changed since get a warning.
 
     Args:
         folder: the run folder.
@@ -105,7 +107,16 @@ class StepLog:
         self.images = 0
         if not is_main_process():
             return
-        atomic_write(self.path, _rows_up_to(self.path, engine.state.iteration, self.columns))
+        kept = _rows_up_to(self.path, engine.state.iteration, self.columns)
+        found, known = "", getattr(engine.state, "log_digest", None)
+        for row in kept.splitlines()[1:]:
+            found = _chained(found, row)
+        if engine.state.iteration and known is not None and found != known:
+            logger.warning(
+                "%s has changed since it was written: what it says of earlier steps is not what was logged.", self.path
+            )
+        engine.state.log_digest = found
+        atomic_write(self.path, kept)
         purge = engine.state.iteration + 1 if engine.state.iteration else None
         self.writer = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=purge)
         total = engine.state.epoch_length
@@ -145,6 +156,7 @@ class StepLog:
         row = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in {"step": step, **values, **heldout}.items()}
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
+        engine.state.log_digest = _chained(engine.state.log_digest, text.getvalue().rstrip("\n"))
         assert self.writer is not None
         with refuse_full_disk(self.path.parent):
             with open(self.path, "a", encoding="utf-8") as file:
@@ -174,6 +186,13 @@ class StepLog:
                 opened.close()
         if error is not None:
             raise error  # an ignite handler of EXCEPTION_RAISED must pass the exception on
+
+
+def _chained(digest: str, row: str) -> str:
+    """Return the digest of the rows before and a row, without its times: resuming must give the same bits."""
+    values = row.split(",")
+    del values[_TIMED]
+    return text_hash(f"{digest} {','.join(values)}")
 
 
 def _rows_up_to(path: Path, step: int, columns: Sequence[str]) -> str:

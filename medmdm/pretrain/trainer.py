@@ -222,6 +222,7 @@ class MDMTrainer(SupervisedTrainer):
             **({"terms": [term.state() for term in self.objective.terms]} if self.objective.terms else {}),
             "loss_sum": self.loss_sum.clone(),
             "loss_count": self.loss_count,
+            "log": getattr(self.state, "log_digest", None),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -234,6 +235,7 @@ class MDMTrainer(SupervisedTrainer):
             term.load_state(kept)
         self.loss_sum = state["loss_sum"].cpu()
         self.loss_count = state["loss_count"]
+        self.state.log_digest = state.get("log")  # checkpoints of 0.2 have none
         self.data_loader.batch_sampler.start_step = state["step"]
 
     def save(self) -> None:

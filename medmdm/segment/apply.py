@@ -303,7 +303,7 @@ def segment_all(
                 journal.note(slide.case, slide.found, slide.tissue, slide=slide.facts)
             progress.tick()
             return [{"foreground": float(np.count_nonzero(slide.found.mask) / slide.found.mask.size)}]
-        case = reader.read({key: value for key, value in entry.items() if key != "label"})
+        case = reader.read({key: value for key, value in entry.items() if key != "label"}, in_parts=True)
         found = outputs.predict(case, predictor, postprocess)
         masks.append(folder / found.files["prediction"])
         made = Segmented(folder, case, found.mask, found.instances, found.probabilities, origin)

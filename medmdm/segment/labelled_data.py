@@ -89,7 +89,8 @@ class LabelledData:
 
     def tested(self) -> list[LoadedCase]:
         """Read the cases to test on."""
-        return [self.reader.read(e) for e in followed(getattr(self.cases, self.section), "reading images to test on")]
+        entries = followed(getattr(self.cases, self.section), "reading images to test on")
+        return [self.reader.read(entry, in_parts=True) for entry in entries]
 
     def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
         """Read the unlabelled cases, and the training cases that are not in the support, without their labels."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from medmdm.data.reading import LoadedCase
+from medmdm.data.reading import LoadedCase, PictureInParts
 
 #: A pixel or slice may be so many times larger, or smaller, than any that was learnt from.
 SPACING_FACTOR = 1.5
@@ -33,10 +33,15 @@ def appearance(case: LoadedCase) -> dict[str, Any]:
         percentiles 1 and 99; ``"mean"`` of each channel; ``"colour"``: mean difference between the largest and the
         smallest channel, of pictures with three.
     """
-    step = max(1, len(case.examples) // _SLICES)
-    images = [example.image.flatten(1) for example in case.examples[::step]]
-    pixels = images[0] if len(images) == 1 else torch.cat(images, dim=1)  # a large picture is not copied
-    pixels = pixels[:, :: max(1, pixels.shape[1] // _PIXELS)].double()
+    if isinstance(case.examples, PictureInParts):
+        flat = case.examples.pixels.reshape(len(case.examples.pixels), -1)
+        pixels = case.examples.scale(flat[:, :: max(1, flat.shape[1] // _PIXELS)])
+    else:
+        step = max(1, len(case.examples) // _SLICES)
+        images = [example.image.flatten(1) for example in case.examples[::step]]
+        pixels = images[0] if len(images) == 1 else torch.cat(images, dim=1)  # a large picture is not copied
+        pixels = pixels[:, :: max(1, pixels.shape[1] // _PIXELS)]
+    pixels = pixels.double()
     ends = torch.quantile(pixels.flatten(), torch.tensor([0.01, 0.99], dtype=torch.float64))
     found: dict[str, Any] = {"spacing": None if case.spacing is None else sorted(float(n) for n in case.spacing)}
     found |= {"dark": float(ends[0]), "bright": float(ends[1]), "mean": pixels.mean(1).tolist()}

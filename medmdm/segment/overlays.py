@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from medmdm.files import atomic_write, mark_outputs
 from medmdm.segment.formats.base import COLOURS
 
 FOLDER = "overlays"
+_ROWS = 64  # that are scaled at once
 MOST_SIDE = 1024  # pixels of the longer side
 
 
@@ -40,13 +42,8 @@ def draw_overlay(
         number = int(foreground.argmax()) if foreground.any() else len(masks) // 2
         mask, objects = masks[number], several[number]
         number = case.slices.index(number) if number in case.slices else len(case.slices) // 2
-    image = case.examples[number].image.numpy()
-    image = image if case.slicing is None and len(image) == 3 else image[len(image) // 2][None]
-    levels = np.empty(image.shape, np.uint8)
-    for row in range(image.shape[1]):  # of a large picture not all rows at once, in float
-        levels[:, row] = np.clip((image[:, row] + 1) * 127.5, 0, 255).round()
     rows, columns = (max(1, round(n * min(1.0, MOST_SIDE / max(mask.shape)))) for n in mask.shape)
-    planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in levels]
+    planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in _planes(case, number)]
     picture = np.stack(planes if len(planes) == 3 else planes * 3)
     classes, objects = (_resized(values, (rows, columns), Image.Resampling.NEAREST) for values in (mask, objects))
     outlines = find_boundaries(objects, mode="inner") & (classes > 0)
@@ -56,6 +53,20 @@ def draw_overlay(
     name = f"{FOLDER}/{case.name}.png"
     atomic_write(Path(folder) / name, encode_picture(picture, ".png"))
     return name
+
+
+def _planes(case: LoadedCase, number: int) -> Iterator[np.ndarray]:
+    """Yield red, green and blue, or grey, of a picture or a slice as 8 bits: of a large one a plane at once."""
+    picture = case.slicing is None
+    size = case.image_size if picture else tuple(case.examples[number].image.shape[1:])
+    channels = len(case.rows(0, 1) if picture else case.examples[number].image)
+    for channel in range(3) if picture and channels == 3 else (channels // 2,):
+        levels = np.empty(size, np.uint8)
+        for first in range(0, size[0], _ROWS):
+            rows = slice(first, min(first + _ROWS, size[0]))
+            image = case.rows(rows.start, rows.stop) if picture else case.examples[number].image[:, rows]
+            levels[rows] = np.clip((image[channel].numpy() + 1) * 127.5, 0, 255).round()
+        yield levels
 
 
 def _resized(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:

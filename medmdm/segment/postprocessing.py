@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, float]] = {
 ACTIVATIONS = ("softmax", "sigmoid")
 AUTO = "auto"  # a setting that is left to the labels
 Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
+_PIECE = 1 << 22  # pixels that are counted at once
 _DECIMALS = 3  # of the smoothed distance in pixels: equal heights along a ridge must stay equal
 
 
@@ -194,14 +195,19 @@ def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
         raise UserError(f"boxes: the mask has the shape {classes.shape}, but the instances {instances.shape}.")
     axes = ("slice", "row", "col")[-instances.ndim :]
     columns = ["label", *(f"min_{axis}" for axis in axes), *(f"max_{axis}" for axis in axes), "area", "class"]
-    labels, first, numbers, areas = np.unique(instances, return_index=True, return_inverse=True, return_counts=True)
-    # Numbered anew, for the time of `find_objects` grows with the largest number.
-    places = ndimage.find_objects(numbers.reshape(instances.shape) + 1)
-    rows = [
-        [label, *(p.start for p in place), *(p.stop for p in place), area, classes.flat[index]]
-        for label, place, area, index in zip(labels, places, areas, first, strict=True)
-        if label != 0
-    ]
+    labels, numbers = np.arange(min(int(instances.max(initial=0)), instances.size) + 1), instances
+    if instances.dtype.kind not in "iu" or instances.max(initial=0) >= len(labels) or instances.min(initial=0) < 0:
+        # Numbered anew, for the time of `find_objects` grows with the largest number; sorting takes memory.
+        labels, numbers = np.unique(np.append(instances.ravel(), 0), return_inverse=True)
+        zero = int(np.searchsorted(labels, 0))
+        labels, numbers = np.roll(labels, -zero), (numbers - zero)[:-1].reshape(instances.shape) % len(labels)
+    areas, rows = _sizes(numbers), []
+    for number, place in enumerate(ndimage.find_objects(numbers), start=1):
+        if place is not None:
+            first = int((numbers[place] == number).argmax())
+            ends = *(p.start for p in place), *(p.stop for p in place)
+            rows.append([labels[number], *ends, areas[number], classes[place].flat[first]])
+    rows.sort(key=lambda row: row[0])
     return pd.DataFrame(np.array(rows, dtype=np.int64).reshape(len(rows), len(columns)), columns=columns)
 
 
@@ -227,6 +233,15 @@ def _by_class(mask: np.ndarray, background: int) -> Iterator[np.ndarray]:
     return (mask == k for k in np.unique(mask) if k != background)
 
 
+def _sizes(labels: np.ndarray) -> np.ndarray:
+    """Return how many pixels each number has, as ``np.bincount`` does, which copies a whole image as 64-bit numbers."""
+    sizes = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    flat = labels.ravel()
+    for start in range(0, len(flat), _PIECE):
+        sizes += np.bincount(flat[start : start + _PIECE], minlength=len(sizes))
+    return sizes
+
+
 def _components(part: np.ndarray, corners: bool = True) -> np.ndarray:
     structure = ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1)
     return ndimage.label(part, structure)[0]
@@ -238,7 +253,7 @@ def _without_small_objects(mask: np.ndarray, least: float, background: int) -> n
     result = mask.copy()
     for part in _by_class(mask, background):
         labels = _components(part)
-        small = np.bincount(labels.ravel()) < least
+        small = _sizes(labels) < least
         result[small[labels] & part] = background
     return result
 
@@ -248,7 +263,7 @@ def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarra
     if least <= 0 or not mask.size:
         return mask
     labels = _components(mask == background, corners=False)
-    sizes = np.bincount(labels.ravel())
+    sizes = _sizes(labels)
     fillable = sizes < least
     fillable[0] = False
     for axis, size in enumerate(mask.shape):
@@ -265,7 +280,10 @@ def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarra
             np.minimum.at(lowest, hole[edge], neighbour[edge])
             np.maximum.at(highest, hole[edge], neighbour[edge])
     fillable &= lowest == highest
-    return np.where(fillable[labels], lowest[labels], mask).astype(np.uint8)
+    filled = fillable[labels]
+    result = mask.astype(np.uint8)
+    result[filled] = lowest[labels[filled]]
+    return result
 
 
 def _watershed(

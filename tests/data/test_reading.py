@@ -7,6 +7,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -15,11 +16,14 @@ from monai.transforms import Compose
 from medmdm.data.cases import select_cases
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import Slicing, read_volume
+from medmdm.data.identity import content_hash
 from medmdm.data.loading import LabelToClassesd, LoadCased
-from medmdm.data.reading import CaseReader
+from medmdm.data.reading import CaseReader, PictureInParts
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import resource_folder
+from medmdm.segment.likeness import appearance
+from medmdm.segment.overlays import draw_overlay
 from tests.data.chain import chain
 from tests.made import refused
 from tests.prepare.layouts import aperio, rectangle
@@ -278,3 +282,72 @@ def test_several_sequences_are_the_channels_of_a_labelled_case(tmp_path, rng) ->
     assert len(case.examples) == len(slices)
     for example, expected in zip(case.examples, slices, strict=True):
         np.testing.assert_allclose(example.image, expected / 450 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "suffix", "plan", "region"),
+    [
+        (np.uint8, ".png", {}, None),
+        (np.uint8, ".bmp", {"percentiles": {"lower": 2.0, "upper": 98.0, "nonzero": True}}, None),
+        (np.uint8, ".png", {"percentiles": {"lower": 0.5, "upper": 99.0, "nonzero": False}}, [[3, 17], [5, 29]]),
+        (np.uint16, ".png", {"intensity_range": [100.0, 4095.0]}, None),
+        (np.float32, ".tif", {"intensity_range": [0.0, 180.0]}, [[0, 20], [1, 2]]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_in_parts_is_the_whole_one(tmp_path, rng, array, suffix, plan, region, channels) -> None:
+    values = rng.integers(0, 200, (21, 34, channels)).astype(array)
+    values = values * 20 if array is np.uint16 else values
+    if channels == 3 and array is not np.uint8:
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(path, values, photometric="rgb")
+    else:
+        path = picture(tmp_path / f"a{suffix}", values[..., 0] if channels == 1 else values)
+    entry = {"image": str(path), "case": "a", "name": path.name}
+    if region is not None:
+        entry["region"] = {"rows": region[0], "columns": region[1]}
+    reader = CaseReader(select_cases(tmp_path, "none", labelled=False), {"channels": channels, **plan})
+    whole, parts = reader.read(entry), reader.read(entry, in_parts=True)
+    image = whole.examples[0].image
+    assert isinstance(parts.examples, PictureInParts)
+    assert torch.equal(parts.examples[0].image, image)
+    assert torch.equal(parts.examples[0].label, whole.examples[0].label)
+    assert parts.image_size == whole.image_size == tuple(image.shape[1:])
+    for first, end in ((0, 1), (5, 13), (len(image[0]) - 1, len(image[0]))):
+        for case in (whole, parts):
+            assert torch.equal(case.rows(first, end), image[:, first:end])
+    assert (parts.hashes, parts.window) == (whole.hashes, whole.window)
+    assert appearance(parts) == appearance(whole)
+    drawn = [(tmp_path / draw_overlay(tmp_path / name, case, np.ones(whole.shape, np.uint8)))
+             for name, case in (("whole", whole), ("parts", parts))]  # fmt: skip
+    one, other = (read_image(tmp_path / name / "overlays" / drawn[0].name) for name in ("whole", "parts"))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_labelled_picture_in_parts(pictures: Path) -> None:
+    cases = select_cases(pictures)
+    reader = CaseReader(cases, {})
+    for entry in cases.training:
+        whole, parts = reader.read(entry), reader.read(entry, in_parts=True)
+        np.testing.assert_array_equal(parts.truth, whole.truth)
+        assert content_hash(parts) == content_hash(whole)
+        for name in ("image", "label"):
+            assert torch.equal(getattr(parts.examples[0], name), getattr(whole.examples[0], name))
+
+
+def test_in_parts_where_it_cannot_be(tmp_path, rng, caplog) -> None:
+    values = rng.integers(0, 200, (12, 16, 3)).astype(np.uint8)
+    path = picture(tmp_path / "a.png", values)
+    entry = {"image": str(path), "case": "a", "name": "a.png", "spacing": [0.5, 0.5]}
+    cases = select_cases(tmp_path, "none", labelled=False)
+    resampled = CaseReader(cases, {"spacing": [1.0, 1.0]}).read(entry, in_parts=True)
+    assert not isinstance(resampled.examples, PictureInParts)
+    assert resampled.image_size == (6, 8)
+    refused("has 3 channels, but the backbone takes 1", CaseReader(cases, {"channels": 1}).read, entry, in_parts=True)
+    floats = {**entry, "image": str(picture(tmp_path / "f.tif", values[..., 0].astype(np.float32)))}
+    refused("f.tif holds float32 values, whose range is not known", CaseReader(cases, {}).read, floats, in_parts=True)
+    CaseReader(cases, {}).read(entry, in_parts=True)
+    assert "one value everywhere" not in caplog.text
+    picture(tmp_path / "a.png", np.full((12, 16, 3), 7, np.uint8))
+    CaseReader(cases, {}).read(entry, in_parts=True)
+    assert f"{path} has one value everywhere once it is scaled" in caplog.text

@@ -11,7 +11,13 @@ from medmdm.pretrain.log import COLUMNS, StepLog, duration
 
 
 def engine(
-    start: int, last: int, every: int, folder: Path, scores: tuple[str, ...] = (), progress: bool = False
+    start: int,
+    last: int,
+    every: int,
+    folder: Path,
+    scores: tuple[str, ...] = (),
+    progress: bool = False,
+    digest: str | None = None,
 ) -> Engine:
     """An engine whose loss at step n is n, from ``start`` on."""
 
@@ -27,6 +33,7 @@ def engine(
     trainer.loss_sum, trainer.loss_count = torch.zeros((), dtype=torch.float64), 0
     trainer.optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.25)
     StepLog(folder, every, scores, progress).attach(trainer)
+    trainer.state.log_digest = digest
     trainer.state.iteration, trainer.state.epoch_length, trainer.state.max_epochs = start, last, 1
     trainer.run(range(start, last), max_epochs=1, epoch_length=last)
     return trainer
@@ -62,6 +69,18 @@ def test_resuming_cuts_later_rows_off(tmp_path: Path) -> None:
     assert log["loss"].tolist() == [1.5, 3.5, 5.5, 7.5]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(("old", "new", "told"), [("2,1.5,", "2,1.6,", True), ("", "", False)])
+def test_a_changed_number_is_noticed_when_the_run_goes_on(
+    old: str, new: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = engine(0, 4, 2, tmp_path).state.log_digest
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text().replace(old, new))
+    resumed = engine(4, 8, 2, tmp_path, digest=digest)
+    assert (f"{path} has changed since it was written" in caplog.text) == told
+    assert (resumed.state.log_digest != engine(0, 8, 2, tmp_path / "whole").state.log_digest) == told
 
 
 def test_an_exception_passes_through(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 from PIL import Image, UnidentifiedImageError
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
-from medmdm.data.files.png import refuse_damaged_png
+from medmdm.data.files.png import is_upright_png, refuse_damaged_png
 from medmdm.data.files.rasters import Raster, decode_with_pillow, decode_with_simpleitk
 from medmdm.data.files.tiff import TIFF_MAGIC, decode_tiff
 from medmdm.data.validity import size_text
@@ -139,7 +139,7 @@ def _turn(path: Path) -> int:
     with errors_as_sentences(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                return int(image.getexif().get(_ORIENTATION, 1))
+                return 1 if is_upright_png(path) else int(image.getexif().get(_ORIENTATION, 1))
         except UnidentifiedImageError:
             return 1
 
@@ -150,7 +150,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with errors_as_sentences(path):
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                if image.getexif().get(_ORIENTATION, 1) == 1:
+                if is_upright_png(path) or image.getexif().get(_ORIENTATION, 1) == 1:
                     return image.height, image.width
         except UnidentifiedImageError:
             pass

@@ -8,6 +8,30 @@ from pathlib import Path
 from medmdm.errors import UserError
 
 _START = b"\x89PNG\r\n\x1a\n"
+_WORDS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # parts that Exif or XMP data are kept in
+
+
+def is_upright_png(path: Path) -> bool:
+    """Whether a file is a PNG without any part that could hold an orientation, as nearly all are.
+
+    Pillow looks for one by decoding the picture, for it may stand behind the pixels; here they are skipped.
+
+    Args:
+        path: of a picture.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_START)) != _START:
+            return False
+        while len(head := file.read(8)) == 8:
+            if head[4:] == b"IEND":
+                return True
+            if head[4:] in _WORDS:
+                return False
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    return False
 
 
 def refuse_damaged_png(path: Path) -> None:

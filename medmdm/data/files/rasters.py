@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 from medmdm.errors import UserError
 
+_STRIP = 1 << 20  # pixels
+
 
 def mask_colours() -> np.ndarray:
     """Return the colours that masks of ours are shown in, ``[256, 3]`` uint8: those of VOC, 0 being black.
@@ -61,7 +63,7 @@ def decode_with_pillow(path: Path, image: Image.Image) -> Raster:
     lossy = image.format == "JPEG"
     is_png = image.format == "PNG"
     # Loading a TIFF applies its orientation and clears the tag, so that this never turns a picture twice.
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     mode = image.mode
     if mode == "1":
         return Raster(np.asarray(image.convert("L")) > 0)  # Pillow's own array of bilevel images has bytes of 255
@@ -74,7 +76,7 @@ def decode_with_pillow(path: Path, image: Image.Image) -> Raster:
     if mode in ("RGBa", "La"):
         image = image.convert(mode.upper())
         mode = image.mode
-    array = np.asarray(image)
+    array = _in_strips(image)
     if mode in ("L", "RGB", "F"):
         return Raster(array, lossy=lossy)
     if mode in ("LA", "RGBA"):
@@ -84,6 +86,21 @@ def decode_with_pillow(path: Path, image: Image.Image) -> Raster:
     if mode == "I":  # older versions of Pillow hold 16-bit grey PNGs in 32 bits
         return Raster(array.astype(np.uint16) if is_png else array)
     raise UserError(f"{path} has the colour mode {mode!r}, which is not supported: convert it to RGB or grey.")
+
+
+def _in_strips(image: Image.Image) -> np.ndarray:
+    """Return ``np.asarray`` of a picture; of a large one Pillow would hold two copies more while it is made."""
+    rows = max(1, _STRIP // image.width)
+    if rows >= image.height:
+        return np.asarray(image)
+    bounds = [(first, min(first + rows, image.height)) for first in range(0, image.height, rows)]
+    strips = (np.asarray(image.crop((0, first, image.width, end))) for first, end in bounds)
+    strip = next(strips)
+    array = np.empty((image.height, *strip.shape[1:]), strip.dtype)
+    array[:rows] = strip
+    for (first, end), strip in zip(bounds[1:], strips, strict=True):
+        array[first:end] = strip
+    return array
 
 
 def decode_with_simpleitk(path: Path) -> np.ndarray:

@@ -70,7 +70,8 @@ def decode_tiff(path: Path) -> Raster:
         array = np.iinfo(array.dtype).max - array
     alpha = _alpha(page)
     kept = [channel for channel in range(array.shape[2]) if channel not in alpha]
-    return Raster(array[..., kept], alpha=array[..., alpha[0]] if alpha else None, **known)
+    colours = array if len(kept) == array.shape[2] else array[..., kept]  # an index would copy
+    return Raster(colours, alpha=array[..., alpha[0]] if alpha else None, **known)
 
 
 def _refuse_incomplete(path: Path, page: Any) -> None:

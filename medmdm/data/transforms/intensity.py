@@ -262,6 +262,13 @@ def file_dtype_tensor(image: torch.Tensor) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(plain.dtype), plain) else plain
 
 
+def as_monai_loads(pixels: np.ndarray) -> torch.Tensor:
+    """Return pixels in the type that MONAI loads them in: torch lacks most operations on unsigned ones above 8 bits."""
+    return torch.as_tensor(
+        pixels.astype({"uint16": np.int32, "uint32": np.int64}.get(pixels.dtype.name, pixels.dtype), copy=False)
+    )
+
+
 def _file_dtype(image: torch.Tensor) -> str:
     own = str(image.dtype).removeprefix("torch.")
     return str(image.meta.get("original_dtype", own)) if isinstance(image, MetaTensor) else own

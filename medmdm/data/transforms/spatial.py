@@ -228,10 +228,15 @@ class ResampleToSpacingd(MapTransform):
         self.resample = [ResampleToSpacing(spacing, magnification, m) for m in ensure_tuple_rep(mode, len(self.keys))]
         self.spacing_key = spacing_key
 
+    @property
+    def has_no_target(self) -> bool:
+        """Whether it leaves every image as it is."""
+        return all(resample.target is None for resample in self.resample)
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, resample in self.key_iterator(d, self.resample):
-            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=str(d.get("image"))))
+            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=file_name(d[key])))
         return d
 
 

@@ -16,9 +16,11 @@ from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
 from monai.transforms import Compose, LoadImage, LoadImaged, SaveImage, SaveImaged
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from medmdm.data.files import pictures as images_module
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
+from medmdm.data.files.png import is_upright_png
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import pixel_hash
 from tests.made import refused
@@ -56,6 +58,35 @@ def test_lossless_formats_give_the_pixels_rows_first(tmp_path, rng, mode, suffix
     assert image_size(path) == (ROWS, COLUMNS)
     if mode != "1":  # scikit-image reads bilevel files as 0 and 255
         np.testing.assert_array_equal(np.moveaxis(np.atleast_3d(skimage.io.imread(path)), -1, 0), array)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16", "P"])
+def test_large_pictures_are_decoded_in_strips(tmp_path, rng, mode, monkeypatch):
+    path = tmp_path / "a.png"
+    if mode == "I;16":
+        Image.fromarray(grey(rng, np.uint16)).save(path)
+    else:
+        Image.fromarray(colour(rng)).convert(mode).save(path)
+    expected = read_image(path)
+    monkeypatch.setattr("medmdm.data.files.rasters._STRIP", 3 * expected.shape[2])
+    found = read_image(path)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_sizes_are_read_without_decoding(tmp_path, rng, monkeypatch):
+    plain, told = tmp_path / "plain.png", tmp_path / "told.png"
+    Image.fromarray(colour(rng)).save(plain)
+    text = PngInfo()
+    text.add_text("Author", "nobody")
+    Image.fromarray(colour(rng)).save(told, pnginfo=text)
+    size = image_size(told)
+    assert is_upright_png(plain)
+    assert not is_upright_png(told)
+    monkeypatch.setattr(Image.Image, "load", None)
+    assert image_size(plain) == size
+    plain.write_bytes(plain.read_bytes()[:-20])
+    assert not is_upright_png(plain)
 
 
 def test_jpeg_gives_what_pillow_decodes(tmp_path, rng):
