@@ -17,6 +17,7 @@ from medmdm.backbones.timm import TimmBackbone, create
 from medmdm.errors import UserError
 
 PRETRAINED = "pretrained"
+_UNLIKELY = 1_618_033_988  # a seed that nobody takes to make a weights file
 
 
 def load_timm(
@@ -57,7 +58,8 @@ def load_timm(
     Example:
         >>> load_timm("resnet18", "resnet18.safetensors")  # doctest: +SKIP
     """
-    with _drawing_from(seed):
+    drawn_from = seed if weights is None else _UNLIKELY
+    with _drawing_from(drawn_from):
         backbone = TimmBackbone(model, in_channels, out_indices, mean, std, arguments).eval()
     if weights is None:
         return backbone
@@ -65,7 +67,7 @@ def load_timm(
     if weights != PRETRAINED:
         how["pretrained_cfg_overlay"] = {"state_dict": _read(Path(weights))}
     try:
-        with _drawing_from(seed):  # what is not loaded is drawn as before, and equal to it
+        with _drawing_from(drawn_from):  # what is not loaded is drawn as before, and equal to it
             loaded = create(model, in_channels, out_indices, arguments, **how)
     except OSError as error:
         raise UserError(f"timm cannot fetch weights of {model!r} ({error}): name a file of them.") from error

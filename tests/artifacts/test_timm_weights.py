@@ -27,6 +27,10 @@ def test_weights_of_a_file(wrapped: bool, tmp_path: Path) -> None:
     assert "state_dict" not in backbone.network.pretrained_cfg
     assert "weights" not in backbone.config
     assert FETCHED == []
+    drawn = load_timm("pyramid").state_dict()  # a file of random weights is one like any other
+    torch.save({name.removeprefix("network."): value for name, value in drawn.items()}, tmp_path / "drawn.pth")
+    again = load_timm("pyramid", tmp_path / "drawn.pth").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in drawn.items())
 
 
 def test_safetensors(tmp_path: Path) -> None:

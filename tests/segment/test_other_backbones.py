@@ -44,7 +44,7 @@ def test_segments_and_is_saved(run: Run, tmp_path: Path, pyramid: dict[str, Any]
     assert [info["channels"] for info in segmenter.extractor.feature_info] == [4, 6, 8]  # type: ignore[union-attr]
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (record["protocol"]["backbone"], record["stamp"]["kind"]) == ("pyramid", "unknown")
-    infer = {"run_dir": str(tmp_path / "masks"), "segmenter": str(path)}
+    infer = {"output_dir": str(tmp_path / "masks"), "segmenter": str(path)}
     run("mdm_infer", **infer, dataset_dir=str(tmp_path / "pictures"))
     assert list((tmp_path / "masks").rglob("*.png"))
     assert FETCHED == []
