@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medmdm.backbones.feature_maps import stack
+from medmdm.backbones.feature_maps import stack, upsample
 
 _ENDS = (0.02, 0.98)  # quantiles of each component that become dark and bright
+_FIT, _DRAWN = 4096, 16384  # places of an image that are looked at, and coloured: of wide networks more take gigabytes
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,28 @@ class FeatureColours:
         share = (values - self.low) / torch.where(width > 0, width, 1.0)
         colours = torch.where(width > 1e-9 * (1 + self.high.abs()), 2 * share - 1, 0.0).clamp(-1, 1)
         return colours.float().reshape(features.shape[0], *features.shape[2:], 3).movedim(-1, 1)
+
+
+def coloured(images: Sequence[Sequence[Tensor]], size: Sequence[int]) -> Tensor | None:
+    """Return the features of images as colours that mean the same in all of them.
+
+    Args:
+        images: the maps of each image, ``[1, C_i, *spatial_i]``.
+        size: of the pictures; of large ones fewer places are coloured, and what is between them interpolated.
+
+    Returns:
+        ``[N, 3, *size]`` in [-1, 1]; None where the features are not finite.
+    """
+    if not all(bool(f.isfinite().all()) for maps in images for f in maps):
+        return None
+    colours = FeatureColours.fit(images, _at_most(_FIT, size))
+    return torch.cat([upsample(colours(maps, _at_most(_DRAWN, size)), size) for maps in images])
+
+
+def _at_most(places: int, size: Sequence[int]) -> list[int]:
+    """Return a size of the same proportions with no more places, about."""
+    share = min(1.0, (places / math.prod(size)) ** (1 / len(size)))
+    return [max(1, round(share * n)) for n in size]
 
 
 def _pixels(features: Tensor) -> Tensor:

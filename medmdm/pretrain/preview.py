@@ -13,7 +13,7 @@ from monai.metrics import PSNRMetric, SSIMMetric
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from medmdm.backbones.colours import FeatureColours
+from medmdm.backbones.colours import coloured
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, is_main_process, mark_outputs
@@ -33,7 +33,7 @@ class Preview(Periodic):
     crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2.
 
     Beside them stand the network's features of the undamaged crops as colours, the same ones for all crops of a picture
-    (:class:`medmdm.backbones.colours.FeatureColours`): pixels of one colour look alike to the network.
+    (:class:`medmdm.backbones.colours.coloured`): pixels of one colour look alike to the network.
 
     Attach it to a trainer that has ``restore(x_t, t)`` and, for the features, ``features(x, t)``. The picture goes to
     ``engine.state.picture`` too, for TensorBoard.
@@ -111,11 +111,7 @@ class Preview(Periodic):
             if maps is None:
                 return None
             found.append([f.cpu() for f in maps])
-        size = self.crops.shape[2:]
-        if not found or not all(bool(f.isfinite().all()) for maps in found for f in maps):
-            return None
-        colours = FeatureColours.fit(found, size)
-        return torch.cat([colours(maps, size) for maps in found])
+        return coloured(found, self.crops.shape[2:]) if found else None
 
     def _mean(self, metric: SSIMMetric | PSNRMetric, images: Tensor) -> float:
         return metric._compute_metric(images, self.crops).mean().item()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medmdm.backbones.colours import FeatureColours
+from medmdm.backbones.colours import coloured
 from medmdm.data.reading import LoadedCase
 from medmdm.files import atomic_file
 from medmdm.heads.predictor import Predictor
@@ -49,16 +49,15 @@ def write_feature_panel(cases: Sequence[LoadedCase], predictor: Predictor | Fold
         return None
     side = min(_SIDE, *(n for image in images for n in image.shape[1:]))
     middles = [_middle(image, side)[None] for image in images]
-    size = extractor.padded_size((side, side))
     with torch.no_grad():
         maps = [[f.float().cpu() for f in extractor(image.to(of.device))] for image in middles]
-    if not all(bool(f.isfinite().all()) for one in maps for f in one):
+    drawn = coloured(maps, extractor.padded_size((side, side)))
+    if drawn is None:
         logger.warning("The features are not finite: the report shows none of them.")
         return None
-    colours = FeatureColours.fit(maps, size)
     columns = [
-        torch.cat([_in_colour(image), colours(one, size)[..., :side, :side]])
-        for image, one in zip(middles, maps, strict=True)
+        torch.cat([_in_colour(image), colours[None, :, :side, :side]])
+        for image, colours in zip(middles, drawn, strict=True)
     ]
     picture = preview_grid(columns, [str(number) for number in range(1, len(columns) + 1)])
     with atomic_file(path) as file:
@@ -73,6 +72,6 @@ def _middle(image: Tensor, side: int) -> Tensor:
 
 
 def _in_colour(image: Tensor) -> Tensor:
-    """Return three channels of ``[1, C, H, W]``: the first three, or the middle one as grey (of neighbouring slices)."""
-    channels = image.shape[1]
-    return image if channels == 3 else image[:, channels // 2][:, None].expand(-1, 3, -1, -1)
+    """Return ``[1, C, H, W]`` with three channels; of other numbers, such as neighbouring slices, the middle one."""
+    count = image.shape[1]
+    return image if count == 3 else image[:, count // 2 : count // 2 + 1].expand(-1, 3, -1, -1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medmdm.backbones.colours import FeatureColours
+from medmdm.backbones.colours import FeatureColours, coloured
 from medmdm.backbones.feature_maps import stack
 
 
@@ -59,3 +59,15 @@ def test_features_that_do_not_vary_are_grey() -> None:
 def test_volumes() -> None:
     image = [torch.randn(1, 4, 2, 3, 4, generator=torch.Generator().manual_seed(0))]
     assert FeatureColours.fit([image], (4, 6, 8))(image, (4, 6, 8)).shape == (1, 3, 4, 6, 8)
+
+
+def test_large_pictures_are_coloured_in_fewer_places() -> None:
+    image = [maps(1, 4, 160, 240).cumsum(2).cumsum(3)]  # smooth
+    (found,) = coloured([image], (160, 240))  # type: ignore[misc]
+    exact = FeatureColours.fit([image], (160, 240))(image, (160, 240))[0]
+    assert found.shape == (3, 160, 240)
+    assert float((found - exact).abs().mean()) < 0.1
+    small = [maps(1, 4, 5, 7)]
+    (found,) = coloured([small], (5, 7))  # type: ignore[misc]
+    assert torch.equal(found, FeatureColours.fit([small], (5, 7))(small, (5, 7))[0])
+    assert coloured([[*small, torch.full((1, 1, 2, 2), float("nan"))]], (5, 7)) is None
