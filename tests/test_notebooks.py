@@ -37,7 +37,7 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))
     notebook = nbformat.read(path, as_version=4)
-    done = nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    done = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds: list[Any] = [set(out.get("data", ())) for cell in done.cells for out in cell.get("outputs", ())]
     assert sum("image/png" in kind for kind in kinds) >= 3  # preview, features, mask
     assert any("text/markdown" in kind for kind in kinds)  # the summary
