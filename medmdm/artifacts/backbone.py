@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmdm.artifacts.pretrained import load_pretrained, make_ledger
+from medmdm.artifacts.pretrained import join_ledgers, load_pretrained, make_ledger
 from medmdm.backbones.adapters import RawPixels, randomise
 from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.concatenation import Concatenation
@@ -98,7 +98,7 @@ def open_backbone(
         return OpenBackbone({"ledger": make_ledger(), **given}, device=device)
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
-    net, plan, name = _found(path, network)
+    net, plan, name = _found(path, network, given)
     read, forced = features or make_extractor, dict[str, Any]()
     if initialise != "pretrained":
         net, plan = _baseline(net, plan, initialise, sigmas, seed)
@@ -111,24 +111,49 @@ def open_backbone(
     return OpenBackbone({**plan, **given}, cached, identity, str(path or ""), device, name)
 
 
-def _found(path: str | os.PathLike[str] | None, network: BlockNetwork | None) -> tuple[nn.Module, dict[str, Any], str]:
-    """Return the network of a file, one without a file, or both as one; the plan; and what a report calls it.
+def read_by(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images are read, whether a plan says the defaults or leaves them out."""
+    read = {key: plan.get(key) or None for key in PREPROCESSING if key != "crop_size"}
+    return {**read, "slice_axis": read["slice_axis"] or "axial"}
 
-    What trained a network without a file is not known: the ledger of the plan says so.
-    """
+
+def _found(
+    path: str | os.PathLike[str] | None, network: BlockNetwork | None, given: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any], str]:
+    """Return the network of a file, one without a file, or both as one; the plan; and what a report calls it."""
     own = "" if network is None else str(network.config.get("model") or type(network).__name__)
     if path is None:
         assert network is not None
-        plan = {"network": to_config(network), "channels": network.in_channels, "ledger": None}
-        return network.eval(), plan, own
+        plan: dict[str, Any] = {"network": to_config(network), "channels": network.in_channels}
+        return network.eval(), {**plan, "ledger": join_ledgers(_ledgers(network))}, own
     first, plan = load_pretrained(path)
     if network is None:
         return first, plan, Path(path).name
     if not isinstance(first, BlockNetwork):
         raise UserError(f"{path}: a {type(first).__name__} has no features to be read beside those of {own}.")
-    both = Concatenation([first, network]).eval()
-    ledger = None if plan.get("ledger") is None else {**plan["ledger"], "complete": False}
-    return both, {**plan, "network": to_config(both), "ledger": ledger}, f"{Path(path).name} + {own}"
+    for other in _parts(network):
+        if other.plan is not None and "channels" in other.plan:
+            expected, found = read_by(plan), read_by(other.plan)
+            for key in (key for key in expected if expected[key] != found[key] and key not in given):
+                both = f"with {key} {expected[key]}, the network beside it with {found[key]}"
+                raise UserError(f"{path} was trained {both}, but images are read once: set preprocessing#{key}.")
+    both_networks = Concatenation([first, network]).eval()
+    plan = {**plan, "network": to_config(both_networks)}
+    ledger = join_ledgers([plan.get("ledger"), *_ledgers(network)])
+    return both_networks, {**plan, "ledger": ledger}, f"{Path(path).name} + {own}"
+
+
+def _parts(network: BlockNetwork) -> list[BlockNetwork]:
+    """Return the networks that a network is made of, itself if it is no concatenation."""
+    if not isinstance(network, Concatenation):
+        return [network]
+    return [part for one in network.parts for part in _parts(one)]
+
+
+def _ledgers(network: BlockNetwork) -> list[Mapping[str, Any] | None]:
+    """Return what each part saw in training: nothing without weights, None where it is not known."""
+    parts = _parts(network)
+    return [(p.plan or {}).get("ledger") if any(True for _ in p.parameters()) else make_ledger() for p in parts]
 
 
 def _baseline(

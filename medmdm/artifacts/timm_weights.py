@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medmdm.artifacts.pretrained import make_ledger
 from medmdm.artifacts.weights import find_state, first_of, naming, read_checkpoint
 from medmdm.backbones.timm import TimmBackbone, create
 from medmdm.errors import UserError
@@ -62,6 +63,7 @@ def load_timm(
     with _drawing_from(drawn_from):
         backbone = TimmBackbone(model, in_channels, out_indices, mean, std, arguments).eval()
     if weights is None:
+        backbone.plan = {"ledger": make_ledger()}  # it has seen nothing
         return backbone
     how: dict[str, Any] = {"pretrained": True}
     if weights != PRETRAINED:

@@ -218,6 +218,8 @@ class BlockNetwork(nn.Module):
     __jit_unused_properties__ = ("config", "feature_info", "in_channels", "spatial_dims", "usual_blocks")
     #: Whether it was trained on corrupted images; False: it is to see them as they are.
     restores = True
+    #: What its weights file says of it, where it was read from one without its plan being asked for.
+    plan: Mapping[str, Any] | None = None
 
     def __init__(self, config: dict[str, Any], reduction: int = 1) -> None:
         super().__init__()

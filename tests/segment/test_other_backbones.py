@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from medmdm.artifacts import load_pretrained, load_segmenter, load_timm, open_backbone
-from medmdm.backbones import Concatenation, TimmBackbone
+from medmdm.artifacts import load_network, load_pretrained, load_segmenter, load_timm, open_backbone
+from medmdm.backbones import Concatenation, RawPixels, TimmBackbone
 from medmdm.runs.record import find_provenance
 from tests.bundle_runs import Run, write_backbone
+from tests.made import refused as said
 from tests.segment.test_study import study_settings
 from tests.timm_stand_in import FETCHED, state_of, timm
 
@@ -64,10 +65,34 @@ def test_beside_a_file_both_are_read(run: Run, tmp_path: Path, pyramid: dict[str
 
 def test_what_the_file_saw_is_not_forgotten(tmp_path: Path, pyramid: dict[str, Any]) -> None:
     write_backbone(tmp_path / "model.pt", ledger={"images": ["a" * 64], "patients": [], "salt": "s"})
-    opened = open_backbone(tmp_path / "model.pt", network=load_timm("pyramid"))
+    timms = load_timm("pyramid", tmp_path / "pyramid.pth")
+    opened = open_backbone(tmp_path / "model.pt", network=timms)
     cases: Any = [SimpleNamespace(name=digest, entry={}, hashes=(digest * 64, digest * 64)) for digest in "ab"]
     assert find_provenance(cases, opened.plan["ledger"]).kind == "transductive"
     assert find_provenance(cases[1:], opened.plan["ledger"]).kind == "unknown"
+    write_backbone(tmp_path / "second.pt", ledger={"images": ["b" * 64], "patients": [], "salt": "t"})
+    second: Any = load_network(tmp_path / "second.pt")
+    for network, kinds in (
+        (second, ["transductive", "transductive"]),
+        (load_timm("pyramid"), ["transductive", "inductive"]),  # random
+        (RawPixels(), ["transductive", "inductive"]),
+        (Concatenation([RawPixels(), second]), ["transductive", "transductive"]),
+        (Concatenation([RawPixels(), timms]), ["transductive", "unknown"]),
+    ):
+        ledger = open_backbone(tmp_path / "model.pt", network=network).plan["ledger"]
+        assert [find_provenance([case], ledger).kind for case in cases] == kinds
+    alone = open_backbone(None, network=RawPixels(), preprocessing={"crop_size": [8, 8]})
+    assert find_provenance(cases, alone.plan["ledger"]).kind == "inductive"
+
+
+def test_a_file_beside_is_read_alike(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "model.pt", spacing=[0.5, 0.5])
+    write_backbone(tmp_path / "second.pt")
+    second: Any = load_network(tmp_path / "second.pt")
+    sentence = r"model.pt was trained with spacing \[0.5, 0.5\], the network beside it with None.*preprocessing#spacing"
+    said(sentence, open_backbone, tmp_path / "model.pt", network=second)
+    said(sentence, open_backbone, tmp_path / "model.pt", network=Concatenation([RawPixels(), second]))
+    open_backbone(tmp_path / "model.pt", network=second, preprocessing={"spacing": [1.0, 1.0]})
 
 
 def test_a_study_compares_them(run: Run, tmp_path: Path, pyramid: dict[str, Any]) -> None:
