@@ -7,16 +7,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from medmdm.artifacts.pretrained import load_pretrained, make_ledger
+from medmdm.artifacts.pretrained import join_ledgers, load_pretrained, make_ledger
 from medmdm.backbones.adapters import RawPixels, randomise
 from medmdm.backbones.cache import CachedExtractor
+from medmdm.backbones.concatenation import Concatenation
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.filter_bank import FilterBank
+from medmdm.backbones.layers import BlockNetwork, paper_blocks
 from medmdm.components import instantiate, to_config
 from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
@@ -39,6 +42,7 @@ class OpenBackbone:
         identity: hash of its weights, "" without.
         path: of its file.
         device: where it runs, and whatever is fitted to its features.
+        name: what a report calls it, without folders.
     """
 
     plan: Mapping[str, Any] = field(repr=False)
@@ -46,6 +50,7 @@ class OpenBackbone:
     identity: str = ""
     path: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    name: str = ""
 
 
 def open_backbone(
@@ -57,11 +62,12 @@ def open_backbone(
     sigmas: Sequence[float] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
+    network: BlockNetwork | None = None,
 ) -> OpenBackbone:
     """Open the weights file of a backbone; its own plan says how images are read.
 
     Args:
-        path: weights file; None for methods that need no backbone.
+        path: weights file; None for methods that need no backbone, and for a ``network`` alone.
         features: which: :func:`make_extractor` with other arguments than its defaults (``functools.partial``; in a
             bundle ``"_mode_": "callable"``).
         cache: how they are kept: :class:`medmdm.backbones.CachedExtractor` with other arguments than its defaults.
@@ -71,6 +77,9 @@ def open_backbone(
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
         seed: of random weights.
         device: where the backbone runs.
+        network: one that no weights file of ours holds, such as :func:`medmdm.artifacts.load_timm` makes. With a file
+            as well, the features of both are read side by side (:class:`medmdm.backbones.Concatenation`), of images as
+            the file's plan has them; without one, ``preprocessing`` says it all.
 
     Raises:
         UserError: the file cannot be used, or nothing says how images are to be read.
@@ -82,25 +91,81 @@ def open_backbone(
     if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
         given["percentiles"] = percentiles_record(given["percentiles"])
     device = torch.device(device)
-    if path is None:
-        if "crop_size" not in given:
-            raise UserError("Without a backbone nothing says how images are read: set preprocessing#crop_size.")
+    if path is None and "crop_size" not in given:
+        what = "Without a backbone" if network is None else "Without a weights file"
+        raise UserError(f"{what} nothing says how images are read: set preprocessing#crop_size.")
+    if path is None and network is None:
         return OpenBackbone({"ledger": make_ledger(), **given}, device=device)
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
-    network, plan = load_pretrained(path)
+    net, plan, name = _found(path, network, given)
     read, forced = features or make_extractor, dict[str, Any]()
     if initialise != "pretrained":
-        plan = {**plan, "ledger": make_ledger()}
-    if initialise == "random":
-        network = randomise(network, seed)
-    elif initialise in ("raw", "filters"):
-        channels, dims = int(plan.get("channels", 3)), getattr(network, "config", {}).get("spatial_dims", 2)
-        network = (RawPixels(channels, sigmas) if initialise == "raw" else FilterBank(channels, dims)).eval()
-        plan, forced = {**plan, "network": to_config(network)}, {"blocks": [0], "masking": "none"}
-    extractor, plan, identity = read((network, plan), **forced)
+        net, plan = _baseline(net, plan, initialise, sigmas, seed)
+    if initialise in ("raw", "filters"):
+        forced["blocks"] = [0]
+    if not getattr(net, "restores", True):  # hidden patches would be hidden from it
+        forced["masking"] = "none"
+    extractor, plan, identity = read((net, plan), **forced)
     cached = cache(extractor.to(device), backbone_hash=identity)
-    return OpenBackbone({**plan, **given}, cached, identity, str(path), device)
+    return OpenBackbone({**plan, **given}, cached, identity, str(path or ""), device, name)
+
+
+def read_by(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images are read, whether a plan says the defaults or leaves them out."""
+    read = {key: plan.get(key) or None for key in PREPROCESSING if key != "crop_size"}
+    return {**read, "slice_axis": read["slice_axis"] or "axial"}
+
+
+def _found(
+    path: str | os.PathLike[str] | None, network: BlockNetwork | None, given: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any], str]:
+    """Return the network of a file, one without a file, or both as one; the plan; and what a report calls it."""
+    own = "" if network is None else str(network.config.get("model") or type(network).__name__)
+    if path is None:
+        assert network is not None
+        plan: dict[str, Any] = {"network": to_config(network), "channels": network.in_channels}
+        return network.eval(), {**plan, "ledger": join_ledgers(_ledgers(network))}, own
+    first, plan = load_pretrained(path)
+    if network is None:
+        return first, plan, Path(path).name
+    if not isinstance(first, BlockNetwork):
+        raise UserError(f"{path}: a {type(first).__name__} has no features to be read beside those of {own}.")
+    for other in _parts(network):
+        if other.plan is not None and "channels" in other.plan:
+            expected, found = read_by(plan), read_by(other.plan)
+            for key in (key for key in expected if expected[key] != found[key] and key not in given):
+                both = f"with {key} {expected[key]}, the network beside it with {found[key]}"
+                raise UserError(f"{path} was trained {both}, but images are read once: set preprocessing#{key}.")
+    both_networks = Concatenation([first, network]).eval()
+    plan = {**plan, "network": to_config(both_networks)}
+    ledger = join_ledgers([plan.get("ledger"), *_ledgers(network)])
+    return both_networks, {**plan, "ledger": ledger}, f"{Path(path).name} + {own}"
+
+
+def _parts(network: BlockNetwork) -> list[BlockNetwork]:
+    """Return the networks that a network is made of, itself if it is no concatenation."""
+    if not isinstance(network, Concatenation):
+        return [network]
+    return [part for one in network.parts for part in _parts(one)]
+
+
+def _ledgers(network: BlockNetwork) -> list[Mapping[str, Any] | None]:
+    """Return what each part saw in training: nothing without weights, None where it is not known."""
+    parts = _parts(network)
+    return [(p.plan or {}).get("ledger") if any(True for _ in p.parameters()) else make_ledger() for p in parts]
+
+
+def _baseline(
+    network: nn.Module, plan: dict[str, Any], initialise: str, sigmas: Sequence[float], seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return what a backbone is compared with, which has seen no image, and the plan by which it reads them."""
+    plan = {**plan, "ledger": make_ledger()}
+    if initialise == "random":
+        return randomise(network, seed), plan
+    channels, dims = int(plan.get("channels", 3)), getattr(network, "config", {}).get("spatial_dims", 2)
+    network = (RawPixels(channels, sigmas) if initialise == "raw" else FilterBank(channels, dims)).eval()
+    return network, {**plan, "network": to_config(network)}
 
 
 def open_backbones(backbones: Mapping[str, Mapping[str, Any]], **common: Any) -> dict[str, OpenBackbone]:
@@ -144,7 +209,8 @@ def make_extractor(
 
     Args:
         backbone: a weights file that :func:`medmdm.artifacts.load_pretrained` reads, or (network, plan).
-        blocks: numbers of decoder blocks, or ``"paper"``: see :func:`paper_blocks`.
+        blocks: numbers of decoder blocks, or ``"paper"``: see
+            :func:`medmdm.backbones.layers.paper_blocks`; of a network of timm all.
         timesteps: t at which features are read; None for :func:`default_timestep`.
         masking: as the next three, see :class:`medmdm.backbones.FeatureExtractor`.
         partitions: number of complementary masks.
@@ -180,7 +246,7 @@ def make_extractor(
     if isinstance(blocks, str):
         if blocks != "paper":
             raise UserError(f'blocks must be "paper" or a list of numbers of decoder blocks, got {blocks!r}.')
-        blocks = paper_blocks(network)
+        blocks = getattr(network, "usual_blocks", None) or paper_blocks(network)
     timesteps = [default_timestep(plan, damage)] if timesteps is None else timesteps
     around = (context, context_deviation)
     extractor = FeatureExtractor(network, blocks, timesteps, damage, masking, partitions, normalize, seed, *around)
@@ -192,12 +258,6 @@ def opened(backbone: Backbone, trust: bool = False) -> tuple[nn.Module, dict[str
     if isinstance(backbone, tuple):
         return backbone[0], dict(backbone[1]), "The backbone"
     return *load_pretrained(backbone, trust=trust), str(backbone)
-
-
-def paper_blocks(network: nn.Module) -> list[int]:
-    """Return the decoder blocks at the relative position of the paper's for histology, 8 to 12 of 18."""
-    numbers = [info["block"] for info in network.feature_info]  # type: ignore[union-attr]
-    return numbers[round(8 / 18 * len(numbers)) : round(12 / 18 * len(numbers)) + 1]
 
 
 def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = None, share: float = 50 / 1000) -> int:

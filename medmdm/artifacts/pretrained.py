@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medmdm.artifacts.weights import INVISIBLE, build, fill, find_state, first_of, infer_config, naming, read_checkpoint
+from medmdm.backbones.layers import BlockNetwork
 from medmdm.components import to_config
 from medmdm.errors import UserError
 from medmdm.files import file_hash, save_torch, text_hash
@@ -79,6 +80,22 @@ def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = (
     images = sorted(set(image_hashes))
     salt = text_hash("".join(images))[:32]
     return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
+
+
+def join_ledgers(ledgers: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return what several trainings saw as one ledger; None where nothing is known of any.
+
+    ``"complete"`` is False where one is not known, or patients would need more than one salt.
+    """
+    known = [ledger for ledger in ledgers if ledger is not None]
+    if not known:
+        return None
+    named = [ledger for ledger in known if ledger["patients"]]
+    first = (named or known)[0]
+    complete = len(known) == len(ledgers) and len(named) <= 1 and all(one.get("complete", True) for one in known)
+    images = sorted({digest for ledger in known for digest in ledger["images"]})
+    joined = {"images": images, "patients": first["patients"], "salt": first["salt"]}
+    return joined if complete else {**joined, "complete": False}
 
 
 def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
@@ -153,7 +170,10 @@ def load_network(path: str | os.PathLike[str], *, trust: bool = False, **overrid
 
         "network_def": {"_target_": "medmdm.artifacts.load_network", "path": "runs/demo/model.pt"}
     """
-    return load_pretrained(path, trust=trust, **overrides)[0]
+    network, plan = load_pretrained(path, trust=trust, **overrides)
+    if isinstance(network, BlockNetwork):
+        network.plan = plan
+    return network
 
 
 def convert(

@@ -208,6 +208,7 @@ class RawPixels(BlockNetwork):
         [torch.Size([1, 6, 5, 7])]
     """
 
+    restores = False
     sigmas: Tensor
 
     def __init__(self, in_channels: int = 3, sigmas: Sequence[float] = ()) -> None:

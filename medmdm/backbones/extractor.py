@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medmdm.backbones.concatenation import Concatenation
 from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize, pad_ends, surroundings
 from medmdm.components import declared
 from medmdm.corruption import Corrupted, Corruption, PatchMasking
@@ -169,7 +170,7 @@ class FeatureExtractor(nn.Module):
         x = self.pad(x)
         maps: list[Tensor] = []
         for t in self._config["timesteps"]:
-            views = [self._features(corrupted.x_t, t) for corrupted in self.corruptions(x, t)]
+            views = [self._features(corrupted.x_t, t, x) for corrupted in self.corruptions(x, t)]
             maps += views[0] if len(views) == 1 else [torch.stack(same).mean(0) for same in zip(*views, strict=True)]
         return self._with_context(maps)
 
@@ -182,7 +183,7 @@ class FeatureExtractor(nn.Module):
         times = self._config["timesteps"]
         per_t = [self.corruptions(x, t) for t in times]
         for k in range(max(map(len, per_t))):
-            maps = [f for c, t in zip(per_t, times, strict=True) for f in self._features(c[k % len(c)].x_t, t)]
+            maps = [f for c, t in zip(per_t, times, strict=True) for f in self._features(c[k % len(c)].x_t, t, x)]
             yield normalize(self._with_context(maps), x.shape[2:], self._config["normalize"])
 
     def corruptions(self, x: Tensor, t: int) -> list[Corrupted]:
@@ -198,9 +199,9 @@ class FeatureExtractor(nn.Module):
     def prepare(self, spatial: Sequence[int], channels: int | None = None) -> None:
         """Draw the masks of images of a size (before padding), so that tracing or exporting this sees constants.
 
-        Without ``channels`` the backbone's ``config`` says how many the images have.
+        Without ``channels`` the backbone says how many the images have (``in_channels``).
         """
-        count: int = self.backbone.config["in_channels"] if channels is None else channels  # type: ignore[index,assignment]
+        count: int = self.backbone.in_channels if channels is None else channels  # type: ignore[assignment]
         if self._config["masking"] != "none" and self.corruption is not None:
             like = next(iter(self.backbone.parameters()))
             for t in self._config["timesteps"]:
@@ -246,8 +247,10 @@ class FeatureExtractor(nn.Module):
         masks = [masking.to_pixels((order != part).float().reshape(1, 1, *grid)) for part in range(count)]
         return [Corrupted(mask, mask, scale=mask) for mask in masks]
 
-    def _features(self, x_t: Tensor, t: int) -> list[Tensor]:
+    def _features(self, x_t: Tensor, t: int, x: Tensor) -> list[Tensor]:
         times = torch.full((x_t.shape[0],), t, dtype=torch.long, device=x_t.device)
+        if isinstance(self.backbone, Concatenation):
+            return self.backbone.features(x_t, times, self._config["blocks"], clean=x)
         return self.backbone.features(x_t, times, self._config["blocks"])  # type: ignore[operator]
 
     def _with_context(self, maps: list[Tensor]) -> list[Tensor]:

@@ -36,6 +36,7 @@ class FilterBank(BlockNetwork):
         [torch.Size([1, 72, 5, 7])]
     """
 
+    restores = False
     sigmas: Tensor
 
     def __init__(

@@ -201,6 +201,12 @@ def parameters_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def paper_blocks(network: Any) -> list[int]:
+    """Return the decoder blocks at the relative position of the paper's for histology, 8 to 12 of 18."""
+    numbers = [info["block"] for info in network.feature_info]
+    return numbers[round(8 / 18 * len(numbers)) : round(12 / 18 * len(numbers)) + 1]
+
+
 class BlockNetwork(nn.Module):
     """A network ``forward(x, timesteps)`` whose decoder blocks can be read: ``features(x, timesteps, blocks)``.
 
@@ -209,7 +215,11 @@ class BlockNetwork(nn.Module):
         reduction: the total down-sampling rate; it divides the size of every input.
     """
 
-    __jit_unused_properties__ = ("config", "feature_info")
+    __jit_unused_properties__ = ("config", "feature_info", "in_channels", "spatial_dims", "usual_blocks")
+    #: Whether it was trained on corrupted images; False: it is to see them as they are.
+    restores = True
+    #: What its weights file says of it, where it was read from one without its plan being asked for.
+    plan: Mapping[str, Any] | None = None
 
     def __init__(self, config: dict[str, Any], reduction: int = 1) -> None:
         super().__init__()
@@ -226,6 +236,21 @@ class BlockNetwork(nn.Module):
     def feature_info(self) -> list[dict[str, int]]:
         """For each decoder block its number, the channels of its output and how much smaller that is than the input."""
         return copy.deepcopy(self._feature_info)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self._config["in_channels"])
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for images, 3 for volumes; 2 where the network does not say."""
+        return int(self._config.get("spatial_dims", 2))
+
+    @property
+    def usual_blocks(self) -> list[int]:
+        """Blocks that are read where nothing else is asked for: :func:`paper_blocks`."""
+        return paper_blocks(self)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Predict the clean image, or the noise, from a corrupted image.
@@ -284,12 +309,14 @@ class BlockNetwork(nn.Module):
         if torch.jit.is_tracing():
             return  # a traced shape is a tensor: the comparisons below would warn and be frozen
         name = type(self).__name__
-        dims, channels = self._config["spatial_dims"], self._config["in_channels"]
+        dims, channels = self.spatial_dims, self.in_channels
         if x.ndim != dims + 2 or x.shape[1] != channels:
             axes = "height, width" if dims == 2 else "depth, height, width"
             raise UserError(f"{name}: x has the shape {tuple(x.shape)}, expected [batch, {channels}, {axes}].")
         if any(size % self.reduction for size in x.shape[2:]):
-            rate = f"{self.reduction}, the total down-sampling rate of {self.reduction.bit_length()} levels"
+            levels = self.reduction.bit_length()
+            of = f" of {levels} levels" if self.reduction == 2 ** (levels - 1) else ""
+            rate = f"{self.reduction}, the total down-sampling rate{of}"
             size = tuple(x.shape[2:])
             raise UserError(f"{name}: the spatial size {size} is not divisible by {rate}; crop or pad the input.")
         if timesteps.shape != x.shape[:1]:

@@ -1,4 +1,4 @@
-"""Numbers of a run while it goes on: held-out scores, progress bar, log lines, ``metrics.csv``, TensorBoard."""
+"""What a run shows while it goes on: held-out scores, progress bar, log lines, ``metrics.csv``, TensorBoard."""
 
 from __future__ import annotations
 
@@ -72,9 +72,10 @@ class StepLog:
     Where steps are slow, the log says now and then how far it has come (:class:`medmdm.progress.Progress`).
 
     ``metrics.csv`` has one row per line: mean loss since the last row, learning rate and gradient norm of the step,
-    speed and seconds since the session began, then the held-out scores. When a run resumes, rows after the checkpoint
-    are cut off, so that each step has one row. Attach it after the handler that scores held-out images. The trainer
-    keeps a digest of the rows, but for speed and seconds, in its checkpoints; rows that changed since get a warning.
+    speed and seconds since the session began, then the held-out scores; TensorBoard has the same, and the pictures of
+    previews. When a run resumes, rows after the checkpoint are cut off, so that each step has one row. Attach it after
+    the handler that scores held-out images. The trainer keeps a digest of the rows, but for speed and seconds, in its
+    checkpoints; rows that changed since get a warning.
 
     Args:
         folder: the run folder.
@@ -165,6 +166,9 @@ class StepLog:
                 os.fsync(file.fileno())
             for name, value in {**values, **heldout}.items():
                 self.writer.add_scalar(name, value, step)
+            if getattr(engine.state, "picture", None) is not None:
+                self.writer.add_image("preview", engine.state.picture, step, dataformats="HWC")
+                engine.state.picture = None  # shown once
             self.writer.flush()
         message = f"step {step}/{engine.state.epoch_length}"
         if values:

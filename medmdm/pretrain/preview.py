@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.metrics import PSNRMetric, SSIMMetric
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from medmdm.backbones.colours import coloured
 from medmdm.corruption import Corrupted, Corruption
 from medmdm.errors import UserError
 from medmdm.files import atomic_file, is_main_process, mark_outputs
 from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
+
+_READ_AT = 0.05  # of T: where heads read features, as in the paper for histology
 
 
 @dataclass(eq=False)
@@ -28,7 +32,11 @@ class Preview(Periodic):
     the same crops with each hole filled with the channel means of the whole clean crop (for pure noise: of the noisy
     crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2.
 
-    Attach it to a trainer that has ``restore(x_t, t)``.
+    Beside them stand the network's features of the undamaged crops as colours, the same ones for all crops of a picture
+    (:class:`medmdm.backbones.colours.coloured`): pixels of one colour look alike to the network.
+
+    Attach it to a trainer that has ``restore(x_t, t)`` and, for the features, ``features(x, t)``. The picture goes to
+    ``engine.state.picture`` too, for TensorBoard.
 
     Args:
         folder: the run folder; pictures go to ``previews/step_*.png`` in it.
@@ -86,10 +94,25 @@ class Preview(Periodic):
         self.leave(engine, scores)
         titles = ["original"] + [f"{what} t={t}" for t in self.timesteps for what in ("given", "restored")]
         columns = [self.crops, *shown]
+        colours = self._features(engine)
+        if colours is not None:
+            columns, titles = [*columns, colours], [*titles, "features"]
         picture = preview_grid([c[: self.max_shown] for c in columns], titles, self.note)
         mark_outputs(Path(self.folder) / "previews")
         with atomic_file(Path(self.folder) / "previews" / f"step_{engine.state.iteration:08d}.png") as file:
             picture.save(file, format="PNG")
+        engine.state.picture = np.asarray(picture)
+
+    def _features(self, engine: Engine) -> Tensor | None:
+        """Return the features of the crops that are shown as colours, ``[N, 3, *spatial]``."""
+        found = []
+        when = torch.tensor([round(_READ_AT * self.corruption.num_timesteps)], device=engine.state.device)
+        for crop in self.crops[: self.max_shown] if hasattr(engine, "features") else ():
+            maps = engine.features(crop[None].to(when.device), when)
+            if maps is None:
+                return None
+            found.append([f.cpu() for f in maps])
+        return coloured(found, self.crops.shape[2:]) if found else None
 
     def _mean(self, metric: SSIMMetric | PSNRMetric, images: Tensor) -> float:
         return metric._compute_metric(images, self.crops).mean().item()

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from medmdm.averaging import unwrap
+from medmdm.backbones.layers import BlockNetwork
 from medmdm.errors import UserError
 from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
@@ -209,6 +210,19 @@ class MDMTrainer(SupervisedTrainer):
             pred = network(x_t, t)
         network.train(training)
         return self.objective.restored(pred, x_t, t)
+
+    @torch.no_grad()
+    def features(self, x: Tensor, t: Tensor) -> list[Tensor] | None:
+        """Return what the averaged weights make of ``x`` in the blocks that heads read; None without such blocks."""
+        network = self.optimization.averaged(self.network)
+        if not isinstance(network, BlockNetwork):
+            return None
+        training = network.training
+        network.eval()
+        with self.optimization.autocast(self.state.device):
+            maps = network.features(x, t, network.usual_blocks)
+        network.train(training)
+        return [f.float() for f in maps]
 
     # -- a run ---------------------------------------------------------------------------------------------------
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 from skimage.measure import approximate_polygon, find_contours
 
 from medmdm.data.files.volumes import Slicing
 from medmdm.reports.case_files import CaseArrays
 
+logger = logging.getLogger(__name__)
+
+FEATURES_FILE = "features.png"  # in the run folder: some cases above what the backbone makes of them
+_FEATURE_CASES = 6
 UNITS = 10  # of the drawing in a pixel of the picture: outlines are whole numbers of them
 _TOLERANCE = 0.35  # pixels of the picture by which outlines are simplified
 _MAP_SIDE = 256
@@ -50,6 +56,25 @@ class CasePicture:
 def picture_side(cases: int) -> int:
     """Return how many pixels the longer side of a picture may have, so that pages of many cases stay small."""
     return next((side for most, side in ((40, 640), (120, 448), (400, 288), (1200, 192)) if cases <= most), 128)
+
+
+def feature_cases(count: int) -> list[int]:
+    """Return which of so many cases stand in :data:`FEATURES_FILE`, evenly spread over their order."""
+    shown = min(count, _FEATURE_CASES)
+    return [number * count // shown for number in range(shown)]
+
+
+def feature_panel(folder: Path) -> bytes | None:
+    """Return the panel of a run folder as a small picture file; None without one that can be read."""
+    path = folder / FEATURES_FILE
+    try:
+        with Image.open(path) as picture:
+            return _bytes(picture.convert("RGB"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        logger.warning("%s cannot be read (%s): the page does without.", path, error)
+        return None
 
 
 def draw_case(arrays: CaseArrays, classes: int, side: int) -> CasePicture:

@@ -15,7 +15,7 @@ from medmdm.files import atomic_write, save_json, sweep_temporaries
 from medmdm.reports.case_files import CaseArrays
 from medmdm.reports.charts import Chart, Curve, Strip, curves, strips
 from medmdm.reports.label_plan import label_chart
-from medmdm.reports.pictures import CasePicture, encode_map, top_value
+from medmdm.reports.pictures import CasePicture, encode_map, feature_cases, feature_panel, top_value
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.reports.rendering import METRICS, metric_title, number_text, render
 from medmdm.reports.scoring import ScoredCase, Scores, score_cases
@@ -105,12 +105,15 @@ class Album:
         return encode_map(self.pictures[number].maps[name], self.tops[name])
 
 
-def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
+def make_page(
+    summary: Mapping[str, Any], cases: Sequence[ScoredCase], features: tuple[bytes, Sequence[str]] | None = None
+) -> str:
     """Return the report as HTML.
 
     Args:
         summary: from :func:`medmdm.reports.summary.make_summary`.
         cases: the scored ones, names and patients as they are to be shown.
+        features: the panel of some cases' features, and the names of these cases as they are to be shown.
     """
     lines = _lines(summary["learning_curve"])
     columns = _columns(summary, cases)
@@ -126,6 +129,7 @@ def make_page(summary: Mapping[str, Any], cases: Sequence[ScoredCase]) -> str:
         risk=_risk(summary["risk_coverage"]),
         learning_curve=_learning_curve(lines),
         label_chart=label_chart(summary["label_plan"]),
+        features=features,
         lines=len(lines),
         most_lines=_MOST_LINES,
         bca_from=BCA_FROM,
@@ -267,7 +271,9 @@ class Report:
         save_json(summary, folder / SUMMARY_FILE)
         headlines = headline_keys(summary["scores"])
         atomic_write(folder / "summary.md", render("summary.md.j2", summary=summary, headlines=headlines))
-        atomic_write(folder / PAGE_FILE, make_page(summary, shown.cases))
+        panel = feature_panel(folder)
+        names = [pseudonyms.clean(evaluation.cases[n].name) for n in feature_cases(len(evaluation.cases))]
+        atomic_write(folder / PAGE_FILE, make_page(summary, shown.cases, None if panel is None else (panel, names)))
         for one in shown.excluded:
             logger.warning(one.reason)
         return folder / PAGE_FILE

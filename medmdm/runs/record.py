@@ -290,7 +290,7 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
     Args:
         cases: that are tested.
         *ledgers: of the backbone's plan and of the labelled support: ``{"images": hashes, "patients": salted hashes,
-            "salt": ...}``; None where it is not known what trained.
+            "salt": ...}``; None where it is not known what trained, ``"complete": False`` where there is more.
 
     Returns:
         The kind is the worst that is certain: "transductive", "patients shared", "unknown" where a ledger is missing,
@@ -311,7 +311,7 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
         some = f"{len(shared)} of {len(cases)} are of patients (or parts of images) that training saw"
         sentence = f"The test images are new, but {some}, so the scores are for new images of known patients."
         return Provenance("patients shared", tuple(shared), sentence)
-    if len(known) < len(ledgers):
+    if len(known) < len(ledgers) or not all(ledger.get("complete", True) for ledger in known):
         sentence = "It is not known which images the encoder was trained on: its weights come without a ledger."
         return Provenance("unknown", (), sentence)
     # A list without patient ids leaves a ledger of images alone: then nobody can say that the patients are new.

@@ -23,6 +23,7 @@ from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
 from medmdm.segment.formats.base import CaseFormat, Format, RunFormat
+from medmdm.segment.feature_panel import write_feature_panel
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import Postprocessing
@@ -169,6 +170,8 @@ def evaluate(
     """
     logger.info("%s: %s", provenance.kind, provenance.sentence)
     mark_outputs(Path(outputs.folder) / "predictions")
+    if outputs.report:
+        write_feature_panel(tested, predictor, Path(outputs.folder))
     found: dict[str, tuple[LoadedCase, Predicted]] = {}
     for number, case in enumerate(followed(tested, "predicting")):
         found[case.name] = replace(case, examples=()), outputs.predict(case, predictor, postprocess)

@@ -121,7 +121,7 @@ class LabelPlanner:
     def _extractor(self, shape: Sequence[int]) -> tuple[CachedExtractor, str]:
         if self.backbone.extractor is not None:
             network = type(self.backbone.extractor.innermost.backbone).__name__
-            return self.backbone.extractor, f"{network} {self.backbone.path}".strip()
+            return self.backbone.extractor, f"{network} {self.backbone.path or self.backbone.name}".strip()
         bank = FilterBank(int(shape[0]), len(shape) - 1).eval()
         read = FeatureExtractor(bank, [0], [0], masking="none", normalize="none")
         return CachedExtractor(read), "scikit-image's filters"

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from monai.inferers import Inferer
 
-from medmdm.artifacts.backbone import PREPROCESSING, OpenBackbone
+from medmdm.artifacts.backbone import OpenBackbone, read_by
 from medmdm.components import to_config
 from medmdm.data.identity import content_hash
 from medmdm.data.reading import LoadedCase
@@ -105,11 +105,11 @@ class Study:
     def _check_backbones(self) -> None:
         if NO_BACKBONE in self.backbones:
             raise UserError(f"backbones#{NO_BACKBONE}: that name stands for networks from scratch, choose another.")
-        expected = _preprocessing(self._first.plan)
+        expected = read_by(self._first.plan)
         for name, backbone in self.backbones.items():
             if backbone.extractor is not None:
                 check_normalize(backbone.extractor, self.reading.whole)
-            other = _preprocessing(backbone.plan)
+            other = read_by(backbone.plan)
             for key in (key for key in other if other[key] != expected[key]):
                 both = f"with {key} {other[key]}, {next(iter(self.backbones))} with {expected[key]}"
                 advice = f"leave one out, or set backbones#{name}#preprocessing#{key}"
@@ -286,15 +286,9 @@ class Study:
             "inferer": to_config(self.inferer, strict=False),
             "metrics": to_config(self.metrics, strict=False),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
-            "reading": [to_config(self.reading), _preprocessing(self._first.plan)],
+            "reading": [to_config(self.reading), read_by(self._first.plan)],
         }
         return text_hash(json.dumps(content, sort_keys=True, default=str))
-
-
-def _preprocessing(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how images are read, whether a plan says the defaults or leaves them out."""
-    read = {key: plan.get(key) or None for key in PREPROCESSING if key != "crop_size"}
-    return {**read, "slice_axis": read["slice_axis"] or "axial"}
 
 
 def _finished(path: Path, key: str) -> dict[str, Any] | None:

@@ -264,7 +264,7 @@ class Segmentation:
         """Return how the model comes about, JSON-able, without anything that names a person or a computer."""
         extractor, cases = self.backbone.extractor, self.data.cases
         return {
-            "backbone": Path(self.backbone.path).name or None,
+            "backbone": self.backbone.name or None,
             "backbone_sha256": self.backbone.identity or None,
             "features": None if extractor is None else dict(extractor.config),
             "head": to_config(self.head, strict=False),

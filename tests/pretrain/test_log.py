@@ -1,10 +1,13 @@
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from ignite.engine import Engine
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medmdm.pretrain.log import COLUMNS, StepLog, duration
@@ -26,6 +29,7 @@ def engine(
         trainer.loss_count += 1
         if scores and trainer.state.iteration % 3 == 0:
             trainer.state.heldout = dict.fromkeys(scores, trainer.state.iteration / 10)
+            trainer.state.picture = np.full((4, 6, 3), (10 * trainer.state.iteration, 0, 255), np.uint8)
         loss = torch.tensor(float(trainer.state.iteration))
         return [{"loss": loss, "grad_norm": torch.tensor(0.5), "batch_size": 2}]
 
@@ -51,6 +55,12 @@ def test_rows_are_means_over_their_interval(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == log["step"].tolist()
     assert [round(e.value, 4) for e in events.Scalars("loss")] == log["loss"].tolist()
+    shown = events.Images("preview")
+    assert [one.step for one in shown] == [3, 6]
+    for one in shown:
+        pixels = np.asarray(Image.open(io.BytesIO(one.encoded_image_string)))
+        assert pixels.shape == (4, 6, 3)
+        assert (pixels == (10 * one.step, 0, 255)).all()
 
 
 def test_progress_bar_shows_loss_speed_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

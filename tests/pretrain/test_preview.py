@@ -62,6 +62,40 @@ def test_a_perfect_network_scores_one_and_damage_is_the_same_each_time(tmp_path:
     assert not torch.equal(other.damaged[0].x_t, preview.damaged[0].x_t)
 
 
+def test_features_are_shown_in_the_same_colours_in_all_crops(tmp_path: Path) -> None:
+    """Whatever the image holds twice is shown twice, in the last column."""
+    clean = crops(1, 3, 16, 24).repeat(2, 1, 1, 1)
+    clean[1] = clean[1].flip(-1)
+    preview = Preview(tmp_path, clean, PatchMasking(), timesteps=[500])
+    engine: Any = Engine(lambda x_t, t: x_t)
+    times = []
+
+    def features(x: torch.Tensor, t: torch.Tensor) -> list[torch.Tensor]:
+        times.append(t.tolist())
+        return [torch.cat([x, x**2], 1), torch.nn.functional.avg_pool2d(x, 2)]
+
+    engine.features = features
+    preview(engine)
+    assert times == [[50], [50]]
+    picture = np.asarray(Image.open(tmp_path / "previews" / "step_00000010.png"))
+    assert np.array_equal(picture, engine.state.picture)
+    scale = round(128 / 24)
+    wide, high, gap = 24 * scale, 16 * scale, 4
+    left = gap + 3 * (wide + gap)  # original, given, restored, features
+    tiles = [picture[16 + gap + n * (high + gap) :][:high, left : left + wide] for n in range(2)]
+    assert tiles[0].std() > 20
+    np.testing.assert_allclose(tiles[0].astype(int), tiles[1][:, ::-1].astype(int), atol=1)
+
+    without: Any = Engine(lambda x_t, t: x_t)
+    without.features = lambda x, t: None  # a network without blocks
+    preview(without)
+    assert without.state.picture.shape[1] == picture.shape[1] - wide - gap
+    broken: Any = Engine(lambda x_t, t: x_t)
+    broken.features = lambda x, t: [x * float("nan")]
+    preview(broken)
+    assert broken.state.picture.shape == without.state.picture.shape
+
+
 def test_fill_with_mean_equals_a_loop() -> None:
     clean = crops(2, 3, 16, 16)
     damage = PatchMasking()(clean, torch.tensor([500, 750]), torch.Generator().manual_seed(0))
