@@ -70,7 +70,8 @@ def open_backbone(
             themselves; ``"filters"``, a :class:`medmdm.backbones.FilterBank`: baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
         seed: of random weights.
-        device: where the backbone runs.
+        device: where the backbone runs; ``"meta"`` opens it without taking memory for its weights, to see whether
+            everything fits.
 
     Raises:
         UserError: the file cannot be used, or nothing says how images are to be read.
@@ -88,11 +89,11 @@ def open_backbone(
         return OpenBackbone({"ledger": make_ledger(), **given}, device=device)
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
-    network, plan = load_pretrained(path)
+    network, plan = load_pretrained(path, device="meta" if device.type == "meta" else "cpu")
     read, forced = features or make_extractor, dict[str, Any]()
     if initialise != "pretrained":
         plan = {**plan, "ledger": make_ledger()}
-    if initialise == "random":
+    if initialise == "random" and device.type != "meta":
         network = randomise(network, seed)
     elif initialise in ("raw", "filters"):
         channels, dims = int(plan.get("channels", 3)), getattr(network, "config", {}).get("spatial_dims", 2)

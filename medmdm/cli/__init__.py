@@ -15,6 +15,7 @@ from medmdm.cli import (
     compare,
     completion,
     convert,
+    doctor,
     export,
     init,
     plan_labels,
@@ -26,7 +27,7 @@ from medmdm.errors import UserError, find_user_error, show_interruption, show_us
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, completion)
+COMMANDS = (init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, completion)
 
 _BUNDLES = (
     "The commands that train run MONAI bundles: medmdm segment is python -m monai.bundle run --config_file "
@@ -62,10 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and words[0] in bundles.COMMANDS:
-            bundles.run(words[0], words[1:])
-            return 0
+            return bundles.run(words[0], words[1:])
         args = _parser().parse_args(words)
-        return args.run(args) or 0  # only ``check`` has a status of its own
+        return args.run(args) or 0  # only ``check`` and ``doctor`` have a status of their own
     except KeyboardInterrupt as error:
         # Behind MONAI's eval() Python ends by the signal, whatever is returned.
         if words and words[0] in bundles.COMMANDS:
