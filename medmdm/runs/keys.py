@@ -139,7 +139,8 @@ def _component_faults(part: Any, path: str) -> Iterator[Fault]:
     if isinstance(part, dict) and "_target_" in part:
         name = part["_target_"]
         try:
-            target = locate(ConfigComponent(part, path).resolve_module_name())
+            # MONAI looks through all its modules for a name without dots.
+            target = locate(name if "." in str(name) else ConfigComponent(part, path).resolve_module_name())
         except Exception as error:
             yield Fault(path, f"{path}#_target_ {name!r} cannot be imported ({error}).")
             return
