@@ -116,9 +116,9 @@ def load_pretrained(
 
     Returns:
         The network, in evaluation mode on that device, and the plan. The plan of a published file has the keys
-        ``format``, ``network``, ``num_timesteps`` (1000), ``intensity_range`` (``None``: the files' full range), 
-        ``ledger`` (``None``: the training images are not known) and ``source`` (file name, SHA-256 and the arguments that were
-        assumed).
+        ``format``, ``network``, ``num_timesteps`` (1000), ``intensity_range`` (``None``: the files' full range),
+        ``ledger`` (``None``: the training images are not known) and ``source`` (file name, SHA-256 and the arguments
+        that were assumed).
 
     Raises:
         UserError: if the file cannot be read, names a network that is not trusted, or does not fit the network; the

@@ -1,4 +1,4 @@
-"""What is wrong with a config, before anything is allocated: the check of a run's start, of ``--dry_run``, of ``doctor``."""
+"""What is wrong with a config, before anything is allocated: what start, ``--dry_run`` and ``doctor`` share."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medmdm.check.findings import Finding
 from medmdm.cli.doctor import diagnose
-from medmdm.errors import UserError
+from medmdm.errors import UserError, find_user_error
 from medmdm.runs.config import normalise
 from medmdm.runs.doctor import examine
 from medmdm.runs.needs import disk_needed, forward_cost, free_disk, free_memory
 from tests.bundle_runs import BUNDLES, OVERLAYS, REPOSITORY, TINY, UNET, write_backbone
-from tests.written import picture
+from tests.written import picture, write_nifti
 
 LABELS = {"background": 0, "blob": 1}
 
@@ -62,6 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture(data / "seven.png", np.full((40, 48), 7))
     (data / "cut.png").write_bytes((data / "1.png").read_bytes()[:900])
     (data / "empty.png").write_bytes(b"")
+    volume = rng.integers(-1000, 1000, (24, 32, 20)).astype(np.int16)
+    write_nifti(root / "ct" / "a.nii.gz", volume, np.eye(4))
     (root / "file").write_text("no folder")
     write_backbone(root / "model.pt")
     write_backbone(root / "spaced.pt", spacing=[0.5, 0.5])
@@ -183,10 +185,10 @@ OTHERS = [
     ("mdm_study", {"cache_gib": 10**9}, "warning", "cached features may take"),
 ]  # fmt: skip
 FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) for fault in OTHERS]
-#: Of one config, all at once: no two of them change the same key, and none hides another.
-TOGETHER = [
-    0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 17, 19, 23, 29, 40,
-]  # fmt: skip
+#: Where these are wrong, others cannot be looked at, or it is the machine that says it.
+HIDING = {"dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size"}
+#: Settings of the clean configs that may be changed in company.
+MAY_CHANGE = {"network_def", "log_every", "batch_size", "max_steps", "head", "run_dir"}
 
 
 def placed(value: Any, place: Path) -> Any:
@@ -226,3 +228,125 @@ def test_a_planted_fault_is_found_alone(fault: Fault, place: Path) -> None:
     findings = found(fault.bundle, place, fault.change)
     assert any(matches(f, fault.level, fault.sentence) for f in findings), [(f.level, f.message) for f in findings]
     assert not (place / "new").exists()
+
+
+def test_thirty_planted_faults_are_found_at_once(place: Path) -> None:
+    """In one run a bundle; a fault that would hide another, such as a list that is not there, is left out."""
+    number = 0
+    for bundle, clean in CLEAN.items():
+        changes: dict[str, Any] = {}
+        planted: list[Fault] = []
+        for fault in FAULTS:
+            if fault.bundle != bundle or not fault.change.keys().isdisjoint(changes) or HIDING & fault.change.keys():
+                continue
+            if fault.change.keys() & clean.keys() - MAY_CHANGE:
+                continue
+            changes |= fault.change
+            planted.append(fault)
+        findings = found(bundle, place, changes)
+        missed = [f for f in planted if not any(matches(one, f.level, f.sentence) for one in findings)]
+        assert not missed, [(f.level, f.message) for f in findings]
+        number += len(planted)
+    assert number >= 30
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_comes_with_medmdm_has_no_error_of_its_own(overlay: Path, place: Path) -> None:
+    """Whatever an overlay asks of images, weights and machines that are not here is left out."""
+    kind = overlay.stem.rpartition("_")[2]
+    bundle = f"mdm_{kind if kind in ('study', 'segment') else 'pretrain'}"
+    own = {"dataset_dir": "{place}/data", "data_list": None, "run_dir": "{place}/new", "spacing": None}
+    if bundle != "mdm_pretrain":
+        own = {key: value for key, value in CLEAN[bundle].items() if key != "head"}
+    if overlay.stem in ("ct_slices", "mr_slices"):
+        own |= {"dataset_dir": "{place}/ct"}
+    if overlay.stem.endswith("_study"):
+        pytest.skip("needs the weights of pre-trainings that take an hour")
+    parser = config_of(bundle, place, overlay, **own)
+    said = [f.message for f in examine(parser) if f.level == "error" and f.check not in ("memory", "disk")]
+    assert said == []
+
+
+def test_volumes_need_a_window_or_percentiles(place: Path) -> None:
+    findings = found("mdm_pretrain", place, {"dataset_dir": "{place}/ct", "channels": 1})
+    assert any(matches(f, "error", "nothing says which of their intensities become -1 and 1") for f in findings)
+
+
+def test_nothing_is_changed_and_nothing_allocated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = config_of(
+        "mdm_pretrain", place, OVERLAYS / "paper.json", dataset_dir="{place}/data", run_dir="{place}/new"
+    )
+    before, made = json.dumps(parser.get(), default=str), []
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: made.append(1))
+    torch.manual_seed(3)
+    expected, _ = torch.rand(1), torch.manual_seed(3)
+    findings = examine(parser)
+    assert torch.equal(torch.rand(1), expected)
+    assert json.dumps(parser.get(), default=str) == before
+    assert not made
+    assert any("ADMUNet, 311" in f.message for f in findings)  # 1.2 GB of weights, were they made
+
+
+def test_cost_of_a_convolution_by_hand() -> None:
+    with torch.device("meta"):
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.ReLU())
+        cost, shape = forward_cost(network, torch.empty(2, 3, 8, 10))
+    assert shape == (2, 5, 8, 10)
+    assert cost.parameters == 3 * 5 * 9 + 5
+    assert cost.weights == 4 * cost.parameters
+    assert cost.flops == 2 * 2 * 8 * 10 * 5 * 3 * 9
+    assert cost.activations == 4 * 2 * 8 * 10 * (3 + 5)  # what the convolution got, and what ReLU gave
+    assert disk_needed(100, 2) == 100 * (4 * 3 + 2)
+
+
+def test_free_memory_and_disk_are_those_of_this_machine(tmp_path: Path) -> None:
+    assert 0 < free_disk(tmp_path / "not" / "yet") <= shutil.disk_usage(tmp_path).total
+    found_memory = free_memory(torch.device("cpu"))
+    if found_memory is not None:
+        assert 0 < found_memory[0] <= found_memory[1]
+    assert free_memory(torch.device("meta")) is None
+
+
+def test_the_command_prints_all_and_its_status_says_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, settings = ["bundles/mdm_segment.json"], ["--device", "cpu", "--dataset_dir", str(place / "data")]
+    settings += ["--backbone", str(place / "model.pt"), "--run_dir", str(place / "new")]
+    assert diagnose(config, settings) == 0
+    assert "0 errors" in capsys.readouterr().out
+    wrong = [*settings, "--shots", "null", "--overlap", "2", "--strct", "true"]
+    assert diagnose(config, wrong) == 1
+    out = capsys.readouterr().out
+    assert "error:   overlap must be a number from 0 to below 1, got 2." in out
+    assert "'strct'" in out
+    assert "2 errors" in out
+    assert diagnose(["overlays/frozen_segment.json"], wrong, as_json=True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert {"level", "check", "message", "files"} == set(report["findings"][0])
+    assert diagnose(["overlays/frozen_segment.json"], settings, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_a_config_that_is_not_there_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        diagnose(["nowhere.json"], [])
+    assert diagnose(["nowhere.json"], [], as_json=True) == 1
+    assert "does not exist" in json.loads(capsys.readouterr().out)["findings"][0]["message"]
+
+
+@pytest.mark.slow
+def test_dry_run_of_a_segmentation_is_the_same_engine(place: Path, tmp_path: Path) -> None:
+    words = ["segment", "--dry_run", "--backbone", str(place / "nowhere.pt"), "--dataset_dir", str(place / "data")]
+    command = [sys.executable, "-W", "ignore", "-m", "medmdm", *words, "--shots", "77"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "nowhere.pt: there is no such file" in done.stdout
+    assert not (REPOSITORY / "runs" / "mdm_segment").exists()
+
+
+def test_start_of_a_dry_run_names_all_faults(workflow: Any) -> None:
+    made = workflow(dry_run=True, patch_size=7, keep_checkpoints=10**12, warmup_steps=6)
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        made.initialize()
+    said = str(find_user_error(caught.value))
+    assert "cannot be cut into patches" in said
+    assert "disk: about" in said
