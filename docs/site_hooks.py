@@ -34,7 +34,16 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 def on_config(config: Any) -> Any:
     """Make the navigation: folders are listed as they are found, so that a new page needs no line anywhere."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")  # as GitHub names headings
-    first = ["howto/running.md", "howto/pretrain.md", "howto/segment.md", "howto/study.md", "howto/report.md"]
+    first = [
+        "howto/index.md",
+        "howto/demo.md",
+        "howto/running.md",
+        "howto/doctor.md",
+        "howto/pretrain.md",
+        "howto/segment.md",
+        "howto/study.md",
+        "howto/report.md",
+    ]
     howto = _pages("howto")
     config.nav = [
         {"Home": "index.md"},

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 
 import medmdm
 from medmdm.cli import (
@@ -49,6 +50,22 @@ def _parser() -> argparse.ArgumentParser:
     return made
 
 
+class _Announcement(MetaPathFinder):
+    """Says that PyTorch is being loaded, which takes seconds in which nothing else is said."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "torch":
+            sys.meta_path.remove(self)
+            print("loading PyTorch and MONAI", file=sys.stderr)
+
+
+def _announce_torch() -> None:
+    """Let the first import of PyTorch be announced, on a terminal."""
+    known = any(isinstance(finder, _Announcement) for finder in sys.meta_path)
+    if sys.stderr.isatty() and "torch" not in sys.modules and not known:
+        sys.meta_path.insert(0, _Announcement())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one sentence and status 1.
 
@@ -65,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words and words[0] in bundles.COMMANDS:
             return bundles.run(words[0], words[1:])
         args = _parser().parse_args(words)
+        _announce_torch()  # a bundle says it by itself
         return args.run(args) or 0  # only ``check`` and ``doctor`` have a status of their own
     except KeyboardInterrupt as error:
         # Behind MONAI's eval() Python ends by the signal, whatever is returned.

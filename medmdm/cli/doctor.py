@@ -19,8 +19,13 @@ SUMMARY = "look at a config before it is run: keys, values, files, data, memory,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``doctor`` to its parser."""
-    parser.usage = "python -m medmdm doctor CONFIG [CONFIG ...] [--key value ...] [--json]"
-    parser.add_argument("words", metavar="CONFIG", nargs=argparse.REMAINDER, help="as for a run: bundle, then overlays")
+    parser.usage = "python -m medmdm doctor COMMAND|CONFIG [CONFIG ...] [--key value ...] [--json]"
+    parser.add_argument(
+        "words",
+        metavar="CONFIG",
+        nargs=argparse.REMAINDER,
+        help="as for a run: bundle, then overlays; or its command, such as pretrain",
+    )
     parser.epilog = (
         "--key value: settings, as for a run. --json: print the findings as JSON. Status 1: an error was found."
     )
@@ -44,6 +49,8 @@ def diagnose(configs: Sequence[str], words: Sequence[str], command: str | None =
     """
     from medmdm.runs.doctor import examine
 
+    if configs and configs[0] in COMMANDS:  # as in ``medmdm pretrain``
+        command, configs = configs[0], configs[1:]
     named, settings = split_words(words)
     given = [*(name for word in configs for name in word.split(",")), *named]
     try:
