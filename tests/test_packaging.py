@@ -44,15 +44,15 @@ def test_nothing_optional_is_needed(program: str) -> None:
     """In a process in which none of the optional packages can be imported, as in a base installation."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({optional()!r}))\n"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", blocked + program], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        check=False,
+        [sys.executable, "-W", "ignore", "-c", blocked + program], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow
 def test_help_loads_nothing_heavy() -> None:
-    code = "import json, sys; from medmdm.cli import _parser; _parser().format_help(); print(json.dumps(list(sys.modules)))"
+    code = "import json, sys, medmdm.cli; medmdm.cli._parser().format_help(); print(json.dumps(list(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )

@@ -111,8 +111,8 @@ class Examination:
         return default
 
     def given(self, key: str) -> Any:
-        """Return a setting, evaluated."""
-        return self.part(key)
+        """Return a setting, evaluated; that of the shipped bundle where the config has none."""
+        return shipped(self.bundle).get(key) if self.parser.get(key, _UNKNOWN) is _UNKNOWN else self.part(key)
 
     def hold(self, key: str, value: Any) -> None:
         """Let other parts find ``value`` under a key instead of what the config would make."""

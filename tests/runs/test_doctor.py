@@ -152,6 +152,7 @@ PRETRAIN = [
     ({"run_dir": "{place}/file/run"}, "error", "run_dir .* cannot be made"),
     ({"run_dir": "{place}/other"}, "error", "holds a run of another configuration"),
 ]  # fmt: skip
+TOO_SHORT = {"_target_": "medmdm.heads.Training", "steps": 0}
 OTHERS = [
     ("mdm_segment", {"head#trainin": 1}, "error", "'head#trainin'"),
     ("mdm_segment", {"backbone": "{place}/nowhere.pt"}, "error", "nowhere.pt: there is no such file"),
@@ -169,7 +170,7 @@ OTHERS = [
     ("mdm_segment", {"timesteps": [5000]}, "error", "5000"),
     ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "out_channels": 5}}}, "error", r"\[5, 16, 16\]"),
     ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "strides": [2, 2, 2]}}}, "error", "strides"),
-    ("mdm_segment", {"head": {**UNET, "training": {"_target_": "medmdm.heads.Training", "steps": 0}}}, "error", "got 0"),
+    ("mdm_segment", {"head": {**UNET, "training": TOO_SHORT}}, "error", "steps"),
     ("mdm_segment", {"study": "{place}/study.csv"}, "error", "study.csv"),
     ("mdm_evaluate", {"segmenter": "{place}/model.pt"}, "error", "the weights of a backbone"),
     ("mdm_evaluate", {"section": "validation"}, "error", "validation"),
