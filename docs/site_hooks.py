@@ -7,6 +7,7 @@ them, so that each link works there and on the site.
 from __future__ import annotations
 
 import ast
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from mkdocs.structure.files import File
 from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).parents[1]
+log = logging.getLogger("mkdocs.hooks.site")
 #: File at the top of the repository -> page of the site.
 TOP = {
     "README.md": "index.md",
@@ -78,11 +80,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         there = TOP.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
         if there is None:
-            raise ValueError(f"{source} links to {target}, which is no page of the site: name the file in code instead")
+            log.warning("%s links to %s, which is no page of the site: name the file in code instead", source, target)
+            return match[0]
         return before + posixpath.relpath(there, posixpath.dirname(own) or ".") + after
 
-    text = _LINK.sub(moved, markdown)
-    return text
+    return _LINK.sub(moved, markdown)
 
 
 def _pages(folder: str) -> list[str]:

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 LOADED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["']?(https?:)?//""")
 
 
-def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
+def build(source: Path, out: Path, quiet: bool = True) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", *["--quiet"] * quiet, "--site-dir", str(out)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(
         command, cwd=source, env=environment, capture_output=True, text=True, timeout=600, check=False
@@ -36,7 +36,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_site_is_built_and_loads_nothing_from_elsewhere(copy: Path, tmp_path: Path) -> None:
+    page = copy / "docs" / "howto" / "new_page.md"  # needs no line anywhere
+    page.write_text("# New\n\n[link](running.md) and [home](../../README.md)\n", encoding="utf-8")
     done = build(copy, tmp_path / "site")
+    page.unlink()
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {page.relative_to(tmp_path / "site").as_posix(): page for page in (tmp_path / "site").rglob("*.html")}
     assert {"index.html", "security.html", "howto/segment.html", "reference/python/heads.html"} <= pages.keys()
@@ -46,19 +49,19 @@ def test_site_is_built_and_loads_nothing_from_elsewhere(copy: Path, tmp_path: Pa
     heads = pages["reference/python/heads.html"].read_text(encoding="utf-8")
     assert "FromScratch" in heads
     assert ":class:" not in heads
+    assert 'href="../index.html"' in pages["howto/new_page.html"].read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("link", ["nowhere.md", "running.md#nowhere", "../../bundles/mdm_pretrain.json"])
-def test_a_broken_link_fails_and_a_new_page_does_not(copy: Path, tmp_path: Path, link: str) -> None:
-    page = copy / "docs" / "howto" / "new_page.md"
-    page.write_text(f"# New\n\n[link]({link})\n", encoding="utf-8")
-    assert build(copy, tmp_path / "broken").returncode != 0
-    page.write_text("# New\n\n[link](running.md) and [home](../../README.md)\n", encoding="utf-8")
-    done = build(copy, tmp_path / "site")
-    page.unlink()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'href="../index.html"' in (tmp_path / "site" / "howto" / "new_page.html").read_text(encoding="utf-8")
+def test_broken_links_fail_and_are_all_named(copy: Path, tmp_path: Path) -> None:
+    page = copy / "docs" / "howto" / "wrong.md"
+    links = ("nowhere.md", "running.md#nowhere", "../../bundles/mdm_pretrain.json")
+    page.write_text("# Wrong\n\n" + "\n\n".join(f"[link]({link})" for link in links), encoding="utf-8")
+    done = build(copy, tmp_path / "site", quiet=False)
+    assert done.returncode != 0
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING") and "wrong.md" in line]
+    for link in links:
+        assert any(link in line for line in warnings), (link, done.stderr)
 
 
 def test_links_between_docs_and_the_top_of_the_repository_work_on_github() -> None:

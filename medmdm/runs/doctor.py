@@ -221,7 +221,7 @@ def _segmentation(x: Examination) -> None:
     opened, cases = _opened(x), x.part("cases")
     given = x.parser.get("preprocessing") or {}
     if opened is not None and opened.extractor is not None:
-        plan = _own_plan(x)
+        plan = _own_plan(x) if any(value is not None for value in given.values()) else opened.plan
         for key in PREPROCESSING:
             if given.get(key) is not None and plan.get(key) is not None and given[key] != plan[key]:
                 said = f"preprocessing#{key} is {given[key]}, but the backbone was trained with {plan[key]}"
