@@ -38,9 +38,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation as a site, in site/; a broken link is an error.
+# The documentation as a site, in site/; a broken link is an error (which mkdocs would not see with --quiet).
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What goes to a package index; then the wheel by itself in an empty environment, in which nothing optional is.
 dist: install

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 LOADED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["']?(https?:)?//""")
 
 
-def build(source: Path, out: Path, quiet: bool = True) -> subprocess.CompletedProcess[str]:
+def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", *["--quiet"] * quiet, "--site-dir", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(
         command, cwd=source, env=environment, capture_output=True, text=True, timeout=600, check=False
@@ -57,7 +57,7 @@ def test_broken_links_fail_and_are_all_named(copy: Path, tmp_path: Path) -> None
     page = copy / "docs" / "howto" / "wrong.md"
     links = ("nowhere.md", "running.md#nowhere", "../../bundles/mdm_pretrain.json")
     page.write_text("# Wrong\n\n" + "\n\n".join(f"[link]({link})" for link in links), encoding="utf-8")
-    done = build(copy, tmp_path / "site", quiet=False)
+    done = build(copy, tmp_path / "site")
     assert done.returncode != 0
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING") and "wrong.md" in line]
     for link in links:
