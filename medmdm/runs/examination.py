@@ -144,8 +144,10 @@ def count_of(network: nn.Module) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
+    met = {id(error)}  # a chain may be a ring: what is raised again from its own consequence
+    while (cause := error.__cause__ or error.__context__) is not None and id(cause) not in met:
         error = cause
+        met.add(id(error))
     return error
 
 

@@ -129,8 +129,8 @@ PRETRAIN = [
     ({"network_def": {**NETWORK, "num_head_channels": 15}}, "error", "num_head_channels 15 does not divide"),
     ({"network_def": {**NETWORK, "in_channels": 1}}, "error", r"expected \[batch, 1, height, width\]"),
     ({"target": "noise"}, "error", "target 'noise' needs a corruption that adds noise"),
-    ({"loss_function": {"_target_": "torch.nn.BCELoss"}}, "error", "between 0 and 1"),
     ({"loss_function": {"_target_": "medmdm.objectives.SSIMLoss", "data_range": 1.0}}, "warning", "data_range 1.0"),
+    ({"loss_function": {"_target_": "torch.nn.BCELoss"}}, "error", "between 0 and 1"),
     ({"intensity_range": [9, 3]}, "error", r"intensity_range is \[9, 3\]"),
     ({"intensity_range": [0, 1]}, "error", "lie outside the values that become -1 and 1"),
     ({"percentiles": [99, 1]}, "error", "0 <= lower < upper <= 100"),
@@ -175,6 +175,9 @@ OTHERS = [
     ("mdm_evaluate", {"segmenter": "{place}/model.pt"}, "error", "the weights of a backbone"),
     ("mdm_evaluate", {"section": "validation"}, "error", "validation"),
     ("mdm_evaluate", {"write_uncertainty": "maybe"}, "error", "write_uncertainty must be true or false"),
+    ("mdm_evaluate", {"report": 3}, "error", "report must be true or false, got 3"),
+    ("mdm_infer", {"write_boxs": True}, "error", "did you mean 'write_boxes'"),
+    ("mdm_study", {"draws": 0}, "error", "draws must be a whole number of 1 or more, got 0"),
     ("mdm_infer", {"segmenter": "{place}/nowhere.pt"}, "error", "nowhere.pt: there is no such file"),
     ("mdm_infer", {"image_spacing": -1}, "error", "image_spacing must be"),
     ("mdm_infer", {"dataset_dir": "{place}/grey"}, "error", "channel"),
@@ -187,9 +190,12 @@ OTHERS = [
 ]  # fmt: skip
 FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) for fault in OTHERS]
 #: Where these are wrong, others cannot be looked at, or it is the machine that says it.
-HIDING = {"dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size"}
+HIDING = {
+    "dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size", "max_steps",
+    "target", "percentiles", "blocks", "timesteps", "head", "backbones#random#initialise",
+}  # fmt: skip
 #: Settings of the clean configs that may be changed in company.
-MAY_CHANGE = {"network_def", "log_every", "batch_size", "max_steps", "head", "run_dir"}
+MAY_CHANGE = {"network_def", "log_every", "run_dir"}
 
 
 def placed(value: Any, place: Path) -> Any:
