@@ -169,7 +169,7 @@ OTHERS = [
     ("mdm_segment", {"blocks": [99]}, "error", "99"),
     ("mdm_segment", {"timesteps": [5000]}, "error", "5000"),
     ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "out_channels": 5}}}, "error", r"\[5, 16, 16\]"),
-    ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "strides": [2, 2, 2]}}}, "error", "strides"),
+    ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "strides": []}}}, "error", "strides"),
     ("mdm_segment", {"head": {**UNET, "training": TOO_SHORT}}, "error", "steps"),
     ("mdm_segment", {"study": "{place}/study.csv"}, "error", "study.csv"),
     ("mdm_evaluate", {"segmenter": "{place}/model.pt"}, "error", "the weights of a backbone"),
@@ -192,7 +192,7 @@ FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) 
 #: Where these are wrong, others cannot be looked at, or it is the machine that says it.
 HIDING = {
     "dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size", "max_steps",
-    "target", "percentiles", "blocks", "timesteps", "head", "backbones#random#initialise",
+    "target", "percentiles", "intensity_range", "blocks", "timesteps", "head", "backbones#random#initialise",
 }  # fmt: skip
 #: Settings of the clean configs that may be changed in company.
 MAY_CHANGE = {"network_def", "log_every", "run_dir"}
