@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and words[0] in bundles.COMMANDS:
-            return bundles.run(words[0], words[1:])
+            examined = bundles.without_dry_run(words[0], words[1:])
+            return bundles.run(words[0], words[1:]) if examined is None else doctor.diagnose([], examined, words[0])
         args = _parser().parse_args(words)
         _announce_torch()  # a bundle says it by itself
         return args.run(args) or 0  # only ``check`` and ``doctor`` have a status of their own

@@ -35,8 +35,6 @@ _CONFIG = ("--config", "--config_file")
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run a bundle in this process as ``python -m monai.bundle run`` does, or print its help.
 
-    ``--dry_run`` is a setting of ``pretrain``; of the others it is ``python -m medmdm doctor``.
-
     Args:
         command: one of :data:`COMMANDS`.
         arguments: the command line after it.
@@ -54,12 +52,6 @@ def run(command: str, arguments: Sequence[str]) -> int:
     when_interrupted("nothing is written yet; the same command starts anew.")
     given, settings = split_words(arguments)
     known = bundle_schema(f"mdm_{command}")["properties"]
-    if "dry_run" not in known and any(word.startswith("--dry_run") for word in settings):
-        from medmdm.cli.doctor import diagnose  # imports this module
-
-        at = next(i for i, word in enumerate(settings) if word.startswith("--dry_run"))
-        valued = settings[at] == "--dry_run" and settings[at + 1 : at + 2] and not _is_flag(settings[at + 1])
-        return diagnose(given, [*settings[:at], *settings[at + (2 if valued else 1) :]], command)
     for flag in filter(_is_flag, settings):
         key = flag.lstrip("-").partition("=")[0]
         root, below, _ = key.replace("::", "#").partition("#")
@@ -76,6 +68,15 @@ def run(command: str, arguments: Sequence[str]) -> int:
     sys.argv = ["medmdm", "run", "--config_file", str([str(file) for file in files]), *more, *settings]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     return 0
+
+
+def without_dry_run(command: str, arguments: Sequence[str]) -> list[str] | None:
+    """Return a command line without its ``--dry_run``; None where it has none, or the bundle has such a setting."""
+    at = next((i for i, word in enumerate(arguments) if word.partition("=")[0] == "--dry_run"), None)
+    if at is None or "dry_run" in bundle_schema(f"mdm_{command}")["properties"]:
+        return None
+    valued = arguments[at] == "--dry_run" and arguments[at + 1 : at + 2] and not _is_flag(arguments[at + 1])
+    return [*arguments[:at], *arguments[at + (2 if valued else 1) :]]
 
 
 def parser(command: str) -> argparse.ArgumentParser:

@@ -19,21 +19,10 @@ from medmdm.runs.command_line import written_folder
 from medmdm.runs.examination import Examination
 from medmdm.runs.images_examined import look_at_cases, look_at_training_images
 from medmdm.runs.keys import differing_keys, recorded
-from medmdm.runs.needs import (
-    GIB,
-    Cost,
-    disk_needed,
-    forward_cost,
-    free_disk,
-    free_memory,
-    nearest_folder,
-    speed,
-    weight_bytes,
-)
+from medmdm.runs.machine_examined import in_gib, look_at_machine, look_at_memory
+from medmdm.runs.needs import GIB, forward_cost, free_disk, nearest_folder
 from medmdm.runs.threads import cpus
 from medmdm.schemas import may_change
-
-_LONG = 60 * 24 * 3600  # seconds
 
 
 def examine(parser: ConfigParser, thorough: bool = True) -> tuple[Finding, ...]:
@@ -141,7 +130,7 @@ def _pretraining(x: Examination) -> None:
             x.part(key, meta=True)
     stored = look_at_training_images(x)
     if network is not None:
-        _machine(x, network, cost, stored)
+        look_at_machine(x, network, cost, stored)
 
 
 def _objective(x: Examination, channels: int, crop: list[int]) -> None:
@@ -165,46 +154,6 @@ def _loss_range(x: Examination, part: Any) -> None:
     if isinstance(part, Mapping) and isinstance(given := part.get("data_range"), (int, float)) and given != 2:
         name = str(part.get("_target_")).rpartition(".")[2]
         x.warning("range", f"loss_function: {name} has data_range {given}, but images lie in [-1, 1] and span 2")
-
-
-def _machine(x: Examination, network: torch.nn.Module, cost: Cost | None, stored: int) -> None:
-    """Compare what a pre-training needs of memory, disk and time with what there is."""
-    weights, keep = weight_bytes(network), x.given("keep_checkpoints")
-    parameters = sum(p.numel() for p in network.parameters())
-    x.info("network", f"network: {type(network).__name__}, {parameters / 1e6:.2f} M parameters")
-    need, free = disk_needed(weights, keep), free_disk(x.given("run_dir"))
-    said = f"disk: about {_gib(need)} for weights and checkpoints, {_gib(free)} free at {x.given('run_dir')}"
-    x.error("disk", f"{said}: free some, or lower keep_checkpoints") if need > free else x.info("disk", said)
-    if cost is None:
-        return
-    device = torch.device(x.given("device"))
-    half = x.given("amp_dtype") in ("bfloat16", "float16")
-    # Weights, gradients, two moments of AdamW and the average.
-    need = 5 * weights + (cost.activations // 2 if half else cost.activations)
-    if device.type == "cpu":
-        need += min(int(x.given("cache_gib") * GIB), stored)
-    _memory(x, need, device, "smaller batch_size, more accumulation_steps or smaller crop_size")
-    steps, parts = x.given("max_steps"), x.given("accumulation_steps")
-    if cost.flops and device.type in ("cpu", "cuda"):
-        # A backward pass is two forward ones.
-        roughly = 3 * cost.flops * parts * steps / speed(device)
-        said = (
-            f"time: roughly {_time(roughly)}, estimated from {steps} steps and the speed of a convolution here and now"
-        )
-        x.warning("time", said) if roughly > _LONG else x.info("time", f"{said}; --dry_run true measures a step")
-
-
-def _memory(x: Examination, need: int, device: torch.device, remedy: str) -> None:
-    found = free_memory(device)
-    if found is None:
-        return
-    said = f"memory: about {_gib(need)} on {device}, estimated; {_gib(found[0])} of {_gib(found[1])} free"
-    if need > found[1]:
-        x.error("memory", f"{said}: choose a {remedy}")
-    elif need > found[0]:
-        x.warning("memory", f"{said}: close other programs, or choose a {remedy}")
-    else:
-        x.info("memory", said)
 
 
 # -- the others ------------------------------------------------------------------------------------------------------
@@ -278,7 +227,7 @@ def _network_of(x: Examination, key: str, head: Any, plan: Mapping[str, Any], cl
     if cost is not None:
         need = 5 * cost.weights + cost.activations
         device = torch.device(x.given("device"))
-        _memory(x, need, device, f"smaller {key}#training#batch_size or {key}#training#crop_size")
+        look_at_memory(x, need, device, f"smaller {key}#training#batch_size or {key}#training#crop_size")
 
 
 def _feature_cache(x: Examination, heads: list[Any]) -> None:
@@ -287,7 +236,7 @@ def _feature_cache(x: Examination, heads: list[Any]) -> None:
         return
     free = free_disk(folder)
     if most * GIB > free:
-        said = f"disk: cached features may take {most:g} GiB (cache_gib), and {_gib(free)} are free at {folder}"
+        said = f"disk: cached features may take {most:g} GiB (cache_gib), and {in_gib(free)} are free at {folder}"
         x.warning("disk", f"{said}: lower cache_gib")
 
 
@@ -372,14 +321,3 @@ def _folder(x: Examination, config: Mapping[str, Any]) -> None:
             if differing:
                 other = f"a run of another configuration (it differs in {', '.join(differing)})"
                 x.error("folder", f"{folder} holds {other}: choose another {key}, or delete that folder")
-
-
-def _gib(number: float) -> str:
-    return f"{number / GIB:.2f} GiB"
-
-
-def _time(seconds: float) -> str:
-    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
