@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast test-oldest lint install clean
+.PHONY: demo test test-fast test-oldest lint docs dist install clean
 
 install: $(VENV)/.installed
 
@@ -38,5 +38,19 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; a broken link is an error (which mkdocs would not see with --quiet).
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What goes to a package index; then the wheel by itself in an empty environment, in which nothing optional is.
+dist: install
+	rm -rf dist build/empty
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && empty/bin/medmdm --help > /dev/null && empty/bin/medmdm init --overwrite empty/project > /dev/null && \
+	  empty/bin/medmdm doctor pretrain --run_dir empty/run
+
 clean:
-	rm -rf $(VENV) .venv-oldest runs build dist
+	rm -rf $(VENV) .venv-oldest runs build dist site

@@ -262,8 +262,14 @@ def tensor_hash(*tensors: Tensor) -> str:
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """Return the hash of a state dict: names, types, shapes and values, in the order of the names."""
+    """Return the hash of a state dict: names, types, shapes and values, in the order of the names.
+
+    "" where it holds no values (device ``"meta"``).
+    """
     import torch
+
+    if any(value.is_meta for value in state.values()):
+        return ""
 
     digest = hashlib.sha256()
     for name in sorted(state):

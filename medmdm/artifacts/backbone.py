@@ -76,7 +76,8 @@ def open_backbone(
             themselves; ``"filters"``, a :class:`medmdm.backbones.FilterBank`: baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
         seed: of random weights.
-        device: where the backbone runs.
+        device: where the backbone runs; ``"meta"`` opens it without taking memory for its weights, to see whether
+            everything fits.
         network: one that no weights file of ours holds, such as :func:`medmdm.artifacts.load_timm` makes. With a file
             as well, the features of both are read side by side (:class:`medmdm.backbones.Concatenation`), of images as
             the file's plan has them; without one, ``preprocessing`` says it all.
@@ -98,10 +99,10 @@ def open_backbone(
         return OpenBackbone({"ledger": make_ledger(), **given}, device=device)
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
-    net, plan, name = _found(path, network, given)
+    net, plan, name = _found(path, network, given, "meta" if device.type == "meta" else "cpu")
     read, forced = features or make_extractor, dict[str, Any]()
     if initialise != "pretrained":
-        net, plan = _baseline(net, plan, initialise, sigmas, seed)
+        net, plan = _baseline(net, plan, initialise, sigmas, None if device.type == "meta" else seed)
     if initialise in ("raw", "filters"):
         forced["blocks"] = [0]
     if not getattr(net, "restores", True):  # hidden patches would be hidden from it
@@ -118,7 +119,7 @@ def read_by(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _found(
-    path: str | os.PathLike[str] | None, network: BlockNetwork | None, given: Mapping[str, Any]
+    path: str | os.PathLike[str] | None, network: BlockNetwork | None, given: Mapping[str, Any], device: str
 ) -> tuple[nn.Module, dict[str, Any], str]:
     """Return the network of a file, one without a file, or both as one; the plan; and what a report calls it."""
     own = "" if network is None else str(network.config.get("model") or type(network).__name__)
@@ -126,7 +127,7 @@ def _found(
         assert network is not None
         plan: dict[str, Any] = {"network": to_config(network), "channels": network.in_channels}
         return network.eval(), {**plan, "ledger": join_ledgers(_ledgers(network))}, own
-    first, plan = load_pretrained(path)
+    first, plan = load_pretrained(path, device=device)
     if network is None:
         return first, plan, Path(path).name
     if not isinstance(first, BlockNetwork):
@@ -157,12 +158,15 @@ def _ledgers(network: BlockNetwork) -> list[Mapping[str, Any] | None]:
 
 
 def _baseline(
-    network: nn.Module, plan: dict[str, Any], initialise: str, sigmas: Sequence[float], seed: int
+    network: nn.Module, plan: dict[str, Any], initialise: str, sigmas: Sequence[float], seed: int | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return what a backbone is compared with, which has seen no image, and the plan by which it reads them."""
+    """Return what a backbone is compared with, which has seen no image, and the plan by which it reads them.
+
+    A ``seed`` of None leaves random weights undrawn, for a network that has none.
+    """
     plan = {**plan, "ledger": make_ledger()}
     if initialise == "random":
-        return randomise(network, seed), plan
+        return network if seed is None else randomise(network, seed), plan
     channels, dims = int(plan.get("channels", 3)), getattr(network, "config", {}).get("spatial_dims", 2)
     network = (RawPixels(channels, sigmas) if initialise == "raw" else FilterBank(channels, dims)).eval()
     return network, {**plan, "network": to_config(network)}

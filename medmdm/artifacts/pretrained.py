@@ -113,7 +113,7 @@ def patient_hashes(patient_ids: Iterable[str], salt: str) -> list[str]:
 
 
 def load_pretrained(
-    path: str | os.PathLike[str], *, trust: bool = False, **overrides: Any
+    path: str | os.PathLike[str], *, trust: bool = False, device: str = "cpu", **overrides: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild a pre-trained network from its weights file alone.
 
@@ -127,14 +127,15 @@ def load_pretrained(
         path: the weights file.
         trust: also build a network that is neither ours nor MONAI's if the file names one. This imports and calls
             whatever the file says; use it for files of your own.
+        device: ``"cpu"``; ``"meta"`` compares names and shapes and takes no memory for weights.
         **overrides: arguments of the network to set by hand, for instance ``num_head_channels=32`` or
             ``use_checkpoint=True``. ``num_heads`` alone implies ``num_head_channels=-1``.
 
     Returns:
-        The network, in evaluation mode on the CPU, and the plan. The plan of a published file has the keys ``format``,
-        ``network``, ``num_timesteps`` (1000), ``intensity_range`` (``None``: the files' full range), ``ledger``
-        (``None``: the training images are not known) and ``source`` (file name, SHA-256 and the arguments that were
-        assumed).
+        The network, in evaluation mode on that device, and the plan. The plan of a published file has the keys
+        ``format``, ``network``, ``num_timesteps`` (1000), ``intensity_range`` (``None``: the files' full range),
+        ``ledger`` (``None``: the training images are not known) and ``source`` (file name, SHA-256 and the arguments
+        that were assumed).
 
     Raises:
         UserError: if the file cannot be read, names a network that is not trusted, or does not fit the network; the
@@ -144,7 +145,7 @@ def load_pretrained(
         >>> network, plan = load_pretrained("runs/demo/model.pt")  # doctest: +SKIP
     """
     path = Path(path)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, device)
     plan = content.get("plan")
     if "kind" in content and "state" in content:
         raise UserError(f"{path}: this is a segmenter, not a backbone: name the model.pt that it was made from.")
@@ -153,13 +154,13 @@ def load_pretrained(
             state = find_state(content)
             if state is None:
                 raise UserError(f"there is no state dict in this file; its keys are {first_of(content)}.")
-            network, plan = _from_published(path, state, overrides)
+            network, plan = _from_published(path, state, overrides, device)
         else:
             state = find_state(content.get("model"))
             if state is None or not isinstance(plan, dict) or not isinstance(plan.get("network"), dict):
                 raise UserError("the file has a plan but no weights or no network description; write it again.")
             plan["network"].update(overrides)
-            network = build(plan["network"], trust)
+            network = build(plan["network"], trust, device)
         return fill(network, state), plan
 
 
@@ -217,14 +218,14 @@ def save_weights(weights: Mapping[str, Tensor], plan: Mapping[str, Any], path: s
 
 
 def _from_published(
-    path: Path, state: dict[str, Tensor], overrides: Mapping[str, Any]
+    path: Path, state: dict[str, Tensor], overrides: Mapping[str, Any], device: str = "cpu"
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network that a bare state dict fits."""
     given = ({"num_head_channels": -1} if "num_heads" in overrides else {}) | dict(overrides)
     assumed = {key: value for key, value in INVISIBLE.items() if key not in given}
     arguments = infer_config(state) | assumed | given
     try:
-        network = build({"_target_": "medmdm.backbones.ADMUNet", **arguments})
+        network = build({"_target_": "medmdm.backbones.ADMUNet", **arguments}, device=device)
     except UserError as error:
         guess = f"num_head_channels {INVISIBLE['num_head_channels']}"
         if "num_head_channels" in given or guess not in str(error):

@@ -95,7 +95,7 @@ def save_segmenter(
 
 
 def load_segmenter(
-    path: str | os.PathLike[str], backbone: Backbone | None = None, trust: bool = False
+    path: str | os.PathLike[str], backbone: Backbone | None = None, trust: bool = False, device: str = "cpu"
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild a segmenter from its file.
 
@@ -105,6 +105,7 @@ def load_segmenter(
             given it must be the one that the head was trained with.
         trust: also build networks, heads and corruptions that are neither ours nor MONAI's if the file names them.
             This imports and calls whatever the file says; use it for files of your own.
+        device: ``"cpu"``; ``"meta"`` compares names and shapes and takes no memory for weights.
 
     Returns:
         The module, image ``[B, C, *spatial]`` in [-1, 1] → logits ``[B, K, *spatial]``, in evaluation mode and frozen,
@@ -117,7 +118,7 @@ def load_segmenter(
     Example:
         >>> segmenter, plan = load_segmenter("runs/demo/segmenter.pt")  # doctest: +SKIP
     """
-    content = read_checkpoint(Path(path))
+    content = read_checkpoint(Path(path), device)
     kind, state, plan = content.get("kind"), content.get("state"), content.get("plan")
     with naming(path):
         if kind not in KINDS or not isinstance(state, Mapping) or not isinstance(plan, dict):
@@ -131,13 +132,13 @@ def load_segmenter(
             if kind == "network":
                 if backbone is not None:
                     raise UserError("this is a network trained from scratch, which has no backbone: give none.")
-                network = fill(build(plan["network"], trust), state["network"])
+                network = fill(build(plan["network"], trust, device), state["network"])
                 module: nn.Module = PaddedNetwork(network, **plan["padding"])
             else:
-                network = _backbone(kind, state, plan, backbone, trust)
+                network = _backbone(kind, state, plan, backbone, trust, device)
                 damage = None if plan["corruption"] is None else instantiate(plan["corruption"], trust, Corruption)
                 extractor = FeatureExtractor(network, corruption=damage, **plan["extractor"])
-                head = fill(build(plan["head"], trust), state["head"])
+                head = fill(build(plan["head"], trust, device), state["head"])
                 how = {name: plan.get(name, ()) for name in ("flips", "undeclared")}
                 module = Segmenter(extractor, head, plan["ensemble"], **how)
         except KeyError as error:
@@ -184,7 +185,7 @@ def _cut(network: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
 
 
 def _backbone(
-    kind: str, state: Mapping[str, Any], plan: dict[str, Any], given: Backbone | None, trust: bool
+    kind: str, state: Mapping[str, Any], plan: dict[str, Any], given: Backbone | None, trust: bool, device: str
 ) -> nn.Module:
     """Return the backbone that is in the file, or the one given if it is the right one."""
     if kind == "head" and given is None:
@@ -192,15 +193,15 @@ def _backbone(
         raise UserError(f"this file holds a head without its backbone: {need}.")
     if given is not None:
         wanted = plan["backbone_sha256"]
-        network = given[0] if isinstance(given, tuple) else load_pretrained(given, trust=trust)[0]
+        network = given[0] if isinstance(given, tuple) else load_pretrained(given, trust=trust, device=device)[0]
         found = weights_hash(network.state_dict())
-        if found != wanted:
+        if found not in ("", wanted):
             name = "the backbone given" if isinstance(given, tuple) else str(given)
             other = f"another backbone than {name}: its weights are {wanted[:12]}, not {found[:12]}"
             raise UserError(f"the head was trained with {other}; give the one it was trained with.")
         if kind == "head":
             return _cut(network, plan)
-    return fill(_cut(build(plan["backbone"]["network"], trust), plan), state["backbone"])
+    return fill(_cut(build(plan["backbone"]["network"], trust, device), plan), state["backbone"])
 
 
 def _json(plan: Mapping[str, Any]) -> dict[str, Any]:

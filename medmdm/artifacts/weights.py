@@ -27,12 +27,15 @@ INVISIBLE: dict[str, Any] = {"num_head_channels": 64, "use_new_attention_order":
 PREFIXES = ("module.", "_orig_mod.")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the dictionary in ``path``, or say in one sentence why there is none."""
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return the dictionary in ``path``, or say in one sentence why there is none.
+
+    On the device ``"meta"`` its tensors have shapes, but take no memory.
+    """
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"{path}: {what}; name a weights file.")
-    content = load_torch(path)
+    content = load_torch(path, device)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a state dict, found a {type(content).__name__}.")
     return dict(content)
@@ -63,19 +66,23 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from error
 
 
-def build(config: Mapping[str, Any], trust: bool = False) -> nn.Module:
+def build(config: Mapping[str, Any], trust: bool = False, device: torch.device | str = "cpu") -> nn.Module:
     """Make the network that a file describes; see :func:`medmdm.components.instantiate`.
 
-    An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights takes seconds.
+    An :class:`ADMUNet` is built without memory, see :func:`fill`: drawing 311 M random weights takes seconds. On the
+    device ``"meta"`` every network is.
     """
     config = {key: value for key, value in config.items() if key == "_target_" or key[:1] != "_"}
-    with torch.device("meta") if find(config.get("_target_"), trust) is ADMUNet else contextlib.nullcontext():
+    without = str(device) == "meta" or find(config.get("_target_"), trust) is ADMUNet
+    with torch.device("meta") if without else contextlib.nullcontext():
         network: nn.Module = instantiate(config, trust, nn.Module)
     return network
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Load a state dict into the network that :func:`build` made for it, in evaluation mode.
+
+    One without memory (``"meta"``) is compared only.
 
     Raises:
         UserError: names or shapes differ; the first of each kind are named, and the arguments that would fit.
@@ -96,6 +103,8 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
                 fitting = [f"{k}={v}" for k, v in infer_config(state).items() if network.config[k] != v]
         advice = f"; the weights look like {', '.join(fitting)}" if fitting else ""
         raise UserError(f"the weights do not fit the network: {', '.join(told)}{advice}.")
+    if any(value.is_meta for value in state.values()):
+        return network.eval()
     if isinstance(network, ADMUNet):
         network.to_empty(device="cpu")  # all it holds is in its state dict
     network.load_state_dict(state)

@@ -14,10 +14,10 @@ _SHOWN = 5  # findings of one kind on the screen
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (an error) or that someone should know (a warning).
+    """One thing that is wrong (an error), that someone should know (a warning), or that is worth a word (an info).
 
     Args:
-        level: ``"error"`` or ``"warning"``.
+        level: ``"error"``, ``"warning"`` or ``"info"``.
         check: a word that tells kinds of findings apart, such as ``"missing-file"``.
         message: one sentence; no patient id is in it.
         files: the files concerned, as the list names them.

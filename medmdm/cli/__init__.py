@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 
 import medmdm
 from medmdm.cli import (
@@ -15,6 +16,7 @@ from medmdm.cli import (
     compare,
     completion,
     convert,
+    doctor,
     export,
     init,
     plan_labels,
@@ -26,7 +28,7 @@ from medmdm.errors import UserError, find_user_error, show_interruption, show_us
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, completion)
+COMMANDS = (init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, completion)
 
 _BUNDLES = (
     "The commands that train run MONAI bundles: medmdm segment is python -m monai.bundle run --config_file "
@@ -48,6 +50,22 @@ def _parser() -> argparse.ArgumentParser:
     return made
 
 
+class _Announcement(MetaPathFinder):
+    """Says that PyTorch is being loaded, which takes seconds in which nothing else is said."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "torch":
+            sys.meta_path.remove(self)
+            print("loading PyTorch and MONAI", file=sys.stderr)
+
+
+def _announce_torch() -> None:
+    """Let the first import of PyTorch be announced, on a terminal."""
+    known = any(isinstance(finder, _Announcement) for finder in sys.meta_path)
+    if sys.stderr.isatty() and "torch" not in sys.modules and not known:
+        sys.meta_path.insert(0, _Announcement())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends in one sentence and status 1.
 
@@ -62,10 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and words[0] in bundles.COMMANDS:
-            bundles.run(words[0], words[1:])
-            return 0
+            examined = bundles.without_dry_run(words[0], words[1:])
+            return bundles.run(words[0], words[1:]) if examined is None else doctor.diagnose([], examined, words[0])
         args = _parser().parse_args(words)
-        return args.run(args) or 0  # only ``check`` has a status of its own
+        _announce_torch()  # a bundle says it by itself
+        return args.run(args) or 0  # only ``check`` and ``doctor`` have a status of their own
     except KeyboardInterrupt as error:
         # Behind MONAI's eval() Python ends by the signal, whatever is returned.
         if words and words[0] in bundles.COMMANDS:

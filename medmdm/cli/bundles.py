@@ -32,22 +32,25 @@ COMMANDS = {
 _CONFIG = ("--config", "--config_file")
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
+def run(command: str, arguments: Sequence[str]) -> int:
     """Run a bundle in this process as ``python -m monai.bundle run`` does, or print its help.
 
     Args:
         command: one of :data:`COMMANDS`.
         arguments: the command line after it.
 
+    Returns:
+        The exit status.
+
     Raises:
         UserError: a config does not exist or is another command's, or a word is no setting.
     """
     if {"-h", "--help"} & set(arguments):
         parser(command).print_help()
-        return
+        return 0
     show_user_errors_as_sentences()
     when_interrupted("nothing is written yet; the same command starts anew.")
-    given, settings = _sorted(arguments)
+    given, settings = split_words(arguments)
     known = bundle_schema(f"mdm_{command}")["properties"]
     for flag in filter(_is_flag, settings):
         key = flag.lstrip("-").partition("=")[0]
@@ -55,7 +58,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         if below and root not in known:  # MONAI ends with a KeyError; of others the config's check says more
             raise UserError(f"Unknown key {key!r}: {command} has no part {root!r}{nearest(root, known)}.")
     logger.info("medmdm %s: loading PyTorch and MONAI", command)
-    files = _config_files(command, given)
+    files = config_files(command, given)
     beside = {
         f"--{key}": str(resource_folder("bundles") / name)
         for key, name in (("logging_file", "logging.conf"), ("meta_file", "metadata.json"))
@@ -64,6 +67,16 @@ def run(command: str, arguments: Sequence[str]) -> None:
     more = [word for pair in beside.items() for word in pair]
     sys.argv = ["medmdm", "run", "--config_file", str([str(file) for file in files]), *more, *settings]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def without_dry_run(command: str, arguments: Sequence[str]) -> list[str] | None:
+    """Return a command line without its ``--dry_run``; None where it has none, or the bundle has such a setting."""
+    at = next((i for i, word in enumerate(arguments) if word.partition("=")[0] == "--dry_run"), None)
+    if at is None or "dry_run" in bundle_schema(f"mdm_{command}")["properties"]:
+        return None
+    valued = arguments[at] == "--dry_run" and arguments[at + 1 : at + 2] and not _is_flag(arguments[at + 1])
+    return [*arguments[:at], *arguments[at + (2 if valued else 1) :]]
 
 
 def parser(command: str) -> argparse.ArgumentParser:
@@ -106,7 +119,7 @@ def _described(schema: Mapping[str, Any]) -> str:
     return f"{meaning} [{schema['title']}; default: {shown}]"
 
 
-def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names of configs, and the settings: flags and their values in turn, or ``--key=value``.
 
     Raises:
@@ -142,8 +155,13 @@ def _names(text: str) -> list[str]:
     return [name.strip(" '\"") for name in text.strip("[]").split(",")]
 
 
-def _config_files(command: str, given: Sequence[str]) -> list[Path]:
+def config_files(command: str, given: Sequence[str], check: bool = True) -> list[Path]:
     """Return the configs to merge: those given, or behind the shipped one where they are overlays.
+
+    Args:
+        command: one of :data:`COMMANDS`.
+        given: names of files, as typed.
+        check: False finds the files only.
 
     Raises:
         UserError: a file does not exist, cannot be read, or is of another command.
@@ -159,7 +177,7 @@ def _config_files(command: str, given: Sequence[str]) -> list[Path]:
             raise UserError(
                 f"the config {name} does not exist in {Path.cwd()}{nearest(name, known)}: correct --config."
             )
-        named = _bundle_of(path) or named
+        named = (bundle_of(path)[0] or named) if check else named
         files.append(path)
     if named not in (None, bundle):
         other = named.removeprefix("mdm_") if named.removeprefix("mdm_") in COMMANDS else None
@@ -168,12 +186,18 @@ def _config_files(command: str, given: Sequence[str]) -> list[Path]:
     return files if named else [shipped / f"{bundle}.json", *files]
 
 
-def _bundle_of(path: Path) -> str | None:
+def bundle_of(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Return the bundle that a config names, if any, and its content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     from monai.bundle import ConfigParser  # slow to import
 
     try:
         content = ConfigParser.load_config_file(path)
     except (ValueError, OSError) as error:
         raise UserError(f"the config {path} cannot be read: {error}.") from error
-    found = content.get("bundle") if isinstance(content, dict) else None
-    return None if found is None else str(found)
+    content = content if isinstance(content, dict) else {}
+    found = content.get("bundle")
+    return (None if found is None else str(found)), content

@@ -30,7 +30,10 @@ def run(args: argparse.Namespace) -> int:
         path = expanded(args.data_list)
         data_list = list_file(path) if path.is_dir() else path
         if data_list is None:
-            raise UserError(f"{path} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")
+            raise UserError(
+                f"{path} holds no data list ({' or '.join(LIST_NAMES)}): give the file, or make one of a folder as "
+                "downloaded or exported with python -m medmdm prepare."
+            )
         report = check(data_list, args.dataset_dir)
     except UserError as error:  # nothing could be checked
         if not args.json:

@@ -284,11 +284,7 @@ def slice_volumes(
     if not which:
         spaced = tuple(entry if "slide" in entry else with_spacing(entry, information) for entry in entries)
         return dataclasses.replace(selection, training=spaced[:count], validation=spaced[count:])
-    if percentiles is None and intensity_range is None:
-        raise UserError(
-            f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
-            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do."
-        )
+    require_scaling(selection, percentiles, intensity_range)
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
     with decoding_threads(min(_DECODERS, len(which))) as pool:
@@ -318,6 +314,21 @@ def slice_volumes(
         sentences.append(sentence)
     train, held = tuple(chain(*training)), tuple(chain(*validation))
     return dataclasses.replace(selection, training=train, validation=held, sentences=tuple(sentences))
+
+
+def require_scaling(
+    selection: Selection, percentiles: Sequence[float] | None, intensity_range: Sequence[float] | None
+) -> None:
+    """Refuse volumes of which nothing says how their intensities are scaled.
+
+    Raises:
+        UserError: both arguments are None.
+    """
+    if percentiles is None and intensity_range is None:
+        raise UserError(
+            f"{selection.dataset_dir} holds volumes, and nothing says which of their intensities become -1 and 1: set "
+            "window (CT) or percentiles (MR), as the overlays ct_slices.json and mr_slices.json do."
+        )
 
 
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:

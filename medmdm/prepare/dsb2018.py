@@ -9,7 +9,7 @@ import numpy as np
 from skimage.segmentation import relabel_sequential
 
 from medmdm.data.files.aperio import MAX_INSTANCES
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.prepare.preparation import Label, Preparation, picture_case, read_label
 from medmdm.prepare.release import Release, SourceFile, by_stem
 
@@ -57,7 +57,9 @@ def plan(release: Release) -> Preparation:
     if training < _TRAINING_IMAGES:
         notices.append(f"training: {_TRAINING_IMAGES - training} of {_TRAINING_IMAGES} images are not in the source")
     if empty:
-        notices.append(f"{len(empty)} training images have no masks and get no label: {', '.join(empty[:5])}")
+        notices.append(
+            f"{counted(len(empty), 'training image', 'has', 'have')} no masks, so no label: {', '.join(empty[:5])}"
+        )
     return Preparation(_INFORMATION, tuple(cases), tuple(notices))
 
 
@@ -77,7 +79,7 @@ def _nuclei(image: SourceFile, shape: tuple[int, ...], *masks: SourceFile) -> La
         label[nucleus] = number
     notes = []
     if blank:
-        notes.append(f"{image.stem[:12]}: {blank} masks are empty")
+        notes.append(f"{image.stem[:12]}: {counted(blank, 'mask', 'is', 'are')} empty")
     if overlap:
         notes.append(f"{image.stem[:12]}: {overlap} pixels belong to several masks and were given to the last")
     return Label(relabel_sequential(label)[0], notes=tuple(notes))

@@ -79,7 +79,9 @@ def pair_masks(images: Sequence[SourceFile], masks: Sequence[SourceFile], label_
         option = "instances" if label_type == "classes" else "classes"
         notices.append(f"{counted(len(unused), 'mask')}{_in_folders(unused)} left out, for --label-type {option}")
     if lonely:
-        notices.append(f"{len(lonely)} masks belong to no image and are left out (first: {lonely[0].path})")
+        notices.append(
+            f"{counted(len(lonely), 'mask', 'belongs', 'belong')} to no image, left out (first: {lonely[0].path})"
+        )
     return Pairs(chosen, classes, tuple(notices))
 
 

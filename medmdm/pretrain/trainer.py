@@ -32,6 +32,7 @@ from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_
 from medmdm.pretrain.optimization import Optimization
 from medmdm.progress import duration
 from medmdm.runs.folder import RunFolder
+from medmdm.runs.needs import disk_needed, weight_bytes
 
 
 def _peak_memory(device: torch.device) -> str:
@@ -280,7 +281,7 @@ class MDMTrainer(SupervisedTrainer):
             seconds = time.perf_counter() - begun + loading
         network, parts = unwrap(self.network), self.optimization.accumulation_steps
         parameters = sum(p.numel() for p in network.parameters())
-        weights = sum(p.numel() * p.element_size() for p in network.state_dict().values())
+        weights = weight_bytes(network)
         lines = [
             ("network", f"{type(network).__name__}, {parameters / 1e6:.2f} M parameters ({weights / 2**20:.0f} MiB)"),
             ("device", f"{device}, {world_size()} process(es), mixed precision {self.optimization.dtype or 'off'}"),
@@ -294,8 +295,8 @@ class MDMTrainer(SupervisedTrainer):
             lines.insert(0, ("run folder", str(self.run_folder.path)))
             lines.insert(1, ("images", f"{data['images']} to train on (data hash {data['hash'][:12]})"))
         if self.checkpoints is not None:
-            # Weights, their average and two moments of AdamW; old checkpoints are there while a new one is written.
-            disk, kept = weights * (4 * (self.checkpoints.keep + 1) + 2), self.checkpoints.keep
+            kept = self.checkpoints.keep
+            disk = disk_needed(weights, kept)
             lines.append(("disk", f"about {disk / 2**30:.2f} GiB at most ({kept} checkpoints are kept)"))
         if is_main_process():
             print("\n".join(f"{name + ':':<12}{text}" for name, text in lines))

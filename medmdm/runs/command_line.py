@@ -10,7 +10,7 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,11 +22,16 @@ from medmdm.errors import UserError
 _PATHS = ("path", "folder")
 
 
-def typed() -> dict[str, str]:
-    """Return what the command line of ``python -m monai.bundle`` gives for each key (``backbones#MDM#path``)."""
-    program, *arguments = sys.argv or [""]
-    if PurePath(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
-        return {}
+def typed(arguments: Sequence[str] | None = None) -> dict[str, str]:
+    """Return what a command line gives for each key (``backbones#MDM#path``).
+
+    Args:
+        arguments: its words; default: those of ``python -m monai.bundle``, if that is what runs.
+    """
+    if arguments is None:
+        program, *arguments = sys.argv or [""]
+        if PurePath(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
+            return {}
     if "--" in arguments:
         arguments = arguments[: len(arguments) - 1 - arguments[::-1].index("--")]
     found = {}
@@ -47,7 +52,9 @@ def _is_flag(argument: str) -> bool:
     return argument.startswith("--") or re.match("-[a-zA-Z]", argument) is not None
 
 
-def restore(parser: ConfigParser, settings: Mapping[str, Mapping[str, Any]]) -> bool:
+def restore(
+    parser: ConfigParser, settings: Mapping[str, Mapping[str, Any]], given: Mapping[str, str] | None = None
+) -> bool:
     """Put the texts that were typed back into a config; return whether something changed.
 
     Names that MONAI or :func:`medmdm.runs.config.normalise` would change again become paths, which they leave alone.
@@ -55,12 +62,13 @@ def restore(parser: ConfigParser, settings: Mapping[str, Mapping[str, Any]]) -> 
     Args:
         parser: of the running bundle.
         settings: key -> schema, see :func:`medmdm.schemas.settings`.
+        given: what was typed, see :func:`typed`.
 
     Raises:
         UserError: a text that was not typed holds ``::``, which MONAI has made of a ``#``.
     """
     changed = False
-    given = typed()
+    given = typed() if given is None else given
     for key, value in given.items():
         kind = settings.get(key, {"type": "string"} if key.rpartition("#")[2] in _PATHS else {})
         if value == "None" and key in settings:  # MONAI drops it, and the default would stand

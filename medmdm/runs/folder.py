@@ -21,7 +21,7 @@ from medmdm.artifacts.pretrained import save_weights
 from medmdm.errors import UserError, when_interrupted
 from medmdm.files import claim, file_hash, is_main_process, sweep_temporaries, world_size
 from medmdm.intact import DamagedFileError, load_record, load_torch, save_record
-from medmdm.runs.config import differing_keys
+from medmdm.runs.keys import differing_keys
 from medmdm.runs.log import keep_log
 from medmdm.schemas import may_change
 

@@ -126,15 +126,16 @@ def open_segmenter(
         path: the file.
         backbone: the weights file, for a segmenter that was saved without it.
         for_maps: the reconstruction error is read with the backbone, so that one may be given with any segmenter.
-        device: where to compute.
+        device: where to compute; ``"meta"`` takes no memory for weights, to see whether everything fits.
 
     Raises:
         UserError: as :func:`medmdm.artifacts.load_segmenter`.
     """
-    if for_maps and read_checkpoint(Path(path)).get("kind") == "network":
-        backbone = None
-    model, plan = load_segmenter(path, backbone=backbone)
     device = torch.device(device)
+    loaded_on = "meta" if device.type == "meta" else "cpu"
+    if for_maps and read_checkpoint(Path(path), loaded_on).get("kind") == "network":
+        backbone = None
+    model, plan = load_segmenter(path, backbone=backbone, device=loaded_on)
     return OpenSegmenter(str(path), model.to(device), plan, device)
 
 

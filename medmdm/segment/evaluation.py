@@ -22,8 +22,8 @@ from medmdm.runs.folder import RunFolder
 from medmdm.runs.mean_mask import keep_mean_mask
 from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
-from medmdm.segment.formats.base import CaseFormat, Format, RunFormat
 from medmdm.segment.feature_panel import write_feature_panel
+from medmdm.segment.formats.base import CaseFormat, Format, RunFormat
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import Postprocessing

@@ -32,8 +32,8 @@ from medmdm.intact import DamagedFileError
 from medmdm.progress import Progress
 from medmdm.reports import Report
 from medmdm.reports.pseudonyms import Pseudonyms
-from medmdm.runs.config import differing_keys
 from medmdm.runs.folder import RunFolder
+from medmdm.runs.keys import differing_keys
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.apply import origin_of, segment_all
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide

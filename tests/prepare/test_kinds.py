@@ -162,7 +162,7 @@ def test_dsb2018_nuclei_and_stages(tmp_path: Path) -> None:
     assert read_image(dest / "images" / "aa11.png").shape[0] == 3
     aa11 = label(dest, "aa11")
     assert [aa11[2, 2], aa11[2, 13], aa11[2, 21], aa11[5, 2]] == [1, 2, 3, 4]
-    assert "aa11: 1 masks are empty" in summary
+    assert "aa11: 1 mask is empty" in summary
     assert "aa11: 6 pixels belong to several masks" in summary
     assert "668 of 670" in summary
 
@@ -187,7 +187,7 @@ def test_folder_pairs_masks_in_parallel_folders(tmp_path: Path) -> None:
     assert content.information["labels"] == {"background": 0, "class 1": 1, "class 3": 3}
     assert np.unique(label(dest, "a/x")).tolist() == [0, 1, 3]
     assert "1 of 3 images have no mask" in summary
-    assert "1 masks belong to no image and are left out (first: labels/c/x.png)" in summary
+    assert "1 mask belongs to no image, left out (first: labels/c/x.png)" in summary
     assert "3 class 3" in summary
 
 

@@ -10,18 +10,10 @@ from monai.bundle import ConfigParser
 
 from medmdm.components import MOVED
 from medmdm.errors import UserError
-from medmdm.runs.config import (
-    check,
-    check_device,
-    current_parser,
-    described,
-    differing_keys,
-    faults,
-    normalise,
-    resolved,
-    settings,
-)
-from medmdm.schemas import bundle_schema, may_change
+from medmdm.runs.config import check, current_parser, described, normalise, resolved
+from medmdm.runs.doctor import check_device
+from medmdm.runs.keys import differing_keys, faults
+from medmdm.schemas import bundle_schema, may_change, settings
 from tests.bundle_runs import BUNDLE, BUNDLES, OVERLAYS, Workflow, saved_by
 from tests.made import refused, refused_in_config
 
@@ -129,7 +121,7 @@ def test_known_keys_pass() -> None:
     ("mdm_study", "only", {"ridge": "MDM"}, "only#ridge must be a list of backbones, got 'MDM'."),
 ])  # fmt: skip
 def test_wrong_values_get_a_sentence(bundle: str, key: str, value: Any, sentence: str) -> None:
-    assert sentence in "\n".join(faults({key: value}, bundle_schema(bundle)))
+    assert sentence in "\n".join(fault.sentence for fault in faults({key: value}, bundle_schema(bundle)))
 
 
 @pytest.mark.parametrize("change", [
