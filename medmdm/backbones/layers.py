@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -199,6 +200,31 @@ def parameters_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     if "plan" not in content:
         return content
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+class Traced(nn.Module):
+    """What ``torch.jit.script`` compiles of a module that it cannot read: its trace, for images of one size.
+
+    Scripting asks a module for it by the method ``__prepare_scriptable__``.
+
+    Args:
+        module: images ``[B, C, *spatial]`` -> ``[B, K, *spatial]``.
+        shape: ``(C, *spatial)`` of the images.
+    """
+
+    def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        weights = next(module.parameters())
+        example = torch.zeros(1, *shape, dtype=weights.dtype, device=weights.device)
+        with warnings.catch_warnings():
+            # Sizes become constants, which is what is wanted.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.traced = torch.jit.trace(module, example, check_trace=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        traced: Tensor = self.traced(image)
+        return traced
 
 
 class BlockNetwork(nn.Module):

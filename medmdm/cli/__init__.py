@@ -17,6 +17,7 @@ from medmdm.cli import (
     convert,
     export,
     init,
+    pack,
     plan_labels,
     prepare,
     report,
@@ -26,7 +27,7 @@ from medmdm.errors import UserError, find_user_error, show_interruption, show_us
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, completion)
+COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, pack, completion)
 
 _BUNDLES = (
     "The commands that train run MONAI bundles: medmdm segment is python -m monai.bundle run --config_file "

@@ -5,12 +5,13 @@ from medmdm.segment.evaluation import Outputs
 from medmdm.segment.grid import Grid
 from medmdm.segment.label_plan import LabelPlanner
 from medmdm.segment.labelled_data import LabelledData
+from medmdm.segment.mask_transform import MaskFromLogitsd
 from medmdm.segment.postprocessing import PostProcess
 from medmdm.segment.reconstruction_error import ReconstructionError
 from medmdm.segment.study import Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [
-    "Evaluation", "Grid", "Inference", "LabelPlanner", "LabelledData", "OpenSegmenter", "Outputs", "PostProcess",
-    "ReconstructionError", "Segmentation", "Study", "open_segmenter",
+    "Evaluation", "Grid", "Inference", "LabelPlanner", "LabelledData", "MaskFromLogitsd", "OpenSegmenter", "Outputs",
+    "PostProcess", "ReconstructionError", "Segmentation", "Study", "open_segmenter",
 ]  # fmt: skip

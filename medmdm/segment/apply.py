@@ -24,7 +24,7 @@ from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, counted, when_interrupted
 from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
 from medmdm.heads.predictor import Predictor
-from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Reading
 from medmdm.progress import Progress
 from medmdm.reports import Report
@@ -59,9 +59,12 @@ class OpenSegmenter:
 
     @property
     def network(self) -> nn.Module:
-        """The model, ready for tools that trace a network at the size of its windows."""
+        """The model, ready for tools that trace or script a network at the size of its windows."""
+        channels = channels_of(self.plan)
         if isinstance(self.model, Segmenter):
-            self.model.extractor.innermost.prepare(self.reading.window, channels_of(self.plan))
+            self.model.extractor.innermost.prepare(self.reading.window, channels)
+        if isinstance(self.model, (Segmenter, PaddedNetwork)):
+            self.model.scripted_shape = (channels, *self.reading.window)
         return self.model
 
     @property
