@@ -11,6 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
 
 from medmdm.corruption import Corruption
 from medmdm.data.cases import case_names
@@ -110,7 +111,11 @@ class Corruptd(MapTransform):
             image = torch.as_tensor(d[key])
             batch = image.movedim(1, 0) if image.ndim == 4 else image[None]
             times = torch.full((len(batch),), self.timestep, dtype=torch.long)
-            x_t = self.corruption(batch, times, torch.Generator().manual_seed(self.seed)).x_t
+            # Sides that patches do not divide are prolonged by their edge, as far as the last patch reaches.
+            high, wide = ensure_tuple_rep(getattr(self.corruption, "patch_size", 1), 2)
+            rows, columns = batch.shape[2:]
+            whole = torch.nn.functional.pad(batch, (0, -columns % wide, 0, -rows % high), mode="replicate")
+            x_t = self.corruption(whole, times, torch.Generator().manual_seed(self.seed)).x_t[..., :rows, :columns]
             damaged = x_t.movedim(0, 1) if image.ndim == 4 else x_t[0]
             d[key] = MetaTensor(damaged, meta=d[key].meta) if isinstance(d[key], MetaTensor) else damaged
         return d

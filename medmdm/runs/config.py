@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
 #: What ``--tracking mlflow`` adds to a config besides a handler.
 _TRACKING_KEYS = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_HANDLERS_ID)
+_TRACKED_BY = {"is_not_rank0", "save_execute_config"}  # of these, keys that nobody types
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _FINITE = Draft202012Validator.TYPE_CHECKER.redefine(
     "number", lambda _, value: type(value) in (int, float) and math.isfinite(value)
@@ -244,6 +245,10 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: with a sentence for each fault.
     """
     schema = bundle_schema(str(config.get("bundle")))
+    if config.keys() >= _TRACKED_BY and "handlers" not in schema["properties"] and "train" not in schema["properties"]:
+        raise UserError(
+            f"--tracking follows pretrain, segment, evaluate and infer, but not {config['bundle']}: leave it out."
+        )
     shipped = json.loads((resource_folder("bundles") / f"{config['bundle']}.json").read_text(encoding="utf-8"))
     extra = config.get("extra_keys")
     own = {key: part for key, part in untracked(config).items() if not (isinstance(extra, list) and key in extra)}

@@ -1,6 +1,6 @@
 """From a backbone and a few labelled images to masks and their record."""
 
-from medmdm.segment.apply import Evaluation, Inference, OpenSegmenter, open_segmenter
+from medmdm.segment.apply import Announced, Evaluation, Inference, OpenSegmenter, open_segmenter
 from medmdm.segment.evaluation import Outputs
 from medmdm.segment.grid import Grid
 from medmdm.segment.label_plan import LabelPlanner
@@ -12,6 +12,6 @@ from medmdm.segment.study import Study
 from medmdm.segment.workflow import Segmentation
 
 __all__ = [
-    "Evaluation", "Grid", "Inference", "LabelPlanner", "LabelledData", "MaskFromLogitsd", "OpenSegmenter", "Outputs",
-    "PostProcess", "ReconstructionError", "Segmentation", "Study", "open_segmenter",
+    "Announced", "Evaluation", "Grid", "Inference", "LabelPlanner", "LabelledData", "MaskFromLogitsd", "OpenSegmenter",
+    "Outputs", "PostProcess", "ReconstructionError", "Segmentation", "Study", "open_segmenter",
 ]  # fmt: skip

@@ -300,6 +300,25 @@ def segment_all(
     return masks
 
 
+@dataclass(frozen=True)
+class Announced:
+    """A workflow whose mean scores handlers of MONAI's hear of, as the metrics of an epoch.
+
+    Args:
+        workflow: whose ``run()`` returns scores by name, such as :class:`medmdm.segment.Segmentation`.
+        handlers: MONAI's or ignite's.
+    """
+
+    workflow: Any
+    handlers: Sequence[Any] = ()
+
+    def run(self) -> dict[str, float]:
+        """Run it; return its scores."""
+        scores: dict[str, float] = self.workflow.run()
+        tell(self.handlers, lambda _, means: [means], [scores], **scores)
+        return scores
+
+
 def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:
     """Run an engine over ``data`` for handlers of MONAI's, which read ``metrics`` when its epoch is completed."""
     if not data:

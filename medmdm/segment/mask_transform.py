@@ -53,6 +53,6 @@ class MaskFromLogitsd(MapTransform):
 
             mask = self.postprocess(on_file_grid(case, probabilities), case.spacing)["mask"]
             assert mask is not None
-            meta = dict(getattr(d[self.image_key], "meta", {}))
+            meta = {k: v for k, v in getattr(d[self.image_key], "meta", {}).items() if k != "affine"}
             d[key] = MetaTensor(torch.from_numpy(mask)[None], affine=meta.get("original_affine"), meta=meta)
         return d
