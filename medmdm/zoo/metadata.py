@@ -95,7 +95,7 @@ def make_metadata(run: FinishedRun, about: About) -> dict[str, Any]:
         "pred_classes": text["pred_classes"],
         "eval_metrics": run.metrics,
         "intended_use": about.intended_use or text["intended_use"],
-        "references": list(about.references) or [PAPER],
+        "references": list(about.references) or ([] if "padding" in run.plan else [PAPER]),  # a network from scratch
         "network_data_format": {
             "inputs": {"image": _tensor(run, about, input_channels(run), [-1, 1])},
             "outputs": {"pred": _output(run, about)},
