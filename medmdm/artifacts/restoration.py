@@ -37,7 +37,8 @@ class Restoration(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what is predicted, ``[B, C, *spatial]``, of images ``[B, C, *spatial]`` in [-1, 1]."""
-        times = torch.full((len(image),), self.timestep, dtype=torch.long, device=image.device)
+        # By the shape, which a trace follows: len() would fix the number of images.
+        times = torch.full((image.shape[0],), self.timestep, dtype=torch.long, device=image.device)
         predicted: Tensor = self.network(image, times)
         return predicted
 

@@ -20,7 +20,7 @@ from medmdm.artifacts.export import TOLERANCE
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.artifacts.weights import read_checkpoint
-from medmdm.errors import UserError, refuse_full_disk
+from medmdm.errors import UserError, find_user_error, refuse_full_disk
 from medmdm.files import atomic_write, expanded, file_hash, resource_folder, save_json, weights_hash
 from medmdm.zoo.card import model_card
 from medmdm.zoo.configs import BACKBONE, backbone_of, configs
@@ -152,8 +152,9 @@ def _verify(folder: Path, run: FinishedRun) -> None:
             net_id="network_def", meta_file=meta, config_file=str(configs / "inference.json"), device="cpu",
             bundle_root=str(folder),
         )  # fmt: skip
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{run.folder} cannot be packed: MONAI's check says {str(error).splitlines()[0]}") from error
+    except Exception as error:  # MONAI wraps what a config's parts raise
+        said = str(find_user_error(error) or error).splitlines()[0]
+        raise UserError(f"{run.folder} cannot be packed, it fails MONAI's check: {said}") from error
     for kind in ("inference",) if run.segments else ("inference", "train"):  # a head has no trainer of MONAI's
         workflow = ConfigWorkflow(
             config_file=str(configs / f"{kind}.json"), meta_file=meta, logging_file=False, workflow_type=kind,
