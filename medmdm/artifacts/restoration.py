@@ -45,9 +45,9 @@ class Restoration(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state dict of its own, or what a weights file holds: the network's."""
         state = parameters_of(state_dict)
-        if not any(name.startswith("network.") for name in state):
-            return self.network.load_state_dict(state, strict, assign)
-        return super().load_state_dict(state, strict, assign)
+        if state.keys() == self.state_dict().keys():
+            return super().load_state_dict(state, strict, assign)
+        return self.network.load_state_dict(state, strict, assign)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Give ``torch.jit.script`` a trace at the size of the training crops: not every network can be scripted."""

@@ -7,21 +7,19 @@ import torch
 
 from medmdm.artifacts import Restoration, load_pretrained
 from medmdm.artifacts.pretrained import save_weights
-from medmdm.backbones import BasicUNetBackbone
+from medmdm.backbones import ADMUNet, BasicUNetBackbone
 from medmdm.components import to_config
 from medmdm.corruption import PatchMasking
-from tests.bundle_runs import write_backbone
+from tests.made import SMALL, with_random_weights
 
 
 @pytest.mark.parametrize("kind", ["ADMUNet", "BasicUNetBackbone"])
 def test_the_network_at_one_t(tmp_path: Path, kind: str, no_grad: None) -> None:
     path = tmp_path / "model.pt"
-    if kind == "ADMUNet":
-        write_backbone(path)
-    else:
-        network = BasicUNetBackbone(spatial_dims=2, in_channels=3, out_channels=3)
-        plan = {"network": to_config(network), "corruption": to_config(PatchMasking()), "num_timesteps": 1000}
-        save_weights(network.state_dict(), {**plan, "channels": 3, "crop_size": [32, 32]}, path)
+    made_of = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3}
+    network = with_random_weights(ADMUNet(**SMALL) if kind == "ADMUNet" else BasicUNetBackbone(**made_of))
+    config = {"network": to_config(network), "corruption": to_config(PatchMasking()), "num_timesteps": 1000}
+    save_weights(network.state_dict(), {**config, "channels": 3, "crop_size": [32, 32]}, path)
     network, plan = load_pretrained(path)
     size = plan["crop_size"]
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -29,7 +27,7 @@ def test_the_network_at_one_t(tmp_path: Path, kind: str, no_grad: None) -> None:
     expected = network(image, torch.tensor([700, 700]))
     torch.testing.assert_close(made(image), expected, rtol=0, atol=0)
     assert Restoration(path).timestep == 50  # where features are read
-    assert not torch.equal(Restoration(path)(image), expected) or kind == "BasicUNetBackbone"
+    assert not torch.equal(Restoration(path)(image), expected) or kind == "BasicUNetBackbone"  # which knows no t
     for compiled in (torch.jit.script(made), torch.jit.trace(made, image[:1], check_trace=False)):
         torch.testing.assert_close(compiled(image), expected, rtol=0, atol=1e-5)
 
