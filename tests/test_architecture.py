@@ -24,6 +24,7 @@ FLOORS = [
     {"runs"},
     {"pretrain", "reports"},
     {"segment"},
+    {"zoo"},
     {"cli"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -205,6 +206,31 @@ def paper_blocks(network: Any) -> list[int]:
     """Return the decoder blocks at the relative position of the paper's for histology, 8 to 12 of 18."""
     numbers = [info["block"] for info in network.feature_info]
     return numbers[round(8 / 18 * len(numbers)) : round(12 / 18 * len(numbers)) + 1]
+
+
+class Traced(nn.Module):
+    """What ``torch.jit.script`` compiles of a module that it cannot read: its trace, for images of one size.
+
+    Scripting asks a module for it by the method ``__prepare_scriptable__``.
+
+    Args:
+        module: images ``[B, C, *spatial]`` -> ``[B, K, *spatial]``.
+        shape: ``(C, *spatial)`` of the images.
+    """
+
+    def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        weights = next(module.parameters())
+        example = torch.zeros(1, *shape, dtype=weights.dtype, device=weights.device)
+        with warnings.catch_warnings():
+            # Sizes become constants, which is what is wanted.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.traced = torch.jit.trace(module, example, check_trace=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        traced: Tensor = self.traced(image)
+        return traced
 
 
 class BlockNetwork(nn.Module):

@@ -19,6 +19,7 @@ from medmdm.cli import (
     doctor,
     export,
     init,
+    pack,
     plan_labels,
     prepare,
     report,
@@ -28,7 +29,9 @@ from medmdm.errors import UserError, find_user_error, show_interruption, show_us
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, completion)
+COMMANDS = (
+    init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, pack, completion
+)  # fmt: skip
 
 _BUNDLES = (
     "The commands that train run MONAI bundles: medmdm segment is python -m monai.bundle run --config_file "

@@ -20,6 +20,7 @@ from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader, Example, LoadedCase
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
+from medmdm.data.single_image import Corruptd, ReadImaged
 from medmdm.data.slices import LoadSliced, StoredVolume, VolumeStore, open_slices, slice_entries
 from medmdm.data.splits import k_folds, split_by_patient, subset
 from medmdm.data.tissue import Tissue, tile_slides
@@ -51,10 +52,10 @@ from medmdm.data.writers import SliceAssembler, write_map, write_mask
 from medmdm.files import pixel_hash
 
 __all__ = [
-    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "Augmentation", "CaseReader", "CropDataset",
-    "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd", "LoadCased",
-    "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
-    "RandStainJitterd", "RasterReader", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
+    "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "Augmentation", "CaseReader", "Corruptd",
+    "CropDataset", "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd",
+    "LoadCased", "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
+    "RandStainJitterd", "RasterReader", "ReadImaged", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
     "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",
     "Selection", "SimpleITKReader", "SliceAssembler", "Slicing", "StepSampler", "StoredVolume", "Tissue", "Volume",
     "VolumeStore", "as_spacing", "find_data_list", "find_images", "histology", "hold_out", "image_size",

@@ -9,12 +9,13 @@ from medmdm.heads.predictor import Prediction, Predictor
 from medmdm.heads.random_forest import RandomForest, RandomForestHead
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.self_training import SelfTraining
+from medmdm.heads.slice_by_slice import SliceBySlice
 from medmdm.heads.task import Fitted, Fitter, Reading, Task, random_crop, views
 from medmdm.heads.training import Training
 
 __all__ = [
     "ClosedFormHead", "Consistency", "CrossEntropyDiceLoss", "FineTuning", "Fitted", "Fitter", "FromScratch",
     "LinearClassifier", "PaddedNetwork", "PixelClassifier", "PixelClassifierHead", "Prediction", "Predictor",
-    "RandomForest", "RandomForestHead", "Reading", "Segmenter", "SelfTraining", "Task", "Training",
+    "RandomForest", "RandomForestHead", "Reading", "Segmenter", "SelfTraining", "SliceBySlice", "Task", "Training",
     "random_crop", "views",
 ]  # fmt: skip

@@ -50,6 +50,36 @@ class Choice:
     uncertainty: np.ndarray | None = None
 
 
+def on_file_grid(case: LoadedCase, read: Callable[[int, Tensor], Tensor]) -> np.ndarray:
+    """Return values of a picture or of a volume's slices on the grid of its file, ``[N, *spatial]`` float32.
+
+    Args:
+        case: as it was read; slices of a volume that were left out stay 0.
+        read: number of an example of the case and its image ``[C, H, W]`` -> ``[N, H, W]``.
+    """
+
+    def resampled(number: int, image: Tensor, shape: Sequence[int]) -> np.ndarray:
+        values = read(number, image)
+        return (values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)).numpy()
+
+    if case.slicing is None:
+        return resampled(0, case.examples[0].image, case.shape)
+    assembler: SliceAssembler | None = None
+    pairs = enumerate(zip(case.slices, case.examples, strict=True))
+    for number, (place, example) in followed(pairs, f"slices of {case.name}", len(case.slices)):
+        values = resampled(number, example.image, case.slicing.slice_shape)
+        assembler = assembler or SliceAssembler(case.slicing, len(values), "float32")
+        assembler.add(place, values)
+    assert assembler is not None  # volumes have slices
+    return assembler.volume()
+
+
+def inside(shape: Sequence[int], padded: Sequence[int]) -> tuple[slice, ...]:
+    """Return where an image of ``shape`` lies in what :class:`medmdm.data.PadToSize` made of it, channels first."""
+    starts = [(new - old) // 2 for new, old in zip(padded, shape, strict=True)]
+    return (slice(None), *(slice(a, a + n) for a, n in zip(starts, shape, strict=True)))
+
+
 @dataclass
 class Predictor:
     """Run a model over images of any size: whole, or in sliding windows whose logits are blended by Gaussian weights.
@@ -84,9 +114,7 @@ class Predictor:
         assert self.inferer is not None
         out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
-        starts = [(new - old) // 2 for new, old in zip(padded.shape[1:], image.shape[1:], strict=True)]
-        inside = (slice(None), *(slice(a, a + n) for a, n in zip(starts, image.shape[1:], strict=True)))
-        return out[0][inside].float().cpu()
+        return out[0][inside(image.shape[1:], padded.shape[1:])].float().cpu()
 
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model says of a picture or a volume, resampled to the grid of its file."""
@@ -99,21 +127,9 @@ class Predictor:
         Slices of a volume that were left out stay 0. ``function`` is applied to what :meth:`image` gives, before it is
         resampled.
         """
-
-        def read(image: Tensor, shape: Sequence[int]) -> np.ndarray:
-            values = self.image(image) if function is None else function(self.image(image))
-            return (values if tuple(values.shape[1:]) == tuple(shape) else resample_to_shape(values, shape)).numpy()
-
-        if case.slicing is None:
-            return read(case.examples[0].image, case.shape)
-        assembler: SliceAssembler | None = None
-        pairs = zip(case.slices, case.examples, strict=True)
-        for number, example in followed(pairs, f"slices of {case.name}", len(case.slices)):
-            values = read(example.image, case.slicing.slice_shape)
-            assembler = assembler or SliceAssembler(case.slicing, len(values), "float32")
-            assembler.add(number, values)
-        assert assembler is not None  # volumes have slices
-        return assembler.volume()
+        return on_file_grid(
+            case, lambda _, image: self.image(image) if function is None else function(self.image(image))
+        )
 
     def choice(self, case: LoadedCase, choose: Callable[[np.ndarray], np.ndarray]) -> Choice | None:
         """Choose the class of each pixel of a picture while it is read in windows, a few rows at a time.

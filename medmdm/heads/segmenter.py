@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import cut, pad_ends
-from medmdm.backbones.layers import parameters_of
+from medmdm.backbones.layers import Traced, parameters_of
 from medmdm.errors import UserError
 
 ENSEMBLES = ("mean", "vote")
@@ -27,6 +27,12 @@ class _Voices(nn.Module):
     ensemble = "mean"
     flips: tuple[int, ...] = ()
     undeclared: tuple[int, ...] = ()
+    #: ``(C, *spatial)`` of the images that ``torch.jit.script`` compiles it for; None where nobody has said it.
+    scripted_shape: tuple[int, ...] | None = None
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give ``torch.jit.script`` a trace: voices are generators, which it cannot read."""
+        return self if self.scripted_shape is None else Traced(self, self.scripted_shape)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As :meth:`medmdm.backbones.layers.BlockNetwork.load_state_dict`."""

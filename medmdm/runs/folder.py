@@ -62,7 +62,7 @@ class RunFolder:
     @property
     def _key(self) -> str:
         """The setting that names the folder."""
-        return "output_dir" if "output_dir" in self.config else "run_dir"
+        return "run_dir" if "run_dir" in self.config else "output_dir"
 
     def open(self) -> None:
         """Make the folder, or check that it is this run's; note that a session begins.

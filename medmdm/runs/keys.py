@@ -24,6 +24,7 @@ from medmdm.schemas import bundle_schema
 MONAI_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_", "_meta_", "_wrap_"})
 #: What ``--tracking mlflow`` adds to a config besides a handler.
 _TRACKING_KEYS = frozenset(DEFAULT_MLFLOW_SETTINGS["configs"]) - frozenset(DEFAULT_HANDLERS_ID)
+_TRACKED_BY = {"is_not_rank0", "save_execute_config"}  # of these, keys that nobody types
 _FINITE = Draft202012Validator.TYPE_CHECKER.redefine(
     "number", lambda _, value: type(value) in (int, float) and math.isfinite(value)
 )
@@ -86,6 +87,9 @@ def config_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
         UserError: there is no such bundle.
     """
     schema = bundle_schema(str(config.get("bundle")))
+    if config.keys() >= _TRACKED_BY and "handlers" not in schema["properties"] and "train" not in schema["properties"]:
+        followed = "pretrain, segment, evaluate and infer"
+        yield Fault("", f"--tracking follows {followed}, but not {config['bundle']}: leave it out.")
     extra = config.get("extra_keys")
     own = {key: part for key, part in untracked(config).items() if not (isinstance(extra, list) and key in extra)}
     yield from faults(own, schema, [path for path, _ in leaves(shipped(str(config["bundle"])))])

@@ -24,7 +24,7 @@ from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, counted, when_interrupted
 from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries
 from medmdm.heads.predictor import Predictor
-from medmdm.heads.segmenter import Segmenter
+from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Reading
 from medmdm.progress import Progress
 from medmdm.reports import Report
@@ -66,9 +66,12 @@ class OpenSegmenter:
 
     @property
     def network(self) -> nn.Module:
-        """The model, ready for tools that trace a network at the size of its windows."""
+        """The model, ready for tools that trace or script a network at the size of its windows."""
+        channels = channels_of(self.plan)
         if isinstance(self.model, Segmenter):
-            self.model.extractor.innermost.prepare(self.reading.window, channels_of(self.plan))
+            self.model.extractor.innermost.prepare(self.reading.window, channels)
+        if isinstance(self.model, (Segmenter, PaddedNetwork)):
+            self.model.scripted_shape = (channels, *self.reading.window)
         return self.model
 
     @property
@@ -342,6 +345,25 @@ def _write_for_all(
 
 def _of_kind(formats: Sequence[Any], kind: type[_Kind]) -> list[_Kind]:
     return [form for form in formats if isinstance(form, kind)]
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A workflow whose mean scores handlers of MONAI's hear of, as the metrics of an epoch.
+
+    Args:
+        workflow: whose ``run()`` returns scores by name, such as :class:`medmdm.segment.Segmentation`.
+        handlers: MONAI's or ignite's.
+    """
+
+    workflow: Any
+    handlers: Sequence[Any] = ()
+
+    def run(self) -> dict[str, float]:
+        """Run it; return its scores."""
+        scores: dict[str, float] = self.workflow.run()
+        tell(self.handlers, lambda _, means: [means], [scores], **scores)
+        return scores
 
 
 def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:

@@ -130,7 +130,7 @@ def test_mlflow_tracking_of_a_pre_training(
         (pytest.approx(loss), step) for step, loss in enumerate(losses, 1)
     ]
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
-    assert not {"tracking_uri", "experiment_name", "output_dir"} & set(recorded)
+    assert not {"tracking_uri", "experiment_name", "run_name"} & set(recorded)
     assert recorded["train"]["handlers"] == []
     made = workflow(max_steps=4)  # goes on without tracking, and has nothing left to do
     made.initialize()
@@ -158,6 +158,41 @@ def test_tracking_and_handlers_of_evaluation_and_inference(
     counting = {"_target_": "StatsHandler", "iteration_print_logger": lambda e: seen.append(e.state.batch["case"])}
     run("mdm_infer", output_dir=str(tmp_path / "j"), **{**settings, "tracking": None, "handlers": [counting]})
     assert seen == ["0", "1", "2", "3", "4", "5"]
+
+
+@pytest.mark.slow
+def test_mlflow_itself_finds_the_metrics_in_the_run_folder(
+    run: Run,  # noqa: F811
+    workflow: Workflow,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = pytest.importorskip("mlflow").MlflowClient
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
+        found = client(tracking_uri=f"sqlite:///{folder / 'mlruns.db'}")
+        (experiment,) = [one for one in found.search_experiments() if one.name == "monai_experiment"]
+        (tracked,) = found.search_runs([experiment.experiment_id])
+        assert tracked.info.status == "FINISHED"
+        return {
+            name: [(one.step, one.value) for one in found.get_metric_history(tracked.info.run_id, name)]
+            for name in tracked.data.metrics
+        }
+
+    losses = train(workflow, tracking="mlflow", run_dir=str(tmp_path / "pre"))
+    assert metrics(tmp_path / "pre")["train_loss"] == [(n, pytest.approx(loss)) for n, loss in enumerate(losses, 1)]
+    scores = run("mdm_segment", tracking="mlflow", report=False)
+    found = metrics(tmp_path / "run")
+    assert {name: values[-1][1] for name, values in found.items()} == pytest.approx(scores)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["handlers"] == []
+    run("mdm_segment", report=False)  # goes on without
+
+
+def test_tracking_of_a_study_is_refused() -> None:
+    config = str(BUNDLES / "mdm_study.json")
+    made = ConfigWorkflow(config_file=config, logging_file=False, tracking="mlflow")
+    refused_in_config("--tracking follows pretrain, segment, evaluate and infer, but not mdm_study", made.initialize)
 
 
 def test_engines_read_as_those_of_monai() -> None:
