@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import nn
 
@@ -21,20 +20,21 @@ from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate, to_config
 from medmdm.data.reading import CaseReader
-from medmdm.errors import UserError, counted, when_interrupted
-from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries, table_text
+from medmdm.errors import UserError, when_interrupted
+from medmdm.files import file_hash
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
-from medmdm.progress import Progress
 from medmdm.reports import Report
+from medmdm.runs.cluster import Cluster
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import Outputs, evaluate
-from medmdm.segment.journal import BOXES, Journal
+from medmdm.segment.journal import Journal
 from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.labelled_data import LabelledData
-from medmdm.segment.postprocessing import Postprocessing, boxes
+from medmdm.segment.one_by_one import Segmented, segment_one, tell, write_all
+from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -232,79 +232,49 @@ class Inference:
     overlays: int = 0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def run(self) -> Sequence[Path]:
+    def run(self, cluster: Cluster | None = None) -> Sequence[Path]:
         """Segment every image; return the masks' paths.
+
+        Args:
+            cluster: whose workers segment the images; None segments them here. The files are the same.
 
         Raises:
             UserError: a mask could be written over an image, the folder holds outputs of another segmenter or of other
-                settings, or another process writes to it.
+                settings, or another process writes to it; or as :class:`medmdm.runs.Cluster`.
         """
         cases = self.reader.cases
-        predictor = self.segmenter.predictor(self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         self.outputs.refuse_sources(entries)
         record = self.segmenter.run_folder(self.outputs.folder, self.config)
         record.open()
         where = Path(self.outputs.folder) / "predictions"
         when_interrupted(f"{where} keeps the masks that are written; the same command writes them all anew.")
-        journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
-        try:
-            settings = self.segmenter.settled(self.postprocess), self.outputs, self.handlers, journal
-            masks = segment_all(entries, self.reader, predictor, *settings)
-        finally:
-            journal.save()
+        journal = Journal(record, entries, self.segmenter.task.get("images"))
+        tasks: dict[str, dict[str, Any]] = {
+            str(entry["case"]): {"entry": entry, "overlay": number < self.overlays}
+            for number, entry in enumerate(entries)
+        }
+        with contextlib.ExitStack() as stack:
+            stack.callback(journal.save)
+            if cluster is None or not tasks:
+                done: Iterator[Segmented | None] = (self.segment(**task) for task in tasks.values())
+            else:
+                done = stack.enter_context(cluster.workers()).in_order("segment", tasks)
+            masks = write_all(entries, done, self.outputs, self.handlers, journal)
         record.finish(0)
         return masks
 
+    @functools.cached_property
+    def _one(self) -> Callable[..., Segmented]:
+        return functools.partial(
+            segment_one,
+            reader=self.reader,
+            predictor=self.segmenter.predictor(self.outputs, self.inferer),
+            postprocess=self.segmenter.settled(self.postprocess),
+            outputs=self.outputs,
+            known=self.segmenter.task.get("images"),
+        )
 
-def segment_all(
-    entries: Sequence[Mapping[str, Any]],
-    reader: CaseReader,
-    predictor: Predictor,
-    postprocess: Postprocessing,
-    outputs: Outputs,
-    handlers: Sequence[Any] = (),
-    journal: Journal | None = None,
-) -> list[Path]:
-    """Write masks of cases whose labels, where there are any, are not looked at; return their paths.
-
-    ``handlers`` are attached as :class:`Inference` says; ``journal`` is told of each case.
-    """
-    folder, masks = Path(outputs.folder), list[Path]()
-    tables: list[pd.DataFrame] = []
-    mark_outputs(folder / "predictions")
-    sweep_temporaries(folder)
-
-    def segment(engine: Engine, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-        case = reader.read({key: value for key, value in entry.items() if key != "label"})
-        found = outputs.predict(case, predictor, postprocess)
-        masks.append(folder / found.files["prediction"])
-        if outputs.boxes and found.instances is not None:
-            tables.append(boxes(case.in_place(found.instances), case.in_place(found.mask)).assign(case=case.name))
-        if journal is not None:
-            journal.note(case, found)
-        progress.tick()
-        return [{"foreground": float(np.count_nonzero(found.mask) / found.mask.size)}]
-
-    progress = Progress("predicting", len(entries))
-    tell(handlers, segment, entries)
-    logger.info("%s in %s", counted(len(masks), "mask"), folder / "predictions")
-    table = pd.concat(tables) if tables else None
-    if journal is not None:
-        table = journal.all_boxes(table, outputs.boxes)
-    if table is not None:
-        atomic_write(folder / BOXES, table_text(table))
-    return masks
-
-
-def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:
-    """Run an engine over ``data`` for handlers of MONAI's, which read ``metrics`` when its epoch is completed."""
-    if not data:
-        return
-    engine = Engine(step)
-    engine.logger = logging.getLogger(f"{__name__}.engine")
-    engine.logger.setLevel(logging.CRITICAL)  # an error is told once, where it is caught
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metrics.update(metrics))
-    for handler in handlers:
-        handler.attach(engine)
-    engine.run(data, max_epochs=1)
+    def segment(self, entry: Mapping[str, Any], overlay: bool = False) -> Segmented:
+        """Segment an image and write its files; ``overlay``: draw one, too."""
+        return self._one(entry, overlay=overlay)
