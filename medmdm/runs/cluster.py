@@ -155,7 +155,7 @@ class Workers:
                 name = waiting.pop()
                 key = f"medmdm-{method}-{name}-{self.job.token}"
                 running[self.client.submit(call, self.job, method, tasks[name], key=key, pure=False)] = name
-            with contextlib.suppress(TimeoutError, distributed.TimeoutError):
+            with self.client.as_current(), contextlib.suppress(TimeoutError, distributed.TimeoutError):
                 distributed.wait(list(running), timeout=EVERY, return_when="FIRST_COMPLETED")
             for future in [one for one in running if one.done()]:
                 name = running.pop(future)

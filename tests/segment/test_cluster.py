@@ -14,6 +14,7 @@ from tests.bundle_runs import HEAD, UNET, Run
 
 pytest.importorskip("distributed")
 
+MLP = {**HEAD, "max_epochs": 3, "min_epochs": 3}
 RIDGE = {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}
 
 
@@ -22,7 +23,7 @@ def study_of_24(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     model = str(tmp_path / "model.pt")
     return {
         "backbones": {"MDM": {"path": model}, "raw": {"path": model, "initialise": "raw"}},
-        "heads": {"ridge": RIDGE, "mlp": HEAD, "unet": UNET}, "only": {"mlp": ["MDM"]},
+        "heads": {"ridge": RIDGE, "mlp": MLP, "unet": UNET}, "only": {"mlp": ["MDM"]},
         "shots": [2, 4], "draws": 5, "reference": ["MDM", "ridge"], "threads": 1, **changes,
     }  # fmt: skip
 
