@@ -20,13 +20,14 @@ from medmdm.cli import (
     plan_labels,
     prepare,
     report,
+    shards,
     split,
 )
 from medmdm.errors import UserError, find_user_error, show_interruption, show_user_error, terminate_as_interrupt
 
 __all__ = ["main"]
 
-COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, completion)
+COMMANDS = (init, prepare, check, split, plan_labels, add_labels, report, compare, convert, export, shards, completion)
 
 _BUNDLES = (
     "The commands that train run MONAI bundles: medmdm segment is python -m monai.bundle run --config_file "

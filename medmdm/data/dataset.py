@@ -91,6 +91,11 @@ class CropDataset(Dataset):
         return self.num_samples
 
     @property
+    def num_images(self) -> int:
+        """How many images train."""
+        return len(self.data)
+
+    @property
     def ledger(self) -> list[str]:
         """Sorted, distinct SHA-256 of the pixels that train: each case, and the whole image where a case is a part.
 
@@ -142,8 +147,10 @@ class CropDataset(Dataset):
         return {"image": self._finish(item), "index": index}
 
     def _prepare(self, which: int) -> tuple[dict[str, Any], tuple[str, str]]:
-        """Run the deterministic transforms on entry ``which``; return the item and its (case, whole image) hashes."""
-        entry = self.data[which]
+        return self._prepare_entry(self.data[which])
+
+    def _prepare_entry(self, entry: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
+        """Run the deterministic transforms on an entry; return the item and its (case, whole image) hashes."""
         item: dict[str, Any] = dict(entry)
         hashes: tuple[str, str] | None = None
         with _naming(entry["image"]):

@@ -94,6 +94,7 @@ class Cluster:
 
     def _connected(self, stack: contextlib.ExitStack) -> Client:
         distributed = _package("distributed")
+        logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection
         where = self.scheduler
         kind = _KINDS.fullmatch(where) if isinstance(where, str) else None
         if kind is not None and kind[1] == "local":
