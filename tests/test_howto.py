@@ -54,6 +54,8 @@ def test_commands_of_the_page_run(page: Path, sources: dict[str, str], tmp_path:
         pytest.skip("no bash block: its commands take paths or machines that a test has not")
     if any("prepare coco" in block for block in blocks):
         pytest.importorskip("pycocotools")
+    if any("--scheduler" in block for block in blocks):
+        pytest.importorskip("distributed")
     commands = tmp_path / "bin"
     commands.mkdir()
     python = commands / "python"  # not a link: through one a virtual environment is not found

@@ -11,17 +11,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from medmdm.heads import ClosedFormHead
 from medmdm.heads.task import Fitted, Task
-from tests.bundle_runs import HEAD, UNET, Run
+from medmdm.runs.config import check
+from tests.bundle_runs import BUNDLES, HEAD, UNET, Run
 
 distributed = pytest.importorskip("distributed")
 
 MLP = {**HEAD, "max_epochs": 3, "min_epochs": 3}
 RIDGE = {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}
 #: What may differ: times, hosts, paths, and how it was run.
-VOLATILE = {"seconds", "sessions", "sha256", "run_dir", "output_dir", "scheduler"}
+VOLATILE = {"seconds", "git_revision", "sessions", "sha256", "run_dir", "output_dir", "scheduler"}
 
 
 def study_settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -149,3 +151,25 @@ def test_a_worker_that_is_killed_loses_nothing(run: Run, tmp_path: Path) -> None
     assert killed
     assert len(list((one / "cells").iterdir())) == 24
     assert_same_files(one, two)
+
+
+def test_slurm_by_its_options_in_json() -> None:
+    """The job script alone: there is no Slurm here."""
+    pytest.importorskip("dask_jobqueue")
+    part = {
+        "_target_": "dask_jobqueue.SLURMCluster", "_mode_": "callable", "queue": "gpu", "cores": 1, "processes": 1,
+        "memory": "16GB", "walltime": "02:00:00", "job_extra_directives": ["--gres=gpu:1"], "n_workers": 0,
+        "scheduler_options": {"dashboard_address": None},
+    }  # fmt: skip
+    config = {**json.loads((BUNDLES / "mdm_study.json").read_text()), "scheduler": part}
+    check(config)
+    parser = ConfigParser(config)
+    parser.parse()
+    cluster = parser.get_parsed_content("cluster")
+    assert cluster.part == "study"
+    assert cluster.config["scheduler"] is None
+    with cluster.scheduler() as made:
+        script = made.job_script()
+    for line in ("#SBATCH -p gpu", "#SBATCH -t 02:00:00", "#SBATCH --gres=gpu:1", "#SBATCH --cpus-per-task=1"):
+        assert line in script.splitlines()
+    assert "--nthreads 1" in script
