@@ -160,7 +160,7 @@ def test_what_is_held_out_does_not_train(shards: list[Path]) -> None:
 def test_patterns(shards: list[Path], tmp_path: Path) -> None:
     names = f"{tmp_path}/shards/shard-{{000000..000004}}.tar"
     assert shard_files(names) == shard_files(f"{tmp_path}/shards/*.tar") == shards
-    refused("shard-000009.tar does not exist", shard_files, names.replace("4}", "9}"))
+    refused("shard-000005.tar does not exist", shard_files, names.replace("4}", "9}"))
     refused("is no file", shard_files, "https://host/{0..3}.tar")
     refused("names no shard", shard_files, str(tmp_path / "*.tar"))
 
