@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -29,7 +30,7 @@ from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
 from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
-from medmdm.runs.cluster import Cluster
+from medmdm.runs.cluster import Cluster, GivenUpError
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
 from medmdm.segment.grid import Cell, CellCases, Grid, StudyCases, finished
@@ -197,8 +198,9 @@ class Study:
                 for case in [*cases.support, *self._images.tested, *cases.left_out, *cases.others]:
                     reading[f"{cell.backbone} {case.name}"] = {"backbone": cell.backbone, "case": case.name}
         with cluster.workers() as workers:
-            for _ in followed(workers.each("extract", reading), "reading features", len(reading)):
-                pass
+            with contextlib.suppress(GivenUpError):  # the cells that need it will tell
+                for _ in followed(workers.each("extract", reading), "reading features", len(reading)):
+                    pass
             yield from workers.each("compute", {name: {"cell": cell} for name, cell in cells.items()})
 
     def extract(self, backbone: str, case: str) -> None:
