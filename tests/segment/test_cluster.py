@@ -138,9 +138,11 @@ def test_a_worker_that_is_killed_loses_nothing(run: Run, tmp_path: Path) -> None
         def kill() -> None:
             while len(list((two / "cells").glob("*.json"))) < 8:
                 time.sleep(0.02)
+            busy: list[str] = []
             with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
-                (busy,) = [who for who, keys in client.processing().items() if any("compute" in k for k in keys)][:1]
-                (nanny,) = [nanny for nanny in cluster.workers.values() if nanny.worker_address == busy]
+                while not busy:
+                    busy = [who for who, keys in client.processing().items() if any("compute" in k for k in keys)]
+                (nanny,) = [nanny for nanny in cluster.workers.values() if nanny.worker_address == busy[0]]
                 killed.append(nanny.pid)
                 os.kill(nanny.pid, signal.SIGKILL)
 
