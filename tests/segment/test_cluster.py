@@ -73,7 +73,7 @@ class Deadly(ClosedFormHead):
     def fit(self, task: Task, extractor: Any) -> Fitted:
         from distributed.scheduler import KilledWorker
 
-        raise KilledWorker("fit", SimpleNamespace(address="tcp://host:1"), 3)  # type: ignore[arg-type]
+        raise KilledWorker("fit", SimpleNamespace(address="tcp://host:1"), 3)
 
 
 def test_a_study_on_workers_is_that_of_one_process(run: Run, tmp_path: Path, here: Any) -> None:
