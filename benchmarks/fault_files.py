@@ -27,7 +27,7 @@ from medmdm.pretrain.log import COLUMNS, _rows_up_to
 from medmdm.reports.study import read_study
 from medmdm.runs.mean_mask import MEAN_MASK_FILE, keep_mean_mask, read_mean_mask
 from medmdm.runs.record import Evaluation
-from medmdm.segment.study import _finished
+from medmdm.segment import grid
 from tests.damage.flips import files_of
 from tests.made import made_extractor
 
@@ -99,7 +99,7 @@ def records(finished: Path, scratch: Path) -> Iterator[File]:
     for path in sorted((finished / "study" / "run" / "cells").glob("*.json")):
         content = load_record(path)
         # None: computed again.
-        yield File("cell", path, lambda path=path, content=content: _finished(path, content["key"]) or content)  # type: ignore[misc]
+        yield File("cell", path, lambda path=path, content=content: grid.finished(path, content["key"]) or content)  # type: ignore[misc]
     log = finished / "pretrain" / "run" / "metrics.csv"
     if not log.is_file():
         return

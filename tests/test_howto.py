@@ -61,6 +61,8 @@ def test_commands_of_the_page_run(page: Path, sources: dict[str, str], tmp_path:
         pytest.importorskip("pycocotools")
     if page.stem == "slides":
         pytest.importorskip("zarr")
+    if any("--scheduler" in block for block in blocks):
+        pytest.importorskip("distributed")
     commands = tmp_path / "bin"
     commands.mkdir()
     python = commands / "python"  # not a link: through one a virtual environment is not found

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 _FORMAT = 1  # of the files, and of how features are computed from the same settings
+_STALE_SECONDS = 3600  # what was half-written so long ago is of a killed run, not of another worker
 _TOP = 15  # half precision ends at 65504: the largest value of a map is brought to between 2**14 and 2**15
 
 
@@ -76,7 +77,7 @@ class CachedExtractor(nn.Module):
         self.extracted = 0  # windows computed by this object
         self.keeps = True
         if self.folder is not None and self.folder.is_dir():
-            sweep_temporaries(self.folder)
+            sweep_temporaries(self.folder, _STALE_SECONDS)
             self.on_disk = sum(file.stat().st_size for file in self.folder.glob("*.pt"))
 
     def __getattr__(self, name: str) -> Any:
@@ -199,8 +200,9 @@ class CachedExtractor(nn.Module):
                 return content
         except DamagedFileError:  # by something else than us
             logger.warning("%s is damaged; it is computed again.", path)
-        self.on_disk -= path.stat().st_size
-        path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another worker was faster
+            self.on_disk -= path.stat().st_size
+            path.unlink()
         return None
 
 

@@ -23,6 +23,7 @@ from medmdm.cli import (
     plan_labels,
     prepare,
     report,
+    shards,
     split,
 )
 from medmdm.errors import UserError, find_user_error, show_interruption, show_user_error, terminate_as_interrupt
@@ -30,7 +31,8 @@ from medmdm.errors import UserError, find_user_error, show_interruption, show_us
 __all__ = ["main"]
 
 COMMANDS = (
-    init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, pack, completion
+    init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, pack, shards,
+    completion,
 )  # fmt: skip
 
 _BUNDLES = (

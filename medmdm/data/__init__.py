@@ -20,6 +20,8 @@ from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader, Example, LoadedCase
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
+from medmdm.data.shard_files import write_shards
+from medmdm.data.shards import ShardDataset, select_shards
 from medmdm.data.single_image import Corruptd, ReadImaged
 from medmdm.data.slices import LoadSliced, StoredVolume, VolumeStore, open_slices, slice_entries
 from medmdm.data.splits import k_folds, split_by_patient, subset
@@ -57,10 +59,10 @@ __all__ = [
     "LoadCased", "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
     "RandStainJitterd", "RasterReader", "ReadImaged", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
     "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",
-    "Selection", "SimpleITKReader", "SliceAssembler", "Slicing", "StepSampler", "StoredVolume", "Tissue", "Volume",
-    "VolumeStore", "as_spacing", "find_data_list", "find_images", "histology", "hold_out", "image_size",
-    "is_mask", "is_volume", "k_folds", "load_data_list", "open_slices", "percentiles_record", "pixel_hash", "radiology",
-    "read_image", "read_volume", "scaled_range", "select_cases", "select_training_images", "shipped_data_lists",
-    "slice_entries", "slice_volumes", "split_by_patient", "subset", "tile_slides", "volume_geometry", "volume_hash",
-    "window_range", "write_map", "write_mask",
+    "Selection", "ShardDataset", "SimpleITKReader", "SliceAssembler", "Slicing", "StepSampler", "StoredVolume",
+    "Tissue", "Volume", "VolumeStore", "as_spacing", "find_data_list", "find_images", "histology", "hold_out",
+    "image_size", "is_mask", "is_volume", "k_folds", "load_data_list", "open_slices", "percentiles_record",
+    "pixel_hash", "radiology", "read_image", "read_volume", "scaled_range", "select_cases", "select_shards",
+    "select_training_images", "shipped_data_lists", "slice_entries", "slice_volumes", "split_by_patient", "subset",
+    "tile_slides", "volume_geometry", "volume_hash", "window_range", "write_map", "write_mask", "write_shards",
 ]  # fmt: skip

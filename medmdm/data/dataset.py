@@ -93,6 +93,11 @@ class CropDataset(Dataset):
         return self.num_samples
 
     @property
+    def num_images(self) -> int:
+        """How many images train."""
+        return len(self.data)
+
+    @property
     def ledger(self) -> list[str]:
         """Sorted, distinct SHA-256 of the pixels that train: each case, and the whole image where a case is a part.
 
@@ -153,14 +158,15 @@ class CropDataset(Dataset):
     def _prepare(
         self, which: int, place: np.random.SeedSequence | None = None
     ) -> tuple[dict[str, Any], tuple[str, str]]:
-        """Run the deterministic transforms on entry ``which``; return the item and its (case, whole image) hashes.
-
-        Of a slide ``place`` seeds where a crop is drawn.
-        """
+        """Do :meth:`_prepare_entry`; of a slide ``place`` seeds where a crop is drawn."""
         entry = self.data[which]
-        item: dict[str, Any] = dict(entry)
         if "slide" in entry:
-            item["tile"] = entry["slide"].draw(np.random.default_rng(place or [self.seed, which]))
+            entry = {**entry, "tile": entry["slide"].draw(np.random.default_rng(place or [self.seed, which]))}
+        return self._prepare_entry(entry)
+
+    def _prepare_entry(self, entry: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
+        """Run the deterministic transforms on an entry; return the item and its (case, whole image) hashes."""
+        item: dict[str, Any] = dict(entry)
         hashes: tuple[str, str] | None = None
         with _naming(entry["image"]):
             for step in range(self._first_random):

@@ -243,7 +243,11 @@ def _arrangement(selection: Selection, held_out: HeldOut, dataset: CropDataset) 
     def place(entry: Mapping[str, Any]) -> list[Any]:
         image = entry["image"]
         images = image if isinstance(image, list) else [image]
-        names = [Path(os.path.relpath(one, selection.dataset_dir)).as_posix() for one in images]
+        names = (
+            [entry["name"]]
+            if "name" in entry
+            else [Path(os.path.relpath(one, selection.dataset_dir)).as_posix() for one in images]
+        )
         return [names, *(entry.get(key) for key in ("region", "slice", "axis", "series_uid"))]
 
     content = {
@@ -266,7 +270,7 @@ def data_record(selection: Selection, held_out: HeldOut, dataset: CropDataset) -
     return {
         "hash": dataset.data_hash,
         "arrangement": _arrangement(selection, held_out, dataset),
-        "images": len(dataset.data),
+        "images": dataset.num_images,
         "patients": len(dataset.patient_ids),
         "data_list": None if data_list is None else data_list.name,
         "licence": None if data_list is None else data_list.information.get("licence"),

@@ -123,7 +123,8 @@ def start() -> None:
     if folder is not None:  # another process is named before hours of reading
         claim(folder)
         logger.info("%s writes to %s", config["bundle"], folder)
-    set_threads(given.get("threads"), folder, str(given.get("device")) == "cpu")
+    on_cpu, has_workers = str(given.get("device")) == "cpu", given.get("scheduler") is not None
+    set_threads(given.get("threads"), folder, on_cpu, has_workers)
 
 
 def normalise(parser: ConfigParser) -> None:

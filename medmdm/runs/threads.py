@@ -22,7 +22,9 @@ _BETTER = 1.1  # how much faster more threads must be, to be taken
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def choose(threads: int | None, folder: str | os.PathLike[str] | None, on_cpu: bool = True) -> int:
+def choose(
+    threads: int | None, folder: str | os.PathLike[str] | None, on_cpu: bool = True, has_workers: bool = False
+) -> int:
     """Set PyTorch's number of threads and say why; return it.
 
     On a CPU a run's bits depend on it. It is ``threads``; else what ``run.json`` of the run folder says of the last
@@ -32,12 +34,15 @@ def choose(threads: int | None, folder: str | os.PathLike[str] | None, on_cpu: b
         threads: 1 or more; None: not set.
         folder: the run folder, where there is one.
         on_cpu: whether networks run on the CPU; elsewhere nothing is measured.
+        has_workers: whether workers compute, see :class:`medmdm.runs.Cluster`.
     """
     before = None if folder is None else recorded(Path(folder))
     if threads is not None:
         count, why = int(threads), "as set"
     elif before is not None:
         count, why = before, "as before in this run"
+    elif has_workers:
+        count, why = 1, "as in each worker"
     elif any(os.environ.get(name) for name in _VARIABLES) or not on_cpu:
         count, why = torch.get_num_threads(), "as the environment sets it"
     else:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import nn
 
@@ -19,32 +19,25 @@ from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.components import instantiate, to_config
-from medmdm.data.files.slides import is_slide
 from medmdm.data.reading import CaseReader
-from medmdm.errors import UserError, counted, when_interrupted
-from medmdm.files import atomic_write, file_hash, mark_outputs, sweep_temporaries
+from medmdm.errors import UserError, when_interrupted
+from medmdm.files import file_hash
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Reading
-from medmdm.progress import Progress
 from medmdm.reports import Report
+from medmdm.runs.cluster import Cluster
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import Outputs, evaluate
-from medmdm.segment.formats.base import CaseFormat, Origin, RunFormat, Segmented
-from medmdm.segment.formats.coco import COCO
-from medmdm.segment.formats.tables import BoxTable, ObjectTable
+from medmdm.segment.formats.base import Origin
 from medmdm.segment.journal import Journal
 from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.labelled_data import LabelledData
+from medmdm.segment.one_by_one import Finished, segment_one, tell, write_all
 from medmdm.segment.postprocessing import Postprocessing
-from medmdm.segment.slides import segment_slide
 
 logger = logging.getLogger(__name__)
-_Kind = TypeVar("_Kind")
-
-#: Those with one file for all images.
-FOR_ALL = (BoxTable, ObjectTable, COCO)
 OF_IMAGES = ("ledger", "images")  # of a segmenter's task: what it was fitted to, which is no setting
 
 
@@ -243,108 +236,61 @@ class Inference:
     overlays: int = 0
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def run(self) -> Sequence[Path]:
+    def run(self, cluster: Cluster | None = None) -> Sequence[Path]:
         """Segment every image; return the masks' paths.
+
+        Args:
+            cluster: whose workers segment the images; None segments them here. The files are the same.
 
         Raises:
             UserError: a mask could be written over an image, the folder holds outputs of another segmenter or of other
-                settings, or another process writes to it.
+                settings, or another process writes to it; or as :class:`medmdm.runs.Cluster`.
         """
         cases = self.reader.cases
-        predictor = self.segmenter.predictor(self.outputs, self.inferer)
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         self.outputs.refuse_sources(entries)
-        postprocess = self.segmenter.settled(self.postprocess)
-        origin = origin_of(self.segmenter.task["class_names"], self.segmenter.path, postprocess)
         for form in self.outputs.formats:
-            form.check(entries, origin.class_names)
+            form.check(entries, self.segmenter.task["class_names"])
         record = self.segmenter.run_folder(self.outputs.folder, self.config)
         record.open()
         where = Path(self.outputs.folder) / "predictions"
         when_interrupted(f"{where} keeps the masks that are written; the same command writes them all anew.")
-        journal = Journal(record, entries, self.segmenter.task.get("images"), self.overlays)
-        try:
-            masks = segment_all(
-                entries, self.reader, predictor, postprocess, self.outputs, origin, self.handlers, journal
-            )
-        finally:
-            journal.save()
+        journal = Journal(record, entries, self.segmenter.task.get("images"))
+        tasks: dict[str, dict[str, Any]] = {
+            str(entry["case"]): {"entry": entry, "overlay": number < self.overlays}
+            for number, entry in enumerate(entries)
+        }
+        with contextlib.ExitStack() as stack:
+            stack.callback(journal.save)
+            if cluster is None or not tasks:
+                done: Iterator[Finished | None] = (self.segment(**task) for task in tasks.values())
+            else:
+                done = stack.enter_context(cluster.workers()).in_order("segment", tasks)
+            masks = write_all(entries, done, self.outputs, self.handlers, journal)
         record.finish(0)
         return masks
+
+    @functools.cached_property
+    def _one(self) -> Callable[..., Finished]:
+        postprocess = self.segmenter.settled(self.postprocess)
+        return functools.partial(
+            segment_one,
+            reader=self.reader,
+            predictor=self.segmenter.predictor(self.outputs, self.inferer),
+            postprocess=postprocess,
+            outputs=self.outputs,
+            origin=origin_of(self.segmenter.task["class_names"], self.segmenter.path, postprocess),
+            known=self.segmenter.task.get("images"),
+        )
+
+    def segment(self, entry: Mapping[str, Any], overlay: bool = False) -> Finished:
+        """Segment an image and write its files; ``overlay``: draw one, too."""
+        return self._one(entry, overlay=overlay)
 
 
 def origin_of(class_names: Sequence[str], path: str | os.PathLike[str], postprocess: Postprocessing) -> Origin:
     """Return what segments the cases, ``path`` being the segmenter's file."""
     return Origin(tuple(class_names), file_hash(Path(path)), getattr(postprocess, "background", 0))
-
-
-def segment_all(
-    entries: Sequence[Mapping[str, Any]],
-    reader: CaseReader,
-    predictor: Predictor,
-    postprocess: Postprocessing,
-    outputs: Outputs,
-    origin: Origin,
-    handlers: Sequence[Any] = (),
-    journal: Journal | None = None,
-) -> list[Path]:
-    """Write masks of cases whose labels, where there are any, are not looked at; return their paths.
-
-    ``handlers`` are attached as :class:`Inference` says; ``journal`` is told of each case; ``origin`` is what files for
-    other programs say of the segmenter.
-    """
-    folder, masks = Path(outputs.folder), list[Path]()
-    for_all: list[RunFormat] = [*([BoxTable()] if outputs.boxes else []), *_of_kind(outputs.formats, RunFormat)]
-    pieces: dict[str, dict[str, Any]] = {form.file: {} for form in for_all}
-    mark_outputs(folder / "predictions")
-    sweep_temporaries(folder)
-
-    def segment(engine: Engine, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if not isinstance(entry["image"], list) and is_slide(entry["image"]):
-            slide = segment_slide(entry, reader, predictor, postprocess, outputs)
-            masks.append(folder / slide.found.files["prediction"])
-            if journal is not None:
-                journal.note(slide.case, slide.found, slide.tissue, slide=slide.facts)
-            progress.tick()
-            return [{"foreground": float(np.count_nonzero(slide.found.mask) / slide.found.mask.size)}]
-        case = reader.read({key: value for key, value in entry.items() if key != "label"}, in_parts=True)
-        found = outputs.predict(case, predictor, postprocess)
-        masks.append(folder / found.files["prediction"])
-        made = Segmented(folder, case, found.mask, found.instances, found.probabilities, origin)
-        for form in _of_kind(outputs.formats, CaseFormat):
-            found = replace(found, files={**found.files, **form.write(made)})
-        for every in for_all:
-            if (piece := every.describe(made)) is not None:
-                pieces[every.file][case.name] = piece
-        if journal is not None:
-            journal.note(case, found)
-        progress.tick()
-        return [{"foreground": float(np.count_nonzero(found.mask) / found.mask.size)}]
-
-    progress = Progress("predicting", len(entries))
-    tell(handlers, segment, entries)
-    logger.info("%s in %s", counted(len(masks), "mask"), folder / "predictions")
-    _write_for_all(folder, for_all, pieces, journal)
-    return masks
-
-
-def _write_for_all(
-    folder: Path, for_all: Sequence[RunFormat], pieces: Mapping[str, Mapping[str, Any]], journal: Journal | None
-) -> None:
-    """Write the files that tell of all cases together, with those of earlier sessions."""
-    for kind in FOR_ALL:
-        form = next((form for form in for_all if isinstance(form, kind)), None)
-        content: Mapping[str, Any] | None = None if form is None else pieces[kind.file]
-        if journal is not None:
-            content = journal.merged(form or kind(), content)
-        if content:
-            atomic_write(folder / kind.file, (form or kind()).text(content))
-        elif content is not None:
-            (folder / kind.file).unlink(missing_ok=True)  # nothing that it said is left
-
-
-def _of_kind(formats: Sequence[Any], kind: type[_Kind]) -> list[_Kind]:
-    return [form for form in formats if isinstance(form, kind)]
 
 
 @dataclass(frozen=True)
@@ -364,16 +310,3 @@ class Announced:
         scores: dict[str, float] = self.workflow.run()
         tell(self.handlers, lambda _, means: [means], [scores], **scores)
         return scores
-
-
-def tell(handlers: Sequence[Any], step: Callable[[Engine, Any], Any], data: Sequence[Any], **metrics: float) -> None:
-    """Run an engine over ``data`` for handlers of MONAI's, which read ``metrics`` when its epoch is completed."""
-    if not data:
-        return
-    engine = Engine(step)
-    engine.logger = logging.getLogger(f"{__name__}.engine")
-    engine.logger.setLevel(logging.CRITICAL)  # an error is told once, where it is caught
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metrics.update(metrics))
-    for handler in handlers:
-        handler.attach(engine)
-    engine.run(data, max_epochs=1)

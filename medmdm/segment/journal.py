@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from medmdm.data.reading import LoadedCase
@@ -22,6 +24,53 @@ logger = logging.getLogger(__name__)
 _CASE = "*"  # stands for the case's name in the names of its files
 
 
+@dataclass(frozen=True)
+class Noted:
+    """What the journal says of a case that was segmented; a worker may have found it.
+
+    Args:
+        name: of the case.
+        patient: whom it is of, in clear text.
+        pixels_sha256: of the image.
+        spacing: mm between pixels, where known.
+        files: relative to the folder.
+        departures: where it is unlike what was learnt from, in words.
+        facts: further ones.
+    """
+
+    name: str
+    patient: str | None = field(repr=False)
+    pixels_sha256: str
+    spacing: list[float] | None
+    files: list[str]
+    departures: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        case: LoadedCase,
+        found: Predicted,
+        folder: str | os.PathLike[str],
+        known: Mapping[str, Any] | None,
+        overlay: bool,
+        seen: LoadedCase | None = None,
+        **facts: Any,
+    ) -> Noted:
+        """Look at a case; ``known`` as in :class:`Journal`, ``overlay``: whether to draw one into the folder.
+
+        ``seen`` is what of it is compared, the tissue of a slide; None for all.
+        """
+        files = list(found.files.values())
+        if overlay:
+            files.append(draw_overlay(Path(folder), case, found.mask, found.instances))
+        departures = [] if known is None else unlike(appearance(seen or case), known)
+        spacing = None if case.spacing is None else [float(n) for n in case.spacing]
+        patient = case.entry.get("patient_id")
+        patient = None if patient is None else str(patient)
+        return cls(case.name, patient, case.hashes[0], spacing, files, departures, facts)
+
+
 @dataclass
 class Journal:
     """Note in ``run.json`` under ``"images"`` what was segmented; patients by numbers, see :class:`Pseudonyms`.
@@ -33,13 +82,11 @@ class Journal:
         entries: of the cases that are to be segmented.
         known: what the images looked like that the segmenter learnt from, see :func:`medmdm.segment.likeness.seen`;
             None where its file does not say.
-        overlays: for how many images an overlay is drawn.
     """
 
     run: RunFolder
     entries: Sequence[Mapping[str, Any]] = field(repr=False)
     known: Mapping[str, Any] | None = field(repr=False)
-    overlays: int = 0
     images: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,40 +98,29 @@ class Journal:
             missing = "its file does not say what its training images looked like (medmdm 0.2 and later write that)"
             logger.info("Images are not compared with what the segmenter learnt from: %s.", missing)
 
-    def note(self, case: LoadedCase, found: Predicted, seen: LoadedCase | None = None, **facts: Any) -> None:
-        """Note a case that was segmented; warn, in one sentence, where it is unlike what was learnt from.
-
-        Args:
-            case: as it was read.
-            found: what was made of it.
-            seen: what of it is compared, the tissue of a slide; None for all.
-            facts: also noted.
-        """
-        name, files = self.pseudonyms.clean(case.name), list(found.files.values())
-        if len(self.images) < self.overlays:
-            files.append(draw_overlay(self.run.path, case, found.mask, found.instances))
-        departures = [] if self.known is None else unlike(appearance(seen or case), self.known)
-        if departures:
+    def note(self, one: Noted) -> None:
+        """Note a case that was segmented; warn, in one sentence, where it is unlike what was learnt from."""
+        name = self.pseudonyms.clean(one.name)
+        if one.departures:
             self.told += 1
-            logger.warning("%s is unlike the images that were learnt from: %s.", case.name, "; ".join(departures))
-        written = [file.replace(f"/{case.name}", f"/{_CASE}", 1) for file in files]
+            logger.warning("%s is unlike the images that were learnt from: %s.", one.name, "; ".join(one.departures))
+        written = [file.replace(f"/{one.name}", f"/{_CASE}", 1) for file in one.files]
         earlier = self.before.get(name, {})
-        if earlier.get("pixels_sha256") == case.hashes[0]:
+        if earlier.get("pixels_sha256") == one.pixels_sha256:
             written += [file for file in earlier["files"] if file not in written]
         else:
             for file in set(earlier.get("files", ())) - set(written):
-                stale = self.run.path / file.replace(f"/{_CASE}", f"/{case.name}", 1)
+                stale = self.run.path / file.replace(f"/{_CASE}", f"/{one.name}", 1)
                 stale.unlink(missing_ok=True)
                 logger.info("%s was removed: it was made from another image of this name.", stale)
-        patient = case.entry.get("patient_id")
         self.images[name] = {
             "case": name,
-            "patient": self.pseudonyms.name(None if patient is None else str(patient)),
-            "pixels_sha256": case.hashes[0],
-            "spacing": None if case.spacing is None else [float(n) for n in case.spacing],
+            "patient": self.pseudonyms.name(one.patient),
+            "pixels_sha256": one.pixels_sha256,
+            "spacing": one.spacing,
             "files": written,
-            "unlike_training": departures,
-            **facts,
+            "unlike_training": one.departures,
+            **one.facts,
         }
 
     def merged(self, form: RunFormat, pieces: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,20 +20,20 @@ from monai.inferers import Inferer
 
 from medmdm.artifacts.backbone import OpenBackbone, read_by
 from medmdm.components import to_config
-from medmdm.data.identity import content_hash
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries, table_text, text_hash
 from medmdm.heads.predictor import Predictor
-from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes
-from medmdm.intact import DamagedFileError, load_record, save_record
+from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes, views
+from medmdm.intact import save_record
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
 from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
+from medmdm.runs.cluster import Cluster, GivenUpError
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.grid import Cell, Grid
+from medmdm.segment.grid import Cell, CellCases, Grid, StudyCases, finished
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.masks import make_masks
@@ -133,11 +135,18 @@ class Study:
                 for shots, draw, seed in self.grid.samples(len(self.data.cases.training)):
                     yield Cell(backbone, head, shots, draw, seed)
 
-    def run(self) -> pd.DataFrame:
-        """Compute what is missing and write the tables; return the rows."""
+    def run(self, cluster: Cluster | None = None) -> pd.DataFrame:
+        """Compute what is missing and write the tables; return the rows.
+
+        Args:
+            cluster: whose workers compute the cells; None computes them here. The files are the same.
+
+        Raises:
+            UserError: as :class:`medmdm.runs.Cluster`; a worker reads other images than this process.
+        """
         self.data.announce()
         folder = Path(self.run_dir)
-        training, tested = {case.name: case for case in self.data.support()}, self.data.tested()
+        training, tested = self._images.training, self._images.tested
         identity = self.data.identity(tested, list(training.values()))
         # What changes from session to session is checked cell by cell, so that a study can grow.
         record = RunFolder(folder, {"bundle": self.config.get("bundle")}, {}, identity, 0)
@@ -147,45 +156,60 @@ class Study:
             if backbone.extractor is not None:
                 sizes = view_sizes([*training.values(), *tested], self.reading)
                 logger.info("%s: %s", name, backbone.extractor.announce(sizes))
-        every_cell = list(self.cells())
-        looking = any(self._looks_at_others(cell) for cell in every_cell)
-        labelled = [case for case in training.values() if case.truth is not None] if self.left_out else []
-        unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
-        every_case = [*training.values(), *unlabeled.values(), *tested]
-        contents = {case.name: [case.name, content_hash(case)] for case in every_case}
-        cells, rows, notes = [], list[dict[str, Any]](), dict[str, None]()
-        for cell in every_cell:
-            support = [training[str(entry["case"])] for entry in self.data.draw_support(cell.shots, cell.draw)]
+        notes, supports = dict[str, None](), dict[tuple[int, int], Sequence[LoadedCase]]()
+        cells = {cell.name: cell for cell in self.cells()}
+        for cell in cells.values():
+            supports[cell.shots, cell.draw] = support = self._cases_of(cell).support
             notes |= dict.fromkeys(self.data.lacking(support, cell.draw))
-            left_out = [case for case in labelled if case not in support]
-            read, scored = ([contents[case.name] for case in cases] for cases in (support, [*tested, *left_out]))
-            looked_at = [contents[name] for name in [*training, *unlabeled]] if self._looks_at_others(cell) else []
-            post = follow_labels(self.postprocess, self.data.cases.label_type, support)[0]
-            key = self._key(cell, read, scored, looked_at, post)
-            cells.append((cell, support, left_out, post, key, _finished(self._path(cell), key)))
+        keys = {name: self._key(cell) for name, cell in cells.items()}
+        found = {name: finished(cell.path(folder), keys[name]) for name, cell in cells.items()}
+        contents = {name: content for name, content in found.items() if content is not None}
         for note in notes:
             logger.warning("%s: it cannot be learnt from them.", note)
-        logger.info("%d cells, %d of them finished before", len(cells), sum(one[-1] is not None for one in cells))
-        computing = Progress("study", sum(one[-1] is None for one in cells))
-        for number, (cell, support, left_out, post, key, content) in enumerate(cells, start=1):
-            if content is None:
-                known = {case.name for case in support} if self._looks_at_others(cell) else {*training, *unlabeled}
-                others = [case for name, case in (training | unlabeled).items() if name not in known]
-                content = {"key": key, **self._compute(cell, support, others, tested, left_out, post)}
-                save_record(content, self._path(cell))
-                dices = [row["dice"] for row in content["rows"][: len(tested)]]
-                dice = np.nanmean([np.nan if one is None else one for one in dices])
-                where = f"cell {number} of {len(cells)}, {cell.name}"
-                computing.done += 1
-                logger.info("%s: Dice %.4f, %.1f s; %s left", where, dice, content["seconds"], computing.left())
-            rows += [{**asdict(cell), **row} for row in content["rows"]]
-        table = pd.DataFrame(rows)
+        logger.info("%d cells, %d of them finished before", len(cells), len(contents))
+        missing = {name: cell for name, cell in cells.items() if name not in contents}
+        computing, numbers = Progress("study", len(missing)), {name: n for n, name in enumerate(cells, start=1)}
+        for name, content in self._computed(missing, cluster):
+            if content["key"] != keys[name]:
+                raise UserError(f"{name}: a worker reads other images or weights than this process: look at its paths.")
+            save_record(content, cells[name].path(folder))
+            contents[name] = content
+            dices = [row["dice"] for row in content["rows"][: len(tested)]]
+            dice = np.nanmean([np.nan if one is None else one for one in dices])
+            where = f"cell {numbers[name]} of {len(cells)}, {name}"
+            computing.done += 1
+            logger.info("%s: Dice %.4f, %.1f s; %s left", where, dice, content["seconds"], computing.left())
+        table = pd.DataFrame([{**asdict(c), **row} for name, c in cells.items() for row in contents[name]["rows"]])
         atomic_write(folder / "study.csv", table_text(table))
-        baselines = self._baselines({(c.shots, c.draw): support for c, support, *_ in cells}, tested)
-        page = self._summarise(table, baselines, list(training.values()), tested, list(notes))
+        page = self._summarise(table, self._baselines(supports, tested), list(training.values()), tested, list(notes))
         record.finish(0)
         print(page)
         return table
+
+    def _computed(self, cells: Mapping[str, Cell], cluster: Cluster | None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the contents of cells as they are computed."""
+        if cluster is None or not cells:
+            yield from ((name, self.compute(cell)) for name, cell in cells.items())
+            return
+        reading: dict[str, dict[str, Any]] = {}
+        for cell in cells.values():
+            opened, cases = self.backbones.get(cell.backbone), self._cases_of(cell)
+            if opened is not None and opened.extractor is not None and opened.extractor.folder is not None:
+                for case in [*cases.support, *self._images.tested, *cases.left_out, *cases.others]:
+                    reading[f"{cell.backbone} {case.name}"] = {"backbone": cell.backbone, "case": case.name}
+        with cluster.workers() as workers:
+            with contextlib.suppress(GivenUpError):  # the cells that need it will tell
+                for _ in followed(workers.each("extract", reading), "reading features", len(reading)):
+                    pass
+            yield from workers.each("compute", {name: {"cell": cell} for name, cell in cells.items()})
+
+    def extract(self, backbone: str, case: str) -> None:
+        """Read the features of a case into the cache, as heads and predictions read them."""
+        extractor = self.backbones[backbone].extractor
+        assert extractor is not None
+        for example in self._images.every[case].examples:
+            for view in views(example, self.reading.kind, self.reading.window, self.reading.overlap):
+                extractor(view.image[None].to(self._first.device))
 
     def _summarise(
         self,
@@ -207,38 +231,57 @@ class Study:
         atomic_write(folder / "study.md", page)
         return page
 
-    def _path(self, cell: Cell) -> Path:
-        return Path(self.run_dir) / "cells" / f"{cell.name}.json"
+    @functools.cached_property
+    def _images(self) -> StudyCases:
+        """All cases, read once."""
+        training = {case.name: case for case in self.data.support()}
+        tested = self.data.tested()
+        looking = any(self._looks_at_others(cell) for cell in self.cells())
+        unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
+        return StudyCases(training, unlabeled, tested)
+
+    @functools.cached_property
+    def _drawn(self) -> dict[Cell, CellCases]:
+        return {}
+
+    def _cases_of(self, cell: Cell) -> CellCases:
+        """Return what a cell is fitted to and scored on."""
+        if cell in self._drawn:
+            return self._drawn[cell]
+        images = self._images
+        support = [images.training[str(entry["case"])] for entry in self.data.draw_support(cell.shots, cell.draw)]
+        labelled = [case for case in images.training.values() if case.truth is not None] if self.left_out else []
+        others: list[LoadedCase] = []
+        if self._looks_at_others(cell):
+            names = {case.name for case in support}
+            others = [case for name, case in (images.training | images.unlabeled).items() if name not in names]
+        post = follow_labels(self.postprocess, self.data.cases.label_type, support)[0]
+        left_out = [case for case in labelled if case not in support]
+        return self._drawn.setdefault(cell, CellCases(support, others, left_out, post))
 
     def _looks_at_others(self, cell: Cell) -> bool:
         return getattr(self.heads[cell.head], "uses_unlabelled", False)
 
-    def _compute(
-        self,
-        cell: Cell,
-        support: Sequence[LoadedCase],
-        others: Sequence[LoadedCase],
-        tested: Sequence[LoadedCase],
-        left_out: Sequence[LoadedCase],
-        postprocess: Postprocessing,
-    ) -> dict[str, Any]:
-        backbone, cases = self.backbones.get(cell.backbone), self.data.cases
-        device = self._first.device
-        task = self.data.task(support, others, self.reading, cell.seed, device)
+    def compute(self, cell: Cell) -> dict[str, Any]:
+        """Fit and test a cell; return the content of its file."""
+        backbone, cases, given = self.backbones.get(cell.backbone), self.data.cases, self._cases_of(cell)
+        device, tested = self._first.device, self._images.tested
+        task = self.data.task(given.support, given.others, self.reading, cell.seed, device)
         started = time.perf_counter()
         fitted = self.heads[cell.head].fit(task, None if backbone is None else backbone.extractor)
         seconds = time.perf_counter() - started
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
         rows: list[dict[str, Any]] = []
-        for case in followed([*tested, *left_out], "predicting"):
-            mask = make_masks(case, predictor, postprocess).mask
+        for case in followed([*tested, *given.left_out], "predicting"):
+            mask = make_masks(case, predictor, given.postprocess).mask
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}
             section = {"section": "test" if len(rows) < len(tested) else "training"} if self.left_out else {}
             rows.append({"case": case.name, **numbers, **section})
         return {
+            "key": self._key(cell),
             "cell": asdict(cell),
-            "support": [case.name for case in support],
+            "support": [case.name for case in given.support],
             "seconds": round(seconds, 3),
             "evidence": fitted.evidence,
             "rows": rows,
@@ -261,15 +304,15 @@ class Study:
                 rows.append({"head": "mean_mask", "shots": shots, "draw": draw, "case": name, **found})
         return pd.DataFrame(rows).assign(backbone="(none)", seed=0)
 
-    def _key(
-        self,
-        cell: Cell,
-        support: Sequence[Any],
-        tested: Sequence[Any],
-        looked_at: Sequence[Any],
-        postprocess: Postprocessing,
-    ) -> str:
+    def _key(self, cell: Cell) -> str:
         """A hash of all that a cell's numbers depend on."""
+        images, given = self._images, self._cases_of(cell)
+        support, tested = (
+            [images.contents[case.name] for case in cases]
+            for cases in (given.support, [*images.tested, *given.left_out])
+        )
+        looks = self._looks_at_others(cell)
+        looked_at = [images.contents[name] for name in [*images.training, *images.unlabeled]] if looks else []
         backbone = self.backbones.get(cell.backbone)
         extractor = None if backbone is None else backbone.extractor
         content = {
@@ -282,25 +325,10 @@ class Study:
             **({"left_out": True} if self.left_out else {}),
             "classes": self.data.cases.num_classes,
             "head": to_config(self.heads[cell.head], strict=False),
-            "postprocess": to_config(postprocess, strict=False),
+            "postprocess": to_config(given.postprocess, strict=False),
             "inferer": to_config(self.inferer, strict=False),
             "metrics": to_config(self.metrics, strict=False),
             "features": None if extractor is None else [extractor.key, dict(extractor.config)],
             "reading": [to_config(self.reading), read_by(self._first.plan)],
         }
         return text_hash(json.dumps(content, sort_keys=True, default=str))
-
-
-def _finished(path: Path, key: str) -> dict[str, Any] | None:
-    """Return a cell that was computed under the same settings."""
-    try:
-        content = load_record(path)
-    except FileNotFoundError:
-        return None
-    except DamagedFileError as error:
-        logger.warning("%s It is computed again.", error)
-        return None
-    if content.get("key") != key or not isinstance(content.get("rows"), list):
-        logger.warning("%s was computed with other settings or data; it is computed again.", path)
-        return None
-    return content

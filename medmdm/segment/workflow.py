@@ -35,13 +35,14 @@ from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.keys import differing_keys
 from medmdm.runs.record import find_provenance, support_ledger
-from medmdm.segment.apply import origin_of, segment_all
+from medmdm.segment.apply import origin_of
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.label_plan import LabelPlanner
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.likeness import seen
+from medmdm.segment.one_by_one import segment_one, write_all
 from medmdm.segment.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ class Segmentation:
         if unlabeled:
             logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
             with self._passing():
-                segment_all(unlabeled, reader, fitted, self.postprocess, applied, origin)
+                made = (segment_one(entry, reader, fitted, self.postprocess, applied, origin) for entry in unlabeled)
+                write_all(unlabeled, made, applied)
         if self.outputs.label_plan:
             head = self.head if isinstance(self.head, ClosedFormHead) else None
             planner = LabelPlanner(self.data, self.backbone, self.reading, head, seed=self.seed)
