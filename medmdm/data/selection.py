@@ -276,13 +276,10 @@ def slice_volumes(
         raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
     information = selection.data_list.information if selection.data_list is not None else {}
     entries, count = [*selection.training, *selection.validation], len(selection.training)
-    which = [
-        i
-        for i, entry in enumerate(entries)
-        if "slide" not in entry and (isinstance(entry["image"], list) or is_volume(entry["image"]))
-    ]
+    volume = [isinstance(e["image"], list) or is_volume(e["image"]) for e in entries]
+    which = [i for i, entry in enumerate(entries) if volume[i] and "slide" not in entry]
     if not which:
-        spaced = tuple(entry if "slide" in entry else with_spacing(entry, information) for entry in entries)
+        spaced = tuple(with_spacing(entry, information) for entry in entries)
         return dataclasses.replace(selection, training=spaced[:count], validation=spaced[count:])
     require_scaling(selection, percentiles, intensity_range)
     volumes = VolumeStore(store)
@@ -304,10 +301,7 @@ def slice_volumes(
         f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
         f"left out as empty; decoded volumes are kept in {volumes.folder}",
     ]
-    expanded = [
-        kept[i] if i in kept else [entry if "slide" in entry else with_spacing(entry, information)]
-        for i, entry in enumerate(entries)
-    ]
+    expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
     training, validation = expanded[:count], expanded[count:]
     if not selection.validation and len(which) == len(entries):
         training, validation, sentence = _hold_out_volumes(training, context_slices, seed)

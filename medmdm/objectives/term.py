@@ -117,7 +117,16 @@ class Term(nn.Module):
             self.optimizer.load_state_dict(state["optimizer"])
 
 
-def averaged_gradients(term: Term) -> None:
+def step_terms(terms: Sequence[Term], scaler: torch.amp.GradScaler) -> None:
+    """Let each term take its own step along the gradients that lie on it."""
+    for term in terms:
+        if term.optimizer is not None:
+            _average_gradients(term)
+            scaler.step(term.optimizer)
+        term.after_step()
+
+
+def _average_gradients(term: Term) -> None:
     """Make a term's gradients the mean over all processes, as DistributedDataParallel does for the network."""
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         for parameter in term.parameters():

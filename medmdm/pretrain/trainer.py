@@ -27,7 +27,7 @@ from medmdm.backbones.layers import BlockNetwork
 from medmdm.errors import UserError
 from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
-from medmdm.objectives.term import Restored, averaged_gradients, keep_features
+from medmdm.objectives.term import Restored, keep_features, step_terms
 from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_random_state
 from medmdm.pretrain.optimization import Optimization
 from medmdm.progress import duration
@@ -166,11 +166,7 @@ class MDMTrainer(SupervisedTrainer):
             loss += part_loss.detach() / parts
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self._require_finite("loss", loss)
-        for term in self.objective.terms:
-            if term.optimizer is not None:
-                averaged_gradients(term)
-                self.optimization.scaler.step(term.optimizer)
-            term.after_step()
+        step_terms(self.objective.terms, self.optimization.scaler)
         grad_norm = self.optimization.step(network, self._require_finite)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         self.loss_sum += loss.double().cpu()

@@ -121,7 +121,7 @@ def _pretraining(x: Examination) -> None:
         what = f"network_def cannot read crops of crop_size {crop} with {counted(channels, 'channel')}"
         with x.noting("network", what, meta=True):
             cost, shape = forward_cost(network, images, t)
-            if shape[2:] != tuple(crop) or shape[1] < channels:
+            if shape[2:] != tuple(crop) or shape[1] < channels * (1 + (x.given("target") == "image and noise")):
                 x.error(
                     "network", f"network_def makes {list(shape[1:])} of images of {[channels, *crop]}: they must agree"
                 )
@@ -142,7 +142,7 @@ def _objective(x: Examination, channels: int, crop: list[int]) -> None:
     image = torch.rand(1, channels, *crop, generator=seeds[0]) * 2 - 1
     with x.noting("objective", f"the objective cannot be computed on crops of crop_size {crop} in [-1, 1]"):
         _, _, target, visible = objective.pose(image, seeds)
-        loss = objective.loss(torch.zeros_like(image), target, visible)
+        loss = objective.loss(torch.zeros_like(target), target, visible)
         if not torch.isfinite(loss).all():
             x.error("range", f"loss_function gives {float(loss)} for images in [-1, 1]: choose one for that range")
 
@@ -306,7 +306,7 @@ def _folder(x: Examination, config: Mapping[str, Any]) -> None:
     folder = written_folder({**x.parser.get(), "dry_run": False})
     if folder is None:
         return
-    key = "output_dir" if "output_dir" in x.parser else "run_dir"
+    key = "run_dir" if "run_dir" in x.parser else "output_dir"
     existing = nearest_folder(folder)
     if not existing.is_dir():
         x.error("folder", f"{key} {folder} cannot be made: {existing} is a file")

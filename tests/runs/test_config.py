@@ -112,7 +112,7 @@ def test_known_keys_pass() -> None:
     ("mdm_pretrain", "crop_size", ["a", 64], "crop_size#0 must be a whole number of 1 or more, got 'a'."),
     ("mdm_pretrain", "percentiles", [1], "percentiles must be a list of two numbers, or null, got [1]."),
     ("mdm_pretrain", "seed", 2**32, "seed must be a whole number from 0 to below 4294967296, got 4294967296."),
-    ("mdm_pretrain", "target", "imag", "target must be \"image\" or \"noise\", got 'imag' (did you mean 'image'?)."),
+    ("mdm_pretrain", "target", "imag", "target must be \"image\", \"noise\" or \"image and noise\", got 'imag' (did you mean 'image'?)."),
     ("mdm_pretrain", "optimizer", 3, "optimizer must be a part such as"),
     ("mdm_segment", "shots", "two", "shots must be a whole number of 1 or more, or null, got 'two'."),
     ("mdm_segment", "window", "big", "window must be a list of whole numbers such as [64, 64], or null, got 'big'."),

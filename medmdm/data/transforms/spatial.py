@@ -105,6 +105,8 @@ def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> di
     Raises:
         UserError: a number is not above 0, or the header has a unit that is not known.
     """
+    if "slide" in entry:  # it knows its levels
+        return dict(entry)
     spacing, image = None, image_names(entry)[0]
     for source, name in ((entry, str(entry["image"])), (information, "the data list")):
         for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
