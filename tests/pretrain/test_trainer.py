@@ -11,6 +11,7 @@ from monai.bundle import ConfigWorkflow
 
 from tests.bundle_runs import OVERLAYS, Workflow, saved_by, trainer_of
 from tests.made import refused, refused_in_config
+from tests.pretrain.test_methods import METHODS
 
 SGD = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 1.0}
 ONE_STEP: dict[str, Any] = {"max_steps": 1, "network_def#dropout": 0.0, "optimizer": SGD}
@@ -73,7 +74,7 @@ def test_micro_batches_give_the_same_step(workflow: Workflow, tmp_path: Path) ->
     for name in whole:
         assert torch.allclose(whole[name], parts[name], atol=1e-6), name
     uneven = workflow(**ONE_STEP, accumulation_steps=3, run_dir=str(tmp_path / "uneven"))
-    refused_in_config("equal parts", train, uneven)
+    refused_in_config("cannot be cut into 3", train, uneven)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -116,8 +117,8 @@ def test_non_finite_stops_and_keeps_the_last_checkpoint(workflow, what, where, t
     assert all(torch.isfinite(w).all() for w in kept["network"].values())
 
 
-# The others have tests of their own: of volumes, of several processes, of the real sets' studies.
-ELSEWHERE = {"ct_slices", "mr_slices", "shards", "multi_gpu", "glas_study", "monuseg_study", "frozen_segment"}
+# The others have tests of their own: of volumes, of several processes, of the real sets' studies, of the methods.
+ELSEWHERE = {"ct_slices", "mr_slices", "shards", "multi_gpu", "glas_study", "monuseg_study", "frozen_segment", *METHODS}
 
 
 @pytest.mark.parametrize("overlay", sorted({p.stem for p in OVERLAYS.glob("*.json")} - ELSEWHERE))
@@ -191,7 +192,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(workflow, tmp_path, capsys) 
     ({"accumulation_steps": 0}, "1 or more"),
     ({"target": "noise"}, "adds none"),
     ({"target": "imag"}, "did you mean 'image'"),
-    ({"preview_timesteps": [1000]}, "preview timesteps"),
+    ({"preview_timesteps": [1000]}, "preview_timesteps"),
     ({"channels": 1}, "channel"),
 ])  # fmt: skip
 def test_bad_settings_get_a_sentence_before_the_first_step(workflow, override, sentence, tmp_path) -> None:

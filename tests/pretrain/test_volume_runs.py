@@ -83,5 +83,4 @@ def test_what_is_missing_is_said(workflow: Workflow, volumes: Path, tmp_path: Pa
         ({"channels": 3, "percentiles": [0, 100]}, "pass --channels 1"),
     ):
         made = workflow(dataset_dir=str(volumes / "t1"), slice_cache=str(tmp_path / "cache"), **overrides)
-        made.initialize()
-        refused_in_config(re.escape(sentence), made.run)
+        refused_in_config(re.escape(sentence), saved_by, made)

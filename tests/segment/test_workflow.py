@@ -68,7 +68,8 @@ def test_a_second_run_reads_test_images_alone(run: Run, tmp_path: Path, monkeypa
     monkeypatch.setattr(FeatureExtractor, "raw", counted)
     first = run("mdm_segment")
     # Windows of 16 x 16 that overlap by a fifth: the two test images have 36 x 40 and 38 x 40 pixels.
-    tested = read[-18:]
+    # (The pictures of features read an image whole.)
+    tested = [shape for shape in read if shape[-2:] == (16, 16)][-18:]
     assert len(read) > len(tested)
     read.clear()
     model = tmp_path / "run" / "segmenter.pt"
@@ -76,7 +77,7 @@ def test_a_second_run_reads_test_images_alone(run: Run, tmp_path: Path, monkeypa
     written = model.stat().st_mtime_ns
     assert features
     assert run("mdm_segment") == first
-    assert read == tested
+    assert [shape for shape in read if shape[-2:] == (16, 16)] == tested
     assert model.stat().st_mtime_ns == written
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "features").rglob("*.pt")} == features
 
