@@ -18,7 +18,7 @@ from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError
 from medmdm.intact import DamagedFileError, load_record
 from medmdm.pretrain import Checkpoints
-from medmdm.segment.study import _finished
+from medmdm.segment.grid import finished
 from tests.bundle_runs import Run, Workflow, saved_by
 from tests.damage.flips import damages, equal
 from tests.made import made_extractor
@@ -90,7 +90,7 @@ def test_files_of_segmenting_and_a_study(run: Run, tmp_path: Path) -> None:  # n
     content = load_record(cell)
     for damaged in damages(whole, COUNT):
         cell.write_bytes(damaged)
-        assert _finished(cell, content["key"]) in (None, content)
+        assert finished(cell, content["key"]) in (None, content)
 
 
 def test_features_and_volumes_are_computed_again(tmp_path: Path) -> None:
