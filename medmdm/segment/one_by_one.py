@@ -66,7 +66,7 @@ def segment_one(
     """
     folder, pieces = Path(outputs.folder), dict[str, Any]()
     if not isinstance(entry["image"], list) and is_slide(entry["image"]):
-        slide = segment_slide(entry, reader, predictor, postprocess, outputs)
+        slide = segment_slide(entry, reader, predictor, postprocess, outputs).written(outputs, origin)
         found = slide.found
         noted = Noted.of(slide.case, found, folder, known, overlay, slide.tissue, slide=slide.facts)
     else:
