@@ -141,13 +141,11 @@ def segment_slide(
 def _outlined(masks: Sequence[Any], slide: Slide) -> tuple[np.ndarray, Traced]:
     """Return the finest level of a mask whose outlines are found in little memory, and how it lies on the slide."""
     finest = slide.levels[0]
-    for number, level in enumerate(masks):
-        if max(level.shape) > _OUTLINED and level is not masks[-1]:
-            continue
-        mask = level[:]
-        edges = sum(np.count_nonzero(np.diff(mask, axis=axis)) for axis in (0, 1))
-        if edges <= _MOST_EDGES or level is masks[-1]:
-            break
+    number = next((n for n, level in enumerate(masks) if max(level.shape) <= _OUTLINED), len(masks) - 1)
+    mask = masks[number][:]
+    while number < len(masks) - 1 and sum(np.count_nonzero(np.diff(mask, axis=a)) for a in (0, 1)) > _MOST_EDGES:
+        number += 1
+        mask = masks[number][:]
     # Edges of the image stay in place when it is resampled, and a coarser level has every second pixel.
     sizes = zip((finest.height, finest.width), masks[0].shape, strict=True)
     down, across = (n / pixels * 2**number for n, pixels in sizes)

@@ -105,7 +105,7 @@ class Segmented:
         return int(region.get("rows", (0,))[0]), int(region.get("columns", (0,))[0])
 
     def in_file(self, points: np.ndarray) -> np.ndarray:
-        """Return points ``[n, 2]`` (row, column; corners of pixels are whole) of the mask as points of the image's file.
+        """Return points ``[n, 2]`` (row, column; corners of pixels are whole) of the mask as points of its file.
 
         Those of a slide are in pixels of its finest level.
         """

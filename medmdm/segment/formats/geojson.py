@@ -28,7 +28,8 @@ class GeoJSON(CaseFormat):
     down, (0, 0) the corner of the first pixel. Not simplified, polygons run along the edges of the pixels and
     rasterising gives the mask back. The mean probability is among the measurements where another format has the
     probabilities kept. Of slides only classes are written, traced on a coarser level of the mask
-    (:class:`medmdm.segment.formats.base.Traced`) in pixels of the slide's finest level. Needs shapely (``pip install 'medmdm[interop]'``).
+    (:class:`medmdm.segment.formats.base.Traced`) in pixels of the slide's finest level. Needs shapely
+    (``pip install 'medmdm[interop]'``).
 
     Args:
         simplify: by how many pixels (of slides, of those that were traced) an outline may leave the pixels' edges, to

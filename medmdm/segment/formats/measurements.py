@@ -94,8 +94,8 @@ def measure_classes(
         shares: of each row ``[H]`` and column ``[W]``, how much of it lies on the image: the last may reach over it.
 
     Returns:
-        A row each, by rising label: ``label``, ``class``, ``area_um2`` and ``perimeter_um``, which is empty where pixels
-        are not square; the latter is the estimator of :func:`measure`.
+        A row each, by rising label: ``label``, ``class``, ``area_um2`` and ``perimeter_um``, which is empty where
+        pixels are not square; the latter is the estimator of :func:`measure`.
     """
     from skimage.measure import perimeter  # slow to import
 
