@@ -101,9 +101,9 @@ def _read_index(shard: Path, size: int) -> list[dict[str, Any]]:
     path = index_path(shard)
     with contextlib.suppress(FileNotFoundError, DamagedFileError):
         content = load_record(path)
-        images: list[dict[str, Any]] = content.get("images")
+        images: Any = content.get("images")
         if content.get("format") == _FORMAT and content.get("bytes") == size and _plausible(images, size):
-            return images
+            return list(images)
     images = _indexed(shard)
     try:
         save_record({"format": _FORMAT, "bytes": size, "images": images}, path)
@@ -197,12 +197,12 @@ class _Header(tarfile.TarInfo):
     """A header that is refused where tarfile takes a damaged or a missing one for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Header:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
         try:
             made = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # two empty blocks, the end
-            raise
         except tarfile.HeaderError as error:
+            if buf and not any(buf):  # the end
+                raise
             raise tarfile.ReadError(str(error)) from error
         # What such a header announces is read into memory before anything is known of it.
         if made.size < 0 or (made.type in _OF_OTHERS and made.size > _LONGEST_TEXT):
