@@ -132,7 +132,10 @@ def _write_for_all(outputs: Outputs, pieces: Mapping[str, Mapping[str, Any]], jo
         if journal is not None:
             content = journal.merged(form or kind(), content)
         if content:
-            atomic_write(folder / kind.file, (form or kind()).text(content))
+            text = (form or kind()).text(content)
+            if journal is not None:
+                journal.announce(kind.file, text)
+            atomic_write(folder / kind.file, text)
         elif content is not None:
             (folder / kind.file).unlink(missing_ok=True)  # nothing that it said is left
 
