@@ -154,7 +154,7 @@ class Journal:
         return {**kept, **(pieces or {})}
 
     def announce(self, file: str, text: str) -> None:
-        """Note the digest of a file for all cases that will be written; the one before stays: a kill may come between."""
+        """Note the digest of a file for all cases that will be written; the one before stays, for a kill between."""
         tables = self.run.record.setdefault("tables", {})
         tables[file] = [*tables.get(file, []), text_hash(text)][-2:]
         self.save()
