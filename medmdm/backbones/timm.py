@@ -144,7 +144,9 @@ def create(
         raise UserError(f"TimmBackbone: model is {model!r}, {expected}.")
     given = _checked(arguments or {})
     if isinstance(given.get("mlp_layer"), str):
-        given["mlp_layer"] = getattr(timm.layers, given["mlp_layer"], None)
+        given["mlp_layer"] = getattr(timm.layers, layer := given["mlp_layer"], None)
+        if not (isinstance(given["mlp_layer"], type) and issubclass(given["mlp_layer"], nn.Module)):
+            raise UserError(f"TimmBackbone: arguments#mlp_layer is {layer!r}, which is no layer of timm's.")
     if out_indices is not None:
         given["out_indices"] = tuple(out_indices)
     given = {"pretrained": False, "features_only": True, "in_chans": in_channels, **given, **weights}

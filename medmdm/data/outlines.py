@@ -58,7 +58,7 @@ def outlines(labels: np.ndarray) -> dict[int, Polygon | MultiPolygon]:
 
 def _edges(labels: np.ndarray) -> np.ndarray:
     """Return the straight lines between different labels, cut where lines meet: ``[N, 2, 2]``, two points (x, y)."""
-    values = np.pad(labels.astype(np.int64), 1)  # outside is background
+    values = np.pad(labels, 1)  # outside is background
     across = values[1:, 1:-1] != values[:-1, 1:-1]  # [H + 1, W]: the edge from (x, y) to (x + 1, y)
     down = values[1:-1, 1:] != values[1:-1, :-1]  # [H, W + 1]: the edge from (x, y) to (x, y + 1)
     met_by_down = np.pad(down, ((1, 0), (0, 0))) | np.pad(down, ((0, 1), (0, 0)))  # [H + 1, W + 1] points

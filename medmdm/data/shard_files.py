@@ -30,15 +30,20 @@ from medmdm.data.files.pictures import read_image
 from medmdm.data.mask_names import is_mask
 from medmdm.data.selection import Selection, slice_volumes
 from medmdm.data.threads import decoding_threads
+from medmdm.data.transforms.spatial import as_spacing
 from medmdm.data.validity import check_finite
-from medmdm.errors import UserError, counted, find_user_error
-from medmdm.files import atomic_file, pixel_hash
+from medmdm.errors import UserError, counted, find_user_error, refuse_full_disk, when_interrupted
+from medmdm.files import atomic_file, claim, pixel_hash, sweep_temporaries
 from medmdm.intact import DamagedFileError, load_record, save_record
 from medmdm.progress import followed
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # of an index
+_LONGEST_TEXT = 1 << 20  # bytes of a ``.json``, and of names and other headers of a tar
+_OF_OTHERS = (  # headers that say something of the next ones
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 #: What a shard's ``.json`` may say of a picture, as the entry of a data list does.
 KNOWN = ("patient_id", "spacing", "magnification")
 
@@ -96,15 +101,26 @@ def _read_index(shard: Path, size: int) -> list[dict[str, Any]]:
     path = index_path(shard)
     with contextlib.suppress(FileNotFoundError, DamagedFileError):
         content = load_record(path)
-        if content.get("format") == _FORMAT and content.get("bytes") == size:
-            images: list[dict[str, Any]] = content["images"]
-            return images
+        images: Any = content.get("images")
+        if content.get("format") == _FORMAT and content.get("bytes") == size and _plausible(images, size):
+            return list(images)
     images = _indexed(shard)
     try:
         save_record({"format": _FORMAT, "bytes": size, "images": images}, path)
     except OSError as error:
         logger.warning("%s cannot be written (%s): the shard is read through at each start.", path, error.strerror)
     return images
+
+
+def _plausible(images: Any, size: int) -> bool:
+    """Whether an index may be one of ours: its digest says that it is whole, not who wrote it."""
+    return isinstance(images, list) and all(
+        isinstance(one, dict)
+        and all(isinstance(one.get(key), str) for key in ("name", "pixels_sha256"))
+        and all(type(one.get(key)) is int for key in ("offset", "size", "crc32", "channels"))
+        and 0 <= one["offset"] <= one["offset"] + one["size"] <= size
+        for one in images
+    )
 
 
 def index_path(shard: Path) -> Path:
@@ -118,8 +134,9 @@ def _members(shard: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any
     told: dict[str, dict[str, Any]] = {}
     masks = 0
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(shard, "r:", tarinfo=_Header) as tar:
             for member in tar:
+                _check_place(member, shard)
                 folder, _, base = member.name.rpartition("/")
                 stem, _, extension = base.partition(".")  # webdataset's key ends at the first dot of the name
                 key = f"{folder}/{stem}"
@@ -162,12 +179,45 @@ def _indexed(shard: Path) -> list[dict[str, Any]]:
 
 
 def _sidecar(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
+    if member.size > _LONGEST_TEXT:
+        raise UserError(f"{shard}: {member.name} has {member.size:,} bytes, of {_LONGEST_TEXT:,} at most: correct it.")
     file = tar.extractfile(member)
     try:
         content = json.loads(b"" if file is None else file.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: {member.name} is not JSON ({error}): correct it.") from error
-    return content if isinstance(content, dict) else {}
+    known = known_of(content) if isinstance(content, dict) else {}
+    as_spacing(known.get("spacing"), known.get("magnification"), f"{shard}: {member.name}")
+    if not isinstance(known.get("patient_id", ""), (str, int)):
+        raise UserError(f"{shard}: {member.name} gives a patient_id that is no text and no number: correct it.")
+    return known
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is refused where tarfile takes a damaged or a missing one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
+        try:
+            made = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not any(buf):  # the end
+                raise
+            raise tarfile.ReadError(str(error)) from error
+        # What such a header announces is read into memory before anything is known of it.
+        if made.size < 0 or (made.type in _OF_OTHERS and made.size > _LONGEST_TEXT):
+            raise tarfile.ReadError(f"a header announces {made.size} bytes")
+        return made
+
+
+def _check_place(member: tarfile.TarInfo, shard: Path) -> None:
+    """See that a member lies within its shard, before it is gone over or read.
+
+    Raises:
+        ReadError: it does not, or it is sparse, so that its bytes are not those of a file.
+    """
+    if member.issparse() or not 0 <= member.offset_data <= member.offset_data + member.size <= shard.stat().st_size:
+        raise tarfile.ReadError(f"{member.name!r} is sparse or does not lie in it")
 
 
 def picture_bytes(shard: Path, image: Mapping[str, Any]) -> bytes:
@@ -229,12 +279,17 @@ def write_shards(
         UserError: there is a volume, a part of a picture, or a picture of several files; or the folder holds shards.
     """
     entries, folder = slice_volumes(_pictures(selection)).training, Path(folder)
+    with refuse_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    sweep_temporaries(folder)
     if any(folder.glob("shard-*.tar")):
         raise UserError(f"{folder} holds shards: choose another folder, or delete them.")
     if per_shard < 1:
         raise UserError(f"per_shard is {per_shard}: give 1 or more.")
     order = np.random.default_rng([seed, 12]).permutation(len(entries))
     written = []
+    when_interrupted(f"{folder} holds some of the shards: delete them, and the same command writes them all.")
     for number, part in enumerate(np.array_split(order, -(-len(order) // per_shard))):
         path = folder / f"shard-{number:06d}.tar"
         with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medmdm.data.files.slides import Grid, Slide, is_slide, tissue_mask
+from medmdm.data.files.slides import Grid, Slide, is_slide, slide_hash, tissue_mask
 from medmdm.data.selection import Selection
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import ScaleByPercentiles, check_percentiles
@@ -28,7 +24,6 @@ from medmdm.progress import followed
 _MOST_PIXELS = 1024  # along the longer side of a mask of tissue: it is kept for every slide
 _FINEST_MPP = 8.0  # of a mask
 _MOST_OPEN = 8  # slides that a process keeps open; OpenSlide keeps decoded tiles of each
-_DIGEST_BYTES = 1 << 20  # at each end of a file
 _OPENERS = 4  # threads
 _HELD_OUT_SHARE = 0.1  # of the slides
 _MOST_HELD_OUT = 4
@@ -240,32 +235,6 @@ def read_part(slide: Slide, part: Sequence[int], mpp: float | Sequence[float]) -
         return slide.region(row, column, height, width, mpp)
 
 
-def slide_digest(path: str | os.PathLike[str], slide: Slide) -> str:
-    """Return a SHA-256 that stands for a slide: of the size and the first and last MiB of each of its files.
-
-    The sizes of the levels and of the pixels are in it. It takes as long for a large slide as for a small one, and it
-    does not see a change in the middle of a file that leaves its size.
-
-    Args:
-        path: the file, or the folder of a DICOM slide; of MRXS the folder beside it counts too.
-        slide: the same, open.
-    """
-    path = Path(path)
-    files = [path] if path.is_file() else []
-    folder = path if path.is_dir() else path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
-    if folder is not None and folder.is_dir():
-        files += sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    digest = hashlib.sha256(json.dumps([dataclasses.astuple(level) for level in slide.levels]).encode())
-    for file in files:
-        with open(file, "rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            digest.update(f"{size}:".encode())
-            digest.update(opened.read(_DIGEST_BYTES))
-            opened.seek(max(opened.tell(), size - _DIGEST_BYTES))
-            digest.update(opened.read(_DIGEST_BYTES))
-    return digest.hexdigest()
-
-
 def _open_entry(
     entry: Mapping[str, Any],
     information: Mapping[str, Any],
@@ -294,7 +263,7 @@ def _open_entry(
         wanted = level.mpp if mpp is None else mpp
         tissue = Tissue.of(slide, mask, wanted, crop_size, (region[0], region[1]))
         kept = {key: value for key, value in entry.items() if key not in ("spacing", "magnification")}
-        found: dict[str, Any] = {**kept, "slide": tissue, "slide_hash": slide_digest(image, slide)}
+        found: dict[str, Any] = {**kept, "slide": tissue, "slide_hash": slide_hash(image, slide)}
         if percentiles is not None:
             overview = slide.overview()
             shown = tissue_mask(overview)  # inference takes the percentiles of the same pixels

@@ -13,9 +13,9 @@ import numpy as np
 
 from medmdm.data.files.annotations import read_annotations
 from medmdm.data.files.outlines import Outline
-from medmdm.data.files.slides import Slide
+from medmdm.data.files.slides import Slide, slide_hash
 from medmdm.data.patients import find_subject, subject_pattern
-from medmdm.data.tissue import read_part, slide_digest
+from medmdm.data.tissue import read_part
 from medmdm.data.writers import encode_picture
 from medmdm.errors import UserError, counted
 from medmdm.files import text_hash
@@ -185,7 +185,7 @@ class _Annotated:
         if overlap == "smallest":
             others.sort(key=lambda one: -one[0].area)
         ordered = [*first, *others]
-        digest = slide_digest(file.on_disk, slide)
+        digest = slide_hash(file.on_disk, slide)
         grid = slide.grid(mpp)
         scale = level.height / grid.height, level.width / grid.width
         corners = np.array([one.bounds for one, _ in ordered]).reshape(-1, 4)[:, [1, 0, 3, 2]] / (*scale, *scale)

@@ -11,6 +11,7 @@ from typing import Any
 
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
+from medmdm.files import file_hash, text_hash
 from medmdm.intact import save_record
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.folder import RunFolder
@@ -147,7 +148,16 @@ class Journal:
             if pieces is not None or digest != self.before.get(name, {}).get("pixels_sha256")
         }
         kept = {name: piece for name, piece in old.items() if self.pseudonyms.clean(name) not in replaced}
+        digests_of_file = self.run.record.get("tables", {}).get(form.file)
+        if kept and digests_of_file and file_hash(path) not in digests_of_file:
+            raise UserError(f"{path} is damaged (it is not what was written): delete it, and segment its images again.")
         return {**kept, **(pieces or {})}
+
+    def announce(self, file: str, text: str) -> None:
+        """Note the digest of a file for all cases that will be written; the one before stays, for a kill between."""
+        tables = self.run.record.setdefault("tables", {})
+        tables[file] = [*tables.get(file, []), text_hash(text)][-2:]
+        self.save()
 
     def save(self) -> None:
         """Write the record, also of a run that is interrupted."""

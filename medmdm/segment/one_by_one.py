@@ -66,7 +66,7 @@ def segment_one(
     """
     folder, pieces = Path(outputs.folder), dict[str, Any]()
     if not isinstance(entry["image"], list) and is_slide(entry["image"]):
-        slide = segment_slide(entry, reader, predictor, postprocess, outputs)
+        slide = segment_slide(entry, reader, predictor, postprocess, outputs).written(outputs, origin)
         found = slide.found
         noted = Noted.of(slide.case, found, folder, known, overlay, slide.tissue, slide=slide.facts)
     else:
@@ -132,7 +132,10 @@ def _write_for_all(outputs: Outputs, pieces: Mapping[str, Mapping[str, Any]], jo
         if journal is not None:
             content = journal.merged(form or kind(), content)
         if content:
-            atomic_write(folder / kind.file, (form or kind()).text(content))
+            text = (form or kind()).text(content)
+            if journal is not None:
+                journal.announce(kind.file, text)
+            atomic_write(folder / kind.file, text)
         elif content is not None:
             (folder / kind.file).unlink(missing_ok=True)  # nothing that it said is left
 

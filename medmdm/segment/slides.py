@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from medmdm.data.transforms.spatial import as_spacing
 from medmdm.errors import UserError, refuse_full_disk, warn_once
 from medmdm.heads.predictor import Predictor
 from medmdm.segment.evaluation import Outputs, Predicted
+from medmdm.segment.formats.base import CaseFormat, Origin, Segmented, Traced
 from medmdm.segment.postprocessing import PostProcess, Postprocessing
 
 logger = logging.getLogger(__name__)
 
 _OVERLAY = 1024  # pixels along the longer side of what is drawn and compared, less than twice that
+_OUTLINED = 8192  # pixels along the longer side of a mask that outlines are traced on, at most
+_MOST_EDGES = 1_000_000  # between its pixels: each takes about a kilobyte when it is traced
 _SCRATCH = ".slide_scratch"  # in the folder of the masks; one that a killed run left is made anew
 
 
@@ -40,13 +43,29 @@ class SegmentedSlide:
         case: the slide at a low resolution, as networks read it; its spacing is that of the masks.
         tissue: the same, but only the pixels with tissue, ``[3, 1, n]``: what is compared with what was learnt from.
         found: the files, and the coarsest level of the mask.
-        facts: for the record: size, µm per pixel and level that were read, share of tissue, how intensities are scaled.
+        facts: for the record: size, µm per pixel and level that were read, share of tissue, how intensities are scaled,
+            µm per pixel of the outlines.
+        outlined: the level of the mask that outlines are traced on, and how it lies on the slide; None where no format
+            asks for it.
     """
 
     case: LoadedCase
     tissue: LoadedCase
     found: Predicted
     facts: Mapping[str, Any]
+    outlined: tuple[np.ndarray, Traced] | None = None
+
+    def written(self, outputs: Outputs, origin: Origin) -> SegmentedSlide:
+        """Write the files for other programs, and name them among those found."""
+        if self.outlined is None:
+            return self
+        mask, traced = self.outlined
+        made = Segmented(Path(outputs.folder), self.case, mask, None, None, origin, traced)
+        files = dict(self.found.files)
+        for form in outputs.formats:
+            if isinstance(form, CaseFormat) and form.for_slides:
+                files |= form.write(made)
+        return dataclasses.replace(self, found=dataclasses.replace(self.found, files=files))
 
 
 def segment_slide(
@@ -101,9 +120,11 @@ def segment_slide(
                 shares = halved(store, "probabilities", made["probabilities"])
                 write_pyramid(Path(outputs.folder) / files["probabilities"], shares, grid.mpp)
             mask = masks[-1][:]
+            digest = slide_hash(entry["image"], slide)
+            outlined = _outlined(masks, slide) if any(form.for_slides for form in outputs.formats) else None
     step = max(1, max(tissue.shape) // _OVERLAY)
     overview, tissue_there = (np.ascontiguousarray(one[..., ::step, ::step]) for one in (overview, tissue))
-    small, digest = scale(torch.from_numpy(overview)), slide_hash(entry["image"])
+    small = scale(torch.from_numpy(overview))
     spacing, shape = (grid.mpp[0] / 1000, grid.mpp[1] / 1000), (grid.height, grid.width)
     case = LoadedCase(entry, [_example(small, name)], (), None, None, shape, (digest, digest), spacing, overview)
     seen = small[:, torch.from_numpy(tissue_there)][:, None] if tissue_there.any() else small
@@ -111,8 +132,25 @@ def segment_slide(
         "size": list(shape), "mpp": list(grid.mpp), "level": grid.level, "tissue": round(float(tissue.mean()), 4),
         "intensities": how,
     }  # fmt: skip
+    if outlined is not None:
+        facts["outlines_mpp"] = list(outlined[1].mpp)
     found = Predicted(mask, None, {}, files)
-    return SegmentedSlide(case, dataclasses.replace(case, examples=[_example(seen, name)]), found, facts)
+    return SegmentedSlide(case, dataclasses.replace(case, examples=[_example(seen, name)]), found, facts, outlined)
+
+
+def _outlined(masks: Sequence[Any], slide: Slide) -> tuple[np.ndarray, Traced]:
+    """Return the finest level of a mask whose outlines are found in little memory, and how it lies on the slide."""
+    finest = slide.levels[0]
+    number = next((n for n, level in enumerate(masks) if max(level.shape) <= _OUTLINED), len(masks) - 1)
+    mask = masks[number][:]
+    while number < len(masks) - 1 and sum(np.count_nonzero(np.diff(mask, axis=a)) for a in (0, 1)) > _MOST_EDGES:
+        number += 1
+        mask = masks[number][:]
+    # Edges of the image stay in place when it is resampled, and a coarser level has every second pixel.
+    sizes = zip((finest.height, finest.width), masks[0].shape, strict=True)
+    down, across = (n / pixels * 2**number for n, pixels in sizes)
+    mpp = finest.mpp[0] * down, finest.mpp[1] * across
+    return mask, Traced((down, across), (finest.height, finest.width), mpp)
 
 
 def _checked(

@@ -114,6 +114,20 @@ def test_boxes_of_an_earlier_inference(content: bytes, tmp_path: Path) -> None:
         journal.merged(BoxTable(), {})
 
 
+def test_a_digit_of_the_boxes_of_an_earlier_inference(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(path=tmp_path, record={})
+    text = "case,x\na,11\nb,12\n"
+    Journal(run, [], None).announce("boxes.csv", text)
+    (tmp_path / "boxes.csv").write_text(text)
+    assert list(Journal(run, [], None).merged(BoxTable(), {}) or {}) == ["a", "b"]
+    (tmp_path / "boxes.csv").write_text(text.replace("12", "13"))
+    with pytest.raises(UserError, match=r"boxes\.csv is damaged"):
+        Journal(run, [], None).merged(BoxTable(), {})
+    Journal(run, [], None).announce("boxes.csv", "case,x\na,11\n")  # and killed before it was written
+    (tmp_path / "boxes.csv").write_text(text)
+    assert list(Journal(run, [], None).merged(BoxTable(), {}) or {}) == ["a", "b"]
+
+
 def test_the_record_of_an_inference_carries_its_digest(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(path=tmp_path, record={"images": []})
     Journal(run, [], None).save()

@@ -12,9 +12,9 @@ from monai.transforms import Compose, RandFlipd, RandSpatialCropd
 from scipy.stats import chisquare
 
 from medmdm.data import CropDataset, LoadSliced, ScaleIntensityByDtyped, StepSampler, hold_out, tile_slides
-from medmdm.data.files.slides import Slide
+from medmdm.data.files.slides import Slide, slide_hash
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
-from medmdm.data.tissue import Tissue, slide_digest
+from medmdm.data.tissue import Tissue
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, ResampleToSpacingd
 from medmdm.errors import UserError
 from tests.made_slides import Paint, painted, tissue_everywhere, tissue_in, write_slide
@@ -195,13 +195,13 @@ def test_slides_and_pictures_train_together(folder, tmp_path: Path) -> None:
 
 
 def test_the_hash_is_of_size_ends_and_pixel_size(folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medmdm.data.tissue._DIGEST_BYTES", 1 << 17)
+    monkeypatch.setattr("medmdm.data.files.slides._HASHED_BYTES", 1 << 17)
     root = folder(tissue_everywhere, shape=(1500, 1400))
     path = root / "s0.tif"
     with Slide(path) as slide:
-        before = slide_digest(path, slide)
+        before = slide_hash(path, slide)
     with Slide(path, 0.001) as slide:
-        assert slide_digest(path, slide) != before
+        assert slide_hash(path, slide) != before
     copy = tmp_path / "elsewhere.tif"
     content = bytearray(path.read_bytes())
     assert len(content) > 2 * (1 << 17) + 100
@@ -210,7 +210,7 @@ def test_the_hash_is_of_size_ends_and_pixel_size(folder, tmp_path: Path, monkeyp
         changed[at] ^= 1
         copy.write_bytes(changed)
         with Slide(path) as slide:
-            assert (slide_digest(copy, slide) == before) is same
+            assert (slide_hash(copy, slide) == before) is same
     dataset = CropDataset(hold_out(tiled(root), CROP).training, transform(), progress=False)
     assert before in dataset.ledger
 

@@ -118,6 +118,8 @@ def _feature(feature: Any, title: str) -> Outline | str:
     if what not in _AREAS:
         raise UserError(f"{title} is of the type {what!r}, which is not understood: export annotations.")
     plane = geometry.get("plane") or {}
+    if not isinstance(plane, Mapping):
+        raise UserError(f"{title} is on a plane that is not as QuPath writes it: export it again.")
     if any(plane.get(axis) for axis in ("z", "t")):
         raise UserError(f"{title} is on another plane (z or t) than the first, which is not read: export the first.")
     shape, coordinates = geometry.get("type"), geometry.get("coordinates")
@@ -137,18 +139,25 @@ def _class_name(classification: Any, title: str) -> str:
     if isinstance(classification, Mapping):
         names = classification.get("names") or classification.get("name") or ""
         parts = [names] if isinstance(names, str) else names
-        if isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts):
+        texts = isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts)
+        if texts and "".join(parts).isprintable():  # half a surrogate, which no file can hold, is not
             return ": ".join(parts).strip()
     raise UserError(f"{title} has the classification {classification!r}, which is not as QuPath writes it.")
 
 
 def _ring(positions: Any, title: str) -> Ring:
     try:
-        vertices = np.array([(float(x), float(y)) for x, y, *_ in positions])
-    except (TypeError, ValueError):
+        vertices = np.array([(_number(x), _number(y)) for x, y, *_ in positions])
+    except (TypeError, ValueError, OverflowError):
         vertices = np.full((1, 2), math.nan)
     if not (np.abs(vertices) < _FARTHEST).all():  # written so that NaN fails too
         raise UserError(f"{title} has coordinates that are no pixels (x, y): export it again.")
     if len(vertices) < 4 or (vertices[0] != vertices[-1]).any():
         raise UserError(f"{title} is an open polygon, whose last point is not its first: close it or remove it.")
     return open_ring(vertices)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)):  # not a text that reads like one
+        raise TypeError(value)
+    return float(value)

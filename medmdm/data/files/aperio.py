@@ -16,6 +16,7 @@ from skimage.segmentation import relabel_sequential
 from medmdm.errors import UserError, warn_once
 
 MAX_BYTES = 256 << 20  # an annotated whole slide has tens of megabytes
+_SHAPES = ("0", "1", "2", "3", "4")  # of ImageScope, see Region
 MAX_INSTANCES = 65535  # what 16 bits can number
 
 
@@ -107,6 +108,10 @@ def read_aperio(path: str | os.PathLike[str]) -> AperioAnnotation:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         raise UserError(f"{path} is truncated or no XML ({error}): replace it or remove it.") from error
+    except (LookupError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is in an encoding that is not read ({error}): save it as UTF-8.") from error
     return AperioAnnotation(tuple(handler.regions), handler.microns_per_pixel)
 
 
@@ -191,7 +196,7 @@ class _Handler:
                     area=_positive(self._region.get("Area")),
                     layer=self._layer,
                     layer_number=max(0, self._layers - 1),
-                    shape=int(shape) if (shape := self._region.get("Type", "").strip()).isdecimal() else None,
+                    shape=int(shape) if (shape := self._region.get("Type", "").strip()) in _SHAPES else None,
                 )
             )
             self._region = None

@@ -6,6 +6,9 @@ whole; and its RGB of OpenSlide is black where a slide is transparent, which gla
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -20,12 +23,12 @@ from scipy.sparse import csr_matrix
 from medmdm.data.files.formats import DICOM_START, SLIDE_SUFFIXES, errors_as_sentences, may_be_dicom
 from medmdm.data.files.pyramids import TIFF_SUFFIXES, Pyramid, dicom_file, open_pyramid
 from medmdm.errors import UserError
-from medmdm.files import file_hash, lines_hash
 
 _LARGEST_PICTURE = 150_000_000  # pixels of a TIFF without levels that is still read whole
 _WSI_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _SAME = 0.01  # of its micrometres: how far a level may be off what is asked for and is read as it is
 _CHUNK = 2048  # pixels along the side of what is read at once to make less of it
+_HASHED_BYTES = 1 << 20  # at each end of a file
 _OVERVIEW_MPP = 8.0
 _OVERVIEW_PIXELS = 4096  # along a side, at most
 _DENSITY = 0.03, 0.1  # between which Otsu's threshold is taken
@@ -246,16 +249,34 @@ class Slide:
         return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
-def slide_hash(path: str | os.PathLike[str]) -> str:
-    """Return one hash of the bytes of a slide's files: of MRXS its folder is hashed too, of DICOM all in the folder."""
+def slide_hash(path: str | os.PathLike[str], slide: Slide) -> str:
+    """Return a SHA-256 that stands for a slide: of the size and the first and last MiB of each of its files.
+
+    The sizes of the levels and of the pixels are in it. It takes as long for a large slide as for a small one, and it
+    does not see a change in the middle of a file that leaves its size.
+
+    Args:
+        path: the file, or the folder or any file of a DICOM slide, whose folder counts; of MRXS the folder beside it
+            counts too.
+        slide: the same, open.
+    """
     path = Path(path)
-    files = [path]
-    if path.suffix.lower() == ".mrxs":
-        files += sorted(file for file in path.with_suffix("").glob("*") if file.is_file())
-    elif path.is_dir() or may_be_dicom(path):
-        files = sorted(file for file in (path if path.is_dir() else path.parent).iterdir() if may_be_dicom(file))
-    hashes = [file_hash(file) for file in files]
-    return hashes[0] if len(hashes) == 1 else lines_hash(hashes)
+    if path.is_dir() or may_be_dicom(path):  # any file of it opens it all
+        files = [file for file in (path if path.is_dir() else path.parent).iterdir() if may_be_dicom(file)]
+    else:
+        files = list(path.with_suffix("").rglob("*")) if path.suffix.lower() == ".mrxs" else []
+    files = sorted(file for file in files if file.is_file() and not file.name.startswith("."))
+    if path.is_file() and path not in files:
+        files.insert(0, path)
+    digest = hashlib.sha256(json.dumps([dataclasses.astuple(level) for level in slide.levels]).encode())
+    for file in files:
+        with open(file, "rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            digest.update(f"{size}:".encode())
+            digest.update(opened.read(_HASHED_BYTES))
+            opened.seek(max(opened.tell(), size - _HASHED_BYTES))
+            digest.update(opened.read(_HASHED_BYTES))
+    return digest.hexdigest()
 
 
 def tissue_mask(image: np.ndarray) -> np.ndarray:

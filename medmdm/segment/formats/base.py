@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from medmdm.data.files.formats import is_volume
+from medmdm.data.files.slides import is_slide
 from medmdm.data.lists import image_names
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
-from medmdm.segment.formats.measurements import measure
+from medmdm.segment.formats.measurements import measure, measure_classes
 from medmdm.segment.postprocessing import PostProcess
 
 #: Of the classes from 1 on, again from the first where there are more.
@@ -44,6 +45,21 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """How a coarser mask lies on its slide.
+
+    Args:
+        scale: pixels of the slide's finest level in one of the mask, down and across.
+        size: rows and columns of that level, which the mask's last pixels may reach over.
+        mpp: µm of the mask's pixels, down and across.
+    """
+
+    scale: tuple[float, float]
+    size: tuple[int, int]
+    mpp: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Segmented:
     """A case that was segmented.
 
@@ -54,6 +70,7 @@ class Segmented:
         instances: numbers of objects, where the post-processing finds them.
         probabilities: ``[K, *spatial]``, where a format asks for them.
         origin: what segmented it.
+        traced: of a slide, how the mask, which is a coarser one, lies on it.
     """
 
     folder: Path
@@ -62,6 +79,7 @@ class Segmented:
     instances: np.ndarray | None = field(repr=False)
     probabilities: np.ndarray | None = field(repr=False)
     origin: Origin = field(repr=False)
+    traced: Traced | None = None
 
     @functools.cached_property
     def objects(self) -> np.ndarray:
@@ -75,8 +93,10 @@ class Segmented:
     @functools.cached_property
     def classes(self) -> np.ndarray:
         """Class numbers as labels ``[*spatial]``, 0 for the background; class 0 where it is none becomes 256."""
-        labels = np.where(self.mask == self.origin.background, 0, np.where(self.mask == 0, 256, self.mask))
-        return labels.astype(np.uint16)
+        labels = self.mask.astype(np.uint16)
+        labels[self.mask == 0] = 256
+        labels[self.mask == self.origin.background] = 0
+        return labels
 
     @property
     def corner(self) -> tuple[int, ...]:
@@ -84,13 +104,28 @@ class Segmented:
         region = self.case.entry.get("region") or {}
         return int(region.get("rows", (0,))[0]), int(region.get("columns", (0,))[0])
 
+    def in_file(self, points: np.ndarray) -> np.ndarray:
+        """Return points ``[n, 2]`` (row, column; corners of pixels are whole) of the mask as points of its file.
+
+        Those of a slide are in pixels of its finest level.
+        """
+        if self.traced is None:
+            return points + np.asarray(self.corner)
+        return np.minimum(points * self.traced.scale, self.traced.size)
+
     @property
     def source(self) -> Path:
         """The image, of several sequences the first."""
         return Path(image_names(self.case.entry)[0])
 
     def measured(self, labels: np.ndarray) -> pd.DataFrame:
-        """Return what :func:`measure` says of labels on the grid of the case."""
+        """Return what :func:`measure` says of labels on the grid of the case, of a slide :func:`measure_classes`."""
+        if self.traced is not None:
+            rows, columns = (
+                np.minimum(np.arange(1, n + 1), end / step) - np.arange(n)
+                for n, end, step in zip(labels.shape, self.traced.size, self.traced.scale, strict=True)
+            )
+            return measure_classes(labels, self.mask, self.traced.mpp, (rows, columns))
         volume = self.case.slicing is not None
         shift = (0, 0, 0) if volume else self.corner
         return measure(labels, self.mask, self.probabilities, self.case.spacing, shift)
@@ -101,9 +136,13 @@ class Format:
 
     #: Whether probabilities have to be kept for it.
     needs_probabilities: bool = False
+    #: Whether slides can be written, of which a form is given classes alone, on a coarser grid.
+    for_slides: ClassVar[bool] = False
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
         """See that every case can be written, before anything is predicted.
+
+        This one refuses slides unless the form is for them; those of other forms call it.
 
         Args:
             entries: of the cases.
@@ -112,6 +151,10 @@ class Format:
         Raises:
             UserError: one cannot.
         """
+        for entry in [] if self.for_slides else entries:
+            if isinstance(entry["image"], str) and is_slide(path := entry["image"]):
+                others = "GeoJSON has its outlines, and predictions/ a pyramidal OME-TIFF of its mask in any case"
+                raise UserError(f"{path} is a slide, which {type(self).__name__} cannot be written for: {others}.")
 
 
 class CaseFormat(Format):

@@ -38,6 +38,7 @@ class COCO(RunFormat):
             raise UserError("COCO needs pycocotools: install it with pip install 'medmdm[interop]'.")
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+        super().check(entries, class_names)
         only_pictures(self, entries, "DicomSeg for a DICOM series, or the NIfTI mask")
 
     def describe(self, made: Segmented) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class DicomSeg(CaseFormat):
             self._codes(name)
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+        super().check(entries, class_names)
         for name in self.codes:
             if name not in class_names:
                 hint = nearest(name, class_names)

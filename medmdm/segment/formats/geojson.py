@@ -6,10 +6,11 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from medmdm.data.files.slides import is_slide
 from medmdm.data.outlines import need_shapely, outlines
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
@@ -26,11 +27,13 @@ class GeoJSON(CaseFormat):
     Coordinates are pixels of the image's file (of a case that is a region, of the whole picture), x to the right and y
     down, (0, 0) the corner of the first pixel. Not simplified, polygons run along the edges of the pixels and
     rasterising gives the mask back. The mean probability is among the measurements where another format has the
-    probabilities kept. Needs shapely (``pip install 'medmdm[interop]'``).
+    probabilities kept. Of slides only classes are written, traced on a coarser level of the mask
+    (:class:`medmdm.segment.formats.base.Traced`) in pixels of the slide's finest level. Needs shapely
+    (``pip install 'medmdm[interop]'``).
 
     Args:
-        simplify: by how many pixels an outline may leave the pixels' edges, to have fewer vertices
-            (:func:`shapely.simplify`). Objects that touch may then overlap or part by as much.
+        simplify: by how many pixels (of slides, of those that were traced) an outline may leave the pixels' edges, to
+            have fewer vertices (:func:`shapely.simplify`). Objects that touch may then overlap or part by as much.
         annotations: write the outlines of classes.
         detections: write the outlines of instances.
 
@@ -44,6 +47,7 @@ class GeoJSON(CaseFormat):
     simplify: float = 0.0
     annotations: bool = True
     detections: bool = True
+    for_slides: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.simplify >= 0:
@@ -53,7 +57,13 @@ class GeoJSON(CaseFormat):
         need_shapely("GeoJSON")
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
-        only_pictures(self, entries, "DicomSeg for a DICOM series, or the NIfTI mask")
+        pictures = []
+        for entry in entries:
+            if not (isinstance(entry["image"], str) and is_slide(entry["image"])):
+                pictures.append(entry)
+            elif not self.annotations:
+                raise UserError(f"{entry['image']} is a slide, of which GeoJSON has annotations only: set them true.")
+        only_pictures(self, pictures, "DicomSeg for a DICOM series, or the NIfTI mask")
 
     def write(self, made: Segmented) -> dict[str, str]:
         features = list(self._features(made, made.classes, "annotation")) if self.annotations else []
@@ -74,7 +84,7 @@ class GeoJSON(CaseFormat):
             yield {
                 "type": "Feature",
                 "id": str(identity),
-                "geometry": self._geometry(shapes[int(row["label"])], made.corner),
+                "geometry": self._geometry(shapes[int(row["label"])], made),
                 "properties": {
                     "objectType": kind,
                     **({"name": str(row["label"])} if kind == "detection" else {}),
@@ -83,7 +93,7 @@ class GeoJSON(CaseFormat):
                 },
             }
 
-    def _geometry(self, shape: Any, corner: Sequence[int]) -> dict[str, Any]:
+    def _geometry(self, shape: Any, made: Segmented) -> dict[str, Any]:
         import shapely
 
         if self.simplify:
@@ -93,7 +103,7 @@ class GeoJSON(CaseFormat):
             parts = [part for part in shapely.get_parts(simpler) if part.geom_type == "Polygon" and not part.is_empty]
             if parts:  # what is smaller than the tolerance stays as it is
                 shape = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-        moved = shapely.transform(shape, lambda points: points + np.asarray(corner)[::-1])
+        moved = shapely.transform(shape, lambda points: made.in_file(points[:, ::-1])[:, ::-1])
         mapping: dict[str, Any] = shapely.geometry.mapping(moved)
         return {"type": mapping["type"], "coordinates": _plain(mapping["coordinates"])}
 

@@ -11,6 +11,9 @@ import pandas as pd
 from scipy import ndimage
 
 _DIGITS = 7  # that are kept of a measurement
+_ROWS = 1024  # that are looked at at once
+_OVERLAP = 8  # of parts: more rows than the estimator of perimeters looks over
+_SQUARE = 0.01  # how far the sides of a slide's pixels may differ, which rounding to whole pixels makes them
 
 #: Columns of pictures, and how QuPath would call them; of sizes in pixels only where the pixels' own is not known.
 QUPATH = {
@@ -77,6 +80,49 @@ def measure(
             row["mean_probability"] = mean
         rows.append({key: _rounded(value) for key, value in row.items()})
     return pd.DataFrame(rows, columns=_columns(labels.ndim, steps is not None, probabilities is not None))
+
+
+def measure_classes(
+    labels: np.ndarray, mask: np.ndarray, mpp: Sequence[float], shares: tuple[np.ndarray, np.ndarray]
+) -> pd.DataFrame:
+    """Measure what each label covers, part by part: of a large mask :func:`measure` would list every pixel.
+
+    Args:
+        labels: ``[H, W]``, 0 is background.
+        mask: class numbers of the same shape; of a label all pixels have one class.
+        mpp: µm between rows, and between columns.
+        shares: of each row ``[H]`` and column ``[W]``, how much of it lies on the image: the last may reach over it.
+
+    Returns:
+        A row each, by rising label: ``label``, ``class``, ``area_um2`` and ``perimeter_um``, which is empty where
+        pixels are not square; the latter is the estimator of :func:`measure`.
+    """
+    from skimage.measure import perimeter  # slow to import
+
+    square, side = abs(mpp[0] - mpp[1]) <= _SQUARE * min(mpp), (mpp[0] + mpp[1]) / 2
+    areas, edges, classes = dict[int, float](), dict[int, float](), dict[int, int]()
+    for start in range(0, len(labels), _ROWS):
+        part = labels[start : start + _ROWS + _OVERLAP]
+        # Sums of what is local: of all that parts have in common, their own ends included, one is too many.
+        shared = part[_ROWS:]
+        for number in np.unique(part[part != 0]).tolist():
+            here = part == number
+            if number not in classes:
+                classes[number] = int(mask[start : start + len(part)][here][0])
+            own = here[:_ROWS]
+            weights = shares[0][start : start + len(own)]
+            areas[number] = areas.get(number, 0.0) + float(weights @ (own @ shares[1]))
+            edges[number] = edges.get(number, 0.0) + float(perimeter(here))
+            if start + _ROWS < len(labels):
+                edges[number] -= float(perimeter(shared == number))
+    rows = [
+        {
+            "label": number, "class": classes[number], "area_um2": _rounded(areas[number] * mpp[0] * mpp[1]),
+            "perimeter_um": _rounded(edges[number] * side if square else math.nan),
+        }
+        for number in sorted(areas)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["label", "class", "area_um2", "perimeter_um"])
 
 
 def qupath_measurements(row: Mapping[str, Any]) -> dict[str, float]:

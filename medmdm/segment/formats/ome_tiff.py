@@ -30,6 +30,7 @@ class OMETiff(CaseFormat):
         return self.probabilities
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+        super().check(entries, class_names)
         only_pictures(self, entries, "the NIfTI mask")
 
     def write(self, made: Segmented) -> dict[str, str]:
