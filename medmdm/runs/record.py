@@ -56,6 +56,8 @@ class EvaluatedCase:
         spacing: mm per pixel, one number per axis; ``None`` where it is not known.
         columns: further columns of the data list, for subgroups.
         window: values of the image that are drawn black and white, a pair for all channels or one for each.
+        object_scores: how sure each predicted object is, by rising number; of the map of objects, or without one of the
+            mask's connected parts. ``None`` where it is not known.
     """
 
     name: str
@@ -70,11 +72,13 @@ class EvaluatedCase:
     spacing: tuple[float, ...] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     window: tuple[tuple[float, float], ...] | None = None
+    object_scores: tuple[float, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], run: Path, dataset_dir: Path = Path()) -> EvaluatedCase:
         """Return the case of an entry of ``evaluation.json``, whose paths count from the two folders."""
         images, patient, spacing = entry["image"], entry.get("patient_id"), entry.get("spacing")
+        sure = entry.get("object_scores")
         written = {key: run / entry[key] for key in ("prediction", "instances", *MAPS) if entry.get(key)}
         return cls(
             name=str(entry["case"]),
@@ -89,6 +93,7 @@ class EvaluatedCase:
             spacing=tuple(float(value) for value in spacing) if spacing else None,
             window=tuple((float(low), float(high)) for low, high in entry.get("window") or ()) or None,
             columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
+            object_scores=None if sure is None else tuple(float(value) for value in sure),
         )
 
 
@@ -274,6 +279,7 @@ def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
         "columns": dict(case.columns),
         "prediction": below(run, case.prediction),
         "instances": below(run, case.instances),
+        **({} if case.object_scores is None else {"object_scores": list(case.object_scores)}),
         **{name: below(run, case.maps.get(name)) for name in MAPS},
     }
 

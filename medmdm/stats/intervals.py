@@ -120,6 +120,29 @@ def bca_interval(
     return low[()], high[()]
 
 
+def jackknife_interval(value: float, without: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return Student's interval of a number that is of a whole set and no mean, by the jackknife (Tukey 1958).
+
+    Args:
+        value: the number of all units.
+        without: of all but one unit, or but one of equally large parts, each in turn, ``[n]``.
+        confidence: nominal coverage, in (0, 1).
+
+    Returns:
+        Lower and upper bound around ``value``, of a mean those of :func:`t_interval`; NaN where n is below 2 or a
+        number is not finite.
+
+    Raises:
+        UserError: ``confidence`` does not lie between 0 and 1.
+    """
+    _samples([], confidence)  # checks the confidence
+    numbers = np.asarray(without, np.float64)
+    if len(numbers) < 2 or not np.isfinite([value, *numbers]).all():
+        return math.nan, math.nan
+    low, high = t_interval((len(numbers) - 1) * (numbers.mean() - numbers), confidence)
+    return value + float(low), value + float(high)
+
+
 def crossed_interval(
     values: ArrayLike, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
