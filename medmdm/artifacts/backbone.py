@@ -23,12 +23,14 @@ from medmdm.backbones.layers import BlockNetwork, paper_blocks
 from medmdm.components import instantiate, to_config
 from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
+from medmdm.data.transforms.spatial import as_spacing
 from medmdm.errors import UserError, nearest
 from medmdm.files import weights_hash
 
 INITIALISATIONS = ("pretrained", "random", "raw", "filters")
 #: What a plan says of preprocessing; without a backbone the config says it.
 PREPROCESSING = ("channels", "spacing", "intensity_range", "percentiles", "slice_axis", "context_slices", "crop_size")
+_TAKEN_AWAY = "none"
 Backbone = str | os.PathLike[str] | tuple[nn.Module, Mapping[str, Any]]
 
 
@@ -71,7 +73,9 @@ def open_backbone(
         features: which: :func:`make_extractor` with other arguments than its defaults (``functools.partial``; in a
             bundle ``"_mode_": "callable"``).
         cache: how they are kept: :class:`medmdm.backbones.CachedExtractor` with other arguments than its defaults.
-        preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does.
+        preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does. What is
+            None stays as the plan has it; ``"none"`` takes it away: with the spacing ``"none"`` images are read in
+            their own pixels.
         initialise: ``"pretrained"``; ``"random"``, the same network with new random weights; ``"raw"``, the pixels
             themselves; ``"filters"``, a :class:`medmdm.backbones.FilterBank`: baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
@@ -91,8 +95,12 @@ def open_backbone(
             raise UserError(f"preprocessing has no {key!r}: it takes {', '.join(PREPROCESSING)}.")
     if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
         given["percentiles"] = percentiles_record(given["percentiles"])
+    if "spacing" in given and given["spacing"] != _TAKEN_AWAY:
+        spacing = as_spacing(given["spacing"], name="preprocessing")
+        given["spacing"] = None if spacing is None else list(spacing)
+    given = {key: None if value == _TAKEN_AWAY else value for key, value in given.items()}
     device = torch.device(device)
-    if path is None and "crop_size" not in given:
+    if path is None and given.get("crop_size") is None:
         what = "Without a backbone" if network is None else "Without a weights file"
         raise UserError(f"{what} nothing says how images are read: set preprocessing#crop_size.")
     if path is None and network is None:
