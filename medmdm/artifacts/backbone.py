@@ -23,12 +23,14 @@ from medmdm.backbones.layers import BlockNetwork, paper_blocks
 from medmdm.components import instantiate, to_config
 from medmdm.corruption import Corruption, FixedTimesteps
 from medmdm.data.transforms.intensity import percentiles_record
+from medmdm.data.transforms.spatial import as_spacing
 from medmdm.errors import UserError, nearest
 from medmdm.files import weights_hash
 
 INITIALISATIONS = ("pretrained", "random", "raw", "filters")
 #: What a plan says of preprocessing; without a backbone the config says it.
 PREPROCESSING = ("channels", "spacing", "intensity_range", "percentiles", "slice_axis", "context_slices", "crop_size")
+_TAKEN_AWAY = "none"
 Backbone = str | os.PathLike[str] | tuple[nn.Module, Mapping[str, Any]]
 
 
@@ -71,7 +73,8 @@ def open_backbone(
         features: which: :func:`make_extractor` with other arguments than its defaults (``functools.partial``; in a
             bundle ``"_mode_": "callable"``).
         cache: how they are kept: :class:`medmdm.backbones.CachedExtractor` with other arguments than its defaults.
-        preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does.
+        preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does. None
+            leaves the plan's; ``"none"`` takes it away: a spacing of ``"none"`` reads images in their own pixels.
         initialise: ``"pretrained"``; ``"random"``, the same network with new random weights; ``"raw"``, the pixels
             themselves; ``"filters"``, a :class:`medmdm.backbones.FilterBank`: baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
@@ -85,14 +88,9 @@ def open_backbone(
     Raises:
         UserError: the file cannot be used, or nothing says how images are to be read.
     """
-    given = {key: value for key, value in (preprocessing or {}).items() if value is not None}
-    for key in given:
-        if key not in PREPROCESSING:
-            raise UserError(f"preprocessing has no {key!r}: it takes {', '.join(PREPROCESSING)}.")
-    if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
-        given["percentiles"] = percentiles_record(given["percentiles"])
+    given = _given(preprocessing or {})
     device = torch.device(device)
-    if path is None and "crop_size" not in given:
+    if path is None and given.get("crop_size") is None:
         what = "Without a backbone" if network is None else "Without a weights file"
         raise UserError(f"{what} nothing says how images are read: set preprocessing#crop_size.")
     if path is None and network is None:
@@ -110,6 +108,19 @@ def open_backbone(
     extractor, plan, identity = read((net, plan), **forced)
     cached = cache(extractor.to(device), backbone_hash=identity)
     return OpenBackbone({**plan, **given}, cached, identity, str(path or ""), device, name)
+
+
+def _given(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what replaces a plan's preprocessing, in the forms that plans have."""
+    given = {key: value for key, value in preprocessing.items() if value is not None}
+    for key in given:
+        if key not in PREPROCESSING:
+            raise UserError(f"preprocessing has no {key!r}: it takes {', '.join(PREPROCESSING)}.")
+    if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
+        given["percentiles"] = percentiles_record(given["percentiles"])
+    if "spacing" in given and given["spacing"] != _TAKEN_AWAY:
+        given["spacing"] = list(as_spacing(given["spacing"], name="preprocessing") or ())
+    return {key: None if value == _TAKEN_AWAY else value for key, value in given.items()}
 
 
 def read_by(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from medmdm.cli import (
     add_labels,
     bundles,
     check,
+    classify,
     compare,
     completion,
     convert,
@@ -31,8 +32,8 @@ from medmdm.errors import UserError, find_user_error, show_interruption, show_us
 __all__ = ["main"]
 
 COMMANDS = (
-    init, prepare, check, doctor, split, plan_labels, add_labels, report, compare, convert, export, pack, shards,
-    completion,
+    init, prepare, check, doctor, split, plan_labels, add_labels, classify, report, compare, convert, export, pack,
+    shards, completion,
 )  # fmt: skip
 
 _BUNDLES = (

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -130,6 +131,17 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
     if hausdorff:
         scores["object_hausdorff"] = hausdorff_of_objects(pred, true, table)
     return scores
+
+
+def connected_objects(mask: ArrayLike) -> NDArray[np.int32]:
+    """Return what counts as objects where no map of them was made: the connected parts, across corners too.
+
+    Args:
+        mask: class numbers of any spatial shape, 0 is background.
+    """
+    array = np.asarray(mask) > 0
+    labels: NDArray[np.int32] = ndimage.label(array, ndimage.generate_binary_structure(array.ndim, array.ndim))[0]
+    return labels
 
 
 def _ratio(numerator: float, denominator: float) -> float:

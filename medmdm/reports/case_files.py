@@ -31,6 +31,7 @@ class CaseArrays:
         image: ``[C, *spatial]`` as read from the file, in the file's type, not scaled: its picture is made of it.
             ``None`` where the file is gone, so that only the picture is missing.
         maps: of real numbers, float32 ``[*spatial]``: those of :data:`medmdm.runs.record.MAPS` that were written.
+        object_scores: of the predicted objects, see :class:`medmdm.runs.record.EvaluatedCase`.
         window: values of the image that are drawn black and white, a pair for all channels or one for each; ``None``:
             0 and 255 of 8 bits, else percentiles of what is drawn.
         affine: of a volume, array index → mm in RAS, as its label says, ``[4, 4]``; ``None`` for pictures.
@@ -44,6 +45,7 @@ class CaseArrays:
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     affine: np.ndarray | None = None
     window: Sequence[tuple[float, float]] | None = None
+    object_scores: Sequence[float] | None = None
 
 
 def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
@@ -98,6 +100,7 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         maps={name: _map(case, name, path, truth.grid, size) for name, path in case.maps.items() if path.exists()},
         affine=truth.affine,
         window=case.window,
+        object_scores=case.object_scores,
     )
 
 

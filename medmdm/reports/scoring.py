@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import volume_geometry
 from medmdm.errors import UserError, counted
 from medmdm.metrics.baselines import all_foreground, all_foreground_means
-from medmdm.metrics.instances import instance_scores
+from medmdm.metrics.detection import Matches, average_precision, match_boxes, object_boxes
+from medmdm.metrics.instances import connected_objects, instance_scores
 from medmdm.metrics.pixels import class_means, pixel_scores
 from medmdm.progress import followed
 from medmdm.reports.case_files import CaseArrays, read_case
@@ -51,6 +51,7 @@ class ScoredCase:
     scores: dict[str, float]  # per_case.csv's numbers by column
     picture: CasePicture | None = None  # for the page; None where the files are gone
     files: tuple[str, str] = ("", "")  # names of the predicted mask and of the label
+    matches: Matches | None = None  # of boxes, where it is known how sure the objects are
 
     @classmethod
     def of(cls, case: EvaluatedCase, number: int, evaluation: Evaluation, scores: dict[str, float]) -> ScoredCase:
@@ -127,14 +128,15 @@ def score_cases(
     for number, case in enumerate(followed(evaluation.cases, "scoring cases")):
         try:
             content = read_case(case, evaluation) if arrays is None else arrays(case)
-            scores = _score(case, content, evaluation, found.ruler, surface)
+            scores, matches = _score(case, content, evaluation, found.ruler, surface)
             scores |= _baselines(scores, content.truth, evaluation, mean_mask)
         except UserError as error:
             found.excluded.append(Excluded(case.name, number, str(error)))
             continue
         files = (case.prediction.name if case.prediction else "", case.label.name if case.label else "")
         picture = draw_case(content, evaluation.num_classes, side)
-        found.cases.append(replace(ScoredCase.of(case, number, evaluation, scores), picture=picture, files=files))
+        scored = ScoredCase.of(case, number, evaluation, scores)
+        found.cases.append(replace(scored, picture=picture, files=files, matches=matches))
     without, listed = sum(case.instances is None for case in evaluation.cases), len(evaluation.cases)
     if evaluation.instance_labels and without:
         which = f"{without} of {counted(listed, 'case')}" if without < listed or listed == 1 else f"all {listed} cases"
@@ -156,8 +158,9 @@ def _spacing(case: EvaluatedCase) -> tuple[float, ...] | None:
 
 def _score(
     case: EvaluatedCase, arrays: CaseArrays, evaluation: Evaluation, ruler: Ruler, surface: bool
-) -> dict[str, float]:
-    """Return the numbers of a case by column."""
+) -> tuple[dict[str, float], Matches | None]:
+    """Return the numbers of a case by column, and the matches of its boxes."""
+    matches: Matches | None = None
     spacing: Sequence[float] | None = None
     if ruler.factor:  # of volumes by the order of the array's axes
         spacing = case.spacing if arrays.affine is None else np.linalg.norm(arrays.affine[:3, :3], axis=0).tolist()
@@ -178,13 +181,16 @@ def _score(
     if arrays.truth_instances is not None:
         objects = arrays.predicted_instances
         if objects is None:
-            structure = ndimage.generate_binary_structure(arrays.prediction.ndim, arrays.prediction.ndim)
-            objects = ndimage.label(arrays.prediction > 0, structure)[0]
+            objects = connected_objects(arrays.prediction)
         found = instance_scores(objects, arrays.truth_instances, hausdorff=surface)
         scores |= {key: found[key] for key in METRICS if METRICS[key].group == "objects" and key in found}
         scores |= {column: found[key] for key, column in OBJECT_COUNTS.items()}
+        if arrays.object_scores is not None and len(arrays.object_scores) == found["n_pred"]:
+            true_boxes = object_boxes(arrays.truth_instances)
+            matches = match_boxes(object_boxes(objects), arrays.object_scores, true_boxes)
+            scores |= average_precision([matches])
     scores |= {name: float(values.mean(dtype=np.float64)) for name, values in arrays.maps.items()}
-    return scores
+    return scores, matches
 
 
 def _baselines(

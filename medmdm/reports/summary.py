@@ -18,6 +18,7 @@ from medmdm.errors import UserError
 from medmdm.files import atomic_write, delimiter_of, plain_cell, text_of
 from medmdm.metrics.pixels import pool
 from medmdm.reports.baselines import baseline_scores, not_better
+from medmdm.reports.detection import pooled_precision, precision_sentence
 from medmdm.reports.label_plan import read_label_plan
 from medmdm.reports.pseudonyms import Pseudonyms, public_protocol, without_paths
 from medmdm.reports.rendering import BASELINE_COLUMNS, COUNTS, METRICS, OBJECT_COUNTS, PER_CLASS, asset, csv_text
@@ -136,7 +137,9 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
     summaries = {key: summarise(_values(cases, key), patients) for key in METRICS if _known(cases, key)}
     counts = ({k: {name: case.scores[f"{name}_{k}"] for name in COUNTS} for k in numbers} for case in cases)
     pooled_by_class = pool(counts)
-    pooled = _pooled(cases, pooled_by_class)
+    detection = pooled_precision(cases)
+    pooled = _pooled(cases, pooled_by_class) | {key: value for key, (value, _) in detection.items()}
+    around = {key: {"pooled_interval": interval} for key, (_, interval) in detection.items()}
     nnunet = {str(k): {name: _column(key, k, several) for name, key in _NNUNET.items()} for k in numbers}
     means = {k: {name: _mean(_values(cases, key)) for name, key in row.items()} for k, row in nnunet.items()}
     baselines = baseline_scores(cases, list(numbers) if several else [], patients)
@@ -158,7 +161,13 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         "tolerance": scores.ruler.tolerance,
         "notes": list(
             dict.fromkeys(
-                [*not_better(baselines), *evaluation.protocol.get("notes", ()), *scores.notes, *dice.warnings]
+                [
+                    *precision_sentence(detection),
+                    *not_better(baselines),
+                    *evaluation.protocol.get("notes", ()),
+                    *scores.notes,
+                    *dice.warnings,
+                ]
             )
         ),
         "metric_per_case": [
@@ -173,7 +182,10 @@ def make_summary(evaluation: Evaluation, scores: Scores, pseudonyms: Pseudonyms)
         # As nnU-Net has them: over cases by class, and their means over classes, without undefined values.
         "mean": means,
         "foreground_mean": {name: _mean([row[name] for row in means.values()]) for name in _NNUNET},
-        "scores": {key: summary.as_dict() | {"pooled": pooled.get(key)} for key, summary in summaries.items()},
+        "scores": {
+            key: summary.as_dict() | {"pooled": pooled.get(key)} | around.get(key, {})
+            for key, summary in summaries.items()
+        },
         "class_scores": {
             str(k): {
                 "name": evaluation.class_names[k],

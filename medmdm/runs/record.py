@@ -50,12 +50,13 @@ class EvaluatedCase:
         instances: the predicted map of objects, where one was written.
         maps: those of :data:`MAPS` that were written: the prediction's uncertainty, the disagreement of an ensemble's
             members, how badly the network restores the image (``surprise``, the reconstruction error).
-        region: part of the image that is the case.
-        series_uid: which series, where a folder holds several.
+        part: of the image, which is the case: its ``region``; the ``series_uid``, where a folder holds several.
         patient: the patient's id.
         spacing: mm per pixel, one number per axis; ``None`` where it is not known.
         columns: further columns of the data list, for subgroups.
         window: values of the image that are drawn black and white, a pair for all channels or one for each.
+        object_scores: how sure each predicted object is, by rising number; of the map of objects, or without one of the
+            mask's connected parts. ``None`` where it is not known.
     """
 
     name: str
@@ -64,17 +65,28 @@ class EvaluatedCase:
     prediction: Path | None = None
     instances: Path | None = None
     maps: Mapping[str, Path] = field(default_factory=dict)
-    region: Mapping[str, Any] | None = None
-    series_uid: str | None = None
+    part: Mapping[str, Any] = field(default_factory=dict)
     patient: str | None = field(default=None, repr=False)
     spacing: tuple[float, ...] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     window: tuple[tuple[float, float], ...] | None = None
+    object_scores: tuple[float, ...] | None = field(default=None, repr=False)
+
+    @property
+    def region(self) -> Mapping[str, Any] | None:
+        """Part of the image that is the case; ``None`` for the whole."""
+        return self.part.get("region")
+
+    @property
+    def series_uid(self) -> str | None:
+        """Which series, where a folder holds several."""
+        return self.part.get("series_uid")
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], run: Path, dataset_dir: Path = Path()) -> EvaluatedCase:
         """Return the case of an entry of ``evaluation.json``, whose paths count from the two folders."""
         images, patient, spacing = entry["image"], entry.get("patient_id"), entry.get("spacing")
+        sure = entry.get("object_scores")
         written = {key: run / entry[key] for key in ("prediction", "instances", *MAPS) if entry.get(key)}
         return cls(
             name=str(entry["case"]),
@@ -83,12 +95,12 @@ class EvaluatedCase:
             prediction=written.pop("prediction", None),
             instances=written.pop("instances", None),
             maps=written,
-            region=entry.get("region"),
-            series_uid=entry.get("series_uid"),
+            part={key: entry[key] for key in ("region", "series_uid") if entry.get(key) is not None},
             patient=patient_id(None if patient == "" else patient),
             spacing=tuple(float(value) for value in spacing) if spacing else None,
             window=tuple((float(low), float(high)) for low, high in entry.get("window") or ()) or None,
             columns={str(key): str(value) for key, value in (entry.get("columns") or {}).items() if value is not None},
+            object_scores=None if sure is None else tuple(float(value) for value in sure),
         )
 
 
@@ -263,7 +275,7 @@ def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
         return None if path is None else str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     image = case.image
-    known = {"region": case.region, "series_uid": case.series_uid, "patient_id": case.patient}
+    known = {**case.part, "patient_id": case.patient}
     return {
         "case": case.name,
         "image": [below(dataset_dir, one) for one in image] if isinstance(image, list) else below(dataset_dir, image),
@@ -274,6 +286,7 @@ def _entry(case: EvaluatedCase, run: Path, dataset_dir: Path) -> dict[str, Any]:
         "columns": dict(case.columns),
         "prediction": below(run, case.prediction),
         "instances": below(run, case.instances),
+        **({} if case.object_scores is None else {"object_scores": list(case.object_scores)}),
         **{name: below(run, case.maps.get(name)) for name in MAPS},
     }
 

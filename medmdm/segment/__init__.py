@@ -1,6 +1,7 @@
 """From a backbone and a few labelled images to masks and their record."""
 
 from medmdm.segment.apply import Announced, Evaluation, Inference, OpenSegmenter, open_segmenter
+from medmdm.segment.classification import Classification
 from medmdm.segment.evaluation import Outputs
 from medmdm.segment.formats import COCO, DicomSeg, GeoJSON, ObjectTable, OMETiff
 from medmdm.segment.grid import Grid
@@ -15,6 +16,7 @@ from medmdm.segment.workflow import Segmentation
 __all__ = [
     "COCO",
     "Announced",
+    "Classification",
     "DicomSeg",
     "Evaluation",
     "GeoJSON",

@@ -16,6 +16,7 @@ from medmdm.data.writers import write_map, write_mask
 from medmdm.errors import UserError, counted
 from medmdm.files import mark_outputs
 from medmdm.heads.predictor import Predictor
+from medmdm.metrics.instances import connected_objects
 from medmdm.progress import followed
 from medmdm.reports import CaseArrays, Report
 from medmdm.runs.folder import RunFolder
@@ -24,9 +25,10 @@ from medmdm.runs.record import EvaluatedCase, Evaluation, Provenance
 from medmdm.segment.cross_validation import FoldPredictor
 from medmdm.segment.feature_panel import write_feature_panel
 from medmdm.segment.formats.base import CaseFormat, Format, RunFormat
+from medmdm.segment.formats.measurements import object_scores
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.masks import make_masks
-from medmdm.segment.postprocessing import Postprocessing
+from medmdm.segment.postprocessing import AUTO, Postprocessing
 from medmdm.segment.reconstruction_error import ReconstructionError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Predicted:
         maps: ``[*spatial]`` float32 by name: ``uncertainty``, ``disagreement``, ``surprise``, those that were made.
         files: by kind, relative to the folder.
         probabilities: ``[K, *spatial]``, where a format asks for them.
+        object_scores: of labels of objects: the mean probability of each predicted object, by rising number.
     """
 
     mask: np.ndarray
@@ -49,6 +52,7 @@ class Predicted:
     maps: Mapping[str, np.ndarray]
     files: Mapping[str, str]
     probabilities: np.ndarray | None = None
+    object_scores: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Outputs:
         probabilities: a map for each class.
         uncertainty: maps of entropy and of disagreement between the members of an ensemble.
         reconstruction_error: writes its maps; None for none. Images are read in the segmenter's windows.
-        boxes: a table of the boxes of instances, where instances are found.
+        boxes: a table of the boxes of instances, where instances are found; their scores need the probabilities of the
+            whole image in memory.
         formats: of :mod:`medmdm.segment.formats`: what else is written of images whose labels are not looked at.
         report: the tables and pages of the report.
         study: the ``study.csv`` of a study, whose learning curve the report shows.
@@ -111,7 +116,10 @@ class Outputs:
         if isinstance(predictor, FoldPredictor):
             postprocess = predictor.postprocess[case.name]
         kept = any(form.needs_probabilities for form in self.formats)
-        made = make_masks(case, predictor, postprocess, self.probabilities or kept)
+        # The table of boxes says how sure each is; a post-processing of the caller's own has them anyway.
+        kept = kept or (self.boxes and getattr(postprocess, "instances", "") not in (None, AUTO))
+        judged = case.instances is not None  # by the average precision of its objects, which ranks them
+        made = make_masks(case, predictor, postprocess, self.probabilities or kept or judged)
         mask, instances = made.mask, made.instances
         maps = {}
         if made.uncertainty is not None:
@@ -129,7 +137,12 @@ class Outputs:
         shares = {"probabilities": made.probabilities} if self.probabilities else {}
         for name, values in {**shares, **maps}.items():
             files[name] = self._write(f"_{name}", values, for_maps, write_map, case)
-        return Predicted(mask, instances, maps, files, made.probabilities if kept else None)
+        scores = None
+        if judged and made.probabilities is not None:
+            scores = object_scores(
+                connected_objects(mask) if instances is None else instances, mask, made.probabilities
+            )
+        return Predicted(mask, instances, maps, files, made.probabilities if kept else None, scores)
 
     def _write(self, kind: str, values: np.ndarray, suffix: str, write: Callable[..., Path], case: LoadedCase) -> str:
         """Write on the source's grid; a case that is a part of a picture is written in place, 0 around it."""
@@ -206,6 +219,7 @@ def _arrays(case: LoadedCase, predicted: Predicted) -> CaseArrays:
         maps={k: v if case.slicing is None else np.asfortranarray(v) for k, v in predicted.maps.items()},
         affine=case.label_affine,
         window=case.window,
+        object_scores=predicted.object_scores,
     )
 
 
@@ -219,7 +233,8 @@ def _record(
     cases, folder = data.cases, Path(outputs.folder)
     kept = ("image", "label", "region", "series_uid", "patient_id", "columns")  # of an entry of the data list
     entries = [
-        {key: one.entry.get(key) for key in kept} | dict(made.files, case=name, spacing=one.spacing, window=one.window)
+        {key: one.entry.get(key) for key in kept}
+        | dict(made.files, case=name, spacing=one.spacing, window=one.window, object_scores=made.object_scores)
         for name, (one, made) in found.items()
     ]
     information = {} if cases.data_list is None else dict(cases.data_list.information)

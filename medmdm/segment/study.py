@@ -114,7 +114,8 @@ class Study:
             other = read_by(backbone.plan)
             for key in (key for key in other if other[key] != expected[key]):
                 both = f"with {key} {other[key]}, {next(iter(self.backbones))} with {expected[key]}"
-                advice = f"leave one out, or set backbones#{name}#preprocessing#{key}"
+                own = "none" if expected[key] is None else expected[key]
+                advice = f"leave one out, or set backbones#{name}#preprocessing#{key} to {json.dumps(own)}"
                 raise UserError(f"backbones#{name} was trained {both}, but a study reads images once: {advice}.")
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,65 @@ def bca_interval(
         )
         low[varied], high[varied] = result.confidence_interval
     return low[()], high[()]
+
+
+def jackknife_interval(value: float, without: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return Student's interval of a number that is of a whole set and no mean, by the jackknife (Tukey 1958).
+
+    Args:
+        value: the number of all units.
+        without: of all but one unit, or but one of equally large parts, each in turn, ``[n]``.
+        confidence: nominal coverage, in (0, 1).
+
+    Returns:
+        Lower and upper bound around ``value``, of a mean those of :func:`t_interval`; NaN where n is below 2 or a
+        number is not finite.
+
+    Raises:
+        UserError: ``confidence`` does not lie between 0 and 1.
+    """
+    _samples([], confidence)  # checks the confidence
+    numbers = np.asarray(without, np.float64)
+    if len(numbers) < 2 or not np.isfinite([value, *numbers]).all():
+        return math.nan, math.nan
+    low, high = t_interval((len(numbers) - 1) * (numbers.mean() - numbers), confidence)
+    return value + float(low), value + float(high)
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.int64]], float],
+    groups: ArrayLike,
+    confidence: float = CONFIDENCE,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a number that is no mean, whole groups being drawn.
+
+    Args:
+        statistic: of cases, given by their places, which may come several times; NaN where it is undefined.
+        groups: numbers of the groups of all cases from 0 on, such as their patients, ``[n]``.
+        confidence: nominal coverage, in (0, 1).
+        resamples: how often to draw as many groups with replacement; those without a value are left out.
+        seed: of these draws.
+
+    Returns:
+        Lower and upper bound; NaN where there are fewer than two groups, or no resample has a value.
+
+    Raises:
+        UserError: ``confidence`` does not lie between 0 and 1.
+    """
+    _samples([], confidence)  # checks the confidence
+    numbers = np.asarray(groups, np.int64)
+    members = [np.flatnonzero(numbers == group) for group in np.unique(numbers)]
+    if len(members) < 2:
+        return math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(len(members), size=(resamples, len(members)))
+    values = np.array([statistic(np.concatenate([members[group] for group in one])) for one in drawn])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def crossed_interval(

@@ -126,3 +126,23 @@ def test_says_what_is_missing(refused: Run, pyramid: dict[str, Any]) -> None:
             head=RIDGE)  # fmt: skip
     grey = {**pyramid, "in_channels": 1, "weights": None}
     refused("the backbones take images of different channels: [3, 1]", "mdm_segment", network=grey, head=RIDGE)
+
+
+def test_plans_that_differ_are_read_alike_once_it_is_said(run: Run, refused: Run, tmp_path: Path) -> None:
+    """Transfer: weights of a set whose pixels have a size, on one whose pixels have none, and the other way round."""
+    own, other = str(tmp_path / "model.pt"), str(tmp_path / "spaced.pt")
+    write_backbone(Path(other), spacing=[0.5, 0.5])
+    there = {"own": {"path": own}, "other": {"path": other}}
+    settings = study_settings(tmp_path, backbones=there, heads={"ridge": RIDGE}, shots=[2], draws=1, reference=None)
+    sentence = 'leave one out, or set backbones#other#preprocessing#spacing to "none".'
+    refused(sentence, "mdm_study", **settings)
+    there["other"]["preprocessing"] = {"spacing": "none"}  # type: ignore[assignment]
+    table = run("mdm_study", **settings)
+    assert set(table["backbone"]) == {"own", "other"}
+    back = {"other": {"path": other}, "own": {"path": own}}
+    refused("set backbones#own#preprocessing#spacing to [0.5, 0.5].", "mdm_study", **{**settings, "backbones": back})
+    scalar = open_backbone(own, preprocessing={"spacing": 0.5})
+    assert scalar.plan["spacing"] == [0.5, 0.5]
+    assert open_backbone(other, preprocessing={"spacing": None}).plan["spacing"] == [0.5, 0.5]
+    assert open_backbone(other, preprocessing={"spacing": "none"}).plan["spacing"] is None
+    said("preprocessing gives spacing 0", open_backbone, other, preprocessing={"spacing": 0})

@@ -125,6 +125,7 @@ def test_boxes_lie_on_the_whole_picture(run: Run, tmp_path: Path) -> None:
     for case in ("4", "5"):
         instances = read_image(tmp_path / "inferred" / "predictions" / f"{case}_instances.png")[0]
         rows = table[table["case"] == int(case)].drop(columns="case").reset_index(drop=True)
+        assert rows.pop("score").between(0.5, 1).all()
         assert len(rows)
         pd.testing.assert_frame_equal(rows, boxes(instances, instances > 0), check_dtype=False)
 

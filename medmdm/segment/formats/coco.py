@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from medmdm.errors import UserError
 from medmdm.segment.formats.base import RunFormat, Segmented, only_pictures
+from medmdm.segment.formats.measurements import object_scores
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class COCO(RunFormat):
 
     Objects are the instances of the post-processing, or without any the connected parts of each class. Categories are
     the classes but the background, under their own numbers. Needs pycocotools (``pip install 'medmdm[interop]'``).
+    With ``score`` the annotations are COCO's results of detection, too, which ``COCO.loadRes`` of pycocotools reads.
+
+    Args:
+        score: the mean probability of an object's class over its pixels as its ``score``; needs the probabilities of
+            the whole image in memory.
 
     Raises:
         UserError: pycocotools is missing.
@@ -31,7 +37,13 @@ class COCO(RunFormat):
         https://cocodataset.org/#format-data
     """
 
+    score: bool = True
     file: ClassVar[str] = "coco.json"
+
+    @property
+    def needs_probabilities(self) -> bool:  # type: ignore[override]
+        """Whether probabilities have to be kept for it."""
+        return self.score
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("pycocotools") is None:
@@ -46,9 +58,13 @@ class COCO(RunFormat):
         mask, objects = case.in_place(made.mask), case.in_place(made.objects)
         height, width = (int(n) for n in mask.shape)
         image = {"file_name": _listed_name(made), "height": height, "width": width, "case": case.name}
+        annotations = _annotations(objects, mask)
+        if self.score and made.probabilities is not None:
+            scores = object_scores(made.objects, made.mask, made.probabilities)
+            annotations = [{**one, "score": score} for one, score in zip(annotations, scores, strict=True)]
         return {
             "image": image,
-            "annotations": _annotations(objects, mask),
+            "annotations": annotations,
             "categories": [{"id": number, "name": name} for number, name in made.origin.foreground.items()],
         }
 

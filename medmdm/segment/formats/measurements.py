@@ -55,7 +55,9 @@ def measure(
     rows: list[dict[str, Any]] = []
     regions = regionprops(labels.astype(np.int32), spacing=[1.0] * labels.ndim if steps is None else steps)
     classes = [int(mask[tuple(region.coords[0])]) for region in regions]
-    means = _means(labels, [int(region.label) for region in regions], classes, probabilities)
+    means = [math.nan] * len(regions)
+    if probabilities is not None:
+        means = _means(labels, [int(region.label) for region in regions], classes, probabilities)
     for region, number, mean in zip(regions, classes, means, strict=True):
         count = len(region.coords)
         row: dict[str, Any] = {"label": int(region.label), "class": number}
@@ -125,6 +127,20 @@ def measure_classes(
     return pd.DataFrame(rows, columns=["label", "class", "area_um2", "perimeter_um"])
 
 
+def object_scores(labels: np.ndarray, mask: np.ndarray, probabilities: np.ndarray) -> list[float]:
+    """Return how sure the segmenter was of each object, by rising label: ``mean_probability`` of :func:`measure`.
+
+    Args:
+        labels: numbers of objects ``[*spatial]``, 0 is background.
+        mask: class numbers of the same shape.
+        probabilities: ``[classes, *spatial]``.
+    """
+    numbers, first = np.unique(labels, return_index=True)
+    objects = [(int(label), int(mask.flat[place])) for label, place in zip(numbers, first, strict=True) if label]
+    means = _means(labels, [label for label, _ in objects], [number for _, number in objects], probabilities)
+    return [_rounded(mean) for mean in means]
+
+
 def qupath_measurements(row: Mapping[str, Any]) -> dict[str, float]:
     """Return what QuPath shows of a row of :func:`measure`."""
     physical = "area_um2" in row
@@ -144,11 +160,9 @@ def _columns(dimensions: int, sized: bool, sure: bool) -> list[str]:
 
 
 def _means(
-    labels: np.ndarray, numbers: Sequence[int], classes: Sequence[int], probabilities: np.ndarray | None
+    labels: np.ndarray, numbers: Sequence[int], classes: Sequence[int], probabilities: np.ndarray
 ) -> list[float]:
     """Return the mean probability of each object's class over the object."""
-    if probabilities is None:
-        return [math.nan] * len(numbers)
     found = np.zeros(len(numbers))
     for number in set(classes):
         of_class = [place for place, one in enumerate(classes) if one == number]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from medmdm.files import table_text
 from medmdm.segment.formats.base import RunFormat, Segmented
+from medmdm.segment.formats.measurements import object_scores
 from medmdm.segment.postprocessing import boxes
 
 
@@ -26,7 +27,9 @@ class _Table(RunFormat):
 
 
 class BoxTable(_Table):
-    """``boxes.csv``: the boxes of instances, see :func:`medmdm.segment.postprocessing.boxes`."""
+    """``boxes.csv``: the boxes of instances, see :func:`medmdm.segment.postprocessing.boxes`, and where probabilities
+    were kept their ``score``: the mean probability of the object's class over its pixels.
+    """  # noqa: D205
 
     file: ClassVar[str] = "boxes.csv"
 
@@ -34,7 +37,10 @@ class BoxTable(_Table):
         if made.instances is None:
             return None
         case = made.case
-        return boxes(case.in_place(made.instances), case.in_place(made.mask)).assign(case=case.name)
+        table = boxes(case.in_place(made.instances), case.in_place(made.mask))
+        if made.probabilities is not None:
+            table["score"] = object_scores(made.instances, made.mask, made.probabilities)
+        return table.assign(case=case.name)
 
 
 @dataclass(frozen=True)

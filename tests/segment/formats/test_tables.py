@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import ndimage
 from medmdm.data.files.volumes import Slicing
 from medmdm.segment import COCO, ObjectTable, PostProcess
 from medmdm.segment.formats.measurements import measure
+from medmdm.segment.formats.tables import BoxTable
 from tests.made import refused
 from tests.segment.formats.made import NAMES, made_mask, segmented
 from tests.written import picture
@@ -66,6 +68,25 @@ def test_objects_of_a_volume(tmp_path: Path) -> None:
     assert row["equivalent_diameter_mm"] == pytest.approx((6 * 24 / math.pi) ** (1 / 3))
 
 
+def test_boxes_say_how_sure_they_are(tmp_path: Path) -> None:
+    mask = made_mask()
+    mask[0, 20:30] = 1  # in the row where classes are 0.25 probable
+    mask[1, 20:30] = 1  # and the next, where they are 0.75
+    instances = PostProcess(instances="components").finished(mask)["instances"]
+    assert instances is not None
+    instances[instances == 2] = 9  # a gap
+    made = segmented(tmp_path, mask, instances)
+    table = BoxTable().describe(made)
+    assert table is not None
+    assert list(table["label"]) == [1, 3, 4, 9]
+    own = {n: made.probabilities[mask[instances == n][0]][instances == n].mean() for n in table["label"]}  # type: ignore[index]
+    assert dict(zip(table["label"], table["score"], strict=True)) == pytest.approx(own, rel=1e-6)
+    assert sorted(set(np.round(table["score"], 6))) == [0.5, 0.75]
+    bare = BoxTable().describe(replace(made, probabilities=None))
+    assert bare is not None
+    assert "score" not in bare
+
+
 def test_coco_is_read_by_pycocotools(tmp_path: Path) -> None:
     pycocotools = pytest.importorskip("pycocotools.coco")
     rng = np.random.default_rng(0)
@@ -108,4 +129,10 @@ def test_coco_is_read_by_pycocotools(tmp_path: Path) -> None:
             drawn[decoded > 0] = annotation["category_id"]
         np.testing.assert_array_equal(drawn, mask)
     assert len(json.loads(file.read_text())["images"]) == 3
+    # The annotations are results of detection, too.
+    detected = read.loadRes([{**one} for one in json.loads(file.read_text())["annotations"]])
+    scores = {one["label"]: one["score"] for one in detected.loadAnns(detected.getAnnIds(imgIds=2))}
+    table = ObjectTable().describe(cases["b"])
+    assert scores == dict(zip(table["label"], table["mean_probability"], strict=True))
+    assert all("score" not in one for one in COCO(score=False).describe(cases["b"])["annotations"])
     refused("COCO is for pictures", form.check, [{"image": "x.nii"}], NAMES)
