@@ -64,12 +64,12 @@ def mirrored(values: Tensor, axes: Sequence[int], names: Sequence[str]) -> Tenso
     values = values.flip(list(axes))
     if "hv" not in names:
         return values
-    first = values.shape[1] - channels(names) + places(names)["hv"].start
+    count, first = channels(names), places(names)["hv"].start
     # The horizontal map follows the last axis, the vertical one the axis before.
     turned = [first + values.ndim - 1 - axis for axis in axes]
-    signs = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
-    signs[turned] = -1
-    return values * signs.view(1, -1, *[1] * (values.ndim - 2))
+    signs = torch.tensor([-1.0 if number in turned else 1.0 for number in range(count)], device=values.device)
+    maps = values[:, -count:] * signs.to(values.dtype).view(-1, *[1] * (values.ndim - 2))
+    return torch.cat([values[:, :-count], maps], dim=1)
 
 
 def activated(values: Tensor, names: Sequence[str]) -> Tensor:
