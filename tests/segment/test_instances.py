@@ -18,7 +18,8 @@ TINY = {
     "head#learner#network#features": [8, 8, 8, 8, 8, 8],
     "head#learner#network#norm": "batch",
     "head#learner#training#steps": 3,
-    "window": [32, 32],
+    "preprocessing#crop_size": [32, 32],
+    "preprocessing#channels": 3,
 }
 
 
@@ -69,15 +70,16 @@ def test_the_overlay(run: Run, numbered: Path, tmp_path: Path) -> None:
 
 @pytest.mark.bundle
 def test_what_cannot_be_done_is_told_before_the_fit(run: Run, numbered: Path, tmp_path: Path) -> None:
-    def refused(sentence: str, **overrides: Any) -> None:
-        refused_in_config(sentence, segment, numbered, tmp_path / "refused", **overrides)
-        assert not (tmp_path / "refused" / "segmenter.pt").exists()
+    def refused(sentence: str, name: str, **overrides: Any) -> None:
+        refused_in_config(sentence, segment, numbered, tmp_path / name, **overrides)
+        assert not (tmp_path / name / "segmenter.pt").exists()
 
-    refused("needs the map 'hv'", **{"head#maps": ["distance"], "postprocess#instances": "hover"})
-    refused("did you mean 'distance'", **{"head#maps": ["distanc"]})
-    refused("gives 5 channels, but 2 classes and distance are 3", **{"head#maps": ["distance"]})
+    refused("needs the map 'hv'", "one", **{"head#maps": ["distance"], "postprocess#instances": "hover"})
+    refused("did you mean 'distance'", "two", **{"head#maps": ["distanc"]})
+    refused("gives 5 channels, but 2 classes and distance are 3", "three", **{"head#maps": ["distance"]})
     segment(numbered, tmp_path / "plain", **{"head": {
-        "_target_": "medmdm.heads.FromScratch", "multiple": 4, "training": {"_target_": "medmdm.heads.Training", "steps": 1},
+        "_target_": "medmdm.heads.FromScratch", "multiple": 4,
+        "training": {"_target_": "medmdm.heads.Training", "steps": 1},
         "network": {
             "_target_": "UNet", "_mode_": "callable", "spatial_dims": 2, "in_channels": 3, "out_channels": 2,
             "channels": [4, 8], "strides": [2],
@@ -89,4 +91,4 @@ def test_what_cannot_be_done_is_told_before_the_fit(run: Run, numbered: Path, tm
     content = json.loads((numbered / "dataset.json").read_text())
     (numbered / "dataset.json").write_text(json.dumps({**content, "label_type": "classes", "labels": {
         "background": 0, "one": 1, "other": 2}}))  # fmt: skip
-    refused("labels that number objects", **{"head#learner#network#out_channels": 6})
+    refused("labels that number objects", "four", **{"head#learner#network#out_channels": 6})
