@@ -80,6 +80,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, method in WAYS:
                 postprocess = replace(fitted["postprocess"], instances=method)
                 objects = postprocess(said[name].probabilities, case.spacing, said[name].maps)["instances"]
+                assert objects is not None
+                assert case.instances is not None
                 each = instance_scores(objects, case.instances, hausdorff=False)
                 found[name, method].append([each[metric] for metric in METRICS])
         for way, values in found.items():
