@@ -51,14 +51,15 @@ def fits(shots: int, draw: int, arguments: argparse.Namespace, data: LabelledDat
         features, norm = (16, 32, 64, 128, 256, 16), ("group", {"num_groups": 8})
         return FromScratch(functools.partial(BasicUNet, 2, 3, channels, features, norm=norm), 16, training)
 
-    heads = {
+    heads: dict[str, FromScratch | MultiTaskHead] = {
         "plain": learner(task.num_classes),
         "maps": MultiTaskHead(learner(task.num_classes + 3), ("distance", "hv")),
     }
     settings = PostProcess(remove_small_objects="auto", instances="components")
+    models: dict[str, torch.nn.Module] = {name: head.fit(task, None).model for name, head in heads.items()}
     return {
         "postprocess": follow_labels(settings, "instances", support)[0],
-        **{name: Predictor(head.fit(task, None).model, reading, device=task.device) for name, head in heads.items()},
+        **{name: Predictor(model, reading, device=task.device) for name, model in models.items()},
     }
 
 
