@@ -71,6 +71,7 @@ def save_segmenter(
             }
             record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
             record["padding"] |= {"flips": list(segmenter.flips), "undeclared": list(segmenter.undeclared)}
+            record["padding"] |= _maps(segmenter)
             kind, state = "network", {"network": segmenter.network.state_dict()}
         elif isinstance(segmenter, Segmenter):
             record = _record(segmenter, plan)
@@ -139,7 +140,7 @@ def load_segmenter(
                 damage = None if plan["corruption"] is None else instantiate(plan["corruption"], trust, Corruption)
                 extractor = FeatureExtractor(network, corruption=damage, **plan["extractor"])
                 head = fill(build(plan["head"], trust, device), state["head"])
-                how = {name: plan.get(name, ()) for name in ("flips", "undeclared")}
+                how = {name: plan.get(name, ()) for name in ("flips", "undeclared", "maps")}
                 module = Segmenter(extractor, head, plan["ensemble"], **how)
         except KeyError as error:
             raise UserError(f"the file lacks {error}, it is damaged or was not written by medmdm.") from error
@@ -169,7 +170,13 @@ def _record(segmenter: Segmenter, plan: Mapping[str, Any]) -> dict[str, Any]:
         "ensemble": segmenter.ensemble,
         "flips": list(segmenter.flips),
         "undeclared": list(segmenter.undeclared),
+        **_maps(segmenter),
     }
+
+
+def _maps(segmenter: Segmenter | PaddedNetwork) -> dict[str, list[str]]:
+    """Name the maps beside the classes; nothing where there are none, as earlier versions wrote it."""
+    return {"maps": list(segmenter.maps)} if segmenter.maps else {}
 
 
 def _inner(segmenter: Segmenter) -> FeatureExtractor:

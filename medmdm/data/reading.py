@@ -40,12 +40,14 @@ class Example:
         label: ``[*spatial]`` class numbers, :data:`medmdm.labels.IGNORE` where nothing is known.
         case: id of the case it is of.
         group: what is left out together when cases are left out in turn: the volume of a slice; "" for the image alone.
+        objects: ``[*spatial]`` numbers of objects, 0 for none, where labels number them; None elsewhere.
     """
 
     image: Tensor = field(repr=False)
     label: Tensor = field(repr=False)
     case: str = ""
     group: str = ""
+    objects: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # MONAI's metadata would travel through every operation of a network, and into the files of the cache.
@@ -238,7 +240,7 @@ class CaseReader:
         if in_parts and self.resample.has_no_target:
             examples = self._in_parts(original, loaded, entry)
         else:
-            examples = [self._example(loaded, entry)]
+            examples = [self._example(loaded, entry, None if instances is None else instances[0])]
         return LoadedCase(
             entry, examples, (), None, truth, pixels.shape[1:], hashes, spacing, original,
             None if instances is None else instances[0, 0],
@@ -272,12 +274,14 @@ class CaseReader:
         loaded = [self.to_classes(one) for one in decoded]
         volume = self.store.get(entry["image"], axis, entry.get("series_uid"))
         slicing, truth, instances, label_affine = volume.slicing, None, None, None
+        objects: Sequence[np.ndarray | None] = [None] * len(loaded)
         if "label" in entry:
             label_affine = turned_onto(self.store.get(entry["label"], axis).grid, volume.grid)[0].affine
             truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
             numbers = self._instances(decoded)
-            instances = None if numbers is None else slicing.to_volume(numbers)[0]
-        examples = [self._example(one, entry) for one in loaded]
+            if numbers is not None:
+                instances, objects = slicing.to_volume(numbers)[0], list(numbers)
+        examples = [self._example(one, entry, own) for one, own in zip(loaded, objects, strict=True)]
         spacing = tuple(float(n) for n in np.sqrt((slicing.affine[:3, :3] ** 2).sum(axis=0)))
         return LoadedCase(
             entry, examples, tuple(range(len(slices))), slicing, truth, slicing.shape, (volume.digest, volume.digest),
@@ -308,7 +312,10 @@ class CaseReader:
         labels = [one["label"] for one in decoded]
         return np.stack([label_numbers(np.asarray(label), file_name(label)).astype(np.int32) for label in labels])
 
-    def _example(self, loaded: dict[Any, Any], entry: Mapping[str, Any]) -> Example:
+    def _example(
+        self, loaded: dict[Any, Any], entry: Mapping[str, Any], instances: np.ndarray | None = None
+    ) -> Example:
+        """Make an example of a picture or a slice; ``instances`` are the numbers of its objects, ``[1, H, W]``."""
         prepared = self.prepare(loaded)
         image = torch.as_tensor(prepared["image"]).float().contiguous()
         self._check_channels(len(image), entry)
@@ -316,10 +323,16 @@ class CaseReader:
             label = torch.as_tensor(prepared["label"])[0].long().contiguous()
         else:
             label = torch.zeros(image.shape[1:], dtype=torch.long)
+        objects = None
+        if instances is not None:
+            numbers = MetaTensor(torch.from_numpy(instances), meta=dict(loaded["label"].meta))
+            alone = {**{k: v for k, v in loaded.items() if k != "image"}, "label": numbers}
+            objects = torch.as_tensor(self.resample(alone)["label"])[0].as_subclass(Tensor).int().contiguous()
         name = str(entry["case"])
         if "slice" not in loaded:
-            return Example(image, label, name)
-        return Example(image, label, f"{name}_{loaded['slice']:04d}", name)  # slices are left out together
+            return Example(image, label, name, objects=objects)
+        # Slices are left out together.
+        return Example(image, label, f"{name}_{loaded['slice']:04d}", name, objects)
 
     def _check_channels(self, count: int, entry: Mapping[str, Any]) -> None:
         channels = self.plan.get("channels")

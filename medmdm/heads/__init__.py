@@ -4,6 +4,7 @@ from medmdm.heads.classifier_network import LinearClassifier, PixelClassifier
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.consistency import Consistency
 from medmdm.heads.end_to_end import FineTuning, FromScratch
+from medmdm.heads.multi_task import MultiTaskHead
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss, PixelClassifierHead
 from medmdm.heads.predictor import Prediction, Predictor
 from medmdm.heads.random_forest import RandomForest, RandomForestHead
@@ -15,7 +16,7 @@ from medmdm.heads.training import Training
 
 __all__ = [
     "ClosedFormHead", "Consistency", "CrossEntropyDiceLoss", "FineTuning", "Fitted", "Fitter", "FromScratch",
-    "LinearClassifier", "PaddedNetwork", "PixelClassifier", "PixelClassifierHead", "Prediction", "Predictor",
-    "RandomForest", "RandomForestHead", "Reading", "Segmenter", "SelfTraining", "SliceBySlice", "Task", "Training",
-    "random_crop", "views",
+    "LinearClassifier", "MultiTaskHead", "PaddedNetwork", "PixelClassifier", "PixelClassifierHead", "Prediction",
+    "Predictor", "RandomForest", "RandomForestHead", "Reading", "Segmenter", "SelfTraining", "SliceBySlice", "Task",
+    "Training", "random_crop", "views",
 ]  # fmt: skip

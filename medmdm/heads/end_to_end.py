@@ -16,6 +16,8 @@ from medmdm.backbones.extractor import Extractor, FeatureExtractor
 from medmdm.errors import UserError, cannot_be_built
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.consistency import Consistency
+from medmdm.heads.map_losses import MapLosses
+from medmdm.heads.object_maps import channels
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Fitted, Task
 from medmdm.heads.training import Training
@@ -60,8 +62,8 @@ class FineTuning:
         """Whether a fit looks at unlabelled images."""
         return self.unlabelled is not None
 
-    def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
-        """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
+    def fit(self, task: Task, extractor: Extractor | None, maps: MapLosses | None = None) -> Fitted:
+        """Train on the labelled images, ``maps`` too; see :class:`medmdm.heads.task.Fitter`."""
         assert extractor is not None
         inner = extractor.innermost
         last = max(info["block"] for info in inner.backbone.feature_info)  # type: ignore[union-attr]
@@ -72,14 +74,16 @@ class FineTuning:
         trained = [p.requires_grad_(True) for n, p in named if self.parts == "all" or _DECODER.search(n)]
         if not trained:
             raise UserError("parts 'decoder': this backbone has no decoder of a known name; use parts 'all'.")
-        head = PixelClassifier(own.num_features, task.num_classes, (), 1, task.seed).to(task.device)
+        names = () if maps is None else maps.names
+        outputs = task.num_classes + channels(names)
+        head = PixelClassifier(own.num_features, outputs, (), 1, task.seed).to(task.device)
         rate = self.training.learning_rate
         groups = [{"params": trained, "lr": rate * self.backbone_rate}, {"params": list(head.parameters()), "lr": rate}]
-        segmenter = Segmenter(own, head, undeclared=task.undeclared)
-        averaged, evidence = self.training.run(segmenter, groups, task, head.train, self.unlabelled)
+        segmenter = Segmenter(own, head, undeclared=task.undeclared, maps=names)
+        averaged, evidence = self.training.run(segmenter, groups, task, head.train, self.unlabelled, maps)
         assert isinstance(averaged, Segmenter)
-        flips = self.training.flips
-        fitted = Segmenter(averaged.extractor, averaged.head, flips=flips, undeclared=task.undeclared)
+        further: dict[str, Any] = {"flips": self.training.flips, "undeclared": task.undeclared, "maps": names}
+        fitted = Segmenter(averaged.extractor, averaged.head, **further)
         return Fitted(fitted.requires_grad_(False), evidence)
 
 
@@ -113,8 +117,8 @@ class FromScratch:
         """Whether a fit looks at unlabelled images."""
         return self.unlabelled is not None
 
-    def fit(self, task: Task, extractor: Extractor | None = None) -> Fitted:
-        """Train on the labelled images; see :class:`medmdm.heads.task.Fitter`."""
+    def fit(self, task: Task, extractor: Extractor | None = None, maps: MapLosses | None = None) -> Fitted:
+        """Train on the labelled images, ``maps`` too; see :class:`medmdm.heads.task.Fitter`."""
         torch.manual_seed(task.seed)
         try:
             made = self.network()
@@ -122,11 +126,11 @@ class FromScratch:
             kind = self.network.func if isinstance(self.network, functools.partial) else self.network
             raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
         padding: dict[str, Any] = {"multiple": self.multiple, "num_classes": task.num_classes}
-        padding["undeclared"] = task.undeclared
+        padding |= {"undeclared": task.undeclared, "maps": () if maps is None else maps.names}
         network = PaddedNetwork(made, **padding).to(task.device)
         groups = [{"params": list(network.parameters()), "lr": self.training.learning_rate}]
         train_mode = functools.partial(network.train, True)
-        averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled)
+        averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled, maps)
         assert isinstance(averaged, PaddedNetwork)
         fitted = PaddedNetwork(averaged.network, flips=self.training.flips, **padding).eval()
         parameters = sum(p.numel() for p in fitted.parameters())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
+from medmdm.heads.object_maps import activated, by_name, channels
 from medmdm.heads.task import Reading
 from medmdm.heads.window_rows import reads_by_rows, window_rows
 from medmdm.progress import followed
@@ -31,10 +33,13 @@ class Prediction:
     Args:
         probabilities: ``[K, *spatial]`` float32.
         uncertainty: ``[2, *spatial]``: entropy and disagreement between members, in nats; None if not asked for.
+        maps: of objects, by name, ``[channels, *spatial]``, see :mod:`medmdm.heads.object_maps`; of a model that gives
+            them beside the classes.
     """
 
     probabilities: np.ndarray
     uncertainty: np.ndarray | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,19 @@ class Predictor:
         self.device = torch.device(self.device)
         self.inferer = self.inferer or self.reading.inferer(self.batch_size)
 
-    @torch.no_grad()
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the maps of objects that the model gives beside the classes."""
+        return tuple(getattr(self.model, "maps", ()))
+
     def image(self, image: Tensor) -> Tensor:
         """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, H, W]`` in [-1, 1]."""
+        function: Any = self.model.with_uncertainty if self.uncertainty else self.model
+        return self._read(image, function)
+
+    @torch.no_grad()
+    def _read(self, image: Tensor, function: Callable[..., Any]) -> Tensor:
         padded = image if self.reading.whole else torch.as_tensor(PadToSize(self.reading.window)(image))
-        function = self.model.with_uncertainty if self.uncertainty else self.model
         assert self.inferer is not None
         out = self.inferer(padded[None].to(self.device), function)
         assert isinstance(out, Tensor)
@@ -118,8 +131,20 @@ class Predictor:
 
     def case(self, case: LoadedCase) -> Prediction:
         """Return what the model says of a picture or a volume, resampled to the grid of its file."""
-        values = self.values(case, self._probabilities)
-        return Prediction(values[:-2], values[-2:]) if self.uncertainty else Prediction(values)
+        further: dict[str, np.ndarray] = {}
+        if not self.maps:
+            values = self.values(case, self._probabilities)
+        else:
+            count, model = channels(self.maps), cast(Any, self.model)
+            function = functools.partial(model.with_maps, uncertainty=self.uncertainty)
+
+            def read(_: int, image: Tensor) -> Tensor:
+                out = self._read(image, function)
+                return torch.cat([self._probabilities(out[:-count]), activated(out[-count:], self.maps)])
+
+            values = on_file_grid(case, read)
+            values, further = values[:-count], by_name(values[-count:], self.maps)
+        return Prediction(values[:-2], values[-2:], further) if self.uncertainty else Prediction(values, None, further)
 
     def values(self, case: LoadedCase, function: Callable[[Tensor], Tensor] | None = None) -> np.ndarray:
         """Return what the model gives for a picture or a volume, ``[N, *spatial]`` float32 on the grid of its file.

@@ -15,6 +15,7 @@ from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import cut, pad_ends
 from medmdm.backbones.layers import Traced, parameters_of
 from medmdm.errors import UserError
+from medmdm.heads.object_maps import channels, mirrored
 
 ENSEMBLES = ("mean", "vote")
 #: Logits of classes that do not exist: their probability is 0, yet windows can be blended, which infinity could not.
@@ -27,6 +28,8 @@ class _Voices(nn.Module):
     ensemble = "mean"
     flips: tuple[int, ...] = ()
     undeclared: tuple[int, ...] = ()
+    #: Further maps that are given beside the classes, see :mod:`medmdm.heads.object_maps`.
+    maps: tuple[str, ...] = ()
     #: ``(C, *spatial)`` of the images that ``torch.jit.script`` compiles it for; None where nobody has said it.
     scripted_shape: tuple[int, ...] | None = None
 
@@ -38,9 +41,38 @@ class _Voices(nn.Module):
         """As :meth:`medmdm.backbones.layers.BlockNetwork.load_state_dict`."""
         return super().load_state_dict(parameters_of(state_dict), strict, assign)
 
-    def voices(self, image: Tensor) -> Iterator[Tensor]:
-        """Yield logits ``[B, K, *spatial]`` of images ``[B, C, *spatial]``."""
+    def heard(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield logits and further maps ``[B, K + M, *spatial]`` of images ``[B, C, *spatial]``."""
         raise NotImplementedError
+
+    def voices(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield the logits ``[B, K, *spatial]`` of one voice after the other, mirrored back."""
+        return (self._classes(values) for values in self.heard(image))
+
+    def with_maps(self, image: Tensor, uncertainty: bool = False) -> Tensor:
+        """Return what a call (or :meth:`with_uncertainty`) gives, and behind it the mean of the voices' further maps.
+
+        Returns:
+            ``[B, K + M, *spatial]``, or ``[B, K + 2 + M, *spatial]``; probabilities among the maps are logits.
+        """
+        maps: list[Tensor] = []
+
+        def voices() -> Iterator[Tensor]:
+            for values in self.heard(image):
+                maps.append(values[:, values.shape[1] - channels(self.maps) :])
+                yield self._classes(values)
+
+        if uncertainty:
+            logits = self._uncertain(voices(), image)
+        elif len(self.mirrors()) * int(getattr(self, "members", 1)) == 1:
+            (logits,) = voices()
+        else:
+            logits = self._mean(voices()).clamp_min(1e-12).log()
+        return torch.cat([logits, torch.stack(maps).mean(0) if len(maps) > 1 else maps[0]], dim=1)
+
+    def _classes(self, values: Tensor, axis: int = 1) -> Tensor:
+        """Leave out the further maps."""
+        return values.narrow(axis, 0, values.shape[axis] - channels(self.maps)) if self.maps else values
 
     def mirrors(self) -> list[list[int]]:
         """Return the axes of a batch along which each mirror image is mirrored, first none."""
@@ -51,8 +83,11 @@ class _Voices(nn.Module):
 
     def mean_probabilities(self, image: Tensor) -> Tensor:
         """Return the mean of the voices' probabilities ``[B, K, *spatial]`` (or votes)."""
+        return self._mean(self.voices(image))
+
+    def _mean(self, voices: Iterator[Tensor]) -> Tensor:
         total, count = torch.zeros(()), 0
-        for logits in self.voices(image):
+        for logits in voices:
             total, count = total + self._vote(logits), count + 1
         return total / count
 
@@ -66,8 +101,11 @@ class _Voices(nn.Module):
         Behind the K logits stand the entropy of the mean probabilities and the Jensen-Shannon divergence between the
         voices (its part that they disagree on; 0 for one voice), both in nats; see :func:`entropy`.
         """
+        return self._uncertain(self.voices(image), image)
+
+    def _uncertain(self, voices: Iterator[Tensor], image: Tensor) -> Tensor:
         spread, votes = _Spread(), torch.zeros(())
-        for logits in self.voices(image):
+        for logits in voices:
             spread.add(logits.softmax(1))
             votes = votes + self._vote(logits)
         if spread.count > 1:
@@ -105,6 +143,7 @@ class Segmenter(_Voices):
         flips: spatial axes along which images are also read mirrored, every combination of them once; what is read is
             mirrored back and joined as members are.
         undeclared: numbers below K that are no class, as 2 and 3 of the classes 0, 1 and 4: they are never predicted.
+        maps: which further maps the head's last channels are, see :meth:`with_maps`.
 
     Raises:
         UserError: an unknown ensemble.
@@ -117,6 +156,7 @@ class Segmenter(_Voices):
         ensemble: str = "mean",
         flips: Sequence[int] = (),
         undeclared: Sequence[int] = (),
+        maps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if ensemble not in ENSEMBLES:
@@ -124,13 +164,13 @@ class Segmenter(_Voices):
         self.extractor = extractor
         self.head = head
         self.ensemble = ensemble
-        self.flips, self.undeclared = tuple(flips), tuple(undeclared)
+        self.flips, self.undeclared, self.maps = tuple(flips), tuple(undeclared), tuple(maps)
         self.eval()
 
     @property
     def num_classes(self) -> int:
         """K."""
-        return int(self.head.num_classes)  # type: ignore[arg-type]
+        return int(self.head.num_classes) - channels(self.maps)  # type: ignore[arg-type]
 
     @property
     def members(self) -> int:
@@ -149,14 +189,15 @@ class Segmenter(_Voices):
     def member_logits(self, image: Tensor, members: slice | None = None) -> Tensor:
         """Return the logits of each member, ``[M, B, K, *spatial]``."""
         size = self.extractor.padded_size(image.shape[2:])
-        return self._shut(cut(self.head(self.extractor(image), size, members), image.shape[2:]), image.shape[2:])
+        values = cut(self.head(self.extractor(image), size, members), image.shape[2:])
+        return self._classes(self._shut(values, image.shape[2:]), axis=2)
 
-    def voices(self, image: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of one member after the other, for each mirror image."""
+    def heard(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield what one member after the other gives, for each mirror image, mirrored back."""
         for axes in self.mirrors():
             seen = image.flip(axes) if axes else image
-            for logits in self._each(self.extractor(seen), image.shape[2:]):
-                yield logits.flip(axes) if axes else logits
+            for values in self._each(self.extractor(seen), image.shape[2:]):
+                yield mirrored(values, axes, self.maps) if axes else values
 
     def disputing(self, image: Tensor) -> Iterator[Tensor] | None:
         """Yield every pair of a member and a complementary mask, where features are read under such masks.
@@ -166,10 +207,11 @@ class Segmenter(_Voices):
         if self.extractor.config["masking"] != "partition":
             return None
         views = self.extractor.innermost.views(image)
-        return itertools.chain.from_iterable(self._each(view, image.shape[2:]) for view in views)
+        each = itertools.chain.from_iterable(self._each(view, image.shape[2:]) for view in views)
+        return (self._classes(values) for values in each)
 
     def _each(self, maps: list[Tensor], spatial: Sequence[int]) -> Iterator[Tensor]:
-        """Yield the logits of one member after the other."""
+        """Yield the logits and further maps of one member after the other."""
         size = self.extractor.padded_size(spatial)
         for m in range(self.members):
             yield self._shut(cut(self.head(maps, size, slice(m, m + 1))[0], spatial), spatial)
@@ -217,6 +259,7 @@ class PaddedNetwork(_Voices):
         flips: spatial axes along which images are also read mirrored when the network is evaluated; the logits are then
             the logarithm of the mean probabilities.
         undeclared: numbers below K that are no class: they are never predicted.
+        maps: which further maps the network's last channels are, see :meth:`with_maps`.
     """
 
     def __init__(
@@ -226,12 +269,13 @@ class PaddedNetwork(_Voices):
         num_classes: int | None = None,
         flips: Sequence[int] = (),
         undeclared: Sequence[int] = (),
+        maps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
         self.num_classes = num_classes
-        self.flips, self.undeclared = tuple(flips), tuple(undeclared)
+        self.flips, self.undeclared, self.maps = tuple(flips), tuple(undeclared), tuple(maps)
         if isinstance(network, BasicUNet) and multiple % 16 == 0:
             for part in network.modules():  # the sides fit at every level, and a padding by nothing copies everything
                 if isinstance(part, UpCat):
@@ -240,19 +284,24 @@ class PaddedNetwork(_Voices):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``[B, K, *spatial]`` of images of any size."""
         if self.training or not self.flips:
-            return self._logits(image)
+            return self._classes(self._values(image))
         return self.mean_probabilities(image).clamp_min(1e-12).log()
 
-    def voices(self, image: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of each mirror image, mirrored back."""
+    def heard(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield what each mirror image gives, mirrored back."""
         for axes in self.mirrors():
-            yield self._logits(image.flip(axes)).flip(axes) if axes else self._logits(image)
+            yield mirrored(self._values(image.flip(axes)), axes, self.maps) if axes else self._values(image)
 
-    def _logits(self, image: Tensor) -> Tensor:
+    def _values(self, image: Tensor) -> Tensor:
         spatial = [int(n) for n in image.shape[2:]]
         out = self.network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
-        logits: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
-        if self.num_classes is not None and not torch.jit.is_tracing() and logits.shape[1] != self.num_classes:
-            given = f"gives {logits.shape[1]} classes, but the data has {self.num_classes}"
-            raise UserError(f"The network {given}: set its out_channels.")
-        return self._shut(cut(logits, spatial), spatial)
+        values: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
+        if self.num_classes is not None and not torch.jit.is_tracing():
+            needed, found = self.num_classes + channels(self.maps), values.shape[1]
+            given = f"gives {found} classes, but the data has {self.num_classes}"
+            if self.maps:
+                parts = f"{self.num_classes} classes and {', '.join(self.maps)}"
+                given = f"gives {found} channels, but {parts} are {needed}"
+            if found != needed:
+                raise UserError(f"The network {given}: set its out_channels.")
+        return self._shut(cut(values, spatial), spatial)

@@ -202,11 +202,11 @@ def views(
     if kind == "crops":
         rng = np.random.default_rng([seed, 5, *example.case.encode()])
         return [random_crop(example, window, int(rng.integers(2**31))) for _ in range(per_image)]
-    image, label = _padded(example, window)
+    image, labels = _padded(example, window)
     step = tuple(max(1, int(n * (1 - overlap))) for n in window)
-    places = dense_patch_slices(tuple(label.shape), tuple(window), step)
-    parts = [(tuple(place), (slice(None), *place)) for place in places]
-    return [replace(example, image=image[every], label=label[place]) for place, every in parts]
+    places = dense_patch_slices(tuple(labels.shape[1:]), tuple(window), step)
+    every = [(slice(None), *place) for place in places]
+    return [_with_labels(example, image[place], labels[place]) for place in every]
 
 
 def random_crop(
@@ -230,19 +230,19 @@ def random_crop(
     """
     rng = np.random.default_rng([seed, 8])
     if augmentation is not None and augmentation.turns and rng.random() < 0.5:
-        turned = example.image.transpose(-1, -2).contiguous(), example.label.transpose(-1, -2).contiguous()
-        example = replace(example, image=turned[0], label=turned[1])
-    image, label = _padded(example, window)
+        turned = [part.transpose(-1, -2).contiguous() for part in (example.image, _labels(example))]
+        example = _with_labels(example, *turned)
+    image, labels = _padded(example, window)
     keys = ("image", "label")
-    around = _around_object(label, window, rng) if rng.random() < foreground else None
+    around = _around_object(labels[0], window, rng) if rng.random() < foreground else None
     cut = RandSpatialCropd(keys, roi_size=list(window), random_size=False) if around is None else around
     mirrors = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flips]
     further = [] if augmentation is None else [augmentation.spatial, augmentation.intensity]
     chain = Compose([cut, *mirrors, *(part for part in further if part is not None)])
     chain.set_random_state(seed=seed)
-    out = chain({"image": image, "label": label[None]})
-    image, label = torch.as_tensor(out["image"]), torch.as_tensor(out["label"])[0].to(label.dtype)
-    return replace(example, image=image.contiguous(), label=label.contiguous())
+    out = chain({"image": image, "label": labels})
+    image, labels = torch.as_tensor(out["image"]), torch.as_tensor(out["label"]).to(labels.dtype)
+    return _with_labels(example, image.contiguous(), labels.contiguous())
 
 
 def _around_object(label: Tensor, window: Sequence[int], rng: np.random.Generator) -> SpatialCropd | None:
@@ -261,11 +261,24 @@ def _around_object(label: Tensor, window: Sequence[int], rng: np.random.Generato
 
 
 def _padded(example: Example, window: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Pad to at least the window: the image by reflection, on both sides; the label by the ignored class."""
+    """Pad to at least the window: the image by reflection, on both sides; labels by the ignored class and no object."""
     image = PadToSize(window)(example.image)
     missing = [new - old for new, old in zip(image.shape[1:], example.label.shape, strict=True)]
     both = [n for m in reversed(missing) for n in (m // 2, m - m // 2)]
-    return image, F.pad(example.label, both, value=IGNORE)
+    padded = [F.pad(part, both, value=value) for part, value in zip(_labels(example), (IGNORE, 0), strict=False)]
+    return image, torch.stack(padded)
+
+
+def _labels(example: Example) -> Tensor:
+    """Return class numbers and, where there are any, numbers of objects: ``[1 or 2, *spatial]``."""
+    if example.objects is None:
+        return example.label[None]
+    return torch.stack([example.label, example.objects.to(example.label.dtype)])
+
+
+def _with_labels(example: Example, image: Tensor, labels: Tensor) -> Example:
+    """Return the example with another image and what :func:`_labels` returns of it."""
+    return replace(example, image=image, label=labels[0], objects=labels[1] if len(labels) > 1 else None)
 
 
 def view_sizes(cases: Sequence[LoadedCase], reading: Reading) -> list[tuple[int, ...]]:

@@ -21,6 +21,7 @@ from medmdm.data.reading import Example
 from medmdm.data.transforms.augmentation import Augmentation, preset
 from medmdm.errors import UserError
 from medmdm.heads.consistency import Consistency, Teacher, Views
+from medmdm.heads.map_losses import MapLosses
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss
 from medmdm.heads.task import Task, random_crop
 from medmdm.progress import Progress
@@ -102,19 +103,21 @@ class Training:
         task: Task,
         train_mode: Callable[[], Any],
         consistency: Consistency | None = None,
+        maps: MapLosses | None = None,
     ) -> tuple[nn.Module, dict[str, Any]]:
         """Train groups of a network's parameters, each with its ``lr``.
 
-        ``train_mode`` puts what trains into training mode.
+        ``train_mode`` puts what trains into training mode; ``maps`` are learnt beside the classes, by a network that
+        has ``with_maps``.
 
         Returns:
             The averaged network, in evaluation mode, and evidence: ``steps``, mean ``losses`` of up to 20 equal
-            stretches, and with unlabelled images what they did.
+            stretches, with unlabelled images what they did, and the ``weights`` of maps.
         """
         if consistency is None or not task.unlabelled:
-            return self._run(network, groups, task, train_mode, None)
+            return self._run(network, groups, task, train_mode, None, maps)
         start = copy.deepcopy(network.state_dict())
-        averaged, evidence = self._run(network, groups, task, train_mode, consistency)
+        averaged, evidence = self._run(network, groups, task, train_mode, consistency, maps)
         before, after = evidence["unlabelled"]["support_loss"]
         evidence["unlabelled"]["kept"] = after <= before + consistency.tolerance
         if evidence["unlabelled"]["kept"]:
@@ -126,7 +129,7 @@ class Training:
             after,
         )
         network.load_state_dict(start)
-        averaged, alone = self._run(network, groups, task, train_mode, None)
+        averaged, alone = self._run(network, groups, task, train_mode, None, maps)
         return averaged, {**alone, "unlabelled": evidence["unlabelled"]}
 
     def _run(
@@ -136,7 +139,11 @@ class Training:
         task: Task,
         train_mode: Callable[[], Any],
         consistency: Consistency | None,
+        maps: MapLosses | None,
     ) -> tuple[nn.Module, dict[str, Any]]:
+        maps = copy.deepcopy(maps)  # its weights start anew
+        forward: Callable[..., Any] = network if maps is None else network.with_maps  # type: ignore[assignment]
+        groups = [*groups, *_groups(maps, self.learning_rate, task.device)]
         optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=self.weight_decay)
         rates = [group["lr"] for group in optimizer.param_groups]
         trained = [p for group in groups for p in group["params"]]
@@ -145,7 +152,7 @@ class Training:
         augmentation, window = self.augmentation_for(task), tuple(self.crop_size or task.reading.window)
         cut = functools.partial(random_crop, window=window, flips=self.flips)
         labelled = functools.partial(cut, augmentation=augmentation, foreground=self.foreground)
-        crops = _Crops(task.examples, labelled, task.seed)
+        crops = _Crops(task.examples, labelled, task.seed, maps)
         teacher = None
         if consistency is not None:
             views = Views(task.unlabelled, cut, augmentation, task.seed)
@@ -158,17 +165,17 @@ class Training:
         while len(losses) < clock.total:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _share_of_rate(len(losses), clock.total)
-            images, labels = (part.to(task.device) for part in next(loader))
+            images, labels, *targets = (part.to(task.device) for part in next(loader))
             taught = None if teacher is None else teacher.crops(len(losses), len(losses) / clock.total)
             if taught is not None:
                 images = torch.cat([images, taught.images])
             train_mode()
             optimizer.zero_grad(set_to_none=True)
             with self._autocast(task.device):
-                logits = network(images)
-            loss = loss_function(*task.without_gaps(logits[: len(labels)].float(), labels))
+                values = forward(images)
+            loss = _supervised_loss(values[: len(labels)].float(), labels, targets, loss_function, task, maps)
             if taught is not None:
-                loss = loss + taught.loss(logits[len(labels) :].float())
+                loss = loss + taught.loss(values[len(labels) :, : task.num_classes].float())
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 12.0)
             optimizer.step()
@@ -182,6 +189,7 @@ class Training:
         evidence = {"steps": clock.total, "losses": means}
         if teacher is not None:
             evidence["unlabelled"] = teacher.evidence()
+        evidence |= {} if maps is None else {"weights": maps.weights_now()}
         return average.module.eval(), evidence
 
     def _autocast(self, device: torch.device) -> torch.autocast:
@@ -228,22 +236,42 @@ class _Crops(Dataset):
     examples: Sequence[Example]
     cut: Callable[..., Example]
     seed: int
+    maps: MapLosses | None = None
 
     def __len__(self) -> int:
         return 2**31
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, k: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng([self.seed, 7, k])
         example = self.examples[int(rng.integers(len(self.examples)))]
         crop = self.cut(example, seed=int(rng.integers(2**31)))
-        return crop.image, crop.label.long()
+        return (crop.image, crop.label.long(), *([] if self.maps is None else [self.maps.targets(crop.objects)]))
+
+
+def _supervised_loss(
+    values: Tensor,
+    labels: Tensor,
+    targets: Sequence[Tensor],
+    loss_function: Callable[..., Any],
+    task: Task,
+    maps: MapLosses | None,
+) -> Tensor:
+    """Return the loss of what a network gives for labelled crops, ``[B, K + M, *spatial]``."""
+    loss: Tensor = loss_function(*task.without_gaps(values[:, : task.num_classes], labels))
+    return loss if maps is None else maps(loss, values[:, task.num_classes :], labels, *targets)
+
+
+def _groups(maps: MapLosses | None, rate: float, device: torch.device) -> list[dict[str, Any]]:
+    """Return a group of the optimiser of the weights that are learnt with maps."""
+    own = [] if maps is None else list(maps.to(device).parameters())
+    return [{"params": own, "lr": rate, "weight_decay": 0.0}] if own else []
 
 
 @torch.no_grad()
 def _support_loss(network: nn.Module, crops: _Crops, loss_function: Callable[..., Any], task: Task) -> float:
     """Return the mean loss of crops of the labelled images that no step has seen."""
     network.eval()
-    drawn = [crops[len(crops) - 1 - n] for n in range(16)]
+    drawn = [crops[len(crops) - 1 - n][:2] for n in range(16)]
     placed = [(network(x[None].to(task.device)).float(), y[None].to(task.device)) for x, y in drawn]
     losses = [loss_function(*task.without_gaps(*pair)) for pair in placed]
     return float(torch.stack(losses).mean())

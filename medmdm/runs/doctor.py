@@ -14,6 +14,7 @@ from medmdm.artifacts.backbone import PREPROCESSING
 from medmdm.check.findings import Finding
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.errors import UserError, counted, nearest
+from medmdm.heads.object_maps import channels as map_channels
 from medmdm.intact import load_record
 from medmdm.runs.command_line import written_folder
 from medmdm.runs.examination import Examination
@@ -219,10 +220,11 @@ def _network_of(x: Examination, key: str, head: Any, plan: Mapping[str, Any], cl
     what = f"{key}#network cannot read crops of {size} (multiples of {multiple}) with {counted(channels, 'channel')}"
     with x.noting("network", what, meta=True):
         cost, shape = forward_cost(network, images)
-        if shape[1] != classes or list(shape[2:]) != size:
+        needed = classes + map_channels(getattr(head, "maps", ()))
+        if shape[1] != needed or list(shape[2:]) != size:
             x.error(
                 "network",
-                f"{key}#network makes {list(shape[1:])} of {[channels, *size]}, but needed are {[classes, *size]}",
+                f"{key}#network makes {list(shape[1:])} of {[channels, *size]}, but needed are {[needed, *size]}",
             )
     if cost is not None:
         need = 5 * cost.weights + cost.activations

@@ -35,7 +35,7 @@ from medmdm.segment.journal import Journal
 from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.one_by_one import Finished, segment_one, tell, write_all
-from medmdm.segment.postprocessing import Postprocessing
+from medmdm.segment.postprocessing import PostProcess, Postprocessing
 
 logger = logging.getLogger(__name__)
 OF_IMAGES = ("ledger", "images")  # of a segmenter's task: what it was fitted to, which is no setting
@@ -95,8 +95,15 @@ class OpenSegmenter:
         return made
 
     def settled(self, postprocess: Postprocessing) -> Postprocessing:
-        """Return a post-processing with the segmenter's own settings where it leaves them to the labels."""
-        return follow_saved(postprocess, lambda: self.postprocess)
+        """Return a post-processing with the segmenter's own settings where it leaves them to the labels.
+
+        Raises:
+            UserError: it needs a map that the segmenter does not give.
+        """
+        settled = follow_saved(postprocess, lambda: self.postprocess)
+        if isinstance(settled, PostProcess):
+            settled.check_maps(getattr(self.model, "maps", ()))
+        return settled
 
     def run_folder(
         self, folder: str | os.PathLike[str], config: Mapping[str, Any], data: Mapping[str, Any] | None = None

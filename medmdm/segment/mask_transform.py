@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medmdm.errors import UserError
 from medmdm.heads.predictor import inside, on_file_grid
-from medmdm.segment.postprocessing import Postprocessing
+from medmdm.segment.postprocessing import Postprocessing, masks_alone
 
 
 class MaskFromLogitsd(MapTransform):
@@ -37,7 +37,7 @@ class MaskFromLogitsd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.postprocess, self.image_key = postprocess, image_key
+        self.postprocess, self.image_key = masks_alone(postprocess), image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

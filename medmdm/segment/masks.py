@@ -41,15 +41,18 @@ def make_masks(
         postprocess: one of the caller's own is given the whole probabilities.
         keep: return the probabilities.
     """
-    choice = predictor.choice(case, postprocess.classes) if type(postprocess) is PostProcess and not keep else None
+    own = postprocess if type(postprocess) is PostProcess else None
+    rows = own is not None and own.needed_map is None and not keep
+    choice = predictor.choice(case, own.classes) if rows and own is not None else None
     found: Prediction | Choice
     processed: Mapping[str, np.ndarray | None]
     probabilities = None
-    if type(postprocess) is PostProcess and choice is not None:
-        found, processed = choice, postprocess.finished(choice.classes, case.spacing)
+    if own is not None and choice is not None:
+        found, processed = choice, own.finished(choice.classes, case.spacing)
     else:
         found = predictor.case(case)
-        processed, probabilities = postprocess(found.probabilities, case.spacing), found.probabilities
+        further = {} if own is None else {"maps": found.maps}
+        processed, probabilities = postprocess(found.probabilities, case.spacing, **further), found.probabilities
     mask = processed["mask"]
     assert mask is not None
     return Masks(mask, processed.get("instances"), probabilities if keep else None, found.uncertainty)

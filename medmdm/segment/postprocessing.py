@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,19 @@ from torch import Tensor
 
 from medmdm.components import buildable
 from medmdm.errors import UserError, nearest
+from medmdm.segment.watershed import components, cut_at_necks, cut_at_saddles, hover_heights, in_order
 
 METHODS: dict[str, dict[str, float]] = {
     "components": {},
     "watershed": {"min_distance": 5.0, "smooth": 1.0, "depth": 0.75},
+    "distance": {"min_distance": 3.0, "smooth": 1.0, "depth": 0.1},
+    "hover": {"min_distance": 3.0, "smooth": 1.0, "depth": 0.2},
 }
+NEEDED = {"distance": "distance", "hover": "hv"}  # the map of objects that a method needs
 ACTIVATIONS = ("softmax", "sigmoid")
 AUTO = "auto"  # a setting that is left to the labels
 Postprocessing = Callable[..., Mapping[str, np.ndarray | None]]
 _PIECE = 1 << 22  # pixels that are counted at once
-_DECIMALS = 3  # of the smoothed distance in pixels: equal heights along a ridge must stay equal
 
 
 @buildable
@@ -50,7 +53,10 @@ class PostProcess:
             narrow (distance to the background, its maxima as seeds), or ``{"method": "watershed", "min_distance": 5,
             "smooth": 1, "depth": 0.75}`` with the least distance between two seeds, the standard deviation of the
             Gaussian that smooths the distance, and by how much a neck must be narrower (in half widths) than what it
-            joins. ``"auto"`` leaves it to the labels and is ``None`` elsewhere.
+            joins. ``"distance"`` and ``"hover"`` cut by the maps of a segmenter of :class:`medmdm.heads.MultiTaskHead`,
+            along the valleys of its map ``distance``, or where those of its map ``hv`` say that an object ends; then
+            ``depth`` is how much lower than what it joins, from 0 to 1. ``"auto"`` leaves it to the labels and is
+            ``None`` elsewhere.
         background: number of the class that is no object.
         activation: ``"softmax"`` or ``"sigmoid"`` where scores are logits and a threshold means probabilities.
         in_mm: sizes are mm² (mm³ in volumes) and distances mm instead of pixels; calls then need the spacing.
@@ -90,13 +96,17 @@ class PostProcess:
         object.__setattr__(self, "instances", AUTO if self.instances == AUTO else _instances(self.instances))
 
     def __call__(
-        self, scores: Tensor | ArrayLike, spacing: Sequence[float] | None = None
+        self,
+        scores: Tensor | ArrayLike,
+        spacing: Sequence[float] | None = None,
+        maps: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray | None]:
         """Process one image or volume.
 
         Args:
             scores: ``[K, *spatial]``, a channel for each class, or one channel for class 1 against background.
             spacing: mm between pixels along each spatial axis, for ``in_mm``.
+            maps: of objects, ``[channels, *spatial]``, by name (:attr:`medmdm.heads.Prediction.maps`).
 
         Returns:
             ``mask``: ``[*spatial]`` uint8 class numbers. ``instances``: ``[*spatial]`` int32, 1..n in the order of
@@ -109,9 +119,30 @@ class PostProcess:
         if values.ndim < 2 or not 1 <= len(values) <= 256:
             raise UserError(f"PostProcess: the scores have the shape {values.shape}, expected [classes, *spatial].")
         self._steps(spacing, values.ndim - 1)
-        return self.finished(self.classes(values), spacing)
+        return self.finished(self.classes(values), spacing, maps)
 
-    def finished(self, mask: np.ndarray, spacing: Sequence[float] | None = None) -> dict[str, np.ndarray | None]:
+    @property
+    def needed_map(self) -> str | None:
+        """Name of the map of objects that instances are found by, None where the mask is enough."""
+        return NEEDED.get(self.instances["method"]) if isinstance(self.instances, Mapping) else None
+
+    def check_maps(self, maps: Collection[str]) -> None:
+        """Refuse maps among which the needed one is not.
+
+        Raises:
+            UserError: it is not.
+        """
+        if (needed := self.needed_map) is not None and needed not in maps:
+            method = self.instances["method"]  # type: ignore[index]
+            need = f"instances is {method!r}, which needs the map {needed!r} beside the classes"
+            raise UserError(f"PostProcess: {need}: fit a medmdm.heads.MultiTaskHead whose maps name it.")
+
+    def finished(
+        self,
+        mask: np.ndarray,
+        spacing: Sequence[float] | None = None,
+        maps: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray | None]:
         """Do what follows the choice of :meth:`classes`; arguments and results are otherwise those of a call."""
         steps = self._steps(spacing, mask.ndim)
         least = 0.0 if isinstance(self.remove_small_objects, str) else self.remove_small_objects
@@ -119,7 +150,8 @@ class PostProcess:
         mask = _without_holes(mask, self.fill_holes_below / math.prod(steps), self.background)
         if self.instances is None or self.instances == AUTO:
             return {"mask": mask, "instances": None}
-        return {"mask": mask, "instances": self._split(mask, steps)}
+        self.check_maps(maps or {})
+        return {"mask": mask, "instances": self._split(mask, steps, maps or {})}
 
     def _steps(self, spacing: Sequence[float] | None, dimensions: int) -> tuple[float, ...]:
         """Return the distance between neighbours along each axis, in the unit that the settings are in."""
@@ -160,17 +192,33 @@ class PostProcess:
             best = np.where(score >= self.threshold, best, self.background)
         return best.astype(np.uint8)
 
-    def _split(self, mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
+    def _split(self, mask: np.ndarray, steps: tuple[float, ...], maps: Mapping[str, np.ndarray]) -> np.ndarray:
         """Number the instances of all classes."""
         settings: dict[str, Any] = dict(self.instances)  # type: ignore[arg-type]
         method = settings.pop("method")
         instances = np.zeros(mask.shape, np.int32)
         for part in _by_class(mask, self.background):
-            labels = _components(part)
+            labels = components(part)
             if method == "watershed":
-                labels = _watershed(labels, steps, **settings)
+                labels = cut_at_necks(labels, steps, **settings)
+            elif method in NEEDED:
+                labels = cut_at_saddles(labels, self._heights(part, method, maps), steps, **settings)
             instances[part] = labels[part] + instances.max(initial=0)
-        return _in_order(instances)
+        return in_order(instances)
+
+    @staticmethod
+    def _heights(part: np.ndarray, method: str, maps: Mapping[str, np.ndarray]) -> np.ndarray:
+        values = np.asarray(maps[NEEDED[method]])
+        wanted = (2 if method == "hover" else 1, *part.shape)
+        if values.shape != wanted or (method == "hover" and part.ndim != 2):
+            given = f"instances is {method!r}, and the map has the shape {values.shape} for a mask of {part.shape}"
+            raise UserError(f"PostProcess: {given}{'; it is for pictures' if method == 'hover' else ''}.")
+        return hover_heights(part, values) if method == "hover" else values[0]
+
+
+def masks_alone(postprocess: Postprocessing) -> Postprocessing:
+    """Return a post-processing that looks for no instances, where nobody asks for them; others' own stay."""
+    return replace(postprocess, instances=None) if isinstance(postprocess, PostProcess) else postprocess
 
 
 def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
@@ -218,7 +266,7 @@ def _instances(instances: str | Mapping[str, Any] | None) -> dict[str, Any] | No
     method = numbers.pop("method", "watershed")
     if method not in METHODS:
         hint = nearest(str(method), METHODS)
-        raise UserError(f"PostProcess: instances is {method!r}{hint}: use components, watershed or null.")
+        raise UserError(f"PostProcess: instances is {method!r}{hint}: use {', '.join(METHODS)} or null.")
     defaults = METHODS[method]
     for key, value in numbers.items():
         if key not in defaults:
@@ -242,17 +290,12 @@ def _sizes(labels: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _components(part: np.ndarray, corners: bool = True) -> np.ndarray:
-    structure = ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1)
-    return ndimage.label(part, structure)[0]
-
-
 def _without_small_objects(mask: np.ndarray, least: float, background: int) -> np.ndarray:
     if least <= 0:
         return mask
     result = mask.copy()
     for part in _by_class(mask, background):
-        labels = _components(part)
+        labels = components(part)
         small = _sizes(labels) < least
         result[small[labels] & part] = background
     return result
@@ -262,7 +305,7 @@ def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarra
     """Fill each small part of the background that touches no edge and one class only with that class."""
     if least <= 0 or not mask.size:
         return mask
-    labels = _components(mask == background, corners=False)
+    labels = components(mask == background, corners=False)
     sizes = _sizes(labels)
     fillable = sizes < least
     fillable[0] = False
@@ -284,57 +327,3 @@ def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarra
     result = mask.astype(np.uint8)
     result[filled] = lowest[labels[filled]]
     return result
-
-
-def _watershed(
-    labels: np.ndarray, steps: tuple[float, ...], min_distance: float, smooth: float, depth: float
-) -> np.ndarray:
-    """Cut connected parts, numbered 1..n, at their necks; the settings are those of :class:`PostProcess`."""
-    from skimage.feature import peak_local_max  # slow to import
-    from skimage.morphology import local_maxima, reconstruction
-    from skimage.segmentation import watershed
-
-    inside = labels > 0
-    # The edge of the image is no edge of an object: only background counts.
-    distance = ndimage.distance_transform_edt(inside, sampling=steps) if not inside.all() else np.ones(labels.shape)
-    if smooth > 0:
-        distance = ndimage.gaussian_filter(distance, [smooth / step for step in steps], mode="nearest")
-    pixel = math.prod(steps) ** (1 / len(steps))
-    distance = np.where(inside, np.round(distance / pixel, _DECIMALS), 0)
-    # Maxima that are lower than `depth` over the saddle to a higher one are steps of a slanted edge; and a ridge of one
-    # height is one seed, where `peak_local_max` alone would set one at every `min_distance` along it.
-    levelled = reconstruction(distance - depth / pixel, distance) if depth > 0 else distance
-    tops = _components(local_maxima(np.round(levelled, _DECIMALS), allow_borders=True) & inside)
-    heights = np.zeros(labels.shape)
-    centres = _middles(tops)
-    heights[centres] = distance[centres]
-    seeds = peak_local_max(
-        heights, min_distance=max(1, round(min_distance / pixel)), exclude_border=False, labels=labels
-    )
-    markers = np.zeros(labels.shape, np.int32)
-    markers[tuple(seeds.T)] = np.arange(1, len(seeds) + 1)
-    # A part of one height has no maximum, yet is an object.
-    seedless = np.where(np.isin(labels, labels[tuple(seeds.T)]), 0, labels)
-    others = _middles(_in_order(seedless))
-    markers[others] = np.arange(len(seeds) + 1, len(seeds) + 1 + len(others[0]))
-    return watershed(-distance, markers, mask=inside, connectivity=labels.ndim)
-
-
-def _middles(tops: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the index of the pixel of each part that is nearest to the part's centre."""
-    index = np.nonzero(tops)
-    part = tops[index] - 1
-    points = np.stack(index, axis=1).astype(float)
-    count = np.bincount(part)
-    centre = np.stack([np.bincount(part, weights=p) / count for p in points.T], axis=1)
-    away = np.round(((points - centre[part]) ** 2).sum(axis=1), 6)
-    order = np.lexsort((np.arange(len(part)), away, part))  # of equally near ones the first in the image
-    chosen = order[np.unique(part[order], return_index=True)[1]]
-    return tuple(axis[chosen] for axis in index)
-
-
-def _in_order(instances: np.ndarray) -> np.ndarray:
-    """Number instances 1..n by their first pixels."""
-    new = np.zeros(instances.shape, np.int32)
-    new[instances > 0] = pd.factorize(instances[instances > 0])[0] + 1
-    return new

@@ -37,7 +37,7 @@ from medmdm.segment.grid import Cell, CellCases, Grid, StudyCases, finished
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.masks import make_masks
-from medmdm.segment.postprocessing import Postprocessing
+from medmdm.segment.postprocessing import Postprocessing, masks_alone
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class Study:
         predictor = Predictor(fitted.model, self.reading, device=device, inferer=self.inferer)
         rows: list[dict[str, Any]] = []
         for case in followed([*tested, *given.left_out], "predicting"):
-            mask = make_masks(case, predictor, given.postprocess).mask
+            mask = make_masks(case, predictor, masks_alone(given.postprocess)).mask
             scores = self.metrics(mask, case.truth, cases.num_classes, cases.ignore)
             numbers = {name: None if np.isnan(value) else float(value) for name, value in scores.items()}
             section = {"section": "test" if len(rows) < len(tested) else "training"} if self.left_out else {}

@@ -43,7 +43,7 @@ from medmdm.segment.label_plan import LabelPlanner
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.likeness import seen
 from medmdm.segment.one_by_one import segment_one, write_all
-from medmdm.segment.postprocessing import Postprocessing
+from medmdm.segment.postprocessing import PostProcess, Postprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ class Segmentation:
         if getattr(self.head, "changes_backbone", False) and not self.include_backbone:
             fault = f"{name} changes the backbone, so the head alone would be of no use"
             raise UserError(f"{fault}: set include_backbone to true.")
+        if isinstance(self.postprocess, PostProcess):
+            self.postprocess.check_maps(getattr(self.head, "maps", ()))
         for part in (self.postprocess, getattr(self.head, "network", None)):
             to_config(part)  # must be able to say what it was made of when the fit is done
 

@@ -192,6 +192,40 @@ def test_the_chain_resamples_image_and_label_alike(data_set):
     np.testing.assert_allclose(sample["image"], expected, atol=1e-5)
 
 
+def test_examples_hold_the_numbers_of_objects_on_the_grid_of_the_image(data_set):
+    cases = select_cases(data_set)
+    own = read_image(data_set / "a_label.png")[0][:, 4:].astype(int)
+    for plan, expected in (({}, own), ({"spacing": 0.002}, own[::2, ::2])):
+        reader = CaseReader(cases, plan)
+        (example,) = reader.read(cases.training[0]).examples
+        assert example.objects is not None
+        assert example.objects.dtype == torch.int32
+        np.testing.assert_array_equal(example.objects, expected)
+        np.testing.assert_array_equal(example.label, expected > 0)
+    content = json.loads((data_set / "dataset.json").read_text())
+    named = {"labels": {"background": 0, "object": 1}}
+    label = read_image(data_set / "a_label.png")[0]
+    picture(data_set / "a_label.png", (label > 0).astype(np.uint8))
+    (data_set / "dataset.json").write_text(json.dumps({**content, "label_type": "classes", **named}))
+    cases = select_cases(data_set)
+    assert CaseReader(cases, {}).read(cases.training[0]).examples[0].objects is None
+
+
+def test_slices_hold_the_numbers_of_objects(tmp_path):
+    numbers = np.zeros((7, 6, 3), np.int16)
+    numbers[1:3, 2:5, 0:2], numbers[4:6, 1:3, 1:3] = 5, 900
+    write_nifti(tmp_path / "v.nii.gz", np.arange(126, dtype=np.int16).reshape(7, 6, 3))
+    write_nifti(tmp_path / "l.nii.gz", numbers)
+    content = {"label_type": "instances", "training": [{"image": "v.nii.gz", "label": "l.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    cases = select_cases(tmp_path)
+    case = CaseReader(cases, {"intensity_range": [0, 126], "channels": 1}, tmp_path / "store").read(cases.training[0])
+    assert case.slicing is not None
+    objects = np.stack([example.objects.numpy() for example in case.examples])
+    np.testing.assert_array_equal(case.slicing.to_volume(objects[:, None])[0], numbers)
+    np.testing.assert_array_equal(case.instances, numbers)
+
+
 def test_the_chain_without_resampling_or_labels(data_set):
     cases = select_cases(data_set)
     sample = chain(cases)(cases.training[0])
