@@ -118,7 +118,17 @@ def test_non_finite_stops_and_keeps_the_last_checkpoint(workflow, what, where, t
 
 
 # The others have tests of their own: of volumes, of several processes, of the real sets' studies, of the methods.
-ELSEWHERE = {"ct_slices", "mr_slices", "shards", "multi_gpu", "glas_study", "monuseg_study", "frozen_segment", *METHODS}
+ELSEWHERE = {
+    "ct_slices",
+    "mr_slices",
+    "shards",
+    "multi_gpu",
+    "glas_study",
+    "monuseg_study",
+    "frozen_segment",
+    "instances_segment",
+    *METHODS,
+}
 
 
 @pytest.mark.parametrize("overlay", sorted({p.stem for p in OVERLAYS.glob("*.json")} - ELSEWHERE))

@@ -1,4 +1,4 @@
-"""The overlay `instances.json` on a made data set: fitted, killed, found again, evaluated, used on new images."""
+"""The overlay `instances_segment.json` on a made data set: fitted, killed, found again, evaluated, used on images."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def numbered(pictures: Path) -> Path:
 
 
 def segment(folder: Path, run_dir: Path, **overrides: Any) -> Any:
-    files = [str(BUNDLES / "mdm_segment.json"), str(OVERLAYS / "instances.json")]
+    files = [str(BUNDLES / "mdm_segment.json"), str(OVERLAYS / "instances_segment.json")]
     settings = {"backbone": None, "dataset_dir": str(folder), "run_dir": str(run_dir), "report": False, **TINY}
     made = ConfigWorkflow(config_file=files, logging_file=False, meta_file=None, **{**settings, **overrides})
     made.initialize()
