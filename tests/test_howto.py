@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bundle_runs import write_backbone
 from tests.data.dicom_files import write_series
 from tests.prepare import layouts
 from tests.written import picture, write_nifti
@@ -123,6 +124,7 @@ def test_python_of_the_page_runs(text: str, before: str, tmp_path: Path, monkeyp
     series = np.zeros((4, 6, 8), np.int16)
     write_series(tmp_path / "data" / "case_3_dicom", series)
     (tmp_path / "out").mkdir()
+    write_backbone(tmp_path / "runs" / "mdm_pretrain" / "model.pt")
     names = {
         "mask": np.zeros((20, 30), np.uint8),
         "probabilities": np.full((2, 20, 30), 0.5, np.float32),
