@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ from medmdm.files import is_main_process, save_torch, sweep_temporaries
 from medmdm.intact import DamagedFileError, load_torch
 
 logger = logging.getLogger(__name__)
+
+
+def _intern_keys(content: Any) -> None:
+    """Make equal keys one object, as in a run that was never cut: pickle writes each object once."""
+    if isinstance(content, dict):
+        items = [(sys.intern(key) if type(key) is str else key, value) for key, value in content.items()]
+        content.clear()
+        content.update(items)
+    if isinstance(content, (dict, list, tuple)):
+        for value in content.values() if isinstance(content, dict) else content:
+            _intern_keys(value)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,7 @@ class Checkpoints:
                 continue
             if not isinstance(content, dict) or "step" not in content:
                 raise UserError(f"{path} is no checkpoint of a run: move it away.")
+            _intern_keys(content)
             return content
         if aside := sorted(Path(self.folder).glob("step_*.damaged")):
             again = f"To begin again at step 0, choose another run_dir or delete {Path(self.folder).parent}"

@@ -238,6 +238,7 @@ def _opened(job: Job) -> Any:
         ours, theirs = (", ".join(versions) for versions in (_versions(), job.versions))
         raise UserError(f"A worker on {platform.node()} has {ours}, but the run {theirs}: install the same there.")
     set_determinism(seed=0)
+    os.environ["MEDMDM_WORKER"] = "1"  # for the feature cache, into whose folder other workers write
     parser = ConfigParser(copy.deepcopy(dict(job.config)))
     parser.parse()
     return parser.get_parsed_content(job.part)
