@@ -11,8 +11,8 @@ from typing import Any
 from medmdm.artifacts.pretrained import make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
-from medmdm.files import expanded, save_json
-from medmdm.intact import load_record
+from medmdm.files import expanded
+from medmdm.intact import load_record, save_record
 from medmdm.labels import LABEL_TYPES
 from medmdm.patients import patient_id
 
@@ -178,7 +178,7 @@ class Evaluation:
             "cases": [_entry(case, self.folder, self.dataset_dir) for case in self.cases],
             "study": None if self.study is None else os.path.relpath(self.study, self.folder),
         }
-        save_json(content, self.folder / EVALUATION_FILE)
+        save_record(content, self.folder / EVALUATION_FILE)
         return self.folder / EVALUATION_FILE
 
     @classmethod

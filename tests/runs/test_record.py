@@ -7,6 +7,7 @@ import pytest
 from medmdm.artifacts.pretrained import patient_hashes
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
+from medmdm.intact import load_record
 from medmdm.runs.record import Evaluation, find_provenance, support_ledger
 from tests.made import refused
 from tests.reports.runs import change, change_case, picture_run
@@ -36,7 +37,7 @@ def test_what_is_saved_is_what_was_read(run: Path) -> None:
     before = json.loads((run / "evaluation.json").read_text())
     evaluation = Evaluation.load(run)
     evaluation.save()
-    after = json.loads((run / "evaluation.json").read_text())
+    after = load_record(run / "evaluation.json")
     cases = [{"disagreement": None, **case} for case in before["cases"]]
     assert after == {**before, "cases": cases}
     assert Evaluation.load(run) == evaluation
