@@ -14,11 +14,25 @@ from medmdm.errors import UserError
 from medmdm.objectives.term import Restored, Term, gathered, pooled
 
 
-def _projector(channels: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, size))
+class _Contrast(Term):
+    """Base: a projector on one decoder block, and a temperature."""
+
+    projector: nn.Sequential
+
+    def project(self, channels: int, block: int, temperature: float, size: int, seed: int) -> None:
+        """Check what all contrasts have, and make the projector: two linear layers from ``channels`` to ``size``."""
+        if temperature <= 0 or size < 1:
+            fault = f"temperature and size must be positive, got {temperature} and {size}"
+            raise UserError(f"{type(self).__name__}: {fault}.")
+        self.blocks, self.temperature = [block], temperature
+
+        def layers() -> None:
+            self.projector = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, size))
+
+        self.make(layers, seed)
 
 
-class DenseContrast(Term):
+class DenseContrast(_Contrast):
     """Cells that show the same place are alike, others are not (InfoNCE over cells: DenseCL, arXiv 2011.09157).
 
     The averaged network sees a second crop, a window of the clean image that is mirrored along the last axis for half
@@ -64,21 +78,16 @@ class DenseContrast(Term):
     ) -> None:
         super().__init__(weight, warmup, learning_rate)
         self.config = declared(locals())
-        if temperature <= 0 or size < 1 or cells < 1 or queue < 0 or not 0 < window <= 1 or not 0 <= momentum < 1:
+        if cells < 1 or queue < 0 or not 0 < window <= 1 or not 0 <= momentum < 1:
             raise UserError(
-                "DenseContrast: temperature and size must be positive, cells at least 1, queue at least 0, window in "
-                f"(0, 1] and momentum in [0, 1), got {temperature}, {size}, {cells}, {queue}, {window} and {momentum}."
+                "DenseContrast: cells must be at least 1, queue at least 0, window in (0, 1] and momentum in [0, 1), "
+                f"got {cells}, {queue}, {window} and {momentum}."
             )
-        self.blocks = [block]
-        self.temperature, self.cells, self.window, self.momentum = temperature, cells, window, momentum
+        self.cells, self.window, self.momentum = cells, window, momentum
         self.register_buffer("queue", torch.zeros(queue, size))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
-
-        def layers() -> None:
-            self.projector = _projector(channels, size)
-            self.averaged = copy.deepcopy(self.projector).requires_grad_(False)
-
-        self.make(layers, seed)
+        self.project(channels, block, temperature, size, seed)
+        self.averaged = copy.deepcopy(self.projector).requires_grad_(False)
         self._seen: list[Tensor] = []
 
     def forward(self, seen: Restored) -> Tensor:
@@ -140,7 +149,7 @@ class DenseContrast(Term):
         return torch.stack(keys_at), torch.stack(windows), (numbers[:, -1] < 0.5).to(maps.device)
 
 
-class ImageContrast(Term):
+class ImageContrast(_Contrast):
     """A damaged image is most like its own clean version (NT-Xent: SimCLR, arXiv 2002.05709; MONAI's ContrastiveLoss).
 
     Compared are the network's pooled features of the damaged image and the averaged network's of the clean one, both
@@ -173,25 +182,22 @@ class ImageContrast(Term):
     ) -> None:
         super().__init__(weight, warmup, learning_rate)
         self.config = declared(locals())
-        if temperature <= 0 or size < 1:
-            raise UserError(f"ImageContrast: temperature and size must be positive, got {temperature} and {size}.")
-        self.blocks, self.contrast = [block], ContrastiveLoss(temperature)
-
-        def layers() -> None:
-            self.projector = _projector(channels, size)
-
-        self.make(layers, seed)
+        self.project(channels, block, temperature, size, seed)
+        self.contrast = ContrastiveLoss(temperature)
 
     def forward(self, seen: Restored) -> Tensor:
         with torch.no_grad():
             taught = pooled(seen.taught(seen.images, self.blocks)[0])
         with torch.autocast(taught.device.type, enabled=False):
             found = self.projector(pooled(seen.features[self.blocks[0]]))
-            loss: Tensor = self.contrast(gathered(found), gathered(self.projector(taught)))
-        return loss
+            everyone = gathered(found)
+            loss: Tensor = self.contrast(everyone, gathered(self.projector(taught)))
+        # Each process has the loss of all images and gradients for its own; the mean over processes is to be their sum.
+        processes = len(everyone) // len(found)
+        return loss * processes - loss.detach() * (processes - 1)
 
 
-class SlicePosition(Term):
+class SlicePosition(_Contrast):
     """Slices from about the same place of different volumes are alike (PCL, arXiv 2106.09157; arXiv 2006.10511).
 
     The loss is supervised contrast (arXiv 2004.11362, eq. 2).
@@ -227,17 +233,10 @@ class SlicePosition(Term):
     ) -> None:
         super().__init__(weight, warmup, learning_rate)
         self.config = declared(locals())
-        if temperature <= 0 or size < 1 or not 0 < distance <= 1:
-            found = f"{temperature}, {size} and {distance}"
-            raise UserError(
-                f"SlicePosition: temperature and size must be positive and distance in (0, 1], got {found}."
-            )
-        self.blocks, self.distance, self.temperature = [block], distance, temperature
-
-        def layers() -> None:
-            self.projector = _projector(channels, size)
-
-        self.make(layers, seed)
+        if not 0 < distance <= 1:
+            raise UserError(f"SlicePosition: distance must lie in (0, 1], got {distance}.")
+        self.distance = distance
+        self.project(channels, block, temperature, size, seed)
 
     def forward(self, seen: Restored) -> Tensor:
         if "position" not in seen.batch:

@@ -120,12 +120,12 @@ class MDMTrainer(SupervisedTrainer):
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def generators(self, indices: Tensor) -> list[torch.Generator]:
-        """Return one generator for each sample, seeded by the run's seed and the sample's number.
+    def generators(self, indices: Tensor, stream: int = 1) -> list[torch.Generator]:
+        """Return one generator for each sample, seeded by the run's seed, a stream's and the sample's number.
 
         They live on the CPU, so that a GPU sees the same timesteps and the same damage.
         """
-        return [torch.Generator().manual_seed(mix(self.seed, 1, int(k))) for k in indices]
+        return [torch.Generator().manual_seed(mix(self.seed, stream, int(k))) for k in indices]
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Tensor]) -> list[dict[str, Any]]:
         """Do a step; return its numbers as MONAI's handlers read them: of a batch that was taken apart, the first."""
@@ -134,7 +134,7 @@ class MDMTrainer(SupervisedTrainer):
         # Dropout and the like draw from the global generator: seeded at each step, a resumed run draws the same.
         torch.manual_seed(mix(self.seed, 2, self.state.iteration, rank()))
         generators = self.generators(batchdata["index"])
-        posed = self.objective.pose(images, generators, **self._given(images, batchdata, generators))
+        posed = self.objective.pose(images, generators, **self._given(images, batchdata))
         if len(images) % parts:
             fault = f"A batch of {len(images)} images cannot be cut into {parts} equal parts"
             raise UserError(f"{fault}: choose an accumulation_steps that divides it.")
@@ -178,13 +178,13 @@ class MDMTrainer(SupervisedTrainer):
         """How much of the run was done before the step in hand, in [0, 1)."""
         return (self.state.iteration - 1) / self.state.epoch_length
 
-    def _given(
-        self, images: Tensor, batchdata: dict[str, Tensor], generators: Sequence[torch.Generator]
-    ) -> dict[str, Tensor]:
+    def _given(self, images: Tensor, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the corruption takes of a batch's images."""
         takes = self.objective.corruption.takes
         given = {name: values.to(images.device) for name, values in batchdata.items() if name in takes}
         if "error" in takes:
+            # A stream of its own: the timesteps stay those of a run without it.
+            generators = self.generators(batchdata["index"], stream=4)
             given["error"] = self.objective.hardness(images, self.restore, generators)
         if "progress" in takes:
             given["progress"] = images.new_full((len(images), *[1] * (images.ndim - 1)), self.progress)
