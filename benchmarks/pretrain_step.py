@@ -312,6 +312,7 @@ def compare_method(setting: Setting, method: str, repeats: int, warmups: int) ->
 def peak_megabytes(setting: Setting, method: str | None) -> float:
     """Return the peak memory of three steps in a process of their own."""
     command = [sys.executable, __file__, "--alone", method or "plain", "--device", str(setting.device)]
+    command += ["--batch_size", str(setting.batch_size), "--threads", str(torch.get_num_threads())]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(printed.split()[-1])
 

@@ -33,6 +33,7 @@ class Pyramid(nn.Module):
         self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise(widths))
         self.norm = nn.BatchNorm2d(4)
         self.out_indices, self.last = out_indices, last
+        self.output_fmt = "NHWC" if last else "NCHW"
         self.feature_info = FeatureInfo([widths[1 + i] for i in out_indices], [2 ** (1 + i) for i in out_indices])
         self.pretrained_cfg: dict[str, Any] = {"mean": (0.2, 0.4, 0.9), "std": (0.5, 0.25, 0.125)}
 

@@ -157,9 +157,7 @@ def _found(
 
 def _parts(network: BlockNetwork) -> list[BlockNetwork]:
     """Return the networks that a network is made of, itself if it is no concatenation."""
-    if not isinstance(network, Concatenation):
-        return [network]
-    return [part for one in network.parts for part in _parts(one)]
+    return list(network.parts) if isinstance(network, Concatenation) else [network]
 
 
 def _ledgers(network: BlockNetwork) -> list[Mapping[str, Any] | None]:

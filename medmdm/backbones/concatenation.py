@@ -22,7 +22,7 @@ class Concatenation(BlockNetwork):
     filters, raw pixels) the image as it is.
 
     Args:
-        backbones: two or more :class:`medmdm.backbones.BlockNetwork`, or their configs.
+        backbones: two or more :class:`medmdm.backbones.BlockNetwork`, or their configs; of a concatenation its parts.
 
     Raises:
         UserError: there are less than two, or they take images of different channels or axes.
@@ -35,8 +35,12 @@ class Concatenation(BlockNetwork):
         [3, 72]
     """
 
+    parts: Any
+
     def __init__(self, backbones: Sequence[BlockNetwork | Mapping[str, Any]]) -> None:
         made = [instantiate(one, kind=BlockNetwork) if isinstance(one, Mapping) else one for one in backbones]
+        # The parts of a concatenation become parts of this one, so that each sees the image that suits it.
+        made = [part for one in made for part in (one.parts if isinstance(one, Concatenation) else [one])]
         parts: Any = nn.ModuleList(made)
         if len(parts) < 2:
             raise UserError(f"Concatenation: backbones has {len(parts)} of them, expected two or more.")

@@ -107,8 +107,10 @@ class TimmBackbone(BlockNetwork):
     def _channels_first(self, f: Tensor, x: Tensor, block: int) -> Tensor:
         channels, reduction = (self._feature_info[block][key] for key in ("channels", "reduction"))
         expected = [n // reduction for n in x.shape[2:]]
-        if list(f.shape[1:]) == [*expected, channels] and list(f.shape[1:]) != [channels, *expected]:
-            return f.movedim(-1, 1)  # as Swin transformers give them
+        if list(f.shape[1:]) == [*expected, channels]:  # as Swin transformers give them
+            # Where height, width and channels are equal only timm can tell.
+            alike = list(f.shape[1:]) == [channels, *expected]
+            return f.movedim(-1, 1) if not alike or getattr(self.network, "output_fmt", "") == "NHWC" else f
         if not torch.jit.is_tracing() and list(f.shape[1:]) != [channels, *expected]:
             found = f"a map of the shape {tuple(f.shape)} where {[channels, *expected]} was announced"
             raise UserError(f"TimmBackbone: stage {block} of {self._config['model']} gives {found}.")

@@ -51,6 +51,15 @@ def test_each_sees_what_it_was_trained_on(masking: str) -> None:
         torch.testing.assert_close(found, [*own, expected[1]], rtol=1e-6, atol=1e-6)
 
 
+def test_parts_of_a_part_see_what_they_were_trained_on() -> None:
+    nested = Concatenation([Concatenation([network(), RawPixels()]), FilterBank()])
+    extractor = FeatureExtractor(nested, [4], [300], PatchMasking(patch_size=4), normalize="none")
+    x = images(1, 3, 14, 20)
+    (found,) = extractor.raw(x)
+    assert torch.equal(found, extractor.pad(x))
+    assert not torch.equal(extractor.corruptions(extractor.pad(x), 300)[0].x_t, found)
+
+
 def test_is_made_again() -> None:
     both = Concatenation([network(), RawPixels(sigmas=[1.0])])
     assert both.restores
