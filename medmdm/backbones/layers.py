@@ -314,8 +314,12 @@ class BlockNetwork(nn.Module):
         raise NotImplementedError
 
     def block_modules(self) -> list[nn.Module]:
-        """Return, for each decoder block, the module whose output is the block's."""
-        raise NotImplementedError
+        """Return, for each decoder block, the module whose output is the block's.
+
+        Raises:
+            UserError: the network does not say, as those that are not trained to restore.
+        """
+        raise UserError(f"{type(self).__name__} does not have decoder blocks that can be read while it restores.")
 
     def add_block(self, channels: int, reduction: int) -> None:
         """Count one more decoder block."""
