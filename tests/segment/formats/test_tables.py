@@ -57,6 +57,21 @@ def test_objects_of_a_picture(tmp_path: Path) -> None:
     assert "mean_probability" not in ObjectTable(mean_probability=False).describe(segmented(tmp_path, mask))
 
 
+@pytest.mark.parametrize("name", ["NA", "007", "-a", "=1+1", "'b"])
+def test_names_are_read_as_they_were_given(name: str, tmp_path: Path) -> None:
+    mask, names = made_mask(), ("background", name, "None")
+    made = segmented(tmp_path, mask)
+    made = replace(made, origin=replace(made.origin, class_names=names))
+    form = ObjectTable()
+    table = form.describe(made).assign(case=name)
+    text = form.text({name: table})
+    (tmp_path / "objects.csv").write_text(text)
+    again = form.read(tmp_path / "objects.csv")
+    assert list(again) == [name]
+    assert list(again[name]["class_name"]) == list(table["class_name"])
+    assert form.text(again) == text
+
+
 def test_objects_of_a_volume(tmp_path: Path) -> None:
     mask = np.zeros((6, 7, 5), np.uint8)
     mask[1:3, 2:6, 3] = 2
