@@ -19,8 +19,9 @@ class MultiTaskHead:
     """Train a whole network as :class:`FromScratch` or :class:`FineTuning` does, with maps of objects beside classes.
 
     The maps are made of labels that number objects, of every crop after its augmentation. The segmenter gives logits of
-    classes as any other; its maps find instances (``instances`` ``"distance"`` or ``"hover"`` of
-    :class:`medmdm.segment.PostProcess`). On frozen features: :class:`FineTuning` with a ``backbone_rate`` of 0.
+    classes as any other; its maps ``distance`` and ``hv`` find instances (``instances`` ``"distance"`` or ``"hover"``
+    of :class:`medmdm.segment.PostProcess`). ``boundary`` and ``centres`` are auxiliary targets of the fit: nothing is
+    made of them afterwards. On frozen features: :class:`FineTuning` with a ``backbone_rate`` of 0.
 
     Args:
         learner: trains the network. That of a :class:`FromScratch` needs a channel for each class and further ones:

@@ -133,7 +133,7 @@ class Predictor:
         """Return what the model says of a picture or a volume, resampled to the grid of its file."""
         further: dict[str, np.ndarray] = {}
         if not self.maps:
-            values = self.values(case, self._probabilities)
+            values = self._gathered(case) if self._by_rows(case) else self.values(case, self._probabilities)
         else:
             count, model = channels(self.maps), cast(Any, self.model)
             function = functools.partial(model.with_maps, uncertainty=self.uncertainty)
@@ -167,12 +167,9 @@ class Predictor:
             What ``choose`` would have made of :meth:`case`, to the bit; None where only :meth:`case` can read it:
             volumes, pictures read whole, resampled or below the window's size, and inferers of other kinds.
         """
-        if case.slicing is not None or self.reading.whole or not reads_by_rows(self.inferer):
+        if not self._by_rows(case):
             return None
         size = case.image_size
-        pairs = zip(size, case.shape, self.reading.window, strict=False)
-        if any(n != own or n < window for n, own, window in pairs):
-            return None
         classes: np.ndarray | None = None
         maps = np.empty((2, *size), np.float32) if self.uncertainty else None
         done = 0
@@ -185,6 +182,23 @@ class Predictor:
                 maps[:, rows] = values[-2:]
         assert classes is not None  # pictures have rows
         return Choice(classes, maps)
+
+    def _by_rows(self, case: LoadedCase) -> bool:
+        if case.slicing is not None or self.reading.whole or not reads_by_rows(self.inferer):
+            return False
+        pairs = zip(case.image_size, case.shape, self.reading.window, strict=False)
+        return all(window <= n == own for n, own, window in pairs)
+
+    def _gathered(self, case: LoadedCase) -> np.ndarray:
+        """Return what :meth:`_rows` yields, in one array: sums and weights of the windows are never there for all."""
+        found: np.ndarray | None = None
+        done = 0
+        for values in self._rows(case):
+            found = np.empty((len(values), *case.image_size), np.float32) if found is None else found
+            found[:, done : done + values.shape[1]] = values
+            done += values.shape[1]
+        assert found is not None  # pictures have rows
+        return found
 
     def _rows(self, case: LoadedCase) -> Iterator[np.ndarray]:
         """Yield probabilities, and the maps behind them, of finished rows."""

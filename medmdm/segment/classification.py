@@ -59,8 +59,8 @@ class Classification:
         neighbours: that vote, for ``"knn"``.
 
     Raises:
-        UserError: the section is empty, a case has no such label, all have the same one, a method is unknown, or the
-            paper's rule is asked for several draws.
+        UserError: the section is empty or the one that is learnt from, a case has no such label, all have the same
+            one, a method is unknown, or the paper's rule is asked for several draws.
     """
 
     cases: Selection
@@ -81,6 +81,8 @@ class Classification:
                 raise UserError(f"the method {method!r} is unknown{nearest(method, METHODS)}: use linear or knn.")
         if self.neighbours < 1:
             raise UserError(f"neighbours is {self.neighbours}: give a whole number from 1.")
+        if self.section == "training":
+            raise UserError("section is 'training', which is learnt from: test on another one.")
         if not self.cases.training or not self._tested:
             missing = "training" if self._tested else self.section
             raise UserError(f"The data list has no {missing} image: image labels need some to learn and some to test.")

@@ -64,9 +64,9 @@ class Outputs:
         probabilities: a map for each class.
         uncertainty: maps of entropy and of disagreement between the members of an ensemble.
         reconstruction_error: writes its maps; None for none. Images are read in the segmenter's windows.
-        boxes: a table of the boxes of instances, where instances are found; their scores need the probabilities of the
-            whole image in memory.
-        formats: of :mod:`medmdm.segment.formats`: what else is written of images whose labels are not looked at.
+        boxes: a table of the boxes of instances, where instances are found, of images whose labels are not looked at;
+            their scores need the probabilities of the whole image in memory.
+        formats: of :mod:`medmdm.segment.formats`: what else is written of such images.
         report: the tables and pages of the report.
         study: the ``study.csv`` of a study, whose learning curve the report shows.
         label_plan: what more labels would give, see :class:`medmdm.segment.LabelPlanner`.
@@ -182,6 +182,7 @@ def evaluate(
         Mean Dice and IoU over the labelled cases, as in ``summary.json``.
     """
     logger.info("%s: %s", provenance.kind, provenance.sentence)
+    outputs = replace(outputs, formats=(), boxes=False)  # of images without labels; probabilities would stay for them
     mark_outputs(Path(outputs.folder) / "predictions")
     if outputs.report:
         write_feature_panel(tested, predictor, Path(outputs.folder))

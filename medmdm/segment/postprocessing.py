@@ -165,6 +165,11 @@ class PostProcess:
         return tuple(float(step) for step in spacing)
 
     def classes(self, values: np.ndarray) -> np.ndarray:
+        """Choose the class of each pixel by itself: scores ``[K, *spatial]`` -> uint8 class numbers ``[*spatial]``.
+
+        Raises:
+            UserError: as a call.
+        """
         probabilities = values
         if self.threshold is not None and self.activation is not None:
             # Of both forms of the sigmoid this one does not overflow.

@@ -97,7 +97,9 @@ def _watershed(
     if smooth > 0:
         height = ndimage.gaussian_filter(height, [smooth / step for step in steps], mode="nearest")
     pixel = math.prod(steps) ** (1 / len(steps))
-    height = np.where(inside, np.round(height / unit, _DECIMALS), 0)
+    height = np.round(height / unit, _DECIMALS)
+    # What a network says may be below 0, which outside is: maxima there would be none.
+    height = np.where(inside, height - height[inside].min(initial=0), 0)
     # Maxima that are lower than `depth` over the saddle to a higher one are steps of a slanted edge; and a ridge of one
     # height is one seed, where `peak_local_max` alone would set one at every `min_distance` along it.
     levelled = reconstruction(height - depth / unit, height) if depth > 0 else height

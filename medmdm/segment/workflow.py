@@ -176,8 +176,8 @@ class Segmentation:
                 logger.warning("There is no plan of further labels: %s", error)
         with contextlib.nullcontext() if self.data.cross_validated else self._passing():
             return evaluate(
-                record, tested, self.data, predictor, self.postprocess, replace(self.outputs, formats=()), self.report,
-                provenance, protocol, support,
+                record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
+                support,
             )  # fmt: skip
 
     def _left_out(

@@ -111,23 +111,32 @@ def test_a_fit_has_the_same_bits_again() -> None:
     assert set(fits[0].evidence["weights"]) == {"classes", "distance", "hv"}
 
 
-def test_a_weight_of_nothing_is_the_learner_alone() -> None:
-    """The maps of no weight leave the other outputs' gradients as they are."""
+def test_maps_of_no_weight_teach_nothing() -> None:
+    """Other objects in the same classes change the network by as much as their maps weigh."""
+    merged = Task([dataclasses.replace(discs(0), objects=discs(0).label.int())], 2, Reading((64, 64)))
+    for weight in (0, 1):
+        made = head(("distance",), 3, weights={"distance": weight}, precision="float32")
+        one, two = (made.fit(one).model.state_dict() for one in (discs_task(1), merged))
+        assert all(torch.equal(one[name], two[name]) for name in one) == (weight == 0)
+
+
+def test_numbered_objects_change_no_crop() -> None:
     example = discs(0)
-    plain = Task([dataclasses.replace(example, objects=None)], 2, Reading((64, 64)))
-    settings = {"precision": "float32", "weight_decay": 0.0, "augmentation": "histology"}
-    crops = training(**settings)
-    alone = FromScratch(network(2), 4, crops).fit(plain)
-    both = MultiTaskHead(FromScratch(network(2), 4, crops), ["distance"], {})
-    refused("gives 2 channels, but 2 classes and distance are 3: set its out_channels", both.fit, discs_task())
-    # What is cut, mirrored, bent and coloured does not depend on whether objects are numbered.
+    plain = dataclasses.replace(example, objects=None)
+    augmentation = training(augmentation="histology").augmentation_for(discs_task())
     cut = functools.partial(random_crop, window=(64, 64), seed=3, flips=(0, 1))
-    augmentation = crops.augmentation_for(dataclasses.replace(plain, modality="histology"))
-    one, two = (cut(e, augmentation=augmentation, foreground=0.5) for e in (example, plain.examples[0]))
+    one, two = (cut(e, augmentation=augmentation, foreground=0.5) for e in (example, plain))
     assert torch.equal(one.image, two.image)
     assert torch.equal(one.label, two.label)
     assert two.objects is None
-    assert alone.evidence["losses"]
+
+
+def test_a_network_of_too_few_channels_is_refused() -> None:
+    refused(
+        "gives 2 channels, but 2 classes and distance are 3: set its out_channels",
+        head(("distance",), 2).fit,
+        discs_task(),
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -88,6 +88,7 @@ def test_what_is_refused(model: str, graded: Path, tmp_path: Path, capsys: Any) 
 
     refused("has no 'grad' (did you mean 'grade'?)", "--label", "grad")
     refused("the method 'svm' is unknown", "--label", "grade", "--method", "svm")
+    refused("section is 'training', which is learnt from", "--label", "grade", "--section", "training")
     refused("shots asks for 40", "--label", "grade", "--shots", "40")
     refused("The paper's rule gives one draw", "--label", "grade", "--subset_rule", "paper", "--draws", "2")
     content = json.loads((graded / "dataset.json").read_text())

@@ -343,3 +343,20 @@ def test_boxes_of_nothing_of_all_and_of_other_shapes():
     refused(r"the shape \(3,\)", boxes, np.zeros(3, int))
     with pytest.raises(UserError, match=r"the mask has the shape \(3, 4\), but the instances \(4, 3\)"):
         boxes(np.zeros((4, 3), int), np.zeros((3, 4), int))
+
+
+def test_objects_do_not_depend_on_what_their_map_is_lowered_by() -> None:
+    scores = np.zeros((2, 12, 20), np.float32)
+    scores[1, 2:9, 2:18] = 1
+    scores[0] = 0.5
+    rows, columns = np.indices((12, 20))
+    tops = np.maximum(
+        np.exp(-((rows - 5) ** 2 + (columns - 5) ** 2) / 9), np.exp(-((rows - 5) ** 2 + (columns - 14) ** 2) / 9)
+    )
+    found = [
+        PostProcess(instances="distance")(scores, maps={"distance": tops[None] - low})["instances"] for low in (0, 1, 3)
+    ]
+    assert found[0] is not None
+    assert found[0].max() == 2
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])

@@ -30,9 +30,6 @@ class COCO(RunFormat):
         score: the mean probability of an object's class over its pixels as its ``score``; needs the probabilities of
             the whole image in memory.
 
-    Raises:
-        UserError: pycocotools is missing.
-
     Source:
         https://cocodataset.org/#format-data
     """
@@ -45,11 +42,10 @@ class COCO(RunFormat):
         """Whether probabilities have to be kept for it."""
         return self.score
 
-    def __post_init__(self) -> None:
+    def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+        # Not when it is made: what is there can be read, and its rows kept, without pycocotools.
         if importlib.util.find_spec("pycocotools") is None:
             raise UserError("COCO needs pycocotools: install it with pip install 'medmdm[interop]'.")
-
-    def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
         super().check(entries, class_names)
         only_pictures(self, entries, "DicomSeg for a DICOM series, or the NIfTI mask")
 

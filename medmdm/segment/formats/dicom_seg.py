@@ -109,7 +109,9 @@ class DicomSeg(CaseFormat):
         known = [str(sources[0].SeriesInstanceUID), sha256, settings]
         series_uid = generate_uid(PYDICOM_ROOT_UID, ["series", *known])
         instances = [str(source.SOPInstanceUID) for source in sources]
-        content = [str(classes), np.ascontiguousarray(pixels).tobytes().hex(), *instances]
+        # Whose it is may be corrected in the series, under the same UIDs.
+        patient = repr([str(sources[0].get(key)) for key in _MAY_BE_EMPTY])
+        content = [str(classes), np.ascontiguousarray(pixels).tobytes().hex(), patient, *instances]
         instance_uid = generate_uid(PYDICOM_ROOT_UID, ["instance", *known, *content])
         if _holds(path, instance_uid):
             return

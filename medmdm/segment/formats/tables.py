@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from medmdm.files import table_text
+from medmdm.files import plain_cell, table_text
 from medmdm.segment.formats.base import RunFormat, Segmented
 from medmdm.segment.formats.measurements import object_scores
 from medmdm.segment.postprocessing import boxes
@@ -17,7 +17,11 @@ from medmdm.segment.postprocessing import boxes
 
 class _Table(RunFormat):
     def read(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        table = pd.read_csv(path, dtype={"case": str})
+        # Names are text, also one such as "NA" or "007".
+        names = {"case": str, "class_name": str}
+        table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+        for name in names.keys() & set(table.columns):
+            table[name] = table[name].map(plain_cell)
         return {str(case): rows for case, rows in table.groupby("case", sort=False)}
 
     def text(self, pieces: Mapping[str, Any]) -> str:

@@ -111,6 +111,20 @@ def test_what_it_says(tmp_path: Path) -> None:
     assert other.SeriesInstanceUID == read.SeriesInstanceUID
 
 
+def test_a_corrected_patient_gets_an_object_of_their_own(tmp_path: Path) -> None:
+    source = series(tmp_path / "series")
+    path = tmp_path / DicomSeg().write(made(tmp_path, source, asymmetric()))["dicom_seg"]
+    before = pydicom.dcmread(path)
+    for file in source.glob("*.dcm"):
+        header = pydicom.dcmread(file)
+        header.PatientID = "PATIENT-0815"
+        header.save_as(file)
+    DicomSeg().write(made(tmp_path, source, asymmetric()))
+    after = pydicom.dcmread(path)
+    assert after.PatientID == "PATIENT-0815"
+    assert after.SOPInstanceUID != before.SOPInstanceUID
+
+
 def test_nothing_found(tmp_path: Path) -> None:
     source = series(tmp_path / "series")
     with warnings.catch_warnings():

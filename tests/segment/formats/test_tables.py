@@ -1,5 +1,6 @@
 """Objects that are counted and measured: against numbers worked out by hand, and pycocotools."""
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -11,9 +12,13 @@ import pytest
 from scipy import ndimage
 
 from medmdm.data.files.volumes import Slicing
+from medmdm.runs.folder import RunFolder
 from medmdm.segment import COCO, ObjectTable, PostProcess
+from medmdm.segment.evaluation import Outputs
 from medmdm.segment.formats.measurements import measure
 from medmdm.segment.formats.tables import BoxTable
+from medmdm.segment.journal import Journal
+from medmdm.segment.one_by_one import write_all
 from tests.made import refused
 from tests.segment.formats.made import NAMES, made_mask, segmented
 from tests.written import picture
@@ -55,6 +60,21 @@ def test_objects_of_a_picture(tmp_path: Path) -> None:
     again = form.read(tmp_path / "objects.csv")
     pd.testing.assert_frame_equal(again["a"], table, check_dtype=False)
     assert "mean_probability" not in ObjectTable(mean_probability=False).describe(segmented(tmp_path, mask))
+
+
+@pytest.mark.parametrize("name", ["NA", "007", "-a", "=1+1", "'b"])
+def test_names_are_read_as_they_were_given(name: str, tmp_path: Path) -> None:
+    mask, names = made_mask(), ("background", name, "None")
+    made = segmented(tmp_path, mask)
+    made = replace(made, origin=replace(made.origin, class_names=names))
+    form = ObjectTable()
+    table = form.describe(made).assign(case=name)
+    text = form.text({name: table})
+    (tmp_path / "objects.csv").write_text(text)
+    again = form.read(tmp_path / "objects.csv")
+    assert list(again) == [name]
+    assert list(again[name]["class_name"]) == list(table["class_name"])
+    assert form.text(again) == text
 
 
 def test_objects_of_a_volume(tmp_path: Path) -> None:
@@ -136,3 +156,16 @@ def test_coco_is_read_by_pycocotools(tmp_path: Path) -> None:
     assert scores == dict(zip(table["label"], table["mean_probability"], strict=True))
     assert all("score" not in one for one in COCO(score=False).describe(cases["b"])["annotations"])
     refused("COCO is for pictures", form.check, [{"image": "x.nii"}], NAMES)
+
+
+def test_without_pycocotools_only_coco_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pycocotools" else found(name))
+    refused("COCO needs pycocotools", COCO().check, [], NAMES)
+    run = RunFolder(tmp_path, {"bundle": "mdm_infer"}, {}, {}, 0)
+    run.open()
+    kept = {"image": {"case": "b", "file_name": "b.png", "height": 2, "width": 3}, "annotations": [], "categories": []}
+    (tmp_path / "coco.json").write_text(COCO().text({"b": kept}))
+    before = (tmp_path / "coco.json").read_text()
+    assert write_all([], iter(()), Outputs(tmp_path), (), Journal(run, [], None)) == []
+    assert (tmp_path / "coco.json").read_text() == before
