@@ -82,6 +82,18 @@ def recorded_rates(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> list[fl
     return rates
 
 
+@pytest.mark.parametrize(
+    ("whole", "turns", "size"),
+    [(False, False, (40, 40)), (True, False, (40, 21)), (True, True, (21, 21))],
+)
+def test_crops_are_not_padded_where_images_are_read_whole(whole: bool, turns: bool, size: tuple[int, int]) -> None:
+    network, examples = probe(), [made_example(0, (50, 33)), made_example(1, (44, 21))]
+    recipe = Training(steps=3, batch_size=2, crop_size=(40, 40), augmentation=Augmentation(turns=turns))
+    task = Task(examples, 2, Reading((16, 16), whole=whole))
+    recipe.run(network, [{"params": list(network.parameters()), "lr": 1e-2}], task, network.train)
+    assert {crop.shape[1:] for crop in network.seen} == {size}
+
+
 def test_the_learning_rate_rises_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = recorded_rates(monkeypatch, steps=60)
     assert rates[:20] == pytest.approx([1e-2 * k / 20 for k in range(1, 21)])
