@@ -32,7 +32,6 @@ from medmdm.data.writers import encode_picture, write_mask
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import PaddedNetwork
 from medmdm.heads.task import Reading
-from medmdm.heads.training import Training
 from medmdm.segment.evaluation import Outputs
 from medmdm.segment.masks import make_masks
 from medmdm.segment.postprocessing import PostProcess
@@ -56,7 +55,7 @@ def predictor(network: str) -> Predictor:
         return Predictor(nn.Conv2d(3, 2, 1).eval(), Reading((256, 256)))
     norm = ("group", {"num_groups": 8})
     made = BasicUNet(2, 3, 2, features=(16, 32, 64, 128, 256, 16), norm=norm)
-    return Predictor(PaddedNetwork(made, multiple=16, flips=Training().flips, num_classes=2).eval(), Reading((64, 64)))
+    return Predictor(PaddedNetwork(made, multiple=16, flips=(0, 1), num_classes=2).eval(), Reading((64, 64)))
 
 
 def write(way: str, side: int, share: float, folder: Path) -> None:

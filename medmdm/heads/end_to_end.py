@@ -82,7 +82,7 @@ class FineTuning:
         segmenter = Segmenter(own, head, undeclared=task.undeclared, maps=names)
         averaged, evidence = self.training.run(segmenter, groups, task, head.train, self.unlabelled, maps)
         assert isinstance(averaged, Segmenter)
-        further: dict[str, Any] = {"flips": self.training.flips, "undeclared": task.undeclared, "maps": names}
+        further: dict[str, Any] = {"flips": self.training.flips_for(task), "undeclared": task.undeclared, "maps": names}
         fitted = Segmenter(averaged.extractor, averaged.head, **further)
         return Fitted(fitted.requires_grad_(False), evidence)
 
@@ -132,6 +132,6 @@ class FromScratch:
         train_mode = functools.partial(network.train, True)
         averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled, maps)
         assert isinstance(averaged, PaddedNetwork)
-        fitted = PaddedNetwork(averaged.network, flips=self.training.flips, **padding).eval()
+        fitted = PaddedNetwork(averaged.network, flips=self.training.flips_for(task), **padding).eval()
         parameters = sum(p.numel() for p in fitted.parameters())
         return Fitted(fitted.requires_grad_(False), {**evidence, "parameters": parameters})

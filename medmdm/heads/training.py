@@ -50,7 +50,8 @@ class Training:
         averaging: decay of the moving average of the weights, in [0, 1); 0 uses the last weights.
         crop_size: of the crops; None for the window that images are read in. No larger than images that are read whole.
         foreground: see :func:`medmdm.heads.random_crop`.
-        flips: spatial axes along which crops are mirrored, and the images that the network segments.
+        flips: spatial axes along which crops are mirrored, and the images that the network segments; ``"auto"``: rows
+            and columns, and none in radiology, where classes may differ in nothing but the side on which they lie.
         augmentation: ``"auto"``, what suits the data's modality; ``"histology"``, ``"radiology"``, an
             :class:`medmdm.data.Augmentation`, or None for none.
         loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice. In JSON it may have
@@ -70,7 +71,7 @@ class Training:
     averaging: float = 0.99
     crop_size: Sequence[int] | None = None
     foreground: float = 1 / 3
-    flips: Sequence[int] = (0, 1)
+    flips: Sequence[int] | str = "auto"
     augmentation: str | Augmentation | None = "auto"
     loss_function: Callable[..., Any] | None = None
     precision: str = "float32"
@@ -84,7 +85,17 @@ class Training:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
         if isinstance(self.augmentation, str) and self.augmentation != "auto":
             preset(self.augmentation)
-        self.flips = tuple(self.flips)
+        if isinstance(self.flips, str):
+            if self.flips != "auto":
+                raise UserError(f"flips must be numbers of axes, such as [0, 1], or 'auto', got {self.flips!r}.")
+        else:
+            self.flips = tuple(self.flips)
+
+    def flips_for(self, task: Task) -> tuple[int, ...]:
+        """Return the axes along which a task's images are mirrored."""
+        if self.flips != "auto":
+            return tuple(int(axis) for axis in self.flips)
+        return () if task.modality == "radiology" else (0, 1)
 
     def augmentation_for(self, task: Task) -> Augmentation | None:
         """Return what is done to crops of a task's images."""
@@ -165,7 +176,7 @@ class Training:
         average = EMA(network, self.averaging)
         loss_function = _made(self.loss_function) or CrossEntropyDiceLoss()
         augmentation, window = self.augmentation_for(task), self.crops_of(task)
-        cut = functools.partial(random_crop, window=window, flips=self.flips)
+        cut = functools.partial(random_crop, window=window, flips=self.flips_for(task))
         labelled = functools.partial(cut, augmentation=augmentation, foreground=self.foreground)
         crops = _Crops(task.examples, labelled, task.seed, maps)
         teacher = None

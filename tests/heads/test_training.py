@@ -166,6 +166,14 @@ def test_the_augmentation_follows_the_modality(modality: str | None) -> None:
     assert Training(augmentation=None).augmentation_for(of) is None
 
 
+@pytest.mark.parametrize(("modality", "axes"), [("histology", (0, 1)), ("radiology", ()), (None, (0, 1))])
+def test_what_has_a_left_and_a_right_is_not_mirrored(modality: str | None, axes: tuple[int, ...]) -> None:
+    network = functools.partial(UNet, 2, 3, 2, channels=(8, 16), strides=(2,))
+    of = Task([made_example()], 2, Reading(WINDOW), modality=modality)
+    assert FromScratch(network, 2, Training(steps=1)).fit(of).model.flips == axes
+    assert FromScratch(network, 2, Training(steps=1, flips=[1])).fit(of).model.flips == (1,)
+
+
 def unlabelled_fit(**arguments: Any) -> tuple[Any, Any]:
     examples = [made_example(n) for n in range(3)]
     images = [made_example(n).image for n in range(10, 14)]
@@ -204,6 +212,7 @@ def test_mistakes_get_a_sentence() -> None:
     refused("at least 1", Training, steps=0)
     refused("minutes", Training, minutes=0)
     refused("precision", Training, precision="half")
+    refused("flips must be numbers of axes", Training, flips="both")
     refused("no augmentation 'histologie' .did you mean 'histology'", Training, augmentation="histologie")
     refused("lower the learning rate", run, nn.Sequential(nn.Conv2d(3, 2, 1), Exploding()), steps=3)
 
