@@ -152,6 +152,8 @@ class Fitter(Protocol):
         """Learn from ``task.examples`` alone."""
 
 
+#: Where a study names backbones: that of heads that need none.
+NO_BACKBONE = "none"
 NOTHING_LABELLED = "There is no labelled pixel to learn from: check the labels and the ignore value."
 VIEWS = ("whole", "windows", "crops")
 

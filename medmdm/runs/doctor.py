@@ -15,6 +15,7 @@ from medmdm.check.findings import Finding
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.errors import UserError, counted, nearest
 from medmdm.heads.object_maps import channels as map_channels
+from medmdm.heads.task import NO_BACKBONE
 from medmdm.intact import load_record
 from medmdm.runs.command_line import written_folder
 from medmdm.runs.examination import Examination
@@ -249,7 +250,7 @@ def _study(x: Examination) -> None:
     heads, grid = x.part("heads"), x.part("grid")
     known = {"backbones": x.parser.get("backbones"), "heads": x.parser.get("heads")}
     for (part, names), name in zip(known.items(), reference or (), strict=False):
-        if isinstance(names, Mapping) and name not in names and not (part == "backbones" and name == "-"):
+        if isinstance(names, Mapping) and name not in names and not (part == "backbones" and name == NO_BACKBONE):
             x.error("names", f"reference names {name!r}, but {part} has {', '.join(names)}{nearest(name, names)}")
     if opened is None or cases is None:
         return

@@ -24,7 +24,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, nearest
 from medmdm.files import atomic_write, save_json, sweep_temporaries, table_text, text_hash
 from medmdm.heads.predictor import Predictor
-from medmdm.heads.task import Fitter, Reading, check_normalize, view_sizes, views
+from medmdm.heads.task import NO_BACKBONE, Fitter, Reading, check_normalize, view_sizes, views
 from medmdm.intact import save_record
 from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
@@ -41,7 +41,6 @@ from medmdm.segment.postprocessing import Postprocessing, masks_alone
 
 logger = logging.getLogger(__name__)
 
-NO_BACKBONE = "none"
 _FORMAT = 1  # of a cell: the next where the same settings give other numbers
 
 

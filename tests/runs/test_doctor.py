@@ -230,6 +230,11 @@ def test_a_clean_config_has_no_error(bundle: str, place: Path) -> None:
     assert said == []
 
 
+def test_what_needs_no_backbone_may_be_the_reference(place: Path) -> None:
+    changes = {"heads": {"U-Net": UNET}, "reference": ["none", "U-Net"]}
+    assert [f.message for f in found("mdm_study", place, changes) if f.level == "error"] == []
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.bundle}-{'-'.join(map(str, f.change))}-{f.sentence[:20]}")
 def test_a_planted_fault_is_found_alone(fault: Fault, place: Path) -> None:
     findings = found(fault.bundle, place, fault.change)
