@@ -262,11 +262,13 @@ def file_dtype_tensor(image: torch.Tensor) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(plain.dtype), plain) else plain
 
 
+# torch lacks most operations on these types; MONAI loads them so.
+_WIDER = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}
+
+
 def as_monai_loads(pixels: np.ndarray) -> torch.Tensor:
-    """Return pixels in the type that MONAI loads them in: torch lacks most operations on unsigned ones above 8 bits."""
-    return torch.as_tensor(
-        pixels.astype({"uint16": np.int32, "uint32": np.int64}.get(pixels.dtype.name, pixels.dtype), copy=False)
-    )
+    """Return pixels in a type that torch can compute with: bilevel ones in 8 bits, unsigned ones above 8 bits wider."""
+    return torch.as_tensor(pixels.astype(_WIDER.get(pixels.dtype.name, pixels.dtype), copy=False))
 
 
 def _file_dtype(image: torch.Tensor) -> str:
