@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     """Run ``split`` with parsed arguments and print what came out."""
     from medmdm.data.lists import load_data_list
     from medmdm.data.splits import default_rule, patients_unknown, split_data_list, summarise
-    from medmdm.files import atomic_write
+    from medmdm.files import atomic_write, refuse_to_replace
 
     out = expanded(args.out)
     if out.suffix.lower() != ".json":
@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> None:
     numbered = [out.with_name(f"{out.stem}_fold_{k}{out.suffix}") for k in range(1, len(lists) + 1)]
     paths = [out] if args.folds is None else numbered
     texts = [json.dumps(content, indent=2, ensure_ascii=False) + "\n" for content in lists]
-    for path, text in zip(paths, texts, strict=True):  # before any is written
-        if path.exists() and not args.overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
-            raise UserError(f"{path} exists and differs: give another name or pass --overwrite.")
+    for path, text in zip(paths, texts, strict=True) if not args.overwrite else ():  # before any is written
+        refuse_to_replace(path, text)
     for path, text, content in zip(paths, texts, lists, strict=True):
         atomic_write(path, text)
         print(f"{path}: {summarise(content, args.stratify)}")

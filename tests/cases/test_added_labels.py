@@ -107,6 +107,9 @@ def test_another_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert "exists and differs: give another name or pass --overwrite" in capsys.readouterr().err
     assert len(load_data_list(out).training) == 3
+    out.write_bytes("Drüsen".encode("latin-1"))  # whatever it is
+    assert main(arguments) == 1
+    assert "exists and differs: give another name or pass --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
     assert len(load_data_list(out).training) == 4
 
