@@ -33,8 +33,10 @@ def select_shards(shards: str | Sequence[str], num_held_out: int = 8, seed: int 
         seed: chooses them.
 
     Raises:
-        UserError: as :func:`shard_files` and :func:`read_index`, or there is one picture only.
+        UserError: as :func:`shard_files` and :func:`read_index`, there is one picture only, or none is to be held out.
     """
+    if num_held_out < 1:
+        raise UserError(f"num_held_out is {num_held_out}: give 1 or more.")
     files = shard_files(shards)
     counts = [len(read_index(path)) for path in files]
     total = sum(counts)

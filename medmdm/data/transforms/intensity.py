@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -57,10 +59,15 @@ def window_range(window: str | Sequence[float] | None) -> list[float] | None:
                 "or [centre, width]."
             )
         window = CT_WINDOWS[window]
-    if len(window) != 2 or not float(window[1]) > 0:
-        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0.")
+    if not _is_pair(window) or not window[1] > 0:
+        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0, both finite.")
     centre, width = map(float, window)
     return [centre - width / 2, centre + width / 2]
+
+
+def _is_pair(values: Sequence[Any]) -> bool:
+    """Whether they are two finite numbers."""
+    return len(values) == 2 and all(isinstance(value, Real) and math.isfinite(value) for value in values)
 
 
 def scaled_range(
@@ -286,8 +293,10 @@ class ScaleIntensityByDtype(Transform):
     """
 
     def __init__(self, intensity_range: Sequence[float] | None = None) -> None:
-        if intensity_range is not None and not (len(intensity_range) == 2 and intensity_range[0] < intensity_range[1]):
-            raise UserError(f"intensity_range is {list(intensity_range)}: give [low, high] with low < high.")
+        if intensity_range is not None and not (_is_pair(intensity_range) and intensity_range[0] < intensity_range[1]):
+            raise UserError(
+                f"intensity_range is {list(intensity_range)}: give [low, high] with low < high, both finite."
+            )
         self.intensity_range = intensity_range
 
     def __call__(self, img: torch.Tensor, ranges: Sequence[Sequence[float]] | None = None) -> torch.Tensor:
