@@ -143,7 +143,7 @@ def _stated(image: str) -> tuple[float, float] | None:
 
 
 def _positive(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf
 
 
 def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, int]:
