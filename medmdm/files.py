@@ -63,6 +63,16 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def refuse_to_replace(path: Path, content: str) -> None:
+    """Refuse to write over a file that holds something else.
+
+    Raises:
+        UserError: naming it and the option that allows it.
+    """
+    if path.exists() and (not path.is_file() or path.read_bytes() != content.encode("utf-8")):
+        raise UserError(f"{path} exists and differs: give another name or pass --overwrite.")
+
+
 def save_torch(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to ``path``, atomically; equal contents under two names are equal bytes."""
     import torch

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from medmdm.backbones.timm import TimmBackbone, create
 from medmdm.errors import UserError
 
 PRETRAINED = "pretrained"
-_UNLIKELY = 1_618_033_988  # a seed that nobody takes to make a weights file
 
 
 def load_timm(
@@ -59,8 +59,7 @@ def load_timm(
     Example:
         >>> load_timm("resnet18", "resnet18.safetensors")  # doctest: +SKIP
     """
-    drawn_from = seed if weights is None else _UNLIKELY
-    with _drawing_from(drawn_from):
+    with _drawing_from(seed):
         backbone = TimmBackbone(model, in_channels, out_indices, mean, std, arguments).eval()
     if weights is None:
         backbone.plan = {"ledger": make_ledger()}  # it has seen nothing
@@ -69,15 +68,17 @@ def load_timm(
     if weights != PRETRAINED:
         how["pretrained_cfg_overlay"] = {"state_dict": _read(Path(weights))}
     try:
-        with _drawing_from(drawn_from):  # what is not loaded is drawn as before, and equal to it
+        with _drawing_from(seed), _noting_missing() as missing:
             loaded = create(model, in_channels, out_indices, arguments, **how)
     except OSError as error:
         raise UserError(f"timm cannot fetch weights of {model!r} ({error}): name a file of them.") from error
     for module in loaded.modules():  # timm keeps the whole file there
         module.__dict__.get("pretrained_cfg", {}).pop("state_dict", None)
-    missing = _untouched(backbone.network, loaded)
-    if missing:
-        fault = f"{len(missing)} parameters of {model} are not in it ({first_of(missing)})"
+    # By identity: the network for features gives some of them other names, and leaves others out.
+    named = loaded.state_dict(keep_vars=True).items()
+    names = [name for name, value in named if any(value is one for one in missing)]
+    if names:
+        fault = f"{len(names)} parameters of {model} are not in it ({first_of(names)})"
         raise UserError(f"{weights}: the weights do not fit the network: {fault}.")
     backbone.network = loaded
     return backbone.eval()
@@ -89,6 +90,22 @@ def _drawing_from(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _noting_missing() -> Iterator[list[Tensor]]:
+    """Note the weights, running means included, that a state dict lacks: of networks for features timm logs it only."""
+    missing: list[Tensor] = []
+    load = nn.Module.load_state_dict
+
+    def noting(network: nn.Module, *arguments: Any, **options: Any) -> Any:
+        found = load(network, *arguments, **options)
+        own = network.state_dict(keep_vars=True)
+        missing.extend(own[name] for name in found.missing_keys if name in own and own[name].is_floating_point())
+        return found
+
+    with mock.patch.object(nn.Module, "load_state_dict", noting):
+        yield missing
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -103,13 +120,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     if state is None:
         raise UserError(f"{path}: there is no state dict in this file.")
     return state
-
-
-def _untouched(before: nn.Module, after: nn.Module) -> list[str]:
-    """Return the names of parameters that still are what was drawn; constants may well be what was loaded."""
-    drawn = dict(before.named_parameters())
-    return [
-        name
-        for name, value in after.named_parameters()
-        if value.numel() > 1 and torch.equal(value, drawn[name]) and bool((value != value.flatten()[0]).any())
-    ]

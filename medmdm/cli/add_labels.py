@@ -25,14 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run ``add-labels`` with parsed arguments and print what changed."""
     from medmdm.data.added_labels import add_labels
-    from medmdm.data.folders import list_file
-    from medmdm.data.lists import LIST_NAMES, load_data_list
-    from medmdm.files import atomic_write
+    from medmdm.data.folders import named_list
+    from medmdm.data.lists import load_data_list
+    from medmdm.files import atomic_write, refuse_to_replace
 
-    given = expanded(args.data_list)
-    path = list_file(given) if given.is_dir() else given
-    if path is None:
-        raise UserError(f"{given} holds no data list ({' or '.join(LIST_NAMES)}): give the file.")
+    path = named_list(args.data_list)
     data_list = load_data_list(path)
     if data_list.shipped:
         raise UserError(f"{data_list.title} stays as it is: make a list of your own (python -m medmdm prepare).")
@@ -47,8 +44,8 @@ def run(args: argparse.Namespace) -> None:
             kept = next(copy for copy in copies if not copy.exists() or copy.read_bytes() == content)
             atomic_write(kept, content)
             print(f"{kept}: the list as it was")
-        elif out.exists() and not args.overwrite and (not out.is_file() or out.read_text("utf-8") != labels.text):
-            raise UserError(f"{out} exists and differs: give another name or pass --overwrite.")
+        elif not args.overwrite:
+            refuse_to_replace(out, labels.text)
         labels.write(out, root)
         print(f"{out}: written")
     print("\n".join(labels.sentences))

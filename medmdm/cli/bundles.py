@@ -155,35 +155,38 @@ def _names(text: str) -> list[str]:
     return [name.strip(" '\"") for name in text.strip("[]").split(",")]
 
 
-def config_files(command: str, given: Sequence[str], check: bool = True) -> list[Path]:
+def config_file(name: str) -> Path:
+    """Return the config that a name means, as typed: a file, or one that comes with medmdm.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    shipped = resource_folder("bundles")
+    found = next((p for p in (expanded(name), shipped / name.removeprefix("bundles/")) if p.is_file()), None)
+    if found is None:
+        known = [file.relative_to(shipped).as_posix() for file in shipped.glob("**/*.json")]
+        raise UserError(f"the config {name} does not exist in {Path.cwd()}{nearest(name, known)}: correct --config.")
+    return found
+
+
+def config_files(command: str, given: Sequence[str]) -> list[Path]:
     """Return the configs to merge: those given, or behind the shipped one where they are overlays.
 
     Args:
         command: one of :data:`COMMANDS`.
         given: names of files, as typed.
-        check: False finds the files only.
 
     Raises:
         UserError: a file does not exist, cannot be read, or is of another command.
     """
-    shipped, bundle = resource_folder("bundles"), f"mdm_{command}"
-    files, named = [], None
-    for name in given:
-        path = expanded(name)
-        if not path.is_file():
-            path = shipped / name.removeprefix("bundles/")
-        if not path.is_file():
-            known = [file.relative_to(shipped).as_posix() for file in shipped.glob("**/*.json")]
-            raise UserError(
-                f"the config {name} does not exist in {Path.cwd()}{nearest(name, known)}: correct --config."
-            )
-        named = (bundle_of(path)[0] or named) if check else named
-        files.append(path)
+    bundle, files, named = f"mdm_{command}", [config_file(name) for name in given], None
+    for path in files:
+        named = bundle_of(path)[0] or named
     if named not in (None, bundle):
         other = named.removeprefix("mdm_") if named.removeprefix("mdm_") in COMMANDS else None
         advice = f"run medmdm {other}" if other else f"use {bundle}.json"
         raise UserError(f"{' and '.join(given)}: this is a config of {named}, not of {bundle}: {advice}.")
-    return files if named else [shipped / f"{bundle}.json", *files]
+    return files if named else [resource_folder("bundles") / f"{bundle}.json", *files]
 
 
 def bundle_of(path: Path) -> tuple[str | None, dict[str, Any]]:

@@ -6,7 +6,6 @@ import argparse
 import json
 
 from medmdm.errors import UserError
-from medmdm.files import expanded
 
 SUMMARY = "decode every file of a data list and look for what spoils a training or its test"
 
@@ -23,18 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run ``check`` with parsed arguments, print the outcome and return 0, or 1 if there are errors."""
     from medmdm.check import check
-    from medmdm.data.folders import list_file
-    from medmdm.data.lists import LIST_NAMES
+    from medmdm.data.folders import named_list
 
     try:
-        path = expanded(args.data_list)
-        data_list = list_file(path) if path.is_dir() else path
-        if data_list is None:
-            raise UserError(
-                f"{path} holds no data list ({' or '.join(LIST_NAMES)}): give the file, or make one of a folder as "
-                "downloaded or exported with python -m medmdm prepare."
-            )
-        report = check(data_list, args.dataset_dir)
+        report = check(named_list(args.data_list), args.dataset_dir)
     except UserError as error:  # nothing could be checked
         if not args.json:
             raise

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmdm.cli.bundles import COMMANDS, bundle_of, config_files, split_words
+from medmdm.cli.bundles import COMMANDS, bundle_of, config_file, config_files, split_words
 from medmdm.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def _command(names: Sequence[str]) -> str:
 
     keys: set[str] = set()
     for name in names:
-        for command in COMMANDS:
-            path = config_files(command, [name], check=False)[-1]
-            break
-        bundle, content = bundle_of(path)
+        bundle, content = bundle_of(config_file(name))
         if bundle is not None:
             return bundle.removeprefix("mdm_")
         keys |= {key.split("#")[0] for key in content}

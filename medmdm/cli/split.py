@@ -14,7 +14,9 @@ SUMMARY = "make new data lists from one: by patient, in folds, or with a few tra
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``split`` to its parser."""
-    parser.add_argument("data_list", metavar="DATALIST", help="a JSON data list, or the name of one that is shipped")
+    parser.add_argument(
+        "data_list", metavar="DATALIST", help="a JSON data list, a folder with dataset.json, or a shipped list's name"
+    )
     parser.add_argument("out", metavar="OUT", help="the list to write; with --folds, x.json means x_fold_1.json, …")
     parser.add_argument("--test", type=float, metavar="SHARE", help="pool all cases and hold this share out as test")
     parser.add_argument("--folds", type=int, metavar="K", help="divide what trains and validates into K folds")
@@ -37,22 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run ``split`` with parsed arguments and print what came out."""
+    from medmdm.data.folders import named_list
     from medmdm.data.lists import load_data_list
     from medmdm.data.splits import default_rule, patients_unknown, split_data_list, summarise
-    from medmdm.files import atomic_write
+    from medmdm.files import atomic_write, refuse_to_replace
 
     out = expanded(args.out)
     if out.suffix.lower() != ".json":
         raise UserError(f"OUT is {out}: give the name of a JSON file, such as {out.name}.json.")
-    data_list = load_data_list(args.data_list)
+    data_list = load_data_list(named_list(args.data_list))
     rule = args.rule or default_rule(data_list.name)
     lists = split_data_list(data_list, args.test, args.folds, args.stratify, args.subset, rule, args.seed, args.subject)
     numbered = [out.with_name(f"{out.stem}_fold_{k}{out.suffix}") for k in range(1, len(lists) + 1)]
     paths = [out] if args.folds is None else numbered
     texts = [json.dumps(content, indent=2, ensure_ascii=False) + "\n" for content in lists]
-    for path, text in zip(paths, texts, strict=True):  # before any is written
-        if path.exists() and not args.overwrite and (not path.is_file() or path.read_bytes() != text.encode()):
-            raise UserError(f"{path} exists and differs: give another name or pass --overwrite.")
+    for path, text in zip(paths, texts, strict=True) if not args.overwrite else ():  # before any is written
+        refuse_to_replace(path, text)
     for path, text, content in zip(paths, texts, lists, strict=True):
         atomic_write(path, text)
         print(f"{path}: {summarise(content, args.stratify)}")

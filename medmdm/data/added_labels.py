@@ -54,7 +54,6 @@ class AddedLabels:
     def write(self, path: Path, dataset_dir: Path) -> None:
         """Copy the masks into the data set's folder, then write the list; each file whole or not at all."""
         for name, source in self.files.items():
-            (dataset_dir / name).parent.mkdir(exist_ok=True)
             atomic_write(dataset_dir / name, source.read_bytes())
         atomic_write(path, self.text)
 
@@ -104,8 +103,8 @@ def add_labels(data_list: DataList, folder: str | os.PathLike[str], dataset_dir:
         sections["training"].append({**entry, "label": label})
         (added if old is None else replaced).append(image_name(entry))
     if not (added or replaced or same):
-        what = "unlabelled or training case" if found else "case of the list"
-        raise UserError(f"{masks}: no mask has the name of an {what}: name each as its image, such as {names[-1]}.png.")
+        what = "an unlabelled or training case" if found else "a case of the list"
+        raise UserError(f"{masks}: no mask has the name of {what}: name each as its image, such as {names[-1]}.png.")
     history = [*data_list.information.get(HISTORY, ()), {"added": added, "replaced": replaced}]
     content: dict[str, Any] = {"name": data_list.name, **data_list.information}
     content |= {HISTORY: history} if added or replaced else {}

@@ -18,7 +18,7 @@ from monai.transforms import RandomizableTrait, Transform
 from torch.utils.data import Sampler
 
 from medmdm.data.threads import decoding_threads
-from medmdm.data.transforms.intensity import file_dtype_tensor, is_flat
+from medmdm.data.transforms.intensity import as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
@@ -93,9 +93,14 @@ class CropDataset(Dataset):
         return self.num_samples
 
     @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What is known of each image that trains."""
+        return list(self.data)
+
+    @property
     def num_images(self) -> int:
         """How many images train."""
-        return len(self.data)
+        return len(self.entries)
 
     @property
     def ledger(self) -> list[str]:
@@ -120,7 +125,7 @@ class CropDataset(Dataset):
     @property
     def patient_ids(self) -> list[str]:
         """Sorted, distinct patient ids in clear text: for memory only, hash them before they are written."""
-        known = {patient_id(entry.get("patient_id")) for entry in self.data}
+        known = {patient_id(image.get("patient_id")) for image in self.entries}
         return sorted(patient for patient in known if patient is not None)
 
     @property
@@ -143,17 +148,21 @@ class CropDataset(Dataset):
 
         Where all images are slices of volumes, also ``position``: the slice's place along the axis, from 0 to 1.
         """
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} of {self.num_samples}")
-        sequence = np.random.SeedSequence([self.seed, index])
-        choice, randomness, place = sequence.spawn(3)
+        choice, place = self._seed(index)
         which = int(np.random.default_rng(choice).integers(len(self.data)))
-        self.transform.set_random_state(state=np.random.RandomState(np.random.MT19937(randomness)))
         item = self._cache[which] if which in self._cache else self._prepare(which, place)[0]
         sample = {"image": self._finish(item), "index": index}
         if self._all_slices:
             sample["position"] = float(self.data[which]["position"])
         return sample
+
+    def _seed(self, index: int) -> tuple[np.random.SeedSequence, np.random.SeedSequence]:
+        """Seed the transforms for a sample; return the seeds of which image it is, and of the place on a slide."""
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"sample {index} of {self.num_samples}")
+        choice, randomness, place = np.random.SeedSequence([self.seed, index]).spawn(3)
+        self.transform.set_random_state(state=np.random.RandomState(np.random.MT19937(randomness)))
+        return choice, place
 
     def _prepare(
         self, which: int, place: np.random.SeedSequence | None = None
@@ -184,9 +193,7 @@ class CropDataset(Dataset):
 
     def _finish(self, item: Mapping[str, Any]) -> torch.Tensor:
         """Run the transforms from the first random one on."""
-        image = item["image"]
-        if image.dtype in (torch.uint16, torch.uint32):  # torch lacks most operations on these
-            image = image.to(torch.int32 if image.dtype == torch.uint16 else torch.int64)
+        image = as_monai_loads(item["image"].numpy())
         sample = {key: value for key, value in item.items() if key != "_meta"}
         # A fresh wrapper each time: transforms write into the metadata.
         sample["image"] = MetaTensor(image, meta=dict(item["_meta"]))

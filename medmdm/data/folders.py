@@ -164,6 +164,22 @@ def list_file(folder: Path) -> Path | None:
     return next((folder / name for name in LIST_NAMES if (folder / name).is_file()), None)
 
 
+def named_list(name: str | os.PathLike[str]) -> Path:
+    """Return the data list that a command line names: a file, or the one in a folder.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    path = expanded(name)
+    found = list_file(path) if path.is_dir() else path
+    if found is None:
+        raise UserError(
+            f"{path} holds no data list ({' or '.join(LIST_NAMES)}): give the file, or make one of a folder as "
+            "downloaded or exported with python -m medmdm prepare."
+        )
+    return found
+
+
 def find_data_list(dataset_dir: str | os.PathLike[str]) -> tuple[DataList | None, list[str]]:
     """Find the data list that belongs to a folder.
 

@@ -217,13 +217,12 @@ def _spread(
     crops = []
     for i in range(num_crops):
         (entry, box), turn = boxes[i % len(boxes)], i // len(boxes)
+        own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}
         if "slide" in entry:
-            own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}
             crops.append({**own, "tile": entry["slide"].draw(rng)})
             continue
         corner = zip(places[i % len(boxes)][turn], size(entry), box, strict=True)
         crop = [(at, min(at + n, end)) for at, n, (_, end) in corner]
-        own = {key: value for key, value in entry.items() if key not in ("patient_id", "case_region")}
         crops.append({**own, "region": _region(crop)})
     return crops
 

@@ -253,7 +253,7 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
     problem = UserError(f'\'labels\' is {labels!r}: name the classes as in {{"background": 0, "gland": 1}}.')
     if not isinstance(labels, dict) or not labels:
         raise problem
-    if all(key.isdigit() and isinstance(value, str) for key, value in labels.items()):
+    if all(str(key).isdecimal() and isinstance(value, str) for key, value in labels.items()):
         return {int(key): value for key, value in labels.items()}
     names: dict[int, str] = {}
     for name, value in labels.items():

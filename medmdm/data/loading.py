@@ -14,14 +14,11 @@ from monai.transforms import MapTransform
 
 from medmdm.data.files.decoding import decode_label
 from medmdm.data.slices import LoadSliced
-from medmdm.data.transforms.intensity import PercentileRanged
+from medmdm.data.transforms.intensity import PercentileRanged, as_monai_loads
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, file_name, plain_tensor
 from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, nearest
 from medmdm.labels import IGNORE, LABEL_TYPES
-
-# torch lacks most operations on these types.
-_WIDER = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}
 
 
 class LoadCased(MapTransform):
@@ -69,8 +66,7 @@ class LoadCased(MapTransform):
                 name, grid = str(d[key]), ImageGrid(tuple(image.shape[1:]))
                 label = decode_label(Path(name), grid)
                 check_same_grid(label.grid, grid, name, f"its image {data[self.keys[0]]}")
-                array = label.array.astype(_WIDER.get(label.array.dtype.name, label.array.dtype), copy=False)
-                d[key] = MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": name})
+                d[key] = MetaTensor(as_monai_loads(label.array), meta={"filename_or_obj": name})
         return self.cut(d)
 
 

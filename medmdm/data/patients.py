@@ -1,16 +1,20 @@
-"""Patients in the names of files: found by a pattern of the user's, or suspected."""
+"""Patients: held out whole for previews; in the names of files found by a pattern of the user's, or suspected."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
 
 from medmdm.data.files.formats import volume_stem
 from medmdm.errors import UserError
 
 _GROUP_AND_NUMBER = re.compile(r"^(.*[A-Za-z0-9])[_\-. ]+[A-Za-z]{0,6}\d+$")
+_Item = TypeVar("_Item")
 _MANY_GROUPS = 4  # `train` and `test` are no patients; so many names without a digit may be
 
 
@@ -38,6 +42,28 @@ def find_subject(path: str, pattern: re.Pattern[str]) -> str:
     if not subject:
         raise UserError(f"--subject {pattern.pattern!r} finds nothing in {path}: give one that fits every file.")
     return subject
+
+
+def for_previews(
+    items: Sequence[_Item], entry_of: Callable[[_Item], Mapping[str, Any]], seed: Sequence[int]
+) -> tuple[list[_Item], list[_Item]]:
+    """Return volumes or slides that train and those held out for previews: of a tenth of the patients, at most four.
+
+    Of fewer than five patients none is held out.
+
+    Args:
+        items: what is divided.
+        entry_of: gives the entry of a data list that an item is of; without ``patient_id`` it is a patient of its own.
+        seed: of the draw.
+    """
+    patients = [entry_of(item).get("patient_id", entry_of(item)["image"]) for item in items]
+    distinct = sorted(set(patients))
+    wanted = min(4, max(1, len(distinct) // 10)) if len(distinct) >= 5 else 0
+    chosen = {distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))[:wanted]}
+    parts: tuple[list[_Item], list[_Item]] = [], []
+    for item, patient in zip(items, patients, strict=True):
+        parts[patient in chosen].append(item)
+    return parts
 
 
 def suspected_patients(paths: Sequence[str]) -> str | None:

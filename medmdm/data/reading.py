@@ -25,7 +25,7 @@ from medmdm.data.selection import Selection
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, file_name, plain_tensor
-from medmdm.data.validity import label_numbers, turned_onto
+from medmdm.data.validity import MOST_OBJECTS, label_numbers, turned_onto
 from medmdm.errors import UserError, counted, find_user_error, warn_once
 from medmdm.files import pixel_hash
 from medmdm.labels import IGNORE
@@ -309,8 +309,8 @@ class CaseReader:
         """Return the numbers of objects of pictures or slices, ``[N, 1, *spatial]``, where labels number them."""
         if self.cases.label_type != "instances" or "label" not in decoded[0]:
             return None
-        labels = [one["label"] for one in decoded]
-        return np.stack([label_numbers(np.asarray(label), file_name(label)).astype(np.int32) for label in labels])
+        labels = [(np.asarray(one["label"]), file_name(one["label"])) for one in decoded]
+        return np.stack([label_numbers(label, name, MOST_OBJECTS).astype(np.int32) for label, name in labels])
 
     def _example(
         self, loaded: dict[Any, Any], entry: Mapping[str, Any], instances: np.ndarray | None = None

@@ -24,6 +24,7 @@ from medmdm.data.lists import (
     label_names,
     label_type,
 )
+from medmdm.data.patients import for_previews
 from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.splits import subset
 from medmdm.data.threads import decoding_threads
@@ -37,8 +38,6 @@ from medmdm.progress import followed
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
 _DECODERS = 4  # threads; each holds a decoded volume
-_HELD_OUT_SHARE = 0.1
-_MOST_HELD_OUT = 4  # volumes
 _SLAB_SHARE = 0.15
 
 
@@ -335,16 +334,10 @@ def _hold_out_volumes(
 ) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], str]:
     """Take some volumes, or where there are few a slab of one, out of training."""
     groups = list(filter(None, groups))
-    rng = np.random.default_rng([seed, 4])
-    patients = [group[0].get("patient_id", group[0]["image"]) for group in groups]
-    distinct = sorted(set(patients))
-    if len(distinct) >= 5:
-        wanted = min(_MOST_HELD_OUT, max(1, int(len(distinct) * _HELD_OUT_SHARE)))
-        chosen = {distinct[i] for i in rng.permutation(len(distinct))[:wanted]}
-        training = [group for group, patient in zip(groups, patients, strict=True) if patient not in chosen]
-        held = [group for group, patient in zip(groups, patients, strict=True) if patient in chosen]
-        return training, held, f"{counted(len(held), 'volume')} held out for previews"
-    which = int(rng.integers(len(groups)))
+    training, held_out = for_previews(groups, lambda group: group[0], [seed, 4])
+    if held_out:
+        return training, held_out, f"{counted(len(held_out), 'volume')} held out for previews"
+    which = int(np.random.default_rng([seed, 4]).integers(len(groups)))
     group = groups[which]
     slab = max(1, round(len(group) * _SLAB_SHARE))
     first = (len(group) - slab) // 2

@@ -19,7 +19,6 @@ from medmdm.data.shard_files import as_file, known_of, picture_bytes, read_index
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
 from medmdm.files import lines_hash
-from medmdm.patients import patient_id
 from medmdm.progress import followed
 
 _HELD_OUT_SHARE = 0.1
@@ -34,8 +33,10 @@ def select_shards(shards: str | Sequence[str], num_held_out: int = 8, seed: int 
         seed: chooses them.
 
     Raises:
-        UserError: as :func:`shard_files` and :func:`read_index`, or there is one picture only.
+        UserError: as :func:`shard_files` and :func:`read_index`, there is one picture only, or none is to be held out.
     """
+    if num_held_out < 1:
+        raise UserError(f"num_held_out is {num_held_out}: give 1 or more.")
     files = shard_files(shards)
     counts = [len(read_index(path)) for path in files]
     total = sum(counts)
@@ -102,26 +103,20 @@ class ShardDataset(CropDataset):
         super().__init__(data, transform, seed, channels, cache_gib=0, num_samples=num_samples)
 
     @property
-    def num_images(self) -> int:
-        """How many pictures train."""
-        return sum(map(len, self.images))
+    def entries(self) -> list[dict[str, Any]]:
+        """What the indexes say of each picture that trains."""
+        return [image for images in self.images for image in images]
 
     @property
     def ledger(self) -> list[str]:
         """Sorted, distinct SHA-256 of the pixels that train."""
-        return sorted({image["pixels_sha256"] for images in self.images for image in images})
-
-    @property
-    def patient_ids(self) -> list[str]:
-        """Sorted, distinct patient ids in clear text: for memory only."""
-        known = {patient_id(image.get("patient_id")) for images in self.images for image in images}
-        return sorted(patient for patient in known if patient is not None)
+        return sorted({image["pixels_sha256"] for image in self.entries})
 
     @property
     def sentences(self) -> list[str]:
         """What to tell the user about the streams."""
-        shown = self.num_images
-        return [f"{counted(shown, 'picture')} in {counted(self.streams, 'stream')} of shards, in the order of the tars"]
+        streams = f"{counted(self.streams, 'stream')} of shards, in the order of the tars"
+        return [f"{counted(self.num_images, 'picture')} in {streams}"]
 
     def place(self, index: int) -> tuple[int, int]:
         """Return which picture sample ``index`` is a crop of: (number of the shard, number among those that train)."""
@@ -144,10 +139,7 @@ class ShardDataset(CropDataset):
         return self._last[stream][1], self._last[stream][2]
 
     def _transform(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} of {self.num_samples}")
-        randomness = np.random.SeedSequence([self.seed, index]).spawn(2)[1]
-        self.transform.set_random_state(state=np.random.RandomState(np.random.MT19937(randomness)))
+        self._seed(index)
         return {"image": self._crop(*self.place(index)), "index": index}
 
     def _crop(self, shard: int, number: int) -> Any:

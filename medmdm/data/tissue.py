@@ -14,10 +14,11 @@ import torch
 from monai.data import MetaTensor
 
 from medmdm.data.files.slides import Grid, Slide, is_slide, slide_hash, tissue_mask
+from medmdm.data.patients import for_previews
 from medmdm.data.selection import Selection
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import ScaleByPercentiles, check_percentiles
-from medmdm.data.transforms.spatial import as_spacing
+from medmdm.data.transforms.spatial import listed_spacing
 from medmdm.errors import UserError, counted
 from medmdm.progress import followed
 
@@ -25,8 +26,6 @@ _MOST_PIXELS = 1024  # along the longer side of a mask of tissue: it is kept for
 _FINEST_MPP = 8.0  # of a mask
 _MOST_OPEN = 8  # slides that a process keeps open; OpenSlide keeps decoded tiles of each
 _OPENERS = 4  # threads
-_HELD_OUT_SHARE = 0.1  # of the slides
-_MOST_HELD_OUT = 4
 _PART_SHARE = 0.15  # of a slide's tissue
 
 _open: OrderedDict[int, Slide] = OrderedDict()
@@ -244,12 +243,7 @@ def _open_entry(
     nonzero: bool,
 ) -> dict[str, Any]:
     image = entry["image"]
-    stated = None
-    for source, name in ((entry, image), (information, "the data list")):
-        for key in ("spacing", "magnification"):
-            if stated is None and source.get(key) is not None:
-                stated = as_spacing(**{key: source[key]}, name=name)
-    with Slide(image, stated) as slide:
+    with Slide(image, listed_spacing(entry, information)) as slide:
         level = slide.levels[0]
         sides = level.height * level.mpp[0], level.width * level.mpp[1]
         coarse = max(_FINEST_MPP, *level.mpp, *(side / _MOST_PIXELS for side in sides))
@@ -276,16 +270,9 @@ def _hold_out_slides(
     training: Sequence[dict[str, Any]], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Take some slides, or where there are few a part of one, out of training."""
-    rng = np.random.default_rng([seed, 5])
-    patients = [entry.get("patient_id", entry["image"]) for entry in training]
-    distinct = sorted(set(patients))
-    if len(distinct) >= 5:
-        wanted = min(_MOST_HELD_OUT, max(1, int(len(distinct) * _HELD_OUT_SHARE)))
-        chosen = {distinct[i] for i in rng.permutation(len(distinct))[:wanted]}
-        parted: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-        for entry, patient in zip(training, patients, strict=True):
-            parted[patient in chosen].append(entry)
-        return parted[False], parted[True], f"{counted(len(parted[True]), 'slide')} held out for previews"
+    rest, held_out = for_previews(training, lambda entry: entry, [seed, 5])
+    if held_out:
+        return rest, held_out, f"{counted(len(held_out), 'slide')} held out for previews"
     for which in sorted(range(len(training)), key=lambda i: -training[i]["slide"].pixels):
         parts = _split(training[which]["slide"])
         others = [one for i, one in enumerate(training) if i != which and one["image"] == training[which]["image"]]

@@ -18,6 +18,7 @@ _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
 # By which a number of a label may differ from a whole one, and the same as a share of it: headers store the slope that
 # voxels are scaled by in 32 bits, which makes 1.00000006 of 1, and floats that are stored in 8 bits make 1.004 of it.
 _ROUNDING, _ROUNDING_SHARE = 0.01, 1e-6
+MOST_OBJECTS = 2**31 - 1  # what the 32 bits with a sign can number that objects are kept in
 LEAST_WHITE = 100  # smaller numbers are those of classes, not the white of masks
 _SHOWN = 8  # unknown numbers named in a sentence
 _LABEL_ADVICE = {

@@ -18,7 +18,7 @@ from medmdm.data.files.pictures import image_size
 from medmdm.data.files.rasters import mask_colours
 from medmdm.data.files.volumes import Slicing, volume_geometry
 from medmdm.data.transforms.spatial import resample_to_shape
-from medmdm.data.validity import size_text
+from medmdm.data.validity import MOST_OBJECTS, size_text
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 
@@ -49,14 +49,14 @@ def write_mask(
         The path.
 
     Raises:
-        UserError: sizes differ, values are no whole numbers from 0, or the suffix does not fit.
+        UserError: sizes differ, values are no whole numbers from 0 that 32 bits hold, or the suffix does not fit.
     """
     array = _array(mask)
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
         raise UserError(f"the mask for {source} holds fractions: masks hold numbers of classes or objects.")
-    if array.size and array.min() < 0:
-        raise UserError(f"the mask for {source} holds negative numbers: masks hold numbers from 0.")
-    top = int(array.max()) if array.size else 0
+    least, top = (array.min(), array.max()) if array.size else (0, 0)
+    if least < 0 or top > MOST_OBJECTS:
+        raise UserError(f"the mask for {source} holds {least} to {top}: masks hold numbers from 0 to {MOST_OBJECTS}.")
     small = array.astype(np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int32, copy=False)
     return _write(Path(path), small, source, series_uid, spatial_only=True, is_mask=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,18 +19,32 @@ _RANGE = (0.5, 0.95, 0.05)
 _ALL = 1 << 31  # detections of an image: COCO's 100 are too few for an image of nuclei
 
 
+def objects(instances: ArrayLike) -> Iterator[tuple[int, tuple[slice, ...], NDArray[np.bool_]]]:
+    """Yield the label of each object, the box around it, and which pixels of the box are its own; by rising label.
+
+    Args:
+        instances: label map, 0 is background; labels may have gaps.
+    """
+    array = np.asarray(instances)
+    labels, numbers = np.arange(min(int(array.max(initial=0)), array.size) + 1), array
+    if array.dtype.kind not in "iu" or array.max(initial=0) >= len(labels):
+        # Numbered anew, for the time of `find_objects` grows with the largest number; sorting takes memory.
+        labels, numbers = np.unique(array, return_inverse=True)
+        shift = int(labels[:1].any())  # 1 where there is no background
+        labels, numbers = np.append(np.zeros(shift, labels.dtype), labels), numbers.reshape(array.shape) + shift
+    for number, place in enumerate(ndimage.find_objects(numbers), start=1):
+        if place is not None:
+            yield int(labels[number]), place, numbers[place] == number
+
+
 def object_boxes(instances: ArrayLike) -> NDArray[np.int64]:
     """Return the boxes of instances ``[n, 2 * axes]`` by rising label: first indices, then ends, which are excluded.
 
     Args:
-        instances: label map of two or three axes, 0 is background; labels may have gaps.
+        instances: label map of two or three axes, see :func:`objects`.
     """
-    array = np.asarray(instances)
-    labels, numbers = np.unique(array, return_inverse=True)
-    numbers = numbers.reshape(array.shape) + (0 if labels.size and labels[0] == 0 else 1)
-    places = ndimage.find_objects(numbers)
-    rows = [[*(axis.start for axis in place), *(axis.stop for axis in place)] for place in places if place is not None]
-    return np.array(rows, np.int64).reshape(len(rows), 2 * array.ndim)
+    rows = [[*(axis.start for axis in place), *(axis.stop for axis in place)] for _, place, _ in objects(instances)]
+    return np.array(rows, np.int64).reshape(len(rows), 2 * np.ndim(instances))
 
 
 def box_iou(one: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:

@@ -157,13 +157,21 @@ def prepare(kind: str, source: str | os.PathLike[str], dest: str | os.PathLike[s
         The summary table.
 
     Raises:
-        UserError: one sentence about the file that is in the way, or that another process writes to ``dest``.
+        UserError: one sentence about the file or option that is in the way, or that another process writes to
+            ``dest``.
     """
     from medmdm.prepare.release import open_release
     from medmdm.prepare.writing import carry_out
 
     if kind not in KINDS:
         raise UserError(f"prepare does not know {kind!r}{nearest(kind, KINDS)}: use one of {', '.join(KINDS)}.")
+    known = KINDS[kind].options
+    for name, value in options.items():
+        if name not in known:
+            raise UserError(f"prepare {kind} has no option {name!r}{nearest(name, known)}: leave it out.")
+        choices = known[name].get("choices", (value,))
+        if value not in choices:
+            raise UserError(f"{name} is {value!r}{nearest(str(value), choices)}: use {' or '.join(choices)}.")
     source, dest = expanded(source), expanded(dest)
     if not source.exists():
         raise UserError(f"{source} does not exist: give the folder or the zip file as downloaded.")

@@ -196,19 +196,22 @@ class _Drawing:
         drawn = [(one, number) for one, number in zip(annotations, numbers, strict=True) if number is not None]
         if self.instances and len(drawn) > MAX_INSTANCES:
             raise UserError(f"{image.shown} has {len(drawn)} objects, more than a 16-bit mask can number.")
-        masks = []
-        for one, _ in drawn:
+
+        def covered(i: int) -> np.ndarray:  # one at a time: a picture may have thousands
+            one = drawn[i][0]
             name = f"{file.source.shown}: {one['name']} of {image.path.name}"
-            masks.append(outline_mask(one["segmentation"], shape, name))
+            return outline_mask(one["segmentation"], shape, name)
+
         # Numbers that must not meet: of objects, or of classes.
         values = np.array([0, *(range(1, len(drawn) + 1) if self.instances else (number for _, number in drawn))])
-        order = [*range(len(masks))]
+        order = [*range(len(drawn))]
         if self.overlap == "smallest":
-            order.sort(key=lambda i: -int(masks[i].sum()))
+            order.sort(key=lambda i: -int(covered(i).sum()))
         owner, several = np.zeros(shape, np.int64), np.zeros(shape, bool)  # owner: 1 + index of the object
         for i in order:
-            mask = masks[i]
-            several |= mask & (owner > 0) & (values[owner] != values[i + 1])
+            mask = covered(i)
+            before = owner[mask]
+            several[mask] |= (before > 0) & (values[before] != values[i + 1])
             owner[mask] = i + 1
         label = values[owner].astype(np.uint16)
         overlapping = int(np.count_nonzero(several))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
 
-from medmdm.data.lists import SECTIONS
+from medmdm.data.lists import SECTIONS, label_names
 from medmdm.errors import UserError
 from medmdm.prepare.release import Release
 
@@ -54,18 +55,12 @@ def read_published(
     notices = [f"{named} are not there (first: {missing[0]})"] if missing else []
     texts = {old: new for old, new in _TEXTS.items() if isinstance(content.get(old), str)}
     information: dict[str, Any] = {new: content[old] for old, new in texts.items()}
-    labels = _labels(content.get("labels"))
-    if labels:
-        information["labels"] = labels
+    try:
+        names = label_names(content)
+    except UserError as error:  # the numbers that the files hold are taken
+        names = {}
+        notices.append(f"classes of {file.path} are not known: {error}")
+    count = Counter(names.values())
+    if names:
+        information["labels"] = {name if count[name] == 1 else f"{name} {n}": n for n, name in names.items()}
     return information, sections, named_labels, notices
-
-
-def _labels(labels: Any) -> dict[str, int]:
-    """Return number by name from ``{"0": "background"}`` (Decathlon) or ``{"background": 0}`` (nnU-Net)."""
-    found: dict[str, int] = {}
-    for key, value in labels.items() if isinstance(labels, dict) else ():
-        if isinstance(value, str) and str(key).isdigit():
-            found[value] = int(key)
-        elif type(value) is int:
-            found[str(key)] = value
-    return found

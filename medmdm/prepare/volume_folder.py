@@ -131,11 +131,12 @@ def plan(
 def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], list[SourceFile]]:
     """Group the sequences of a case; most have one."""
     cases: dict[tuple[PurePosixPath, str], list[SourceFile]] = defaultdict(list)
-    in_folder = Counter(file.path.parent for file in files if _CHANNEL.search(volume_stem(file.path)))
+    in_folder = Counter(file.path.parent for file in files)
+    as_channels = Counter(file.path.parent for file in files if _CHANNEL.search(volume_stem(file.path)))
     for file in files:
         stem = volume_stem(file.path)
         # "x_0000" names a sequence only where all files of the folder are named so, else it may be a number.
-        channels = in_folder[file.path.parent] == sum(other.path.parent == file.path.parent for other in files)
+        channels = as_channels[file.path.parent] == in_folder[file.path.parent]
         cases[file.path.parent, _CHANNEL.sub("", stem) if channels else stem].append(file)
     return cases
 

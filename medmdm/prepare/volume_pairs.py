@@ -66,13 +66,15 @@ def pair_labels(
             raise UserError(f"{near[0].shown} and {near[1].shown} could both label {image.shown}: keep one.")
         if near:
             found[place] = near[0]
-    others = _pair_by_number([file for file in labels if file not in found.values()], images, found)
+    taken = {*found.values()}
+    others = _pair_by_number([file for file in labels if file not in taken], images, found)
     notices = []
     for place, file in list(others.items())[:1]:
         pairs = f"{counted(len(others), 'label')} paired by number or folder"
         notices.append(f"{pairs} (first: {file.path} with {images[place].path})")
     found |= others
-    unused = [file for file in labels if file not in found.values()]
+    taken |= {*others.values()}
+    unused = [file for file in labels if file not in taken]
     if unused and images and not found:
         raise UserError(
             f"{counted(len(unused), 'label file')} (first: {unused[0].shown}) and no volume of such a name (first: "

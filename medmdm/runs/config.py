@@ -7,12 +7,15 @@ such texts as JSON does and holds what was merged (files and overrides) against 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from pydoc import locate
 from typing import Any
 
@@ -31,6 +34,7 @@ from medmdm.schemas import settings
 
 logger = logging.getLogger(__name__)
 
+_COPY = re.compile(r"config_\d{8}_\d{6}[.]json")
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -111,7 +115,10 @@ def start() -> None:
     normalise(parser)
     config = parser.get()
     findings = examine(parser, thorough=config.get("dry_run") is True)
-    _refuse(f"{finding.message}." for finding in findings if finding.level == "error")
+    errors = [f"{finding.message}." for finding in findings if finding.level == "error"]
+    if errors:
+        _remove_copy(parser)
+    _refuse(errors)
     for finding in findings:
         (logger.warning if finding.level == "warning" else logger.info)(finding.message)
     known = settings(config["bundle"])
@@ -179,6 +186,15 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: with a sentence for each fault.
     """
     _refuse(fault.sentence for fault in config_faults(config))
+
+
+def _remove_copy(parser: ConfigParser) -> None:
+    """Delete the copy of the config that MONAI writes for ``--tracking`` before anything of it is checked."""
+    with contextlib.suppress(Exception):  # whatever is wrong with the config
+        written = Path(parser.get_parsed_content("save_execute_config"))
+        if _COPY.fullmatch(written.name):  # no file of the user's
+            written.unlink()
+            written.parent.rmdir()  # if it is empty
 
 
 def _refuse(sentences: Iterable[str]) -> None:

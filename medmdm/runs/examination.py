@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from torch import nn
 
 from medmdm.check.findings import Finding
 from medmdm.errors import UserError, find_user_error
@@ -136,11 +135,6 @@ class Examination:
             elif root in config:
                 self.parser[root] = copy.deepcopy(config[root])
         self.parser.parse(reset=True)
-
-
-def count_of(network: nn.Module) -> str:
-    """Return a network's name and number of parameters in words."""
-    return f"{type(network).__name__}, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
 
 
 def _innermost(error: BaseException) -> BaseException:

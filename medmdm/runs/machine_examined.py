@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from medmdm.errors import counted
 from medmdm.runs.examination import Examination
 from medmdm.runs.needs import GIB, Cost, disk_needed, free_disk, free_memory, speed, weight_bytes
 
@@ -29,11 +30,11 @@ def look_at_machine(x: Examination, network: torch.nn.Module, cost: Cost | None,
     look_at_memory(x, need, device, "smaller batch_size, more accumulation_steps or smaller crop_size")
     steps, parts = x.given("max_steps"), x.given("accumulation_steps")
     if cost.flops and device.type in ("cpu", "cuda"):
+        threads = (x.given("threads") or torch.get_num_threads()) if device.type == "cpu" else 1
         # A backward pass is two forward ones.
-        roughly = 3 * cost.flops * parts * steps / speed(device)
-        said = (
-            f"time: roughly {_time(roughly)}, estimated from {steps} steps and the speed of a convolution here and now"
-        )
+        roughly = 3 * cost.flops * parts * steps / (speed(device) * threads)
+        where = f"on {counted(threads, 'CPU')} that nothing else uses" if device.type == "cpu" else "here and now"
+        said = f"time: roughly {_time(roughly)}, estimated from {steps} steps and the speed of a convolution {where}"
         x.warning("time", said) if roughly > _LONG else x.info("time", f"{said}; --dry_run true measures a step")
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from medmdm.runs.threads import convolution
+
 _PROC, _CGROUPS = "/proc/meminfo", ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 GIB = 2**30
+_STEPS = 10  # that are timed
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,24 @@ def free_disk(path: str | os.PathLike[str]) -> int:
     return shutil.disk_usage(nearest_folder(path)).free
 
 
-def speed(device: torch.device, shape: Sequence[int] = (4, 32, 48, 48), seconds: float = 0.1) -> float:
-    """Return the floating-point operations a second of a small convolution, the kind of work that a U-Net is."""
-    image = torch.ones(*shape, device=device)
-    weight = torch.ones(shape[1], shape[1], 3, 3, device=device)
+def speed(device: torch.device) -> float:
+    """Return the floating-point operations a second of :func:`medmdm.runs.threads.convolution`.
 
-    def step() -> None:
-        torch.nn.functional.conv2d(image, weight, padding=1)
-
-    def wait() -> None:
-        if device.type == "cuda":
+    Of a CPU those of one thread in its own processor time: what else computes now takes none of it.
+    """
+    step, operations = convolution(device)
+    on_gpu = device.type == "cuda"
+    clock, threads = time.perf_counter if on_gpu else time.thread_time, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step()  # what the first one prepares is left out
+        if on_gpu:
             torch.cuda.synchronize(device)
-
-    end, fastest, last = time.perf_counter() + seconds, float("inf"), time.perf_counter()
-    while last < end:
-        step()
-        wait()
-        now = time.perf_counter()
-        fastest, last = min(fastest, now - last), now  # others may be computing too
-    return 2 * 9 * shape[1] * image.numel() / fastest
+        begun = clock()
+        for _ in range(_STEPS):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return _STEPS * operations / (clock() - begun)
+    finally:
+        torch.set_num_threads(threads)

@@ -97,14 +97,21 @@ def measured(speed: Callable[[int, float], float] | None = None) -> tuple[int, s
     return best, "measured, " + ", ".join(f"{count}: {value:.0f} steps/s" for count, value in found.items())
 
 
-def _speed(threads: int, seconds: float) -> float:
-    """Return how many forward and backward passes of a small convolution are done in a second."""
-    torch.set_num_threads(threads)
-    image, weight = torch.ones(4, 32, 48, 48), torch.ones(32, 32, 3, 3, requires_grad=True)
+def convolution(device: torch.device | str = "cpu") -> tuple[Callable[[], None], int]:
+    """Return a step of training a small convolution, the kind of work that a U-Net is, and its operations."""
+    image = torch.ones(4, 32, 48, 48, device=device, requires_grad=True)
+    weight = torch.ones(32, 32, 3, 3, device=device, requires_grad=True)
 
     def step() -> None:
         F.conv2d(image, weight, padding=1).sum().backward()
 
+    return step, 3 * 2 * image.numel() * weight[0].numel()  # a backward pass is two forward ones
+
+
+def _speed(threads: int, seconds: float) -> float:
+    """Return how many forward and backward passes of a small convolution are done in a second."""
+    torch.set_num_threads(threads)
+    step, _ = convolution()
     step()  # threads are started
     done, begun = 0, time.perf_counter()
     while (passed := time.perf_counter() - begun) < seconds or not done:

@@ -130,7 +130,13 @@ class Classification:
                 table += self._lines(method, shots, draws, scores, names, truth)
                 rows.append({"method": method, "shots": shots, **_measured(scores, truth, units)})
         seen = find_provenance(tested[0], self.backbone.plan.get("ledger"), support_ledger(training[0]))
-        most = Counter(truth.tolist()).most_common(1)[0]
+        most = Counter(truth.tolist()).most_common(1)[0][0]
+        always = classification_scores(np.eye(len(self.classes))[[most] * len(truth)], truth)
+        there = [name for number, name in enumerate(self.classes) if number in truth]
+        absent = [name for name in self.classes if name not in there]
+        notes += [
+            f"No test image has the {self.label} {name!r}: its recall and its AUC are not known." for name in absent
+        ]
         summary = {
             "label": self.label,
             "classes": self.classes,
@@ -140,7 +146,8 @@ class Classification:
             "rule": self.rule,
             "backbone": self.backbone.name or "without weights",
             "features": without_paths(dict(self.backbone.extractor.config)) if self.backbone.extractor else None,
-            "most_frequent": {"class": self.classes[most[0]], "share": most[1] / len(names)},
+            "tested_classes": there,
+            "most_frequent": {"class": self.classes[most], **{name: float(always[name]) for name in MEASURES}},
             "stamp": {"kind": seen.kind, "sentence": seen.sentence},
             "rows": rows,
             "notes": list(dict.fromkeys(notes)),

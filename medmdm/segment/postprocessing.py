@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import ndimage
 from scipy.special import softmax
 from torch import Tensor
 
 from medmdm.components import buildable
 from medmdm.errors import UserError, nearest
+from medmdm.metrics.detection import objects
 from medmdm.segment.watershed import components, cut_at_necks, cut_at_saddles, hover_heights, in_order
 
 METHODS: dict[str, dict[str, float]] = {
@@ -248,19 +248,10 @@ def boxes(instances: ArrayLike, mask: ArrayLike | None = None) -> pd.DataFrame:
         raise UserError(f"boxes: the mask has the shape {classes.shape}, but the instances {instances.shape}.")
     axes = ("slice", "row", "col")[-instances.ndim :]
     columns = ["label", *(f"min_{axis}" for axis in axes), *(f"max_{axis}" for axis in axes), "area", "class"]
-    labels, numbers = np.arange(min(int(instances.max(initial=0)), instances.size) + 1), instances
-    if instances.dtype.kind not in "iu" or instances.max(initial=0) >= len(labels) or instances.min(initial=0) < 0:
-        # Numbered anew, for the time of `find_objects` grows with the largest number; sorting takes memory.
-        labels, numbers = np.unique(np.append(instances.ravel(), 0), return_inverse=True)
-        zero = int(np.searchsorted(labels, 0))
-        labels, numbers = np.roll(labels, -zero), (numbers - zero)[:-1].reshape(instances.shape) % len(labels)
-    areas, rows = _sizes(numbers), []
-    for number, place in enumerate(ndimage.find_objects(numbers), start=1):
-        if place is not None:
-            first = int((numbers[place] == number).argmax())
-            ends = *(p.start for p in place), *(p.stop for p in place)
-            rows.append([labels[number], *ends, areas[number], classes[place].flat[first]])
-    rows.sort(key=lambda row: row[0])
+    rows = [
+        [label, *(p.start for p in place), *(p.stop for p in place), own.sum(), classes[place].flat[own.argmax()]]
+        for label, place, own in objects(instances)
+    ]
     return pd.DataFrame(np.array(rows, dtype=np.int64).reshape(len(rows), len(columns)), columns=columns)
 
 

@@ -84,6 +84,8 @@ class Study:
     reference: Sequence[str] | None = None
     left_out: bool = False
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: What cells are fitted to and scored on, as far as they were asked for.
+    _drawn: dict[Cell, CellCases] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for head, names in self.grid.only.items():
@@ -239,10 +241,6 @@ class Study:
         looking = any(self._looks_at_others(cell) for cell in self.cells())
         unlabeled = {case.name: case for case in self.data.others(list(training.values()))} if looking else {}
         return StudyCases(training, unlabeled, tested)
-
-    @functools.cached_property
-    def _drawn(self) -> dict[Cell, CellCases]:
-        return {}
 
     def _cases_of(self, cell: Cell) -> CellCases:
         """Return what a cell is fitted to and scored on."""

@@ -107,6 +107,9 @@ def test_another_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert "exists and differs: give another name or pass --overwrite" in capsys.readouterr().err
     assert len(load_data_list(out).training) == 3
+    out.write_bytes("Drüsen".encode("latin-1"))  # whatever it is
+    assert main(arguments) == 1
+    assert "exists and differs: give another name or pass --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
     assert len(load_data_list(out).training) == 4
 
@@ -116,7 +119,7 @@ def test_another_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("u0.png", mask(value=3), "u0.png holds 3, but the classes are 0, 1, 4"),
     ("u0.png", random((12, 20, 3), "c"), "3 channels"),
     ("r.png", mask((8, 20)), "r.png is 8x20 but its image r.png is 12x20"),
-    ("nobody.png", mask(), "no mask has the name of an? case"),
+    ("nobody.png", mask(), "no mask has the name of a case of the list"),
     ("v.png", mask(), "no mask has the name of an unlabelled or training case"),
 ])  # fmt: skip
 def test_refused_before_anything_is_written(folder: Path, name: str, label: np.ndarray, said: str) -> None:

@@ -19,7 +19,7 @@ from medmdm.data.files.pictures import read_image
 from tests.bundle_runs import Run
 from tests.cases.test_outputs_of_inference import FOUND, names, record_of
 from tests.data.dicom_files import write_series
-from tests.data.test_outlines import rasterised
+from tests.data.test_tracing import rasterised
 from tests.segment.conftest import pictures, refused, run  # noqa: F401 - fixtures
 from tests.segment.test_workflow import volumes  # noqa: F401 - fixture
 from tests.written import picture, write_nifti

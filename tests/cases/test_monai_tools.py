@@ -188,10 +188,13 @@ def test_mlflow_itself_finds_the_metrics_in_the_run_folder(
     run("mdm_segment", report=False)  # goes on without
 
 
-def test_tracking_of_a_study_is_refused() -> None:
+def test_tracking_of_a_study_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = str(BUNDLES / "mdm_study.json")
     made = ConfigWorkflow(config_file=config, logging_file=False, tracking="mlflow")
+    assert list(tmp_path.glob("eval/config_*.json"))  # MONAI's, before anything is checked
     refused_in_config("--tracking follows pretrain, segment, evaluate and infer, but not mdm_study", made.initialize)
+    assert not list(tmp_path.iterdir())
 
 
 def test_engines_read_as_those_of_monai() -> None:

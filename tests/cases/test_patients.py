@@ -66,7 +66,7 @@ def test_split_without_patients(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["split", str(path), str(out), "--test", "0.3"]) == 0
     assert "by image (no patients are named)" in json.loads(out.read_text())["split"]
     assert "names look like group_number (images/01_1.png, images/01_2.png)" in capsys.readouterr().out
-    assert main(["split", str(path), str(out), "--folds", "3"]) == 0
+    assert main(["split", str(tmp_path), str(out), "--folds", "3"]) == 0  # the list in a folder
     assert json.loads((tmp_path / "out_fold_1.json").read_text())["fold"].startswith("1 of 3 by image")
     (finding,) = shared_patients(load_data_list(out))
     assert finding.check == "patients-unknown"

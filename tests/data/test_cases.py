@@ -246,6 +246,10 @@ def test_instances_are_of_one_class(folder, labels, names):
     assert cases.sentences[1] == f"classes: 0 {names[0]}, 1 {names[1]} (instances)"
 
 
+def test_label_names_by_whole_numbers():  # as a dictionary in Python has them, and JSON cannot
+    assert label_names({"labels": {0: "background", 1: "gland"}}) == {0: "background", 1: "gland"}
+
+
 def test_label_names_of_nothing():
     assert label_names({}) == {}
 

@@ -224,6 +224,10 @@ def test_slices_hold_the_numbers_of_objects(tmp_path):
     objects = np.stack([example.objects.numpy() for example in case.examples])
     np.testing.assert_array_equal(case.slicing.to_volume(objects[:, None])[0], numbers)
     np.testing.assert_array_equal(case.instances, numbers)
+    # Ids of programs that draw them at random: the 32 bits that objects are kept in would make others of them.
+    write_nifti(tmp_path / "l.nii.gz", np.where(numbers == 5, 2.0**31, numbers))
+    reader = CaseReader(cases, {"intensity_range": [0, 126], "channels": 1}, tmp_path / "store")
+    refused(r"l.nii.gz holds the number 2147483648: numbers up to 2147483647", reader.read, cases.training[0])
 
 
 def test_the_chain_without_resampling_or_labels(data_set):

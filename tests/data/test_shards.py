@@ -163,6 +163,7 @@ def test_patterns(shards: list[Path], tmp_path: Path) -> None:
     refused("shard-000005.tar does not exist", shard_files, names.replace("4}", "9}"))
     refused("is no file", shard_files, "https://host/{0..3}.tar")
     refused("names no shard", shard_files, str(tmp_path / "*.tar"))
+    refused("num_held_out is -1: give 1 or more", select_shards, names, -1)
 
 
 def test_a_shard_that_is_none(shards: list[Path], folder: Path, tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def test_what_is_wrong_is_said(tmp_path, write_png):
     for call, sentence in (
         (lambda: write_mask(tmp_path / "m.png", np.zeros((35, 20), int), picture), "has 20x35 pixels, what .* 35x20"),
         (lambda: write_mask(tmp_path / "m.png", np.full((20, 35), 0.5), picture), "holds fractions"),
-        (lambda: write_mask(tmp_path / "m.png", np.full((20, 35), -1), picture), "holds negative numbers"),
+        (lambda: write_mask(tmp_path / "m.png", np.full((20, 35), -1), picture), "holds -1 to -1: .* to 2147483647"),
+        (lambda: write_mask(tmp_path / "m.tif", np.full((20, 35), 2**31), picture), "holds 2147483648 to 2147483648"),
+        (lambda: write_mask(tmp_path / "m.tif", np.full((20, 35), np.inf), picture), "holds inf to inf"),
         (lambda: write_map(tmp_path / "m.png", np.zeros((20, 35)), picture), r"use \.tif"),
         (lambda: write_mask(tmp_path / "m.png", np.zeros(SHAPE, int), volume), r"name it \.nii\.gz"),
         (lambda: write_mask(tmp_path / "m.nii", np.zeros((2, *SHAPE), int), volume), "must agree"),

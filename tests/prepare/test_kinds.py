@@ -22,6 +22,15 @@ def label(dest: Path, name: str) -> np.ndarray:
     return read_image(dest / "labels" / f"{name}.png")[0]
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    ({"label_type": "objects"}, "label_type is 'objects': use classes or instances"),
+    ({"overlap": "lst"}, r"overlap is 'lst' \(did you mean 'last'\?\)"),
+    ({"labels": "instances"}, "prepare coco has no option 'labels'"),
+])  # fmt: skip
+def test_options_in_python_are_those_of_the_command(options: dict[str, str], said: str, tmp_path: Path) -> None:
+    refused(said, prepare, "coco", tmp_path, tmp_path / "out", **options)
+
+
 def test_glas_splits_grades_and_glands(tmp_path: Path) -> None:
     source, dest = layouts.glas(tmp_path / "glas"), tmp_path / "out"
     summary = prepare("glas", source, dest)

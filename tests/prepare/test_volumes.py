@@ -13,6 +13,8 @@ from medmdm.data.files.volumes import read_volume
 from medmdm.data.lists import load_data_list
 from medmdm.prepare import prepare
 from medmdm.prepare.journal import Journal
+from medmdm.prepare.publisher_list import read_published
+from medmdm.prepare.release import open_release
 from tests.data.dicom_files import write_dicom, write_series
 from tests.made import refused
 from tests.written import SHAPE, oblique, write_nifti
@@ -93,6 +95,20 @@ def test_a_published_list_is_followed(tmp_path):
     assert content.information["split"] == "official"
     assert content.information["labels"] == {"background": 0, "left": 1, "right": 2}
     assert [Path(entry["image"]).name for entry in content.test] == ["case_004.nii.gz", "case_005.nii.gz"]
+
+
+@pytest.mark.parametrize(("labels", "known"), [
+    # nnU-Net's regions: each number is a class here, under the smallest region's name that it has alone.
+    ({"background": 0, "whole": [1, 2], "core": 2}, {"background": 0, "whole 1": 1, "core": 2}),
+    ({"0": "background", "1": "lesion", "2": "lesion"}, {"background": 0, "lesion 1": 1, "lesion 2": 2}),
+    (["lesion"], None),
+])  # fmt: skip
+def test_classes_of_a_published_list(tmp_path, labels, known):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with open_release(tmp_path) as release:
+        information, _, _, notices = read_published(release)
+    assert information.get("labels") == known
+    assert any("classes of dataset.json are not known" in notice for notice in notices) == (known is None)
 
 
 def test_labels_beside_images_subjects_and_channels(tmp_path):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,23 @@ from medmdm.cli.doctor import diagnose
 from medmdm.errors import UserError, find_user_error
 from medmdm.runs.config import normalise
 from medmdm.runs.doctor import examine
-from medmdm.runs.needs import disk_needed, forward_cost, free_disk, free_memory
+from medmdm.runs.needs import disk_needed, forward_cost, free_disk, free_memory, speed
 from tests.bundle_runs import BUNDLES, OVERLAYS, REPOSITORY, TINY, UNET, write_backbone
 from tests.written import picture, write_nifti
 
 LABELS = {"background": 0, "blob": 1}
+
+
+def test_what_else_computes_is_not_in_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> None:
+        time.sleep(0.02)  # of other programs
+        sum(range(1000))
+
+    before = torch.get_num_threads()
+    assert 1e8 < speed(torch.device("cpu")) < 1e13
+    monkeypatch.setattr("medmdm.runs.needs.convolution", lambda device: (step, 10**6))
+    assert speed(torch.device("cpu")) > 2 * 10**6 / 0.02
+    assert torch.get_num_threads() == before
 
 
 def data_list(path: Path, **content: Any) -> Path:

@@ -61,7 +61,7 @@ def test_the_table_is_that_of_the_rows(model: str, graded: Path, tmp_path: Path,
     assert whole["accuracy"]["mean"] == whole["auc"]["mean"] == 1  # brightness is the grade
     assert summary["unit"] == "patients"
     assert summary["stamp"]["kind"] == "inductive"
-    assert summary["most_frequent"]["share"] == 0.5
+    assert summary["most_frequent"] == {"class": "bright", "accuracy": 0.5, "balanced_accuracy": 0.5, "auc": 0.5}
     for file in out.iterdir():
         assert "SECRET" not in file.read_text()
     before = {file.name: file.read_bytes() for file in out.iterdir()}
@@ -77,6 +77,23 @@ def test_a_draw_of_one_class_is_said(model: str, graded: Path, tmp_path: Path) -
     assert "it is never said there" in summary["notes"][0]
     assert all(row["balanced_accuracy"]["mean"] == 0.5 for row in summary["rows"])
     assert "never said" in (tmp_path / "out" / "classification.md").read_text()
+
+
+def test_a_class_that_no_test_image_has(model: str, graded: Path, tmp_path: Path) -> None:
+    content = json.loads((graded / "dataset.json").read_text())
+    content["test"] = [{**entry, "grade": "grey"} for entry in content["test"]]
+    content["test"][0]["grade"] = "dark"
+    (graded / "dataset.json").write_text(json.dumps(content))
+    words = ["--backbone", model, "--dataset_dir", str(graded), "--label", "grade", "--out", str(tmp_path / "out")]
+    assert main(["classify", *words, "--shots", "0", "--initialise", "raw"]) == 0
+    summary = json.loads((tmp_path / "out" / "classification.json").read_text())
+    most = summary["most_frequent"]
+    assert (most["class"], most["balanced_accuracy"], most["auc"]) == ("grey", 0.5, 0.5)  # of the two that are there
+    assert most["accuracy"] == 1 - 1 / summary["tested"]
+    assert "No test image has the grade 'bright': its recall and its AUC are not known." in summary["notes"]
+    page = (tmp_path / "out" / "classification.md").read_text()
+    assert "mean over 2 classes (dark, grey)" in page
+    assert "a balanced accuracy of 0.5000 and an AUC of 0.5000" in page
 
 
 def test_what_is_refused(model: str, graded: Path, tmp_path: Path, capsys: Any) -> None:

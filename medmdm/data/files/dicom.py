@@ -264,11 +264,17 @@ def _pixels(file: DicomSlice) -> np.ndarray:
 
 
 def _without_copies(stack: Sequence[DicomSlice]) -> tuple[list[DicomSlice], list[str]]:
-    """Return the slices without those that have place and pixels of another, and the names of these."""
+    """Return the slices, in order, without those that have place and pixels of another, and the names of these."""
     kept: list[DicomSlice] = []
     copies = []
+    normal = stack[0].direction[:, 2]
     for file in stack:
-        here = [other for other in kept if np.abs(other.origin - file.origin).max() < _SAME_PLACE]
+        here = []
+        for other in reversed(kept):
+            apart = file.origin - other.origin
+            if apart @ normal >= 2 * _SAME_PLACE:
+                break
+            here += [other] * bool(np.abs(apart).max() < _SAME_PLACE)
         if here and any(np.array_equal(_pixels(other), _pixels(file)) for other in here):
             copies.append(file.path.name)
         else:

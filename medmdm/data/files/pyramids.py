@@ -14,11 +14,11 @@ import numpy as np
 import tifffile
 
 from medmdm.data.files.formats import errors_as_sentences, may_be_dicom
+from medmdm.data.files.tiff import PLAIN_OR_DEFLATE
 from medmdm.data.files.units import picture_spacing
 from medmdm.errors import UserError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-_PLAIN_OR_DEFLATE = (1, 8, 32773, 32946)  # what tifffile decodes by itself
 
 
 def dicom_file(path: Path) -> Path:
@@ -72,13 +72,7 @@ class _OpenSlidePyramid:
     def read(self, level: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         ratio = self.file.level_downsamples[level]
         pixels = self.file.read_region((round(column * ratio), round(row * ratio)), level, (width, height))
-        array = np.asarray(pixels)
-        colours, alpha = array[..., :3], array[..., 3:]
-        if (alpha == 255).all():
-            return colours
-        share = alpha.astype(np.float32) / 255
-        over_white: np.ndarray = np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)
-        return over_white
+        return _over_white(np.asarray(pixels))
 
     def close(self) -> None:
         self.file.close()
@@ -108,7 +102,7 @@ class _TiffPyramid:
                 )
             if int(page.tags.valueof(274, 1)) != 1:
                 raise UserError(f"{self.path} is a slide that its orientation tag turns: save it upright.")
-        return all(page.compression in _PLAIN_OR_DEFLATE and page.photometric != 6 for page in self.pages)
+        return all(page.compression in PLAIN_OR_DEFLATE and page.photometric != 6 for page in self.pages)
 
     def read(self, level: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         page = self.pages[level]
@@ -131,9 +125,17 @@ class _TiffPyramid:
                 inside = tile[top - i * rows : bottom - i * rows, left - j * columns : right - j * columns]
                 result[top - row : bottom - row, left - column : right - column] = inside
         if result.shape[2] == 4:
-            share = result[..., 3:].astype(np.float32) / 255
-            return np.rint(result[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
+            return _over_white(result)
         return np.repeat(result, 3, axis=2) if result.shape[2] == 1 else result
 
     def close(self) -> None:
         self.file.close()
+
+
+def _over_white(array: np.ndarray) -> np.ndarray:
+    """Return ``[h, w, 3]`` of ``[h, w, 4]``: white where it is transparent, which glass is."""
+    colours, alpha = array[..., :3], array[..., 3:]
+    if (alpha == 255).all():
+        return colours
+    share = alpha.astype(np.float32) / 255
+    return np.rint(colours * share + 255 * (1 - share)).astype(np.uint8)

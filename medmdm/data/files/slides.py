@@ -103,9 +103,7 @@ class Slide:
                 f"{self.path} does not say how large its pixels are: give 'spacing' (mm; 0.00025 for 0.25 µm) in the "
                 "data list."
             )
-        rows, columns = (sides, sides) if isinstance(sides, (int, float)) else (sides[0], sides[-1])
-        if not all(0 < side < math.inf for side in (rows, columns)):
-            raise UserError(f"{self.path} has a spacing of {rows:g} x {columns:g} mm: give numbers above 0.")
+        rows, columns = _pair(sides, f"{self.path} has a spacing of", "mm")
         height, width = source.sizes[0]
         self.levels = tuple(
             Level(h, w, (rows * 1000 * height / h, columns * 1000 * width / w)) for h, w in source.sizes
@@ -324,11 +322,14 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _pair(mpp: float | Sequence[float]) -> tuple[float, float]:
-    rows, columns = (mpp, mpp) if isinstance(mpp, (int, float)) else (mpp[0], mpp[-1])
+def _pair(
+    sides: float | Sequence[float], said: str = "a slide is asked for at", unit: str = "µm per pixel"
+) -> tuple[float, float]:
+    values = np.atleast_1d(np.asarray(sides, np.float64))
+    rows, columns = float(values[0]), float(values[-1])
     if not all(0 < side < math.inf for side in (rows, columns)):
-        raise UserError(f"a slide is asked for at {rows:g} x {columns:g} µm per pixel: give numbers above 0.")
-    return float(rows), float(columns)
+        raise UserError(f"{said} {rows:g} x {columns:g} {unit}: give numbers above 0.")
+    return rows, columns
 
 
 def _triangles(first: int, end: int, scale: float, size: int) -> tuple[int, csr_matrix]:

@@ -18,7 +18,7 @@ from medmdm.data.files.rasters import Raster, decode_with_pillow, decode_with_si
 from medmdm.errors import UserError, warn_once
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are BigTIFF's
-_PLAIN_OR_DEFLATE = (1, 8, 32773, 32946)  # and PackBits
+PLAIN_OR_DEFLATE = (1, 8, 32773, 32946)  # and PackBits: what tifffile decodes by itself
 _NO_PREDICTOR, _DIFFERENCES = 1, 2  # that of floats is not among tifffile's own
 _WITH_PREDICTOR = (1, 5, 8, 32946, 34925, 50000)  # plain, LZW, deflate, LZMA, Zstandard
 _JPEG = (6, 7)
@@ -132,7 +132,7 @@ def _strange_colours(page: Any) -> str | None:
 
 def _for_tifffile(page: Any) -> bool:
     """Whether tifffile decodes a page by itself; what Pillow decodes goes before."""
-    return page.compression in _PLAIN_OR_DEFLATE and page.predictor in (_NO_PREDICTOR, _DIFFERENCES)
+    return page.compression in PLAIN_OR_DEFLATE and page.predictor in (_NO_PREDICTOR, _DIFFERENCES)
 
 
 def _for_pillow(page: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -57,10 +59,15 @@ def window_range(window: str | Sequence[float] | None) -> list[float] | None:
                 "or [centre, width]."
             )
         window = CT_WINDOWS[window]
-    if len(window) != 2 or not float(window[1]) > 0:
-        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0.")
+    if not _is_pair(window) or not window[1] > 0:
+        raise UserError(f"the window is {list(window)}: give [centre, width] with a width above 0, both finite.")
     centre, width = map(float, window)
     return [centre - width / 2, centre + width / 2]
+
+
+def _is_pair(values: Sequence[Any]) -> bool:
+    """Whether they are two finite numbers."""
+    return len(values) == 2 and all(isinstance(value, Real) and math.isfinite(value) for value in values)
 
 
 def scaled_range(
@@ -262,11 +269,13 @@ def file_dtype_tensor(image: torch.Tensor) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(plain.dtype), plain) else plain
 
 
+# torch lacks most operations on these types; MONAI loads them so.
+_WIDER = {"bool": np.uint8, "uint16": np.int32, "uint32": np.int64}
+
+
 def as_monai_loads(pixels: np.ndarray) -> torch.Tensor:
-    """Return pixels in the type that MONAI loads them in: torch lacks most operations on unsigned ones above 8 bits."""
-    return torch.as_tensor(
-        pixels.astype({"uint16": np.int32, "uint32": np.int64}.get(pixels.dtype.name, pixels.dtype), copy=False)
-    )
+    """Return pixels in a type that torch can compute with: bilevel ones in 8 bits, unsigned ones above 8 bits wider."""
+    return torch.as_tensor(pixels.astype(_WIDER.get(pixels.dtype.name, pixels.dtype), copy=False))
 
 
 def _file_dtype(image: torch.Tensor) -> str:
@@ -284,8 +293,10 @@ class ScaleIntensityByDtype(Transform):
     """
 
     def __init__(self, intensity_range: Sequence[float] | None = None) -> None:
-        if intensity_range is not None and not (len(intensity_range) == 2 and intensity_range[0] < intensity_range[1]):
-            raise UserError(f"intensity_range is {list(intensity_range)}: give [low, high] with low < high.")
+        if intensity_range is not None and not (_is_pair(intensity_range) and intensity_range[0] < intensity_range[1]):
+            raise UserError(
+                f"intensity_range is {list(intensity_range)}: give [low, high] with low < high, both finite."
+            )
         self.intensity_range = intensity_range
 
     def __call__(self, img: torch.Tensor, ranges: Sequence[Sequence[float]] | None = None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,23 @@ def as_spacing(
     return float(numbers[0]), float(numbers[-1])
 
 
+def listed_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return (mm between rows, mm between columns) as an entry or else its list gives them; ``None``: neither does.
+
+    Args:
+        entry: of a data list, with ``"image"``.
+        information: of the list.
+
+    Raises:
+        UserError: a number is not above 0.
+    """
+    for source, name in ((entry, str(entry["image"])), (information, "the data list")):
+        for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
+            if source.get(key) is not None:
+                return as_spacing(**{key: source[key]}, name=name)
+    return None
+
+
 def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> dict[str, Any]:
     """Return a picture's entry with its spacing as the entry, its list or its file's header gives it.
 
@@ -107,11 +125,7 @@ def with_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> di
     """
     if "slide" in entry:  # it knows its levels
         return dict(entry)
-    spacing, image = None, image_names(entry)[0]
-    for source, name in ((entry, str(entry["image"])), (information, "the data list")):
-        for key in ("spacing", "magnification"):  # a spacing is more exact than the objective's number
-            if spacing is None and source.get(key) is not None:
-                spacing = as_spacing(**{key: source[key]}, name=name)
+    spacing, image = listed_spacing(entry, information), image_names(entry)[0]
     if spacing is None:
         spacing = picture_spacing(image)
     elif (stated := _stated(image)) is not None and not np.allclose(stated, spacing, rtol=_DIFFERENCE):
@@ -129,7 +143,7 @@ def _stated(image: str) -> tuple[float, float] | None:
 
 
 def _positive(number: Any) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf
 
 
 def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, int]:

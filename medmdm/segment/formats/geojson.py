@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medmdm.data.files.slides import is_slide
-from medmdm.data.outlines import need_shapely, outlines
+from medmdm.data.tracing import need_shapely, outlines
 from medmdm.errors import UserError
 from medmdm.files import atomic_write
 from medmdm.segment.formats.base import COLOURS, CaseFormat, Segmented, only_pictures
@@ -100,7 +100,9 @@ class GeoJSON(CaseFormat):
             simpler = shapely.simplify(shape, self.simplify)
             if not simpler.is_valid:
                 simpler = shapely.make_valid(simpler)
-            parts = [part for part in shapely.get_parts(simpler) if part.geom_type == "Polygon" and not part.is_empty]
+            # Once for a collection, and once for what is a collection in it.
+            flat = shapely.get_parts(shapely.get_parts(simpler))
+            parts = [part for part in flat if part.geom_type == "Polygon" and not part.is_empty]
             if parts:  # what is smaller than the tolerance stays as it is
                 shape = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
         moved = shapely.transform(shape, lambda points: made.in_file(points[:, ::-1])[:, ::-1])

@@ -64,6 +64,7 @@ def test_large_parts_are_made_piece_by_piece(tmp_path: Path, monkeypatch: pytest
     path = write_slide(tmp_path / "slide.ome.tif", SHAPE, levels=1)
     with Slide(path) as slide:
         grid = slide.grid(2.3)
+        assert slide.grid(np.float64(2.3)) == slide.grid(np.array(2.3)) == slide.grid([2.3]) == grid
         full = slide.region(0, 0, grid.height, grid.width, 2.3)
         monkeypatch.setattr("medmdm.data.files.slides._CHUNK", 100)
         assert np.array_equal(slide.region(0, 0, grid.height, grid.width, 2.3), full)

@@ -112,6 +112,8 @@ def test_what_is_wrong_is_said():
         (lambda: window_range("lungs"), "did you mean 'lung'"),
         (lambda: window_range([40]), r"give \[centre, width\]"),
         (lambda: window_range([40, 0]), "width above 0"),
+        (lambda: window_range([float("nan"), 80]), "both finite"),
+        (lambda: window_range([40, "80"]), "both finite"),  # type: ignore[list-item]
         (lambda: ScaleByPercentiles(50, 50), "lower < upper"),
         (lambda: ScaleByPercentiles(-1, 50), "lower < upper"),
         (lambda: check_percentiles(5), r"percentiles is 5: give \[lower, upper\]"),
@@ -159,6 +161,6 @@ def test_scale_needs_a_range_for_types_without_one(dtype):
     refused(sentence, ScaleIntensityByDtyped("image"), {"image": image})
 
 
-@pytest.mark.parametrize("bad", [(1, 1), (2, 1), (1,), (1, 2, 3)])
+@pytest.mark.parametrize("bad", [(1, 1), (2, 1), (1,), (1, 2, 3), (0, float("inf")), (float("nan"), 1), "ab"])
 def test_scale_refuses_a_wrong_range(bad):
     refused(r"give \[low, high\] with low < high", ScaleIntensityByDtyped, "image", bad)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from medmdm.segment import GeoJSON
 from medmdm.segment.formats.base import COLOURS
-from tests.data.test_outlines import rasterised
+from tests.data.test_tracing import rasterised
 from tests.made import refused
 from tests.segment.formats.made import NAMES, made_mask, segmented
 from tests.written import picture
@@ -86,6 +86,15 @@ def test_simplified_outlines_are_valid_and_near(tmp_path: Path) -> None:
     ring = shapes[1.0][0]
     assert shapely.get_num_interior_rings(ring) == 1
     assert shapely.get_num_coordinates(ring) < 0.4 * shapely.get_num_coordinates(shapes[0.0][0])
+
+
+def test_parts_of_nested_collections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bow_tie = shapely.Polygon([(2, 2), (6, 6), (6, 2), (2, 6), (2, 8), (2, 6)])  # and a line, which is made valid so
+    assert {part.geom_type for part in shapely.get_parts(shapely.make_valid(bow_tie))} == {"MultiPolygon", "LineString"}
+    monkeypatch.setattr(shapely, "simplify", lambda shape, tolerance: bow_tie)
+    GeoJSON(simplify=1.0, detections=False).write(segmented(tmp_path, np.ones((9, 9), np.uint8)))
+    (feature,) = read(tmp_path / "predictions" / "a.geojson")
+    assert shape_of(feature).area == shapely.make_valid(bow_tie).area == 8
 
 
 def test_nothing_found_is_an_empty_collection(tmp_path: Path) -> None:

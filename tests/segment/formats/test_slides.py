@@ -22,7 +22,7 @@ from medmdm.segment.formats.base import Origin
 from medmdm.segment.formats.measurements import measure_classes
 from medmdm.segment.slides import segment_slide
 from tests.bundle_runs import Run
-from tests.data.test_outlines import rasterised
+from tests.data.test_tracing import rasterised
 from tests.made import refused
 from tests.made_slides import write_slide
 from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import shapely
 
-from medmdm.data.outlines import outlines
+from medmdm.data.tracing import outlines
 
 
 def rasterised(shape: shapely.Geometry, size: tuple[int, int]) -> np.ndarray:
