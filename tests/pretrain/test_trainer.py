@@ -125,6 +125,7 @@ ELSEWHERE = {
     "multi_gpu",
     "glas_study",
     "monuseg_study",
+    "hippocampus_study",
     "frozen_segment",
     "instances_segment",
     *METHODS,
