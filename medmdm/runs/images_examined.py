@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medmdm.check.sharing import quick_check, shared_patients
+from medmdm.data.cases import select_cases
 from medmdm.data.files.decoding import decode
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.pictures import image_size
@@ -51,6 +52,14 @@ def look_at_training_images(x: Examination) -> int:
     return _pictures(x)
 
 
+def look_at_probe(x: Examination) -> None:
+    """Look for the labelled images of a pre-training's probe."""
+    if x.given("probe_data_list") is not None:
+        with x.noting("files"):
+            cases = select_cases(x.given("probe_dataset_dir"), x.given("probe_data_list"), ("training", "validation"))
+            _files(x, [*cases.training, *cases.validation])
+
+
 def _pictures(x: Examination) -> int:
     slices, steps = x.part("slices"), x.part("preview_preprocessing")  # pictures pass both unread
     if slices is None or steps is None:
@@ -90,8 +99,8 @@ def _clipped(x: Examination, name: str) -> None:
         x.error("range", f"{said}: correct intensity_range or window", name)
 
 
-def look_at_cases(x: Examination, cases: Selection, reader: CaseReader) -> None:
-    """Look at labelled cases, or at images to be segmented."""
+def look_at_cases(x: Examination, cases: Selection, reader: CaseReader | None) -> None:
+    """Look at labelled cases, or at images to be segmented; without a reader only whether they are there."""
     for sentence in cases.warnings:
         x.warning("images", sentence)
     x.info("images", "; ".join(cases.sentences[:1]))
@@ -101,6 +110,8 @@ def look_at_cases(x: Examination, cases: Selection, reader: CaseReader) -> None:
     if cases.data_list is not None:
         for finding in shared_patients(cases.data_list):
             x.warning("patients", finding.message, *finding.files)
+    if reader is None:
+        return
     pictures = [entry for entry in entries if not is_volume(image_names(entry)[0])]
     wanted = reader.plan.get("channels")
     for entry in _spread(pictures):

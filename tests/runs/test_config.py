@@ -252,3 +252,10 @@ def test_arguments_of_the_former_default_head_choose_it(caplog: pytest.LogCaptur
     assert head(head__members=2, head__training__steps=5)["_target_"] == "medmdm.heads.FromScratch"
     assert head(head__member=2)["_target_"] == "medmdm.heads.FromScratch"
     assert head(head__training__steps=5)["_target_"] == "medmdm.heads.FromScratch"
+
+
+def test_whole_numbers_may_be_typed_as_1e3() -> None:
+    parser = ConfigParser({"bundle": "mdm_pretrain", "max_steps": 1e3, "crop_size": [32.0, 48], "learning_rate": 1.0})
+    normalise(parser)
+    found = parser.get()
+    assert [repr(found[key]) for key in ("max_steps", "crop_size", "learning_rate")] == ["1000", "[32, 48]", "1.0"]

@@ -115,7 +115,21 @@ PRETRAIN = [
     ({"max_grad_norm": "big"}, "error", "max_grad_norm must be a number of 0 or more, or null, got 'big'"),
     ({"ema_decay": 1.5}, "error", "ema_decay must be a number from 0 to below 1, got 1.5"),
     ({"log_every": "$2.5 * 1"}, "error", "log_every must be a whole number of 1 or more, got 2.5"),
-    ({"keep_checkpoints": "@nothing"}, "error", "nothing"),
+    ({"keep_checkpoints": "@nothing"}, "error", "keep_checkpoints refers to @nothing, which the config does not have"),
+    ({"train#sampler#rank": "@ranks"}, "error", "train#sampler#rank refers to @ranks.*did you mean 'rank'"),
+    ({"checkpoint_every": "$2 +"}, "error", r"checkpoint_every is no Python expression, '\$2 \+': invalid syntax"),
+    ({"preview_crops": "$undefined + 1"}, "error", "preview_crops: name 'undefined' is not defined"),
+    ({"preview_every": "5"}, "error", "preview_every must be a whole number of 1 or more, got '5'"),
+    ({"optimizer": {"lr": 1e-4}}, "error", "optimizer must be a part .* 'optimizer#lr' as a key changes one argument"),
+    ({"objective": None}, "error", "objective must be a part .*, got null"),
+    ({"network_def": {"_target_": "monai.transforms.Compose"}}, "error", "network_def is a Compose: give a network"),
+    ({"loss_function": {"_target_": "monai.losses.SSIMLoss", "spatial_dims": 2}}, "warning", "data_range 1.0, but"),
+    ({"terms": {"_target_": "medmdm.objectives.SelfDistillation"}}, "error", "terms must be a list of parts"),
+    (
+        {"terms": [{"_target_": "medmdm.objectives.SelfDistillation", "blocks": [99], "channels": [4]}]},
+        "error", "there is no block 99",
+    ),
+    ({"probe_data_list": "{place}/data/lost.json"}, "error", "lost.png"),
     ({"device": "cuda:77"}, "error", "device 'cuda:77' cannot be used here"),
     ({"threads": 4096}, "warning", "threads is 4096"),
     ({"num_workers": 4096}, "warning", "num_workers is 4096"),
@@ -172,6 +186,7 @@ OTHERS = [
     ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "strides": []}}}, "error", "strides"),
     ("mdm_segment", {"head": {**UNET, "training": TOO_SHORT}}, "error", "steps"),
     ("mdm_segment", {"study": "{place}/study.csv"}, "error", "study.csv"),
+    ("mdm_segment", {"write_formats": {"_target_": "medmdm.segment.COCO"}}, "error", "write_formats must be a list"),
     ("mdm_evaluate", {"segmenter": "{place}/model.pt"}, "error", "the weights of a backbone"),
     ("mdm_evaluate", {"section": "validation"}, "error", "validation"),
     ("mdm_evaluate", {"write_uncertainty": "maybe"}, "error", "write_uncertainty must be true or false"),
@@ -186,6 +201,8 @@ OTHERS = [
     ("mdm_study", {"reference": ["MDM", "clasifier"]}, "error", "did you mean 'classifier'"),
     ("mdm_study", {"only": {"rigde": ["MDM"]}}, "error", "only names 'rigde'"),
     ("mdm_study", {"backbones#random#initialise": "randm"}, "error", "initialise is 'randm'"),
+    ("mdm_study", {"heads": {"ridge": {"method": "ridge"}}}, "error", "heads#ridge must be a part"),
+    ("mdm_study", {"backbones": {"MDM": "{place}/model.pt"}}, "error", "backbones#MDM must be a backbone"),
     ("mdm_study", {"cache_gib": 10**9}, "warning", "cached features may take"),
 ]  # fmt: skip
 FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) for fault in OTHERS]
@@ -193,6 +210,7 @@ FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) 
 HIDING = {
     "dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size", "max_steps",
     "target", "percentiles", "intensity_range", "blocks", "timesteps", "head", "backbones#random#initialise",
+    "objective", "optimizer", "terms", "backbones", "heads",
 }  # fmt: skip
 #: Settings of the clean configs that may be changed in company.
 MAY_CHANGE = {"network_def", "log_every", "run_dir"}
@@ -335,6 +353,57 @@ def test_the_command_prints_all_and_its_status_says_it(place: Path, capsys: pyte
     assert {"level", "check", "message", "files"} == set(report["findings"][0])
     assert diagnose(["overlays/frozen_segment.json"], settings, as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_one_fault_does_not_hide_another(place: Path) -> None:
+    """What does not need the weights is looked at without them, and a part that is put right keeps its other values."""
+    changes = {
+        "backbone": "{place}/nowhere.pt", "write_formats": [{"_target_": "medmdm.segment.GeoJSON", "simplify": -1}],
+        "postprocess#instances": "watersheds", "data_list": "{place}/data/lost.json",
+    }  # fmt: skip
+    said = "\n".join(f.message for f in found("mdm_segment", place, changes) if f.level == "error")
+    for word in ("nowhere.pt: there is no such file", "simplify is -1", "did you mean 'watershed'", "lost.png"):
+        assert said.count(word) == 1, said
+    changes = {"backbone": None, "preprocessing#crop_size": [16, 16], "preprocessing#spacing": "small"}
+    said = "\n".join(f.message for f in found("mdm_segment", place, changes) if f.level == "error")
+    assert "preprocessing#spacing must be" in said
+    assert "set preprocessing#crop_size" not in said
+
+
+def config_file(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_key_that_is_there_twice_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = config_file(tmp_path / "twice.json", '{"max_steps": 5, "max_steps": 3}')
+    diagnose(["pretrain", name], ["--device", "cpu", "--run_dir", str(tmp_path / "new")])
+    assert "twice.json has the key 'max_steps' twice in one place" in capsys.readouterr().out
+
+
+def test_an_overlay_may_name_its_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = config_file(tmp_path / "named.json", '{"bundle": "mdm_pretrain", "max_steps": 3}')
+    diagnose([name], ["--device", "cpu", "--run_dir", str(tmp_path / "new")])
+    assert "max_steps 3" in capsys.readouterr().out  # is below warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[1, 2]", "wrong.json cannot be used: it holds no keys"),
+        ('{"max_steps": 3,}', "wrong.json cannot be read"),
+        ('{"head#steps": 3}', "Unknown key 'head#steps': the config .*wrong.json has no part 'head'"),
+        (
+            '{"network_def#norm#groups": 3}',
+            "has no part 'network_def#norm'",
+        ),
+        ('{"+crop_size": 3}', r"'\+crop_size' cannot be merged"),
+        ('{"max_steps": "%batch_sizes"}', "batch_sizes"),
+    ],
+)
+def test_a_config_that_cannot_be_merged_is_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        diagnose(["pretrain", config_file(tmp_path / "wrong.json", text)], [])
 
 
 def test_a_config_that_is_not_there_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
