@@ -219,12 +219,14 @@ def refuse_without_part(key: str, config: ConfigParser, where: str = "the config
     Raises:
         UserError: ``where`` has no part ``"head"``.
     """
-    part = key.replace("::", "#").rpartition("#")[0]
-    if part and not isinstance(config.get(part), (dict, list)):
-        above, _, last = part.rpartition("#")
-        known = config.get(above) if above else config.get()
-        near = nearest(last, known if isinstance(known, dict) else ())
-        raise UserError(f"Unknown key {key!r}: {where} has no part {part!r}{near}.")
+    *above, _ = key.replace("::", "#").split("#")
+    known = config.get()
+    for number, step in enumerate(above, start=1):
+        part = "#".join(above[:number])
+        if not isinstance(config.get(part), (dict, list)):
+            near = nearest(step, known if isinstance(known, dict) else ())
+            raise UserError(f"Unknown key {key!r}: {where} has no part {part!r}{near}.")
+        known = config.get(part)
 
 
 def bundle_of(path: Path) -> tuple[str | None, dict[str, Any]]:
