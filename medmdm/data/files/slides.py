@@ -101,7 +101,7 @@ class Slide:
             self.close()
             raise UserError(
                 f"{self.path} does not say how large its pixels are: give 'spacing' (mm; 0.00025 for 0.25 µm) in the "
-                "data list."
+                "data list, or --image_spacing where masks are inferred."
             )
         rows, columns = (sides, sides) if isinstance(sides, (int, float)) else (sides[0], sides[-1])
         if not all(0 < side < math.inf for side in (rows, columns)):
