@@ -156,7 +156,8 @@ def test_a_wrong_override_ends_a_bundle(workflow: Workflow, override: dict[str, 
 
 def test_words_of_json_in_overrides_mean_what_they_mean_in_json() -> None:
     config = {
-        "bundle": "mdm_segment", "report": "false", "shots": ["null", 8], "head": {"_target_": "builtins.dict", "fresh": "true"},
+        "bundle": "mdm_segment", "report": "false", "shots": ["null", 8],
+        "head": {"_target_": "builtins.dict", "fresh": "true"},
         "name": "none", "text": "True", "data_list": {"labels": {"1": "null"}},
         "outcome": "$(@report, @shots, @head['fresh'])",
     }  # fmt: skip
