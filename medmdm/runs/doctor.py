@@ -300,10 +300,15 @@ def _with_segmenter(x: Examination, reading: str, workflow: str, parts: tuple[st
     if cases is not None:
         look_at_cases(x, cases, getattr(made, "reader", made))
     if made is not None and opened is not None and cases is not None:
+        entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         finished = x.part(workflow)
         if finished is not None:
             with x.noting("outputs"):
-                finished.outputs.refuse_sources([*cases.training, *cases.validation, *cases.test, *cases.unlabeled])
+                finished.outputs.refuse_sources(entries)
+            if workflow == "inference":  # formats are for images whose labels are not looked at
+                for form in finished.outputs.formats:
+                    with x.noting("outputs"):
+                        form.check(entries, opened.task["class_names"])
 
 
 _LOOKS: dict[str, Callable[[Examination], None]] = {

@@ -14,6 +14,7 @@ from medmdm.data.cases import select_cases
 from medmdm.data.files.decoding import decode
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.pictures import image_size
+from medmdm.data.files.slides import Slide, is_slide
 from medmdm.data.lists import image_names
 from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader
@@ -110,11 +111,24 @@ def look_at_cases(x: Examination, cases: Selection, reader: CaseReader | None) -
     if cases.data_list is not None:
         for finding in shared_patients(cases.data_list):
             x.warning("patients", finding.message, *finding.files)
-    if reader is None:
-        return
-    pictures = [entry for entry in entries if not is_volume(image_names(entry)[0])]
+    if reader is not None:
+        _read_a_few(x, entries, reader)
+
+
+def _read_a_few(x: Examination, entries: Sequence[Mapping[str, Any]], reader: CaseReader) -> None:
+    """Read pictures, open slides, and see whether volumes can be read."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {"slide": [], "volume": [], "picture": []}
+    for entry in entries:
+        name = image_names(entry)[0]
+        kinds["slide" if is_slide(name) else "volume" if is_volume(name) else "picture"].append(entry)
+    for entry in kinds["slide"][:_READ]:
+        with x.noting("images"), Slide(entry["image"], entry.get("spacing")):
+            pass  # says how large its pixels are
+    for entry in kinds["volume"][:1]:
+        with x.noting("images"):
+            reader.refuse_volume(entry)
     wanted = reader.plan.get("channels")
-    for entry in _spread(pictures):
+    for entry in _spread(kinds["picture"]):
         with x.noting("images", str(entry["image"])):
             case = reader.read(entry)
             found = len(case.examples[0].image)

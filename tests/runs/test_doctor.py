@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
@@ -64,6 +65,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "empty.png").write_bytes(b"")
     volume = rng.integers(-1000, 1000, (24, 32, 20)).astype(np.int16)
     write_nifti(root / "ct" / "a.nii.gz", volume, np.eye(4))
+    slide = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    (root / "slides").mkdir()
+    with tifffile.TiffWriter(root / "slides" / "made.tif") as tiff:  # two levels, no resolution
+        for step in (1, 2):
+            tiff.write(slide[::step, ::step], tile=(32, 32), photometric="rgb", metadata=None, subfiletype=step - 1)
     (root / "file").write_text("no folder")
     write_backbone(root / "model.pt")
     write_backbone(root / "spaced.pt", spacing=[0.5, 0.5])
@@ -196,6 +202,9 @@ OTHERS = [
     ("mdm_infer", {"segmenter": "{place}/nowhere.pt"}, "error", "nowhere.pt: there is no such file"),
     ("mdm_infer", {"image_spacing": -1}, "error", "image_spacing must be"),
     ("mdm_infer", {"dataset_dir": "{place}/grey"}, "error", "channel"),
+    ("mdm_infer", {"dataset_dir": "{place}/ct"}, "error", "a.nii.gz is a volume, but the backbone was"),
+    ("mdm_infer", {"write_formats": [{"_target_": "medmdm.segment.DicomSeg"}]}, "error", "0.png is no DICOM series"),
+    ("mdm_infer", {"dataset_dir": "{place}/slides"}, "error", "made.tif does not say how large its pixels are"),
     ("mdm_infer", {"backbone": "{place}/model.pt"}, "error", "network trained from scratch"),
     ("mdm_study", {"shots": [2, 9]}, "error", "shots asks for 9"),
     ("mdm_study", {"reference": ["MDM", "clasifier"]}, "error", "did you mean 'classifier'"),
