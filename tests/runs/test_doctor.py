@@ -364,6 +364,56 @@ def test_the_command_prints_all_and_its_status_says_it(place: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
+#: Of one config; what each is answered with.
+IN_ONE_CONFIG: dict[str, tuple[Any, str]] = {
+    "max_stepps": (1, "did you mean 'max_steps'"),
+    "handlerz": ([], "Unknown key 'handlerz'"),
+    "extra_keys": ("none", "extra_keys must be a list of texts"),
+    "seed": (1.5, "seed must be a whole number"),
+    "stain_jitter": (-1, "stain_jitter must be a number of 0 or more"),
+    "slice_axis": ("diagonal", "slice_axis must be .axial."),
+    "learning_rate": (-1, "learning_rate must be a number of 0 or more, got -1"),
+    "warmup_steps": (-2, "warmup_steps must be"),
+    "max_grad_norm": ("big", "max_grad_norm must be"),
+    "ema_decay": (1.5, "ema_decay must be"),
+    "amp_dtype": ("float17", "did you mean 'float16'"),
+    "compile": ("yes", "compile must be true or false"),
+    "cache_gib": (-1, "cache_gib must be"),
+    "terms": ({"_target_": "medmdm.objectives.SelfDistillation"}, "terms must be a list of parts"),
+    "preview_every": ("5", "preview_every must be a whole number of 1 or more, got '5'"),
+    "corruption#patchsize": (3, "did you mean 'patch_size'"),
+    "loss_function#losses#1#_target_": ("medmdm.objectives.L3Loss", "'medmdm.objectives.L3Loss' cannot be found"),
+    "network_def#modell_channels": (3, "did you mean 'model_channels'"),
+    "optimizer#lrr": (1, "did you mean 'lr'"),
+    "lr_scheduler#optimizr": (1, "did you mean 'optimizer'"),
+    "train#inferer": ({"_target_": "monai.inferers.Simple"}, "'monai.inferers.Simple' cannot be found"),
+    "checkpoint_every": ("$2 +", "checkpoint_every is no Python expression"),
+    "keep_checkpoints": ("@nothing", "refers to @nothing"),
+    "train#sampler#rank": ("@ranks", "refers to @ranks.*did you mean 'rank'"),
+    "log_every": ("$2.5 * 1", "log_every must be a whole number of 1 or more, got 2.5"),
+    "preview_crops": ("$undefined", "preview_crops: name 'undefined'"),
+    "device": ("cuda:77", "device 'cuda:77' cannot be used here"),
+    "threads": (4096, "threads is 4096"),
+    "num_workers": (4096, "num_workers is 4096"),
+    "accumulation_steps": (3, "cannot be cut into 3 micro-batches"),
+    "preview_timesteps": ([10, 1000], "preview_timesteps holds 1000"),
+    "intensity_range": ([9, 3], "low below high"),
+    "patch_size": (7, "cannot be cut into patches of .7, 7."),
+    "network_def#num_groups": (5, "with 5 groups needs multiples of 5"),
+    "probe_data_list": ("{place}/nowhere.json", "nowhere.json does not exist"),
+    "run_dir": ("{place}/file/run", "run_dir .* cannot be made"),
+}
+
+
+def test_more_than_thirty_faults_of_one_config_are_found_in_one_run(place: Path) -> None:
+    assert len(IN_ONE_CONFIG) >= 30
+    changes = {key: value for key, (value, _) in IN_ONE_CONFIG.items()}
+    findings = examine(config_of("mdm_pretrain", place, dataset_dir="{place}/data", **changes))
+    said = [finding.message for finding in findings if finding.level != "info"]
+    missed = [key for key, (_, answer) in IN_ONE_CONFIG.items() if not any(re.search(answer, one) for one in said)]
+    assert not missed, said
+
+
 def test_one_fault_does_not_hide_another(place: Path) -> None:
     """What does not need the weights is looked at without them, and a part that is put right keeps its other values."""
     changes = {
