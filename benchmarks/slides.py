@@ -44,6 +44,7 @@ from tests.made_slides import painted, tissue_everywhere, tissue_in, write_slide
 ROWS = [
     ("whole", "stand-in", 3_000, 1.0), ("tiles", "stand-in", 3_000, 1.0), ("tiles", "stand-in", 10_000, 0.05),
     ("tiles", "stand-in", 40_000, 0.05), ("whole", "demo", 600, 1.0), ("tiles", "demo", 600, 1.0),
+    ("tiles", "demo", 10_000, 0.05),
 ]  # fmt: skip
 QUICK = [("whole", "stand-in", 1000, 1.0), ("tiles", "stand-in", 1000, 1.0), ("tiles", "stand-in", 2000, 0.05)]
 

@@ -18,8 +18,8 @@ Settings of `bundles/mdm_pretrain.json`, each an override `--key value` of `mona
 On the command line `true`, `false` and `null` mean what they mean in JSON (Python's `None` is dropped by MONAI). Keys
 that are none of these, nor an argument of the part they stand in, and values of another kind are refused before
 anything is read, all at once. An override below a part that does not exist (`--optimzer#lr`) is refused by MONAI
-itself, with a `KeyError` that names it. Settings marked ↻ may change when a run goes on. Editors that read `$schema`
-complete and explain the keys.
+itself, with a `KeyError` that names it; the short commands say it in a sentence. Settings marked ↻ may change when a
+run goes on. Editors that read `$schema` complete and explain the keys.
 """
 
 SEGMENT = """# The segmentation configs

@@ -12,13 +12,17 @@ import logging
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medmdm.errors import UserError, nearest, show_user_errors_as_sentences, when_interrupted
 from medmdm.files import expanded, resource_folder
 from medmdm.schemas import bundle_schema
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +55,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
     show_user_errors_as_sentences()
     when_interrupted("nothing is written yet; the same command starts anew.")
     given, settings = split_words(arguments)
-    known = bundle_schema(f"mdm_{command}")["properties"]
-    for flag in filter(_is_flag, settings):
-        key = flag.lstrip("-").partition("=")[0]
-        root, below, _ = key.replace("::", "#").partition("#")
-        if below and root not in known:  # MONAI ends with a KeyError; of others the config's check says more
-            raise UserError(f"Unknown key {key!r}: {command} has no part {root!r}{nearest(root, known)}.")
     logger.info("medmdm %s: loading PyTorch and MONAI", command)
     files = config_files(command, given)
+    config = merged(files)
+    for flag in filter(_is_flag, settings):
+        refuse_without_part(flag.lstrip("-").partition("=")[0], config, command)
     beside = {
         f"--{key}": str(resource_folder("bundles") / name)
         for key, name in (("logging_file", "logging.conf"), ("meta_file", "metadata.json"))
@@ -177,16 +178,57 @@ def config_files(command: str, given: Sequence[str]) -> list[Path]:
         given: names of files, as typed.
 
     Raises:
-        UserError: a file does not exist, cannot be read, or is of another command.
+        UserError: a file does not exist, cannot be read or merged, or is of another command.
     """
-    bundle, files, named = f"mdm_{command}", [config_file(name) for name in given], None
+    bundle, files, complete = f"mdm_{command}", [config_file(name) for name in given], False
+    named = None
     for path in files:
-        named = bundle_of(path)[0] or named
+        found, content = bundle_of(path)
+        named, complete = found or named, complete or (found is not None and "run" in content)
     if named not in (None, bundle):
         other = named.removeprefix("mdm_") if named.removeprefix("mdm_") in COMMANDS else None
         advice = f"run medmdm {other}" if other else f"use {bundle}.json"
         raise UserError(f"{' and '.join(given)}: this is a config of {named}, not of {bundle}: {advice}.")
-    return files if named else [resource_folder("bundles") / f"{bundle}.json", *files]
+    files = files if complete else [resource_folder("bundles") / f"{bundle}.json", *files]
+    merged(files)
+    return files
+
+
+def merged(files: Sequence[Path]) -> ConfigParser:
+    """Put configs upon each other as MONAI does.
+
+    Raises:
+        UserError: there is nothing that a key could be put upon, where MONAI ends in a traceback.
+    """
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv
+
+    config = ConfigParser({})
+    for path in files:
+        for key, value in bundle_of(path)[1].items():
+            refuse_without_part(key.removeprefix("+"), config, f"the config {path}")
+            try:
+                merge_kv(config, key, value)
+            except (ValueError, TypeError):
+                advice = "it merges a part with a part, or a list with a list"
+                raise UserError(f"the config {path}: {key!r} cannot be merged: {advice}.") from None
+    return config
+
+
+def refuse_without_part(key: str, config: ConfigParser, where: str = "the config") -> None:
+    """Refuse a key such as ``"head#steps"`` of a part that a config does not have.
+
+    Raises:
+        UserError: ``where`` has no part ``"head"``.
+    """
+    *above, _ = key.replace("::", "#").split("#")
+    known = config.get()
+    for number, step in enumerate(above, start=1):
+        part = "#".join(above[:number])
+        if not isinstance(config.get(part), (dict, list)):
+            near = nearest(step, known if isinstance(known, dict) else ())
+            raise UserError(f"Unknown key {key!r}: {where} has no part {part!r}{near}.")
+        known = config.get(part)
 
 
 def bundle_of(path: Path) -> tuple[str | None, dict[str, Any]]:
@@ -198,9 +240,12 @@ def bundle_of(path: Path) -> tuple[str | None, dict[str, Any]]:
     from monai.bundle import ConfigParser  # slow to import
 
     try:
-        content = ConfigParser.load_config_file(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Duplicate key")  # MONAI reads it again, and says so
+            content = ConfigParser.load_config_file(path)
     except (ValueError, OSError) as error:
         raise UserError(f"the config {path} cannot be read: {error}.") from error
-    content = content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise UserError(f'the config {path} cannot be used: it holds no keys, {{"key": value}}, but {content!r:.40}.')
     found = content.get("bundle")
     return (None if found is None else str(found)), content

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmdm.cli.bundles import COMMANDS, bundle_of, config_file, config_files, split_words
+from medmdm.cli.bundles import (
+    COMMANDS,
+    bundle_of,
+    config_file,
+    config_files,
+    merged,
+    refuse_without_part,
+    split_words,
+)
 from medmdm.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +66,7 @@ def diagnose(configs: Sequence[str], words: Sequence[str], command: str | None =
         if not given and command is None:
             raise UserError("doctor needs a config: bundles/mdm_pretrain.json, or another bundle or overlay.")
         files = config_files(command or _command(given), given)
-        findings = examine(_merged(files, settings))
+        findings = (*_said_twice(files), *examine(_merged(files, settings)))
     except UserError as error:
         if not as_json:
             raise
@@ -86,24 +95,45 @@ def _command(names: Sequence[str]) -> str:
 def _merged(files: Sequence[Path], settings: Sequence[str]) -> Any:
     """Return the parser of a config as ``monai.bundle run`` merges it, read as a run's start reads it."""
     from fire.parser import DefaultParseValue
-    from monai.bundle import ConfigParser
 
     from medmdm.runs.command_line import restore, typed
     from medmdm.runs.config import normalise
     from medmdm.schemas import settings as known_settings
 
     given: Mapping[str, str] = typed(settings)
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
+    parser = merged(files)
     for key, value in given.items():
-        root, below, _ = key.partition("#")
-        if below and root not in parser:
-            raise UserError(f"Unknown key {key!r}: the config has no part {root!r}.")
+        refuse_without_part(key, parser)
         parser[key] = DefaultParseValue(value)
     restore(parser, known_settings(str(parser.get("bundle"))), given)
     normalise(parser)
-    parser.parse(reset=True)
+    try:
+        parser.parse(reset=True)
+    except (LookupError, ValueError, OSError) as error:
+        said = str(error.args[0] if error.args else error).splitlines()[0]
+        raise UserError(
+            f"A text that begins with '%' stands for another place or file that cannot be read: {said}."
+        ) from None
     return parser
+
+
+def _said_twice(files: Sequence[Path]) -> list[Finding]:
+    """Return a warning for each key that a config has twice, of which the last one counts."""
+    from monai.bundle import ConfigParser
+
+    from medmdm.check.findings import Finding
+
+    found = []
+    for path in files:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ConfigParser.load_config_file(path)
+        for one in caught:
+            key = str(one.message).partition("Duplicate key: `")[2].rstrip("`")
+            if key:
+                said = f"{path} has the key {key!r} twice in one place, and the last one counts: delete the other"
+                found.append(Finding("warning", "config", said, (str(path),)))
+    return found
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

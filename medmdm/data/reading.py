@@ -261,13 +261,21 @@ class CaseReader:
         scale(pixels[:, :1, :1])  # what cannot be scaled is refused now
         return PictureInParts(pixels, scale, lambda: self._example(image(pixels), entry))
 
-    def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
-        axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
+    def refuse_volume(self, entry: Mapping[str, Any]) -> None:
+        """Refuse a volume where only pictures can be read, before it is decoded.
+
+        Raises:
+            UserError: the plan does not say how volumes are scaled.
+        """
         if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
                 "intensities become -1 and 1, so pre-train on volumes first."
             )
+
+    def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
+        axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
+        self.refuse_volume(entry)
         slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
         decoded = self._with_ones(decoded, decoded, entry)

@@ -135,7 +135,7 @@ def start() -> None:
 
 
 def normalise(parser: ConfigParser) -> None:
-    """Read texts as JSON does, and find components of earlier versions under their new names.
+    """Read texts as JSON does, whole numbers such as 1e3 too, and find components of earlier versions under new names.
 
     The command line knows only Python's spelling: ``--report false`` arrives as a text that counts as true, and MONAI
     drops ``--shots None``, so that ``--shots null`` is the way to say it. A data list given in place of its file's name
@@ -150,12 +150,26 @@ def normalise(parser: ConfigParser) -> None:
             meant = moved(value) if path.split("#")[-1] == "_target_" else _JSON_WORDS.get(value, value)
             if meant != value:
                 replaced[path] = meant
+    for key, schema in settings(str(parser.get("bundle"))).items():
+        value = parser.get(key)
+        if repr(meant := _whole(value, schema)) != repr(value):
+            replaced[key] = meant
     if (head := _former_head(parser.get())) is not None:
         replaced["head"] = head
     for path, meant in replaced.items():
         parser[path] = meant
     if replaced:
         parser.parse(reset=True)
+
+
+def _whole(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Return a value with 1000.0, which JSON Schema counts as whole, as 1000 wherever whole numbers are asked for."""
+    if isinstance(value, list):
+        return [_whole(item, schema.get("items", {})) for item in value]
+    if isinstance(value, dict):
+        return {key: _whole(item, schema.get("properties", {}).get(key, {})) for key, item in value.items()}
+    counts = "integer" in schema.get("type", ()) and "number" not in schema["type"]
+    return int(value) if counts and isinstance(value, float) and value.is_integer() else value
 
 
 def _former_head(config: Mapping[str, Any]) -> dict[str, Any] | None:

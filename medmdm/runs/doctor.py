@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from medmdm.errors import UserError, counted, nearest
 from medmdm.heads.object_maps import channels as map_channels
 from medmdm.heads.task import NO_BACKBONE
 from medmdm.intact import load_record
+from medmdm.objectives.term import keep_features
 from medmdm.runs.command_line import written_folder
 from medmdm.runs.examination import Examination
-from medmdm.runs.images_examined import look_at_cases, look_at_training_images
-from medmdm.runs.keys import differing_keys, recorded
+from medmdm.runs.images_examined import look_at_cases, look_at_probe, look_at_training_images
+from medmdm.runs.keys import arguments, children, differing_keys, recorded
 from medmdm.runs.machine_examined import in_gib, look_at_machine, look_at_memory
 from medmdm.runs.needs import GIB, forward_cost, free_disk, nearest_folder
 from medmdm.runs.threads import cpus
@@ -56,7 +58,8 @@ def examine(parser: ConfigParser, thorough: bool = True) -> tuple[Finding, ...]:
     if x.bundle == "mdm_pretrain":
         _settings_of_a_pretraining(x)
     if thorough:
-        _LOOKS[x.bundle](x)
+        with x.noting("config", "the rest could not be looked at"):
+            _LOOKS[x.bundle](x)
         _folder(x, parser.get())
     levels = ("error", "warning", "info")
     return tuple(sorted(x.findings, key=lambda finding: levels.index(finding.level)))
@@ -110,10 +113,12 @@ def _pretraining(x: Examination) -> None:
     for key in ("scaled_range", "scaled_spacing", "corruption", "timesteps", "load", "augment", "scale", "stain"):
         x.part(key)
     crop, channels = x.given("crop_size"), x.given("channels")
-    _objective(x, channels, crop)
+    terms = _objective(x, channels, crop)
     _loss_range(x, x.parser.get("loss_function"))
-    network = x.part("network_def", meta=True)
-    cost = None
+    network, cost = x.part("network_def", meta=True), None
+    if network is not None and not isinstance(network, torch.nn.Module):
+        x.error("network", f"network_def is a {type(network).__name__}: give a network, a torch.nn.Module")
+        network = None
     if network is not None:
         micro = max(1, x.given("batch_size") // (x.given("accumulation_steps") * x.given("world_size")))
         images, t = (
@@ -127,19 +132,27 @@ def _pretraining(x: Examination) -> None:
                 x.error(
                     "network", f"network_def makes {list(shape[1:])} of images of {[channels, *crop]}: they must agree"
                 )
+        with x.noting("terms"), keep_features(network, terms):
+            pass  # there are such blocks
         x.hold("network", network)
         for key in ("ema", "optimizer", "lr_scheduler", "optimization"):
             x.part(key, meta=True)
     stored = look_at_training_images(x)
+    look_at_probe(x)
     if network is not None:
         look_at_machine(x, network, cost, stored)
 
 
-def _objective(x: Examination, channels: int, crop: list[int]) -> None:
-    """Damage one crop of noise and judge it: what is refused here is refused at the first step."""
+def _objective(x: Examination, channels: int, crop: list[int]) -> list[int]:
+    """Damage one crop of noise and judge it: what is refused here is refused at the first step.
+
+    Returns:
+        The network's blocks that the terms read.
+    """
     objective = x.part("objective")
     if objective is None:
-        return
+        return []
+    blocks = list[int]()
     seeds = [torch.Generator().manual_seed(0)]
     image = torch.rand(1, channels, *crop, generator=seeds[0]) * 2 - 1
     with x.noting("objective", f"the objective cannot be computed on crops of crop_size {crop} in [-1, 1]"):
@@ -147,15 +160,21 @@ def _objective(x: Examination, channels: int, crop: list[int]) -> None:
         loss = objective.loss(torch.zeros_like(target), target, visible)
         if not torch.isfinite(loss).all():
             x.error("range", f"loss_function gives {float(loss)} for images in [-1, 1]: choose one for that range")
+        blocks = objective.blocks
+    return blocks
 
 
 def _loss_range(x: Examination, part: Any) -> None:
-    """Say where a loss takes images for another range than [-1, 1]."""
-    for value in part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ():
+    """Say where a loss takes images for another range than [-1, 1], be it by its default."""
+    for _, value in children(part):
         _loss_range(x, value)
-    if isinstance(part, Mapping) and isinstance(given := part.get("data_range"), (int, float)) and given != 2:
-        name = str(part.get("_target_")).rpartition(".")[2]
-        x.warning("range", f"loss_function: {name} has data_range {given}, but images lie in [-1, 1] and span 2")
+    if isinstance(part, Mapping) and "_target_" in part:
+        known = arguments(locate(str(part["_target_"])))
+        default = getattr(known.get("data_range"), "default", None) if isinstance(known, Mapping) else None
+        given = part.get("data_range", default)
+        if isinstance(given, (int, float)) and given != 2:
+            name = str(part["_target_"]).rpartition(".")[2]
+            x.warning("range", f"loss_function: {name} has data_range {given}, but images lie in [-1, 1] and span 2")
 
 
 # -- the others ------------------------------------------------------------------------------------------------------
@@ -180,14 +199,12 @@ def _segmentation(x: Examination) -> None:
         window, size = x.given("window"), plan.get("crop_size")
         if window and size and list(window) != list(size):
             x.info("plan", f"window is {window}, the backbone was trained on crops of {list(size)}")
-    if opened is None or cases is None:
-        return
     data, head = x.part("data"), x.part("head")
-    for key in ("reading", "postprocess", "inferer", "applied", "outputs", "scoring"):
+    for key in ("reading", "postprocess", "inferer", "applied", "write_formats", "outputs", "scoring"):
         x.part(key)
-    if data is not None:
-        look_at_cases(x, cases, data.reader)
-    if head is not None:
+    if cases is not None:
+        look_at_cases(x, cases, getattr(data, "reader", None))
+    if head is not None and opened is not None and cases is not None:
         _network_of(x, "head", head, opened.plan, cases.num_classes)
         _feature_cache(x, [head])
     if data is not None and head is not None:
@@ -252,17 +269,15 @@ def _study(x: Examination) -> None:
     for (part, names), name in zip(known.items(), reference or (), strict=False):
         if isinstance(names, Mapping) and name not in names and not (part == "backbones" and name == NO_BACKBONE):
             x.error("names", f"reference names {name!r}, but {part} has {', '.join(names)}{nearest(name, names)}")
-    if opened is None or cases is None:
-        return
     data = x.part("data")
-    if grid is not None:
+    if grid is not None and cases is not None:
         with x.noting("shots"):
             list(grid.samples(len(cases.training)))
     for key in ("reading", "postprocess", "inferer", "metrics"):
         x.part(key)
-    if data is not None:
-        look_at_cases(x, cases, data.reader)
-    if isinstance(heads, Mapping):
+    if cases is not None:
+        look_at_cases(x, cases, getattr(data, "reader", None))
+    if isinstance(heads, Mapping) and opened is not None and cases is not None:
         for name, head in heads.items():
             _network_of(x, f"heads#{name}", head, next(iter(opened.values())).plan, cases.num_classes)
         _feature_cache(x, list(heads.values()))
@@ -275,24 +290,26 @@ def _evaluation(x: Examination) -> None:
 
 
 def _inference(x: Examination) -> None:
-    _with_segmenter(x, "inference#reader", "inference", ("outputs", "surprise"))
+    _with_segmenter(x, "inference#reader", "inference", ("write_formats", "outputs", "surprise"))
 
 
 def _with_segmenter(x: Examination, reading: str, workflow: str, parts: tuple[str, ...]) -> None:
     opened, cases = _opened(x), x.part("cases")
-    for key in (*parts, "postprocess", "handlers"):
-        x.part(key)
-    if opened is None or cases is None:
-        return
-    for key in ("inferer", reading):
+    for key in (*parts, "postprocess", "handlers", "inferer"):
         x.part(key)
     made = x.part(reading)
-    if made is not None:
+    if cases is not None:
         look_at_cases(x, cases, getattr(made, "reader", made))
+    if made is not None and opened is not None and cases is not None:
+        entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         finished = x.part(workflow)
         if finished is not None:
             with x.noting("outputs"):
-                finished.outputs.refuse_sources([*cases.training, *cases.validation, *cases.test, *cases.unlabeled])
+                finished.outputs.refuse_sources(entries)
+            if workflow == "inference":  # formats are for images whose labels are not looked at
+                for form in finished.outputs.formats:
+                    with x.noting("outputs"):
+                        form.check(entries, opened.task["class_names"])
 
 
 _LOOKS: dict[str, Callable[[Examination], None]] = {

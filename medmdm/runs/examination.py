@@ -35,6 +35,7 @@ class Examination:
 
     def __init__(self, parser: ConfigParser) -> None:
         self.findings: list[Finding] = []
+        self._causes = set[str]()
         self.parser = ConfigParser(copy.deepcopy(dict(parser.get())))
         self.bundle = str(self.parser.get("bundle"))
         found = list(config_faults(self.parser.get()))
@@ -89,8 +90,8 @@ class Examination:
                 self.error(check, user_error)
             elif meta and not _is_refusal(cause):
                 root.debug("%s: not tried without memory: %s", what, cause)
-            else:
-                said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            elif (said := (str(cause).strip() or type(cause).__name__).splitlines()[0]) not in self._causes:
+                self._causes.add(said)  # what refers to that part fails for the same reason
                 self.error(check, f"{what}: {said}" if what else said)
         finally:
             logging.disable(before)
@@ -133,8 +134,20 @@ class Examination:
                 holder = self.parser.get("#".join([root, *below[:-1]])) if below else self.parser.get()
                 holder.pop((below or [root])[-1], None)
             elif root in config:
-                self.parser[root] = copy.deepcopy(config[root])
+                place = fault.path if _same_parts(self.parser.get(), config, fault.path.split("#")) else root
+                self.parser[place] = copy.deepcopy(ConfigParser(config)[place])
         self.parser.parse(reset=True)
+
+
+def _same_parts(config: Any, known: Any, path: list[str]) -> bool:
+    """Whether both have a value at the path, within the same components."""
+    for step in path:
+        if not (isinstance(config, dict) and isinstance(known, dict) and step in config and step in known):
+            return False
+        if config.get("_target_") != known.get("_target_"):
+            return False
+        config, known = config[step], known[step]
+    return True
 
 
 def _innermost(error: BaseException) -> BaseException:

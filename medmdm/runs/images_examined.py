@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from medmdm.check.sharing import quick_check, shared_patients
+from medmdm.data.cases import select_cases
 from medmdm.data.files.decoding import decode
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.pictures import image_size
+from medmdm.data.files.slides import Slide, is_slide
 from medmdm.data.lists import image_names
 from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader
@@ -49,6 +51,14 @@ def look_at_training_images(x: Examination) -> int:
             require_scaling(selection, x.given("percentiles"), x.part("scaled_range"))
         return sum(os.path.getsize(name) for entry in volumes for name in image_names(entry) if os.path.isfile(name))
     return _pictures(x)
+
+
+def look_at_probe(x: Examination) -> None:
+    """Look for the labelled images of a pre-training's probe."""
+    if x.given("probe_data_list") is not None:
+        with x.noting("files"):
+            cases = select_cases(x.given("probe_dataset_dir"), x.given("probe_data_list"), ("training", "validation"))
+            _files(x, [*cases.training, *cases.validation])
 
 
 def _pictures(x: Examination) -> int:
@@ -90,8 +100,8 @@ def _clipped(x: Examination, name: str) -> None:
         x.error("range", f"{said}: correct intensity_range or window", name)
 
 
-def look_at_cases(x: Examination, cases: Selection, reader: CaseReader) -> None:
-    """Look at labelled cases, or at images to be segmented."""
+def look_at_cases(x: Examination, cases: Selection, reader: CaseReader | None) -> None:
+    """Look at labelled cases, or at images to be segmented; without a reader only whether they are there."""
     for sentence in cases.warnings:
         x.warning("images", sentence)
     x.info("images", "; ".join(cases.sentences[:1]))
@@ -101,9 +111,24 @@ def look_at_cases(x: Examination, cases: Selection, reader: CaseReader) -> None:
     if cases.data_list is not None:
         for finding in shared_patients(cases.data_list):
             x.warning("patients", finding.message, *finding.files)
-    pictures = [entry for entry in entries if not is_volume(image_names(entry)[0])]
+    if reader is not None:
+        _read_a_few(x, entries, reader)
+
+
+def _read_a_few(x: Examination, entries: Sequence[Mapping[str, Any]], reader: CaseReader) -> None:
+    """Read pictures, open slides, and see whether volumes can be read."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {"slide": [], "volume": [], "picture": []}
+    for entry in entries:
+        name = image_names(entry)[0]
+        kinds["slide" if is_slide(name) else "volume" if is_volume(name) else "picture"].append(entry)
+    for entry in kinds["slide"][:_READ]:
+        with x.noting("images"), Slide(entry["image"], entry.get("spacing")):
+            pass  # says how large its pixels are
+    for entry in kinds["volume"][:1]:
+        with x.noting("images"):
+            reader.refuse_volume(entry)
     wanted = reader.plan.get("channels")
-    for entry in _spread(pictures):
+    for entry in _spread(kinds["picture"]):
         with x.noting("images", str(entry["image"])):
             case = reader.read(entry)
             found = len(case.examples[0].image)

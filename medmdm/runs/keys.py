@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import json
@@ -12,8 +13,8 @@ from pydoc import locate
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator, validators
-from monai.bundle import ConfigParser
-from monai.bundle.config_item import ConfigComponent
+from monai.bundle import ConfigParser, ReferenceResolver
+from monai.bundle.config_item import ConfigComponent, ConfigExpression
 from monai.bundle.utils import DEFAULT_HANDLERS_ID, DEFAULT_MLFLOW_SETTINGS
 
 from medmdm.errors import nearest
@@ -70,6 +71,9 @@ def faults(config: Mapping[str, Any], schema: Mapping[str, Any], places: Sequenc
             choices = [str(word) for option in error.schema.get("anyOf", ()) for word in option.get("enum", ())]
             hint = nearest(str(error.instance), choices)
             place = "#".join(path)
+            if error.validator == "required" and error.instance:
+                inner = f"{place}#{next(iter(error.instance))}"
+                hint = f"; in a file it replaces the whole part, and {inner!r} as a key changes one argument"
             yield Fault(place, f"{place} must be {error.schema.get('title', error.message)}, got {shown}{hint}.")
 
 
@@ -95,6 +99,7 @@ def config_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
     yield from faults(own, schema, [path for path, _ in leaves(shipped(str(config["bundle"])))])
     for key, part in config.items():
         yield from _component_faults(part, key)
+    yield from _expression_faults(untracked(config))
 
 
 def shipped(bundle: str) -> dict[str, Any]:
@@ -161,6 +166,26 @@ def _component_faults(part: Any, path: str) -> Iterator[Fault]:
     for key, item in children(part):
         if key not in MONAI_KEYS:
             yield from _component_faults(item, f"{path}#{key}")
+
+
+def _expression_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield each reference to what is not there, and each expression that is no Python."""
+    plain = ConfigParser(copy.deepcopy(dict(config)))
+    plain.resolve_macro_and_relative_ids()
+    for path, text in leaves(plain.get()):
+        if not is_expression(text) or path.startswith("imports#"):
+            continue
+        for name in ReferenceResolver.match_refs_pattern(text):
+            place = name.replace(ReferenceResolver.sep, "#")
+            if name and place not in plain:
+                hint = nearest(place, config)
+                yield Fault(path, f"{path} refers to @{place}, which the config does not have{hint}.")
+        if ConfigExpression.is_expression(text):
+            code = ReferenceResolver.id_matcher.sub("_", ReferenceResolver.normalize_id(text[1:]))
+            try:
+                ast.parse(code.strip(), mode="exec" if ConfigExpression.is_import_statement(text) else "eval")
+            except SyntaxError as error:
+                yield Fault(path, f"{path} is no Python expression, {text!r}: {error.msg}.")
 
 
 def arguments(target: Any) -> Collection[str] | None:

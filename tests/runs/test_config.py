@@ -156,7 +156,8 @@ def test_a_wrong_override_ends_a_bundle(workflow: Workflow, override: dict[str, 
 
 def test_words_of_json_in_overrides_mean_what_they_mean_in_json() -> None:
     config = {
-        "report": "false", "shots": ["null", 8], "head": {"_target_": "builtins.dict", "fresh": "true"},
+        "bundle": "mdm_segment", "report": "false", "shots": ["null", 8],
+        "head": {"_target_": "builtins.dict", "fresh": "true"},
         "name": "none", "text": "True", "data_list": {"labels": {"1": "null"}},
         "outcome": "$(@report, @shots, @head['fresh'])",
     }  # fmt: skip
@@ -252,3 +253,10 @@ def test_arguments_of_the_former_default_head_choose_it(caplog: pytest.LogCaptur
     assert head(head__members=2, head__training__steps=5)["_target_"] == "medmdm.heads.FromScratch"
     assert head(head__member=2)["_target_"] == "medmdm.heads.FromScratch"
     assert head(head__training__steps=5)["_target_"] == "medmdm.heads.FromScratch"
+
+
+def test_whole_numbers_may_be_typed_as_1e3() -> None:
+    parser = ConfigParser({"bundle": "mdm_pretrain", "max_steps": 1e3, "crop_size": [32.0, 48], "learning_rate": 1.0})
+    normalise(parser)
+    found = parser.get()
+    assert [repr(found[key]) for key in ("max_steps", "crop_size", "learning_rate")] == ["1000", "[32, 48]", "1.0"]

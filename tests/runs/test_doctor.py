@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
@@ -20,7 +21,8 @@ from medmdm.errors import UserError, find_user_error
 from medmdm.runs.config import normalise
 from medmdm.runs.doctor import examine
 from medmdm.runs.needs import disk_needed, forward_cost, free_disk, free_memory, speed
-from tests.bundle_runs import BUNDLES, OVERLAYS, REPOSITORY, TINY, UNET, write_backbone
+from tests.bundle_runs import BUNDLES, OVERLAYS, REPOSITORY, UNET, write_backbone
+from tests.runs.planted_faults import CLEAN, FAULTS, HIDING, IN_ONE_CONFIG, MAY_CHANGE, Fault
 from tests.written import picture, write_nifti
 
 LABELS = {"background": 0, "blob": 1}
@@ -77,6 +79,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "empty.png").write_bytes(b"")
     volume = rng.integers(-1000, 1000, (24, 32, 20)).astype(np.int16)
     write_nifti(root / "ct" / "a.nii.gz", volume, np.eye(4))
+    slide = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    (root / "slides").mkdir()
+    with tifffile.TiffWriter(root / "slides" / "made.tif") as tiff:  # two levels, no resolution
+        for step in (1, 2):
+            tiff.write(slide[::step, ::step], tile=(32, 32), photometric="rgb", metadata=None, subfiletype=step - 1)
     (root / "file").write_text("no folder")
     write_backbone(root / "model.pt")
     write_backbone(root / "spaced.pt", spacing=[0.5, 0.5])
@@ -90,125 +97,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.initialize()
     made.run()
     return root
-
-
-class Fault(NamedTuple):
-    """A change of a clean config, and the finding that it must give."""
-
-    bundle: str
-    change: dict[str, Any]
-    level: str
-    sentence: str
-
-
-CLEAN: dict[str, dict[str, Any]] = {
-    "mdm_pretrain": {"dataset_dir": "{place}/data", "run_dir": "{place}/new", **TINY},
-    "mdm_segment": {
-        "dataset_dir": "{place}/data", "run_dir": "{place}/new", "backbone": "{place}/model.pt", "head": UNET,
-    },
-    "mdm_evaluate": {
-        "dataset_dir": "{place}/data", "run_dir": "{place}/new", "segmenter": "{place}/segment/segmenter.pt",
-    },
-    "mdm_infer": {
-        "dataset_dir": "{place}/data", "output_dir": "{place}/new", "segmenter": "{place}/segment/segmenter.pt",
-    },
-    "mdm_study": {
-        "dataset_dir": "{place}/data", "run_dir": "{place}/new",
-        "backbones": {
-            "MDM": {"path": "{place}/model.pt"}, "random": {"path": "{place}/model.pt", "initialise": "random"},
-            "raw pixels": {"path": "{place}/model.pt", "initialise": "raw"},
-        },
-    },
-}  # fmt: skip
-NETWORK = {**TINY["network_def"]}
-PRETRAIN = [
-    ({"max_step": 9}, "error", r"Unknown key 'max_step'.*did you mean 'max_steps'"),
-    ({"optimizer#lrr": 1}, "error", "'optimizer#lrr'"),
-    ({"train#inferer": {"_target_": "monai.inferers.Simple"}}, "error", "'monai.inferers.Simple' cannot be found"),
-    ({"max_grad_norm": "big"}, "error", "max_grad_norm must be a number of 0 or more, or null, got 'big'"),
-    ({"ema_decay": 1.5}, "error", "ema_decay must be a number from 0 to below 1, got 1.5"),
-    ({"log_every": "$2.5 * 1"}, "error", "log_every must be a whole number of 1 or more, got 2.5"),
-    ({"keep_checkpoints": "@nothing"}, "error", "nothing"),
-    ({"device": "cuda:77"}, "error", "device 'cuda:77' cannot be used here"),
-    ({"threads": 4096}, "warning", "threads is 4096"),
-    ({"num_workers": 4096}, "warning", "num_workers is 4096"),
-    ({"accumulation_steps": 3}, "error", "batch_size 4 cannot be cut into 3 micro-batches"),
-    ({"preview_timesteps": [10, 1000]}, "error", "preview_timesteps holds 1000"),
-    ({"warmup_steps": 6}, "warning", "warmup_steps 6 is not below max_steps 6"),
-    ({"learning_rate": 0}, "warning", "learning_rate is 0"),
-    ({"patch_size": 7}, "error", r"An image of \(16, 16\) pixels cannot be cut into patches of \(7, 7\)"),
-    ({"crop_size": [17, 17], "patch_size": 17}, "error", "cannot read crops|17"),
-    ({"network_def": {**NETWORK, "num_groups": 5}}, "error", "32 with channel_mult"),
-    ({"network_def": {**NETWORK, "num_head_channels": 15}}, "error", "num_head_channels 15 does not divide"),
-    ({"network_def": {**NETWORK, "in_channels": 1}}, "error", r"expected \[batch, 1, height, width\]"),
-    ({"target": "noise"}, "error", "target 'noise' needs a corruption that adds noise"),
-    ({"loss_function": {"_target_": "medmdm.objectives.SSIMLoss", "data_range": 1.0}}, "warning", "data_range 1.0"),
-    ({"loss_function": {"_target_": "torch.nn.BCELoss"}}, "error", "between 0 and 1"),
-    ({"intensity_range": [9, 3]}, "error", r"intensity_range is \[9, 3\]"),
-    ({"intensity_range": [0, 1]}, "error", "lie outside the values that become -1 and 1"),
-    ({"percentiles": [99, 1]}, "error", "0 <= lower < upper <= 100"),
-    ({"spacing": 0.5}, "error", "pixel spacing of .* is not known"),
-    ({"channels": 1, "network_def": {**NETWORK}}, "error", "3 channels, but channels is 1"),
-    ({"dataset_dir": "{place}/nowhere"}, "error", "nowhere"),
-    ({"data_list": "{place}/data/broken.json"}, "error", "broken.json"),
-    ({"data_list": "{place}/data/lost.json"}, "error", "lost.png"),
-    ({"data_list": "{place}/data/damaged.json"}, "error", "cut.png"),
-    ({"data_list": "{place}/data/empty.json"}, "error", "empty.png is empty"),
-    ({"data_list": "{place}/data/masks.json"}, "warning", "1 training image is named as masks are"),
-    ({"data_list": "{place}/data/copied.json"}, "error", "copy.png"),
-    ({"data_list": "{place}/data/shared.json"}, "warning", "patients who are also in training"),
-    ({"batch_size": 400}, "warning", "batch_size 400 is more than 4 images of about 6 crops"),
-    ({"crop_size": [64, 64]}, "warning", "smaller than crop_size"),
-    ({"batch_size": 400_000_000}, "error", "memory: about .* choose a smaller batch_size"),
-    ({"keep_checkpoints": 10**12}, "error", "disk: about .* free some"),
-    ({"max_steps": 10**15, "batch_size": 4}, "warning", "time: roughly .* years"),
-    ({"run_dir": "{place}/file/run"}, "error", "run_dir .* cannot be made"),
-    ({"run_dir": "{place}/other"}, "error", "holds a run of another configuration"),
-]  # fmt: skip
-TOO_SHORT = {"_target_": "medmdm.heads.Training", "steps": 0}
-OTHERS = [
-    ("mdm_segment", {"head#trainin": 1}, "error", "'head#trainin'"),
-    ("mdm_segment", {"backbone": "{place}/nowhere.pt"}, "error", "nowhere.pt: there is no such file"),
-    ("mdm_segment", {"backbone": "{place}/cut.pt"}, "error", "cut.pt"),
-    ("mdm_segment", {"backbone": "{place}/segment/segmenter.pt"}, "error", "this is a segmenter, not a backbone"),
-    ("mdm_segment", {"backbone": "{place}/spaced.pt", "preprocessing#spacing": [1.0, 1.0]}, "warning", "#spacing"),
-    ("mdm_segment", {"backbone": "{place}/spaced.pt"}, "error", "pixel spacing of .* is not known"),
-    ("mdm_segment", {"shots": 9}, "error", "9"),
-    ("mdm_segment", {"section": "validation"}, "error", "There is no validation case to evaluate"),
-    ("mdm_segment", {"dataset_dir": "{place}/grey", "data_list": "{place}/data/dataset.json"}, "error", "are not in"),
-    ("mdm_segment", {"data_list": "{place}/data/unlabelled.json"}, "error", "training"),
-    ("mdm_segment", {"data_list": "{place}/data/values.json"}, "error", "seven.png holds 7"),
-    ("mdm_segment", {"data_list": "{place}/data/shared.json"}, "warning", "patients who are also in training"),
-    ("mdm_segment", {"blocks": [99]}, "error", "99"),
-    ("mdm_segment", {"timesteps": [5000]}, "error", "5000"),
-    ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "out_channels": 5}}}, "error", r"\[5, 16, 16\]"),
-    ("mdm_segment", {"head": {**UNET, "network": {**UNET["network"], "strides": []}}}, "error", "strides"),
-    ("mdm_segment", {"head": {**UNET, "training": TOO_SHORT}}, "error", "steps"),
-    ("mdm_segment", {"study": "{place}/study.csv"}, "error", "study.csv"),
-    ("mdm_evaluate", {"segmenter": "{place}/model.pt"}, "error", "the weights of a backbone"),
-    ("mdm_evaluate", {"section": "validation"}, "error", "validation"),
-    ("mdm_evaluate", {"write_uncertainty": "maybe"}, "error", "write_uncertainty must be true or false"),
-    ("mdm_evaluate", {"report": 3}, "error", "report must be true or false, got 3"),
-    ("mdm_infer", {"write_boxs": True}, "error", "did you mean 'write_boxes'"),
-    ("mdm_study", {"draws": 0}, "error", "draws must be a whole number of 1 or more, got 0"),
-    ("mdm_infer", {"segmenter": "{place}/nowhere.pt"}, "error", "nowhere.pt: there is no such file"),
-    ("mdm_infer", {"image_spacing": -1}, "error", "image_spacing must be"),
-    ("mdm_infer", {"dataset_dir": "{place}/grey"}, "error", "channel"),
-    ("mdm_infer", {"backbone": "{place}/model.pt"}, "error", "network trained from scratch"),
-    ("mdm_study", {"shots": [2, 9]}, "error", "shots asks for 9"),
-    ("mdm_study", {"reference": ["MDM", "clasifier"]}, "error", "did you mean 'classifier'"),
-    ("mdm_study", {"only": {"rigde": ["MDM"]}}, "error", "only names 'rigde'"),
-    ("mdm_study", {"backbones#random#initialise": "randm"}, "error", "initialise is 'randm'"),
-    ("mdm_study", {"cache_gib": 10**9}, "warning", "cached features may take"),
-]  # fmt: skip
-FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) for fault in OTHERS]
-#: Where these are wrong, others cannot be looked at, or it is the machine that says it.
-HIDING = {
-    "dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size", "max_steps",
-    "target", "percentiles", "intensity_range", "blocks", "timesteps", "head", "backbones#random#initialise",
-}  # fmt: skip
-#: Settings of the clean configs that may be changed in company.
-MAY_CHANGE = {"network_def", "log_every", "run_dir"}
 
 
 def placed(value: Any, place: Path) -> Any:
@@ -353,6 +241,66 @@ def test_the_command_prints_all_and_its_status_says_it(place: Path, capsys: pyte
     assert {"level", "check", "message", "files"} == set(report["findings"][0])
     assert diagnose(["overlays/frozen_segment.json"], settings, as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_more_than_thirty_faults_of_one_config_are_found_in_one_run(place: Path) -> None:
+    assert len(IN_ONE_CONFIG) >= 30
+    changes = {key: value for key, (value, _) in IN_ONE_CONFIG.items()}
+    findings = examine(config_of("mdm_pretrain", place, dataset_dir="{place}/data", **changes))
+    said = [finding.message for finding in findings if finding.level != "info"]
+    missed = [key for key, (_, answer) in IN_ONE_CONFIG.items() if not any(re.search(answer, one) for one in said)]
+    assert not missed, said
+
+
+def test_one_fault_does_not_hide_another(place: Path) -> None:
+    """What does not need the weights is looked at without them, and a part that is put right keeps its other values."""
+    changes = {
+        "backbone": "{place}/nowhere.pt", "write_formats": [{"_target_": "medmdm.segment.GeoJSON", "simplify": -1}],
+        "postprocess#instances": "watersheds", "data_list": "{place}/data/lost.json",
+    }  # fmt: skip
+    said = "\n".join(f.message for f in found("mdm_segment", place, changes) if f.level == "error")
+    for word in ("nowhere.pt: there is no such file", "simplify is -1", "did you mean 'watershed'", "lost.png"):
+        assert said.count(word) == 1, said
+    changes = {"backbone": None, "preprocessing#crop_size": [16, 16], "preprocessing#spacing": "small"}
+    said = "\n".join(f.message for f in found("mdm_segment", place, changes) if f.level == "error")
+    assert "preprocessing#spacing must be" in said
+    assert "set preprocessing#crop_size" not in said
+
+
+def config_file(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_key_that_is_there_twice_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = config_file(tmp_path / "twice.json", '{"max_steps": 5, "max_steps": 3}')
+    diagnose(["pretrain", name], ["--device", "cpu", "--run_dir", str(tmp_path / "new")])
+    assert "twice.json has the key 'max_steps' twice in one place" in capsys.readouterr().out
+
+
+def test_an_overlay_may_name_its_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = config_file(tmp_path / "named.json", '{"bundle": "mdm_pretrain", "max_steps": 3}')
+    diagnose([name], ["--device", "cpu", "--run_dir", str(tmp_path / "new")])
+    assert "max_steps 3" in capsys.readouterr().out  # is below warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[1, 2]", "wrong.json cannot be used: it holds no keys"),
+        ('{"max_steps": 3,}', "wrong.json cannot be read"),
+        ('{"head#steps": 3}', "Unknown key 'head#steps': the config .*wrong.json has no part 'head'"),
+        (
+            '{"network_def#norm#groups": 3}',
+            "has no part 'network_def#norm'",
+        ),
+        ('{"+crop_size": 3}', r"'\+crop_size' cannot be merged"),
+        ('{"max_steps": "%batch_sizes"}', "batch_sizes"),
+    ],
+)
+def test_a_config_that_cannot_be_merged_is_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        diagnose(["pretrain", config_file(tmp_path / "wrong.json", text)], [])
 
 
 def test_a_config_that_is_not_there_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ class Slide:
             self.close()
             raise UserError(
                 f"{self.path} does not say how large its pixels are: give 'spacing' (mm; 0.00025 for 0.25 µm) in the "
-                "data list."
+                "data list, or --image_spacing where masks are inferred."
             )
         rows, columns = _pair(sides, f"{self.path} has a spacing of", "mm")
         height, width = source.sizes[0]
