@@ -21,6 +21,7 @@ from medmdm.data.files.volumes import read_volume
 from medmdm.zoo import About, pack
 from medmdm.zoo.packing import metadata_schema
 from tests.bundle_runs import HEAD, UNET, Run, Workflow, run_python, saved_by
+from tests.cases.test_one_writer import holder
 from tests.made import refused
 from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures
 
@@ -211,6 +212,13 @@ def test_what_cannot_be_packed(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     torch.save(content, other)
     refused("is not the backbone", pack, folder, tmp_path / "bundle", backbone=other)
     refused("version is '1.0'", About, version="1.0")
+    (tmp_path / ".bundle.packing" / "bundle" / "configs").mkdir(parents=True)  # of a killed program
+    process = holder(tmp_path / ".bundle.packing")
+    refused("another process is writing to", pack, folder, tmp_path / "bundle")
+    process.kill()
+    process.wait()
+    refused("is not the backbone", pack, folder, tmp_path / "bundle", backbone=other)
+    assert not (tmp_path / ".bundle.packing").exists()
     with open(folder / "segmenter.pt", "ab") as file:
         file.write(b"x")
     refused("is not the file that run.json tells of", pack, folder, tmp_path / "bundle")
