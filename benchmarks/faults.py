@@ -170,7 +170,8 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name] = [row[:4] + row[6:] for row in rows]
         elif path.suffix == ".ts":  # a trace says who called whom
             with zipfile.ZipFile(path) as parts:
-                found[name] = {one: parts.read(one) for one in parts.namelist() if not one.endswith(".debug_pkl")}
+                names = (one for one in parts.namelist() if not one.endswith((".debug_pkl", "serialization_id")))
+                found[name] = {one: parts.read(one) for one in names}
         else:
             found[name] = path.read_bytes()
     return found
@@ -378,6 +379,8 @@ def forbid(commands: Commands, row: Row, most: int) -> None:
     """Let a folder be read-only: a new one's parent, one without its results, and a finished one."""
     for name, words in commands.words.items():
         for state in ("new", "begun", "finished")[:most]:
+            if (name, state) == ("pack", "begun"):  # it has all or nothing at its place
+                continue
             commands.clear()
             if state != "new":
                 shutil.copytree(commands.finished / name, commands.out, dirs_exist_ok=True)
