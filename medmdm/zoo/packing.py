@@ -82,13 +82,14 @@ def pack(
 def _scratch(target: Path) -> Iterator[Path]:
     """Give a folder beside the destination, of its name; what a killed program left there goes before, all after."""
     around = target.with_name(f".{target.name}.packing")
+    claim(around)
+    shutil.rmtree(around, ignore_errors=True)
     _refuse_existing(target)
     around.mkdir(parents=True, exist_ok=True)
     claim(around)
     _refuse_existing(target)  # another program has just ended
     when_interrupted("nothing is packed yet; the same command starts anew.")
     try:
-        shutil.rmtree(around / target.name, ignore_errors=True)
         yield around / target.name
     finally:
         shutil.rmtree(around, ignore_errors=True)

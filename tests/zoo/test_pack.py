@@ -205,7 +205,9 @@ def test_what_cannot_be_packed(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     run("mdm_segment", report=False)
     folder = tmp_path / "run"
     (tmp_path / "there").mkdir()
+    (tmp_path / ".there.packing").mkdir()  # of a program that was killed at its end
     refused("exists already", pack, folder, tmp_path / "there")
+    assert not (tmp_path / ".there.packing").exists()
     other = tmp_path / "other.pt"
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     content["model"] = {key: value + 1 for key, value in content["model"].items()}
