@@ -114,10 +114,14 @@ class _OpenSlidePyramid:
 
 class _TiffPyramid:
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, open_tiff(path)
-        self.pages = [level.pages[0].aspage() for level in self.file.series[0].levels]
-        self.sizes = [(page.imagelength, page.imagewidth) for page in self.pages]
         self.spacing = picture_spacing(path)
+        self.path, self.file = path, open_tiff(path)
+        try:
+            self.pages = [level.pages[0].aspage() for level in self.file.series[0].levels]
+        except Exception:  # whatever a damaged description leads to
+            self.file.close()
+            raise
+        self.sizes = [(page.imagelength, page.imagewidth) for page in self.pages]
 
     def decodes(self) -> bool:
         """Whether tifffile decodes all levels by itself.
