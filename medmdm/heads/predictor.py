@@ -14,7 +14,7 @@ from monai.utils import fall_back_tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmdm.data.reading import LoadedCase
+from medmdm.data.reading import LoadedCase, PictureInParts
 from medmdm.data.transforms.spatial import PadToSize, resample_to_shape
 from medmdm.data.writers import SliceAssembler
 from medmdm.errors import UserError
@@ -204,13 +204,23 @@ class Predictor:
         """Yield probabilities, and the maps behind them, of finished rows."""
         function: Any = self.model.with_uncertainty if self.uncertainty else self.model
 
+        parts = case.examples if isinstance(case.examples, PictureInParts) else None
+
         def read(rows: slice, columns: slice) -> Tensor:
-            return case.rows(rows.start, rows.stop)[:, :, columns].to(self.device)
+            if parts is None:
+                return case.rows(rows.start, rows.stop)[:, :, columns].to(self.device)
+            return torch.from_numpy(parts.pixels[:, rows, columns])  # scaled when a window is read
+
+        def scaled(windows: Tensor) -> Any:
+            if parts is not None:
+                windows = torch.stack([parts.scale(window.numpy()) for window in windows]).to(self.device)
+            return function(windows)
 
         assert isinstance(self.inferer, SlidingWindowInferer)
-        for _, logits in window_rows(read, case.image_size, self.inferer, function):
+        for _, logits in window_rows(read, case.image_size, self.inferer, scaled):
             for part in logits.float().cpu().split(_ROWS, dim=1):
                 yield self._probabilities(part).numpy()
+            del logits, part  # before the next ones are made
 
     def parts(
         self,

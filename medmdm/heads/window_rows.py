@@ -46,10 +46,10 @@ def window_rows(
     spares the GPU; the sums of the whole image stay in memory.)
 
     Args:
-        read: gives rows and columns of the image, ``[C, h, w]`` where ``function`` computes.
+        read: gives rows and columns of the image, ``[C, h, w]`` as ``function`` takes them.
         size: rows and columns of the image, neither below the window's.
         inferer: that :func:`reads_by_rows`.
-        function: images ``[B, C, h, w]`` -> ``[B, K, h, w]``.
+        function: images ``[B, C, h, w]`` -> ``[B, K, h, w]`` float32.
         columns: first column and end of what is yielded, so that memory does not grow with the width either; all.
         wanted: whether a window at these rows and columns is to be read; all are.
 
@@ -95,14 +95,15 @@ def window_rows(
         )
         if weights is None:
             weights = compute_importance_map(
-                window, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=image.device, dtype=image.dtype
+                window, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=out.device, dtype=torch.float32
             )[None]
         out *= weights
         if not sums.numel():
-            sums = image.new_zeros(out.shape[1], 0, right - left)
-            counts = image.new_zeros(1, 0, right - left)
+            sums = weights.new_zeros(out.shape[1], 0, right - left)
+            counts = weights.new_zeros(1, 0, right - left)
         if (missing := end - first - sums.shape[1]) > 0:
-            sums, counts = (F.pad(one, (0, 0, 0, missing)) for one in (sums, counts))
+            sums = F.pad(sums, (0, 0, 0, missing))
+            counts = F.pad(counts, (0, 0, 0, missing))
         for (rows, place), values in zip(batch, out, strict=True):
             where = (
                 slice(None),
@@ -117,6 +118,9 @@ def window_rows(
         following = min(waiting[0][0].start if waiting else size[0], end)
         if following > first:
             done = following - first
-            yield first, (sums[:, :done] / counts[:, :done])[..., kept]
-            image, sums, counts = (one[:, done:].clone() for one in (image, sums, counts))
+            yield first, sums[:, :done].div_(counts[:, :done])[..., kept]
+            # One after the other, so that only one of them is there twice.
+            image = image[:, done:].clone()
+            sums = sums[:, done:].clone()
+            counts = counts[:, done:].clone()
             first = following

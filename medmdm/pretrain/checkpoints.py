@@ -61,14 +61,18 @@ class Checkpoints:
         sweep_temporaries(folder)
         path = folder / f"step_{step:08d}.pt"
         save_torch(content, path)
+        self._drop_oldest()
+        return path
+
+    def _drop_oldest(self) -> None:
         for old in self.paths()[: -self.keep]:
             old.unlink()
-        return path
 
     def load_newest(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """Return the newest intact checkpoint, or None where none was ever written.
 
-        A damaged one is put aside as ``.damaged``, with a warning.
+        A damaged one is put aside as ``.damaged``, with a warning. Older ones than are kept go: a run that was killed
+        while it saved leaves one.
 
         Raises:
             UserError: all of them are damaged, or one cannot be read for another reason, such as memory or permission.
@@ -87,6 +91,8 @@ class Checkpoints:
             if not isinstance(content, dict) or "step" not in content:
                 raise UserError(f"{path} is no checkpoint of a run: move it away.")
             _intern_keys(content)
+            if is_main_process():
+                self._drop_oldest()
             return content
         if aside := sorted(Path(self.folder).glob("step_*.damaged")):
             again = f"To begin again at step 0, choose another run_dir or delete {Path(self.folder).parent}"

@@ -28,7 +28,7 @@ from medmdm.errors import counted, refuse_full_disk
 from medmdm.files import atomic_write, is_main_process, text_hash, world_size
 from medmdm.intact import unreadable
 from medmdm.progress import EVERY, Progress, duration
-from medmdm.runs.processes import average
+from medmdm.runs.processes import average, largest
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,8 @@ class StepLog:
         """Count a step; write a line if one is due."""
         self.images += engine.state.output[0]["batch_size"]
         step, heldout = engine.state.iteration, getattr(engine.state, "heldout", None)
-        if step % self.every == 0 or step == engine.state.epoch_length or heldout:
+        due = step % self.every == 0 or step == engine.state.epoch_length or bool(heldout)
+        if largest(due):  # what is held out is scored by one process; the mean loss is of all
             loss = average(engine.loss_sum / max(engine.loss_count, 1)).item()
             now = time.perf_counter()
             rate, gradient = engine.optimizer.param_groups[0]["lr"], engine.state.output[0]["grad_norm"].item()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +26,7 @@ from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
 from medmdm.objectives.term import Restored, keep_features, step_terms
 from medmdm.pretrain.checkpoints import Checkpoints, get_random_state, mix, set_random_state
+from medmdm.pretrain.interruption import end_program, terminate_on_signal
 from medmdm.pretrain.optimization import Optimization
 from medmdm.progress import duration
 from medmdm.runs.folder import RunFolder
@@ -323,38 +321,11 @@ class MDMTrainer(SupervisedTrainer):
             return
         if checkpoint is not None:
             logger.info("Going on after step %d of %d.", self.state.iteration, last)
-        with _terminate_on_signal(self) as received:
+        with terminate_on_signal(self) as received:
             super().run()
-        if self.checkpoints is None or self.state.iteration % self.checkpoints.every:
-            self.save()
+            if self.checkpoints is None or self.state.iteration % self.checkpoints.every:
+                self.save()
         if self.state.iteration < last:
-            logger.info("Stopped after step %d; the same command goes on from there.", self.state.iteration)
-            sys.exit(128 + received[0])
+            end_program(received[0], self.state.iteration, last)
         if self.run_folder is not None and is_main_process():
             self.run_folder.finish(last)
-
-
-@contextlib.contextmanager
-def _terminate_on_signal(engine: Engine) -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM end the run after the step in progress; a second one ends it at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        engine.terminate()
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in previous:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        restore()

@@ -47,6 +47,15 @@ def average(value: Tensor) -> Tensor:
     return value / distributed.get_world_size()
 
 
+def largest(value: int) -> int:
+    """Return the largest ``value`` of all processes."""
+    if not distributed.is_initialized():
+        return value
+    found = torch.tensor(value, device=device())
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def place(
     network: nn.Module, device: torch.device | str, channels_last: bool = False, compile: bool = False
 ) -> nn.Module:

@@ -56,12 +56,12 @@ def draw_overlay(
 
 
 def _planes(case: LoadedCase, number: int) -> Iterator[np.ndarray]:
-    """Yield red, green and blue, or grey, of a picture or a slice as 8 bits: of a large one a plane at once."""
+    """Yield red, green and blue, or grey, of a picture or a slice as 8 bits, one after the other in one array."""
     picture = case.slicing is None
     size = case.image_size if picture else tuple(case.examples[number].image.shape[1:])
     channels = len(case.rows(0, 1) if picture else case.examples[number].image)
+    levels = np.empty(size, np.uint8)
     for channel in range(3) if picture and channels == 3 else (channels // 2,):
-        levels = np.empty(size, np.uint8)
         for first in range(0, size[0], _ROWS):
             rows = slice(first, min(first + _ROWS, size[0]))
             image = case.rows(rows.start, rows.stop) if picture else case.examples[number].image[:, rows]
@@ -71,6 +71,6 @@ def _planes(case: LoadedCase, number: int) -> Iterator[np.ndarray]:
 
 def _resized(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
     if plane.shape == size:
-        return plane
+        return plane.copy()
     whole = plane if plane.dtype == np.uint8 else plane.astype(np.int32)  # what Pillow resizes
     return np.asarray(Image.fromarray(whole).resize(size[::-1], how))

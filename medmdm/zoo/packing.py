@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +19,8 @@ from medmdm.artifacts.export import TOLERANCE
 from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.artifacts.weights import read_checkpoint
-from medmdm.errors import UserError, find_user_error, refuse_full_disk
-from medmdm.files import atomic_write, expanded, file_hash, resource_folder, save_json, weights_hash
+from medmdm.errors import UserError, find_user_error, refuse_full_disk, when_interrupted
+from medmdm.files import atomic_write, claim, expanded, file_hash, resource_folder, save_json, weights_hash
 from medmdm.zoo.card import model_card
 from medmdm.zoo.configs import BACKBONE, backbone_of, configs
 from medmdm.zoo.finished_run import FinishedRun, open_run
@@ -66,22 +65,39 @@ def pack(
     """
     about, found = about or About(), open_run(run)
     target = expanded(destination).absolute()
-    if target.exists():
-        raise UserError(f"{destination} exists already: move it away or choose another name.")
-    with refuse_full_disk(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            folder = Path(scratch) / target.name
-            sentences = _lay_out(found, folder, about, backbone)
-            with _quiet():
-                _verify(folder, found)
-                sentences += _trace(folder)
-            os.replace(folder, target)
+    with refuse_full_disk(target.parent), _scratch(target) as folder:
+        sentences = _lay_out(found, folder, about, backbone)
+        with _quiet():
+            _verify(folder, found)
+            sentences += _trace(folder)
+        os.replace(folder, target)
     for sentence in sentences:
         logger.warning("%s.", sentence)
     if about.unstated:
         logger.warning("not stated: %s. Say them before you share the bundle.", ", ".join(about.unstated))
     return target
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Give a folder beside the destination, of its name; what a killed program left there goes before, all after."""
+    around = target.with_name(f".{target.name}.packing")
+    claim(around)
+    shutil.rmtree(around, ignore_errors=True)
+    _refuse_existing(target)
+    around.mkdir(parents=True, exist_ok=True)
+    claim(around)
+    _refuse_existing(target)  # another program has just ended
+    when_interrupted("nothing is packed yet; the same command starts anew.")
+    try:
+        yield around / target.name
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target} exists already: move it away or choose another name.")
 
 
 def _lay_out(run: FinishedRun, folder: Path, about: About, given: str | os.PathLike[str] | None) -> list[str]:

@@ -42,6 +42,19 @@ def test_a_save_that_dies_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000003.pt"]  # the leftover is swept up
 
 
+def test_a_save_that_is_killed_before_it_drops_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, every=1, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(3, {"step": 3})
+    assert len(checkpoints.paths()) == 3
+    assert checkpoints.load_newest()["step"] == 3
+    assert [p.name for p in checkpoints.paths()] == ["step_00000002.pt", "step_00000003.pt"]
+
+
 def test_random_states_go_round_a_file(tmp_path: Path) -> None:
     torch.save(get_random_state(), tmp_path / "s.pt")
     drawn = (torch.rand(3), np.random.rand(3), random.random())  # noqa: NPY002

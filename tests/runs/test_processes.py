@@ -1,4 +1,10 @@
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -48,9 +54,9 @@ def test_two_processes_have_the_gradients_of_one(settings, tmp_path, image_folde
 
 def test_torchrun_of_the_bundle_runs_and_one_process_writes(tmp_path: Path, image_folder: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
-    command = bundle_command(tmp_path / "run", image_folder, "multi_gpu", max_steps=2)
-    assert run_python(*launch, *command, cwd=tmp_path).stderr.count("step 2/2") == 1
-    assert pd.read_csv(tmp_path / "run" / "metrics.csv")["step"].tolist() == [0, 2]
+    command = bundle_command(tmp_path / "run", image_folder, "multi_gpu", max_steps=4)  # held out: 0, 3, 4
+    assert run_python(*launch, *command, cwd=tmp_path).stderr.count("step 4/4") == 1
+    assert pd.read_csv(tmp_path / "run" / "metrics.csv")["step"].tolist() == [0, 2, 3, 4]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["sessions"][0]["hardware"]["processes"] == 2
     assert not any(name.startswith("module.") for name in torch.load(tmp_path / "run" / "model.pt")["model"])
 
@@ -59,3 +65,29 @@ def test_without_torchrun_there_is_one_process() -> None:
     assert (distributed.rank(), distributed.world_size(), is_main_process()) == (0, 1, True)
     assert torch.equal(distributed.average(torch.ones(2)), torch.ones(2))
     distributed.stop()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+@pytest.mark.parametrize("hit", ["torchrun", "rank 1"])
+def test_a_signal_ends_all_processes_after_the_same_step(hit: str, tmp_path: Path, image_folder: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
+    command = bundle_command(tmp_path / "run", image_folder, "multi_gpu", max_steps=900, checkpoint_every=500)
+    said, deadline = tmp_path / "said", time.monotonic() + 240
+    with open(said, "w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *launch, *command], cwd=tmp_path, stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        while "step 4/900" not in said.read_text():
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(process.pid if hit == "torchrun" else int(children[1]), signal.SIGTERM)
+        process.wait(240)
+    finally:
+        process.kill()
+    steps = re.findall(r"^interrupted: stopped after step (\d+) of 900; .*$", said.read_text(), re.MULTILINE)
+    assert len(steps) == 1, said.read_text()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{int(steps[0]):08d}.pt"]

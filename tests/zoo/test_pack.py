@@ -21,6 +21,7 @@ from medmdm.data.files.volumes import read_volume
 from medmdm.zoo import About, pack
 from medmdm.zoo.packing import metadata_schema
 from tests.bundle_runs import HEAD, UNET, Run, Workflow, run_python, saved_by
+from tests.cases.test_one_writer import holder
 from tests.made import refused
 from tests.segment.conftest import pictures, run  # noqa: F401 - fixtures
 
@@ -204,13 +205,22 @@ def test_what_cannot_be_packed(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     run("mdm_segment", report=False)
     folder = tmp_path / "run"
     (tmp_path / "there").mkdir()
+    (tmp_path / ".there.packing").mkdir()  # of a program that was killed at its end
     refused("exists already", pack, folder, tmp_path / "there")
+    assert not (tmp_path / ".there.packing").exists()
     other = tmp_path / "other.pt"
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     content["model"] = {key: value + 1 for key, value in content["model"].items()}
     torch.save(content, other)
     refused("is not the backbone", pack, folder, tmp_path / "bundle", backbone=other)
     refused("version is '1.0'", About, version="1.0")
+    (tmp_path / ".bundle.packing" / "bundle" / "configs").mkdir(parents=True)  # of a killed program
+    process = holder(tmp_path / ".bundle.packing")
+    refused("another process is writing to", pack, folder, tmp_path / "bundle")
+    process.kill()
+    process.wait()
+    refused("is not the backbone", pack, folder, tmp_path / "bundle", backbone=other)
+    assert not (tmp_path / ".bundle.packing").exists()
     with open(folder / "segmenter.pt", "ab") as file:
         file.write(b"x")
     refused("is not the file that run.json tells of", pack, folder, tmp_path / "bundle")

@@ -10,6 +10,7 @@ import numpy as np
 
 #: A closed line, ``[n, 2]`` floats, x and y; the last vertex is not the first one again.
 Ring = np.ndarray
+_MOST_CROSSINGS = 1 << 20  # at once
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,19 @@ def fill_ring(ring: Ring, shape: Sequence[int]) -> np.ndarray:
     upper, lower = np.where(down, ring, ends), np.where(down, ends, ring)
     first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, rows).astype(np.int64)
     count = np.maximum(np.clip(np.ceil(lower[:, 1] - 0.5), 0, rows).astype(np.int64) - first, 0)
-    edge = np.repeat(np.arange(len(ring)), count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    (x, y), (dx, dy) = upper[edge].T, (lower - upper)[edge].T
-    crossing = x + (row + 0.5 - y) * dx / dy  # dy is above 0 where an edge crosses a row of centres
-    column = np.clip(np.ceil(crossing - 0.5), 0, columns).astype(np.int64)
     crossings = np.zeros((rows, columns + 1), np.int32)
-    np.add.at(crossings, (row, column), 1)
+    total = np.cumsum(count)
+    start = 0
+    while start < len(ring):  # a part of the edges at once: a zigzag of many crosses each row as often
+        stop = max(start + 1, int(np.searchsorted(total, total[start] - count[start] + _MOST_CROSSINGS, "right")))
+        number = count[start:stop]
+        edge = np.repeat(np.arange(start, min(stop, len(ring))), number)
+        row = np.arange(len(edge)) - np.repeat(np.cumsum(number) - number, number) + first[edge]
+        (x, y), (dx, dy) = upper[edge].T, (lower - upper)[edge].T
+        crossing = x + (row + 0.5 - y) * dx / dy  # dy is above 0 where an edge crosses a row of centres
+        column = np.clip(np.ceil(crossing - 0.5), 0, columns).astype(np.int64)
+        np.add.at(crossings, (row, column), 1)
+        start = stop
     inside: np.ndarray = np.cumsum(crossings[:, :columns], axis=1) % 2 == 1
     return inside
 

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 from PIL import Image, UnidentifiedImageError
 
 from medmdm.data.files.formats import IMAGE_SUFFIXES, errors_as_sentences
-from medmdm.data.files.png import is_upright_png, refuse_damaged_png
+from medmdm.data.files.png import decode_large_png, is_upright_png, refuse_damaged_png
 from medmdm.data.files.rasters import Raster, decode_with_pillow, decode_with_simpleitk
 from medmdm.data.files.tiff import TIFF_MAGIC, decode_tiff
 from medmdm.data.validity import size_text
@@ -222,6 +222,9 @@ def _decode(path: Path) -> Raster:
             colours = image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16")
             # The header chunk's bit depth: Pillow would cut 16 bits to 8.
             if image.format != "PNG" or not colours or start[24] != 16:
+                large = decode_large_png(path) if image.format == "PNG" else None
+                if large is not None:
+                    return Raster(large[..., 0] if image.mode == "L" else large)
                 return decode_with_pillow(path, image)
             if image.getexif().get(_ORIENTATION, 1) != 1:  # SimpleITK ignores the tag
                 raise UserError(

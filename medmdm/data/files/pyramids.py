@@ -7,8 +7,11 @@ interpolates between the pixels of a level whose size is no whole fraction of th
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Protocol
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -19,6 +22,7 @@ from medmdm.data.files.units import picture_spacing
 from medmdm.errors import UserError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+_MOST_PLANES = 1_000_000
 
 
 def dicom_file(path: Path) -> Path:
@@ -26,6 +30,30 @@ def dicom_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     return min(file for file in path.iterdir() if file.is_file() and may_be_dicom(file) and file.name[0] != ".")
+
+
+def open_tiff(path: Path) -> tifffile.TiffFile:
+    """Open a TIFF file whose levels are looked for: what its metadata say must not cost memory, or open other files.
+
+    Raises:
+        UserError: it says that it has more planes than there are in any slide.
+    """
+    file = tifffile.TiffFile(path, _multifile=False)
+    file.is_mmstack = file.is_ndtiff = False  # both name files of their own
+    try:
+        elements = list(ElementTree.fromstring(file.ome_metadata or "<none/>").iter())
+    except (ElementTree.ParseError, LookupError, ValueError):  # then tifffile does without, too
+        elements = []
+    pixels = file.pages.first.imagelength * file.pages.first.imagewidth
+    for element in elements:
+        if not element.tag.endswith(("Pixels", "TiffData")):
+            continue
+        given = {key: int(text) for key, text in element.attrib.items() if re.fullmatch(r"\d{1,4000}", text)}
+        claimed = math.prod(max(1, given.get(f"Size{axis}", 1)) for axis in "XYZCT") // max(1, pixels)
+        if max([claimed, *(number for key, number in given.items() if key[:4] != "Size")]) > _MOST_PLANES:
+            file.close()
+            raise UserError(f"{path} says in its OME-XML that it has more than {_MOST_PLANES} planes: save it again.")
+    return file
 
 
 class Pyramid(Protocol):
@@ -80,10 +108,14 @@ class _OpenSlidePyramid:
 
 class _TiffPyramid:
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, tifffile.TiffFile(path)
-        self.pages = [level.pages[0].aspage() for level in self.file.series[0].levels]
-        self.sizes = [(page.imagelength, page.imagewidth) for page in self.pages]
         self.spacing = picture_spacing(path)
+        self.path, self.file = path, open_tiff(path)
+        try:
+            self.pages = [level.pages[0].aspage() for level in self.file.series[0].levels]
+        except Exception:  # whatever a damaged description leads to
+            self.file.close()
+            raise
+        self.sizes = [(page.imagelength, page.imagewidth) for page in self.pages]
 
     def decodes(self) -> bool:
         """Whether tifffile decodes all levels by itself.

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from scipy.sparse import csr_matrix
 
 from medmdm.data.files.formats import DICOM_START, SLIDE_SUFFIXES, errors_as_sentences, may_be_dicom
-from medmdm.data.files.pyramids import TIFF_SUFFIXES, Pyramid, dicom_file, open_pyramid
+from medmdm.data.files.pyramids import TIFF_SUFFIXES, Pyramid, dicom_file, open_pyramid, open_tiff
 from medmdm.errors import UserError
 
 _LARGEST_PICTURE = 150_000_000  # pixels of a TIFF without levels that is still read whole
@@ -313,7 +312,7 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
         return True
     try:
         if path.suffix.lower() in TIFF_SUFFIXES:
-            with tifffile.TiffFile(path) as file:
+            with open_tiff(path) as file:
                 series = file.series[0]
                 return len(series.levels) > 1 or math.prod(series.keyframe.shape[:2]) > _LARGEST_PICTURE
         with open(dicom_file(path), "rb") as opened:

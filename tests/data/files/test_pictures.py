@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from medmdm.data.files import pictures as images_module
 from medmdm.data.files.pictures import RasterReader, image_size, read_image
-from medmdm.data.files.png import is_upright_png
+from medmdm.data.files.png import decode_large_png, is_upright_png
 from medmdm.errors import UserError, find_user_error
 from medmdm.files import pixel_hash
 from tests.made import refused
@@ -72,6 +72,25 @@ def test_large_pictures_are_decoded_in_strips(tmp_path, rng, mode, monkeypatch):
     found = read_image(path)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("mode", "level"), [("L", 9), ("RGB", 0), ("RGB", 1), ("RGB", 9)])
+def test_large_pngs_are_decoded_strip_by_strip(tmp_path, rng, mode, level, monkeypatch):
+    path, cut = tmp_path / "a.png", tmp_path / "cut.png"
+    image = Image.fromarray(np.cumsum(rng.integers(0, 8, (190, 270, 3)), axis=0).astype(np.uint8)).convert(mode)
+    image.save(path, compress_level=level)
+    assert decode_large_png(path) is None  # a small one
+    expected = read_image(path)
+    monkeypatch.setattr("medmdm.data.files.png._STRIP", 1000)
+    monkeypatch.setattr(images_module, "decode_with_pillow", None)
+    found = read_image(path)
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    np.testing.assert_array_equal(found, expected)
+    whole = path.read_bytes()
+    at = whole.index(b"IDAT") - 4
+    cut.write_bytes(whole[:at] + whole[whole.index(b"IEND") - 4 :])  # no pixels, but an end
+    refused("cut.png is cut off or damaged", read_image, cut)
 
 
 def test_sizes_are_read_without_decoding(tmp_path, rng, monkeypatch):
