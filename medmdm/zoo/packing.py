@@ -20,7 +20,7 @@ from medmdm.artifacts.pretrained import load_pretrained
 from medmdm.artifacts.segmenter_file import load_segmenter, save_segmenter
 from medmdm.artifacts.weights import read_checkpoint
 from medmdm.errors import UserError, find_user_error, refuse_full_disk, when_interrupted
-from medmdm.files import atomic_write, claim, expanded, file_hash, resource_folder, save_json, weights_hash
+from medmdm.files import atomic_file, atomic_write, claim, expanded, file_hash, resource_folder, save_json, weights_hash
 from medmdm.zoo.card import model_card
 from medmdm.zoo.configs import BACKBONE, backbone_of, configs
 from medmdm.zoo.finished_run import FinishedRun, open_run
@@ -188,12 +188,15 @@ def _trace(folder: Path) -> list[str]:
     path = folder / "models" / "model.ts"
     where: dict[str, Any] = {"meta_file": meta, "config_file": config, "bundle_root": str(folder), "device": "cpu"}
     try:
-        ckpt_export(net_id="network_def", filepath=str(path), use_trace=True, **where)
+        with atomic_file(path) as file:  # of a path libtorch makes the file, and aborts the program on a full disk
+            ckpt_export(net_id="network_def", filepath=file, use_trace=True, **where)
         network, image = _network(where), None
         spec = ConfigParser.load_config_file(meta)["network_data_format"]["inputs"]["image"]
         image = torch.rand(2, spec["num_channels"], *spec["spatial_shape"], generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             difference = float((torch.jit.load(str(path))(image) - network(image)).abs().max())
+    except OSError:
+        raise  # of the disk, not of the network
     except Exception as error:  # whatever tracing raises of a network that it cannot follow
         path.unlink(missing_ok=True)
         return [f"models/model.ts is left out, because the network cannot be traced ({str(error).splitlines()[0]})"]
