@@ -217,7 +217,7 @@ class Predictor:
             return function(windows)
 
         assert isinstance(self.inferer, SlidingWindowInferer)
-        for _, logits in window_rows(read, case.image_size, self.inferer, scaled):
+        for _, logits in window_rows(read, case.image_size, self.inferer, scaled, in_memory=parts is not None):
             for part in logits.float().cpu().split(_ROWS, dim=1):
                 yield self._probabilities(part).numpy()
             del logits, part  # before the next ones are made

@@ -38,6 +38,7 @@ def window_rows(
     function: Callable[[Tensor], Tensor],
     columns: tuple[int, int] | None = None,
     wanted: Callable[[slice, slice], bool] | None = None,
+    in_memory: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield what ``inferer`` gives for an image, from its first row to its last, a few rows at a time.
 
@@ -52,10 +53,11 @@ def window_rows(
         function: images ``[B, C, h, w]`` -> ``[B, K, h, w]`` float32.
         columns: first column and end of what is yielded, so that memory does not grow with the width either; all.
         wanted: whether a window at these rows and columns is to be read; all are.
+        in_memory: ``read`` gives views of what is in memory anyway: rows are read again rather than kept.
 
     Yields:
         The first row, and ``[K, rows, columns]`` that follow the ones before; NaN where no window was read. Rows on
-        which there is none may be left out.
+        which there is none may be left out. What is yielded is overwritten when the next is asked for.
     """
     window = fall_back_tuple(inferer.roi_size, size)
     overlaps = inferer.overlap if isinstance(inferer.overlap, (list, tuple)) else [inferer.overlap] * 2
@@ -77,7 +79,7 @@ def window_rows(
     waiting = deque(itertools.islice(places, inferer.sw_batch_size + 1))
     weights: Tensor | None = None
     first, end = 0, 0  # rows of the image that are in memory
-    image = sums = counts = torch.empty(0)
+    image = sums = torch.empty(0)  # sums of K logits, and of weights behind them; made once, its rows move up
     while waiting:
         batch = list(waiting)[: inferer.sw_batch_size]
         # Windows beyond a gap wait: the rows between are not to be read.
@@ -86,8 +88,8 @@ def window_rows(
             first = end = batch[0][0].start
         if batch[-1][0].stop > end:
             last = batch[-1][0].stop
-            area = slice(end, last), slice(left, right)
-            image = read(*area) if end == first else torch.cat([image, read(*area)], dim=1)
+            further = read(slice(first if in_memory else end, last), slice(left, right))
+            image = further if in_memory or end == first else torch.cat([image, further], dim=1)
             end = last
         # Without a name of their own: views keep the rows alive that they were taken from.
         out = function(
@@ -97,30 +99,35 @@ def window_rows(
             weights = compute_importance_map(
                 window, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=out.device, dtype=torch.float32
             )[None]
+            sums = weights.new_zeros(out.shape[1] + 1, 0, right - left)
         out *= weights
-        if not sums.numel():
-            sums = weights.new_zeros(out.shape[1], 0, right - left)
-            counts = weights.new_zeros(1, 0, right - left)
-        if (missing := end - first - sums.shape[1]) > 0:
-            sums = F.pad(sums, (0, 0, 0, missing))
-            counts = F.pad(counts, (0, 0, 0, missing))
+        if end - first > sums.shape[1]:
+            rows_held = max(end - first, window[0] + steps[0])
+            sums = F.pad(sums, (0, 0, 0, rows_held - sums.shape[1]))
         for (rows, place), values in zip(batch, out, strict=True):
             where = (
                 slice(None),
                 slice(rows.start - first, rows.stop - first),
                 slice(place.start - left, place.stop - left),
             )
-            sums[where] += values
-            counts[where] += weights
+            sums[where][:-1] += values
+            sums[where][-1:] += weights
         for _ in batch:
             waiting.popleft()
             waiting.extend(itertools.islice(places, 1))
         following = min(waiting[0][0].start if waiting else size[0], end)
         if following > first:
-            done = following - first
-            yield first, sums[:, :done].div_(counts[:, :done])[..., kept]
-            # One after the other, so that only one of them is there twice.
-            image = image[:, done:].clone()
-            sums = sums[:, done:].clone()
-            counts = counts[:, done:].clone()
+            done, held = following - first, end - first
+            yield first, sums[:-1, :done].div_(sums[-1:, :done])[..., kept]
+            image = image[:, done:] if in_memory else image[:, done:].clone()
+            _move_up(sums, done, held)
             first = following
+
+
+def _move_up(sums: Tensor, done: int, held: int) -> None:
+    """Move rows ``[done, held)`` to the top and clear what follows them, in parts that do not overlap: no copy."""
+    left = held - done
+    for row in range(0, left, done):
+        end = min(row + done, left)
+        sums[:, row:end] = sums[:, row + done : end + done]
+    sums[:, left:held] = 0

@@ -44,7 +44,9 @@ def test_the_bits_of_monai(size: tuple[int, int], window: object, overlap: objec
     inferer, model = SlidingWindowInferer(window, batch, overlap, mode), network()  # type: ignore[arg-type]
     with torch.no_grad():
         expected = inferer(image[None], model)[0]
-        rows = [part for _, part in window_rows(lambda *place: image[(slice(None), *place)], size, inferer, model)]
+        rows = [
+            part.clone() for _, part in window_rows(lambda *place: image[(slice(None), *place)], size, inferer, model)
+        ]
     assert torch.equal(torch.cat(rows, dim=1), expected)
 
 
