@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medmdm.errors import UserError
+from medmdm.errors import UserError, refuse_full_disk
 from medmdm.files import atomic_write, resource_folder
 
 SUMMARY = "lay out the configs and data lists in a folder"
@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> None:
             target = destination / name / file.relative_to(source)
             if target.exists() and target.read_bytes() != file.read_bytes() and not args.overwrite:
                 raise UserError(f"{target} exists and differs from the one shipped: pass --overwrite to replace it.")
+            with refuse_full_disk(destination):
+                target.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(target, file.read_bytes())
             copied += 1
     print(f"{copied} files in {destination}. Next: cd {destination}, then")
