@@ -43,7 +43,7 @@ def draw_overlay(
         mask, objects = masks[number], several[number]
         number = case.slices.index(number) if number in case.slices else len(case.slices) // 2
     rows, columns = (max(1, round(n * min(1.0, MOST_SIDE / max(mask.shape)))) for n in mask.shape)
-    planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in _planes(case, number)]
+    planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in _planes(case, number, columns)]
     picture = np.stack(planes if len(planes) == 3 else planes * 3)
     classes, objects = (_resized(values, (rows, columns), Image.Resampling.NEAREST) for values in (mask, objects))
     outlines = find_boundaries(objects, mode="inner") & (classes > 0)
@@ -55,17 +55,21 @@ def draw_overlay(
     return name
 
 
-def _planes(case: LoadedCase, number: int) -> Iterator[np.ndarray]:
-    """Yield red, green and blue, or grey, of a picture or a slice as 8 bits, one after the other in one array."""
+def _planes(case: LoadedCase, number: int, columns: int) -> Iterator[np.ndarray]:
+    """Yield red, green and blue, or grey, of a picture or a slice as 8 bits, one after the other in one array.
+
+    They have as many columns as asked for, made narrower a few rows at a time, so that the whole plane is never there.
+    """
     picture = case.slicing is None
     size = case.image_size if picture else tuple(case.examples[number].image.shape[1:])
     channels = len(case.rows(0, 1) if picture else case.examples[number].image)
-    levels = np.empty(size, np.uint8)
+    levels = np.empty((size[0], columns), np.uint8)
     for channel in range(3) if picture and channels == 3 else (channels // 2,):
         for first in range(0, size[0], _ROWS):
             rows = slice(first, min(first + _ROWS, size[0]))
             image = case.rows(rows.start, rows.stop) if picture else case.examples[number].image[:, rows]
-            levels[rows] = np.clip((image[channel].numpy() + 1) * 127.5, 0, 255).round()
+            part = np.clip((image[channel].numpy() + 1) * 127.5, 0, 255).round().astype(np.uint8)
+            levels[rows] = _resized(part, (len(part), columns), Image.Resampling.BILINEAR)
         yield levels
 
 
