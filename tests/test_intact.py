@@ -17,6 +17,7 @@ from tests.damage.flips import equal, flipped
 CONTENT = {"model": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.int64)}, "plan": {"steps": 3}}
 
 
+@pytest.mark.slow
 def test_every_byte_of_an_archive(tmp_path: Path) -> None:
     """Archives are small: no place in one is left out, headers, lists of parts and padding included."""
     path, damaged = tmp_path / "whole.pt", tmp_path / "damaged.pt"

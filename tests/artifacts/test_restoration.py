@@ -14,6 +14,7 @@ from tests.made import SMALL, with_random_weights
 
 
 @pytest.mark.parametrize("kind", ["ADMUNet", "BasicUNetBackbone"])
+@pytest.mark.slow
 def test_the_network_at_one_t(tmp_path: Path, kind: str, no_grad: None) -> None:
     path = tmp_path / "model.pt"
     made_of = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3}

@@ -184,6 +184,7 @@ def test_a_disk_that_cannot_be_written_ends_the_caching_only(tmp_path: Path, cap
     assert caplog.text.count("cannot be written") == 1
 
 
+@pytest.mark.slow
 def test_the_size_said_beforehand_is_that_of_the_files(tmp_path: Path) -> None:
     cached = CachedExtractor(made_extractor(), tmp_path)
     cached(images(1, 3, 250, 140))

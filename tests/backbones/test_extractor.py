@@ -209,6 +209,7 @@ def test_the_same_image_always_gives_the_same_features(make: Make) -> None:
 
 
 @pytest.mark.parametrize("masking", ["seeded", "partition"])
+@pytest.mark.slow
 def test_context_is_scipys_uniform_filter_of_each_map(make: Make, masking: str) -> None:
     network = make()
     settings: dict[str, Any] = {"timesteps": (300, 50), "corruption": PatchMasking(patch_size=4), "masking": masking}

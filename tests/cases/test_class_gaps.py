@@ -49,6 +49,7 @@ def gapped(numbers: tuple[int, ...]) -> Task:
 
 
 @pytest.mark.parametrize(("head", "numbers"), [*((head, (0, 2, 7)) for head in HEADS), ("ridge", (0, 5, 6, 7))])
+@pytest.mark.slow
 def test_no_head_gives_a_number_that_is_no_class(head: str, numbers: tuple[int, ...], tmp_path: Path) -> None:
     task = gapped(numbers)
     model = HEADS[head].fit(task, made_extractor()).model

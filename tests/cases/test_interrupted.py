@@ -39,6 +39,7 @@ WAYS = {
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_a_sentence_and_a_status(way: str, number: signal.Signals, tmp_path: Path) -> None:
     program = (
         "import os, signal\nfrom medmdm.errors import show_user_errors_as_sentences, when_interrupted\n"

@@ -237,6 +237,7 @@ def test_the_training_bundle_has_all_properties(workflow: Workflow) -> None:
         {"resblock_updown": False, "conv_resample": False, "num_classes": 3},
     ],
 )
+@pytest.mark.slow
 def test_a_scripted_network_equals_the_eager_one(more: dict[str, Any]) -> None:
     small = {**SMALL, "channel_mult": (1, 1), "attention_resolutions": (2,)}
     network = with_random_weights(ADMUNet(**{**small, **more}))

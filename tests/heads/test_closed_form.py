@@ -102,6 +102,7 @@ def test_context_belongs_to_its_block(whole: bool) -> None:
 
 
 @pytest.mark.parametrize("head", [ClosedFormHead(), PixelClassifierHead(members=2, max_epochs=30, min_epochs=10)])
+@pytest.mark.slow
 def test_what_only_the_surroundings_tell_is_learnt(head: Any) -> None:
     """Of noise of two amplitudes a pixel tells little, its surroundings tell it."""
 

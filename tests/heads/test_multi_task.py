@@ -80,6 +80,7 @@ def loaded(example: Example) -> LoadedCase:
     )
 
 
+@pytest.mark.slow
 def test_touching_discs_that_the_mask_merges_are_told_apart() -> None:
     fitted = head(steps=60, learning_rate=2e-2, batch_size=4).fit(discs_task(4))
     predictor = Predictor(fitted.model, Reading((64, 64)))
@@ -170,6 +171,7 @@ def outputs(model: Any, image: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["scratch", "fine-tuned"])
+@pytest.mark.slow
 def test_a_saved_segmenter_loads_again(tuned: bool, tmp_path: Path) -> None:
     made: MultiTaskHead = head(("hv", "boundary"))
     if tuned:

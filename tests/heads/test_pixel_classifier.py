@@ -33,6 +33,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize(
     "arguments", [{}, {"pixels": 200}, {"batch_size": 4}, {"views": 3, "dice_weight": 1.0}, {"views": "fresh"}], ids=str
 )
+@pytest.mark.slow
 def test_learns_to_segment(arguments: dict[str, Any]) -> None:
     support = [made_example(seed, (32, 48)) for seed in range(3)]
     fitted = head(max_epochs=12, learning_rate=5e-3, **arguments).fit(task(support), CachedExtractor(made_extractor()))
@@ -101,6 +102,7 @@ def test_equals_a_plain_training_with_ignored_pixels(arguments: dict[str, Any], 
 
 
 @pytest.mark.parametrize("arguments", [{}, {"pixels": 100}], ids=["all", "sampled"])
+@pytest.mark.slow
 def test_members_at_once_are_members_one_by_one(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     support = task([made_example(seed, WINDOW) for seed in range(2)], seed=5)
     extractor = CachedExtractor(made_extractor())

@@ -190,6 +190,7 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.flatten() for p in model.parameters()])
 
 
+@pytest.mark.slow
 def test_unlabelled_images_change_the_weights_and_the_same_seed_gives_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -137,6 +137,7 @@ def test_what_needs_no_backbone_may_be_the_reference(place: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.bundle}-{'-'.join(map(str, f.change))}-{f.sentence[:20]}")
+@pytest.mark.slow
 def test_a_planted_fault_is_found_alone(fault: Fault, place: Path) -> None:
     findings = found(fault.bundle, place, fault.change)
     assert any(matches(f, fault.level, fault.sentence) for f in findings), [(f.level, f.message) for f in findings]
@@ -164,6 +165,7 @@ def test_thirty_planted_faults_are_found_at_once(place: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", sorted(OVERLAYS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_what_comes_with_medmdm_has_no_error_of_its_own(overlay: Path, place: Path) -> None:
     """Whatever an overlay asks of images, weights and machines that are not here is left out."""
     kind = overlay.stem.rpartition("_")[2]

@@ -63,6 +63,7 @@ def segmented(
 @pytest.mark.parametrize(
     "postprocess", [PostProcess(), PostProcess(threshold=0.7, remove_small_objects=30, fill_holes_below=25)]
 )
+@pytest.mark.slow
 def test_it_is_what_the_picture_gives(
     kind: str, postprocess: PostProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_it_is_what_the_picture_gives(
     assert not (tmp_path / "predictions" / ".slide_scratch").exists()
 
 
+@pytest.mark.slow
 def test_windows_without_tissue_are_not_read(tmp_path: Path) -> None:
     shape = 1200, 1900
     path = write_slide(tmp_path / "a.ome.tif", shape, tissue_in(*shape, 0.2))
