@@ -22,7 +22,7 @@ from medmdm.data.lists import (
     label_type,
     load_data_list,
 )
-from medmdm.data.meaning import contradiction
+from medmdm.data.meaning import contradiction, look_like_objects
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
@@ -167,6 +167,10 @@ def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None,
         return
     values = {value for facts in labelled for value in facts.values or ()}
     yield from _white_masks(labelled)
+    if look_like_objects(facts.values or {} for facts in labelled):
+        sentence = f"the numbers of each label run from 1 without a gap, to {max(values)} at most, as numbers"
+        advice = 'if they are, write "label_type": "instances" and only "background" and one class in \'labels\''
+        yield Finding.warning("objects-as-classes", f"{sentence} of objects do: {advice}")
     if not any(facts.foreground for facts in labelled):
         painted = (
             f", and {IGNORE} means pixels to ignore: write 1 where there is an object (python -m medmdm prepare folder "

@@ -108,6 +108,21 @@ class Meaning:
     notices: tuple[str, ...] = ()
 
 
+def look_like_objects(masks: Iterable[Collection[int]]) -> bool:
+    """Tell whether the numbers of masks, given as those of classes, seem to count objects.
+
+    They do where those of each mask run from 1 without a gap, to ends that differ, the largest 5 or more: classes are
+    missing here and there.
+
+    Args:
+        masks: the numbers in each; those without any but 0 say nothing.
+    """
+    numbered = [numbers for numbers in (set(mask) - {0} for mask in masks) if numbers]
+    ends = {max(numbers) for numbers in numbered}
+    without_gaps = all(numbers == set(range(1, len(numbers) + 1)) for numbers in numbered)
+    return without_gaps and len(numbered) >= 3 and len(ends) > 1 and max(ends) >= 5
+
+
 def meaning_of(masks: Mapping[str, Mapping[int, int]]) -> Meaning:
     """Find out what the numbers of all masks of a set mean together.
 
@@ -145,6 +160,11 @@ def meaning_of(masks: Mapping[str, Mapping[int, int]]) -> Meaning:
             names["ignore"] = IGNORE
     if len(classes) > _MANY_CLASSES:
         notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
+    elif look_like_objects(masks.values()):
+        notices.append(
+            f"the numbers of each mask run from 1 without a gap, to {classes[-1]} at most, as numbers of objects do: "
+            "if they are, give --label-type instances"
+        )
     return Meaning(names, (), tuple(notices))
 
 

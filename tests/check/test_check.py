@@ -307,3 +307,12 @@ def test_glas_shares_patients_and_no_image(real_data: Callable[[str], Path]) -> 
     assert [finding.check for finding in report.warnings] == ["patient-in-two-sections"]
     assert "79 of 80 test cases" in report.warnings[0].message
     assert report.rows[0].instances == 769
+
+
+def test_numbers_of_objects_that_are_declared_as_classes(data: DataSet, only: Callable) -> None:
+    data.information["labels"] = {"background": 0, **{f"class {n}": n for n in range(1, 7)}}
+    for name, objects in zip(("a0", "a1", "a2", "b0"), (6, 2, 4, 6), strict=True):
+        data.picture(f"{name}_mask.png", np.tile(np.arange(20) % (objects + 1), (12, 1)))
+    assert "to 6 at most, as numbers of objects do" in only(data.check(), "objects-as-classes", "warning").message
+    data.information |= {"label_type": "instances", "labels": {"background": 0, "gland": 1}}
+    assert not data.check().findings
