@@ -1,4 +1,4 @@
-"""Settings of the post-processing that are left to the labels: instances, and how small an object may be."""
+"""Settings of the post-processing that are left to the labels: instances, how small an object may be, single parts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import numpy as np
 
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
-from medmdm.segment.postprocessing import AUTO, PostProcess, Postprocessing
+from medmdm.labels import IGNORE
+from medmdm.segment.postprocessing import AUTO, PostProcess, Postprocessing, largest_parts
 
 _SMALL = 5  # percentile of the labelled objects' sizes
 _SHARE = 0.5  # of that size: what is smaller is no object
+_LEFT_TO_LABELS = ("remove_small_objects", "instances", "keep_largest")
+_VOLUMES = 2  # of which each class is in one piece: a single one may hold one of what others hold several
+_SPECKS = 0.01  # of a class: parts that together are smaller are slips of the hand
 
 
 def follow_labels(
     postprocess: Postprocessing, label_type: str, support: Iterable[LoadedCase] = ()
 ) -> tuple[Postprocessing, list[str]]:
-    """Replace what is ``"auto"`` by what the labels say, where they number objects.
+    """Replace what is ``"auto"`` by what the labels say.
 
-    Then instances are found by watershed, and parts smaller than half of the 5th percentile of the labelled objects
-    (those that touch no edge of their image) become background. Where labels hold classes everything stays.
+    Where they number objects, instances are found by watershed, and parts smaller than half of the 5th percentile of
+    the labelled objects (those that touch no edge of their image) become background. Where they hold classes, and each
+    class is in one piece in each of at least two labelled volumes, only its largest part is kept.
 
     Args:
         postprocess: as it was set; only a :class:`medmdm.segment.PostProcess` can be left to the labels.
@@ -32,8 +37,15 @@ def follow_labels(
     Returns:
         The post-processing, and a sentence for each setting that was chosen.
     """
-    if not isinstance(postprocess, PostProcess) or label_type != "instances":
+    if not isinstance(postprocess, PostProcess):
         return postprocess, []
+    if label_type != "instances":
+        truths = [case.truth for case in support if case.truth is not None]
+        truths = [truth for truth in truths if truth.ndim == 3 and min(truth.shape) > 1]
+        if postprocess.keep_largest != AUTO or len(truths) < _VOLUMES or not all(map(_in_single_parts, truths)):
+            return postprocess, []
+        sentence = f"each class is in one piece in {len(truths)} labelled volumes, so its largest part is kept"
+        return dataclasses.replace(postprocess, keep_largest=True), [f"{sentence} (postprocess#keep_largest)"]
     sentences = []
     if postprocess.instances == AUTO:
         postprocess = dataclasses.replace(postprocess, instances="watershed")
@@ -63,7 +75,7 @@ def follow_saved(postprocess: Postprocessing, saved: Callable[[], Postprocessing
     """
     if not isinstance(postprocess, PostProcess):
         return postprocess
-    left = [key for key in ("remove_small_objects", "instances") if getattr(postprocess, key) == AUTO]
+    left = [key for key in _LEFT_TO_LABELS if getattr(postprocess, key) == AUTO]
     own = saved() if left else None
     if not isinstance(own, PostProcess):
         return postprocess
@@ -72,6 +84,13 @@ def follow_saved(postprocess: Postprocessing, saved: Callable[[], Postprocessing
         problem = "postprocess#remove_small_objects is 'auto', and the segmenter's own is in another unit (in_mm)"
         raise UserError(f"{problem}: give a number.")
     return dataclasses.replace(postprocess, **chosen)
+
+
+def _in_single_parts(truth: np.ndarray) -> bool:
+    """Return whether each class of a label is one connected part, but for specks; a label without any is not."""
+    mask = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
+    lost = np.bincount(mask[largest_parts(mask) != mask], minlength=256)
+    return bool(mask.any()) and bool((lost <= _SPECKS * np.bincount(mask.ravel(), minlength=256))[1:].all())
 
 
 def _sizes(case: LoadedCase, in_mm: bool) -> Sequence[float]:

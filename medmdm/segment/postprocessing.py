@@ -36,7 +36,8 @@ _PIECE = 1 << 22  # pixels that are counted at once
 class PostProcess:
     """Turn the scores of an image or a volume into a mask of class numbers and, if asked for, a map of instances.
 
-    In this order: choose the class of each pixel; remove small objects of each class; fill small holes; find instances.
+    In this order: choose the class of each pixel; keep the largest part of each class; remove small objects of each
+    class; fill small holes; find instances.
     Objects are connected across faces and corners, holes across faces only.
 
     Args:
@@ -60,6 +61,9 @@ class PostProcess:
         background: number of the class that is no object.
         activation: ``"softmax"`` or ``"sigmoid"`` where scores are logits and a threshold means probabilities.
         in_mm: sizes are mm² (mm³ in volumes) and distances mm instead of pixels; calls then need the spacing.
+        keep_largest: of the connected parts of each class all but the largest become background, for organs that are in
+            one piece. ``"auto"`` leaves it to the labels in the same way: on where at least two labelled volumes have
+            each class in one piece.
 
     Raises:
         UserError: an argument is out of range, unknown, or does not go with the others.
@@ -78,6 +82,7 @@ class PostProcess:
     background: int = 0
     activation: str | None = None
     in_mm: bool = False
+    keep_largest: bool | str = False
 
     def __post_init__(self) -> None:
         if not self.argmax and self.threshold is None:
@@ -91,6 +96,8 @@ class PostProcess:
                 continue
             if isinstance(value, str) or not value >= 0:
                 raise UserError(f"PostProcess: {key} is {getattr(self, key)!r}: give a size of 0 or more.")
+        if not isinstance(self.keep_largest, bool) and self.keep_largest != AUTO:
+            raise UserError(f"PostProcess: keep_largest is {self.keep_largest!r}: give true, false or 'auto'.")
         if not 0 <= self.background <= 255:
             raise UserError(f"PostProcess: background is {self.background!r}: give a class number from 0 to 255.")
         object.__setattr__(self, "instances", AUTO if self.instances == AUTO else _instances(self.instances))
@@ -146,6 +153,7 @@ class PostProcess:
         """Do what follows the choice of :meth:`classes`; arguments and results are otherwise those of a call."""
         steps = self._steps(spacing, mask.ndim)
         least = 0.0 if isinstance(self.remove_small_objects, str) else self.remove_small_objects
+        mask = largest_parts(mask, self.background) if self.keep_largest is True else mask
         mask = _without_small_objects(mask, least / math.prod(steps), self.background)
         mask = _without_holes(mask, self.fill_holes_below / math.prod(steps), self.background)
         if self.instances is None or self.instances == AUTO:
@@ -284,6 +292,17 @@ def _sizes(labels: np.ndarray) -> np.ndarray:
     for start in range(0, len(flat), _PIECE):
         sizes += np.bincount(flat[start : start + _PIECE], minlength=len(sizes))
     return sizes
+
+
+def largest_parts(mask: np.ndarray, background: int = 0) -> np.ndarray:
+    """Return a mask of class numbers with the largest connected part of each class, the first of equally large ones."""
+    result = mask.copy()
+    for part in _by_class(mask, background):
+        labels = components(part)
+        sizes = _sizes(labels)
+        sizes[0] = 0
+        result[part & (labels != sizes.argmax())] = background
+    return result
 
 
 def _without_small_objects(mask: np.ndarray, least: float, background: int) -> np.ndarray:

@@ -57,6 +57,34 @@ def test_labels_of_classes_change_nothing(given: Any) -> None:
     assert follow_labels(given, "classes", [labelled(10)]) == (given, [])
 
 
+def volume(*places: tuple[int, int, slice], shape: tuple[int, ...] = (9, 12, 30)) -> LoadedCase:
+    """A volume with class ``number`` on columns of row 5 of a slice."""
+    truth = np.zeros(shape, np.uint8)
+    for number, at, columns in places:
+        truth[at, 5, columns] = number
+    return LoadedCase({"case": "a"}, (), (), None, truth, shape, ("", ""), None, None, None)
+
+
+WHOLE, TORN = (1, 3, slice(2, 28)), (1, 7, slice(2, 20))
+
+
+@pytest.mark.parametrize(("support", "expected"), [
+    ([volume(WHOLE), volume(WHOLE, (2, 6, slice(1, 4)))], True),
+    ([volume(WHOLE), volume()], "auto"),  # nothing is in it
+    ([volume(WHOLE)], "auto"),  # one alone
+    ([volume(WHOLE), volume(WHOLE, TORN)], "auto"),
+    ([volume((1, slice(0, 2), slice(0, 28)), (1, 6, slice(29, 30)))] * 2, "auto"),  # 1 of 57 voxels elsewhere
+    ([volume((1, slice(0, 90), slice(0, 28)), (1, 97, slice(29, 30)), shape=(99, 12, 30))] * 2, True),  # a speck
+])  # fmt: skip
+def test_single_parts(support: list[LoadedCase], expected: bool | str) -> None:
+    given = PostProcess(keep_largest="auto")
+    found, sentences = follow_labels(given, "classes", support)
+    assert found.keep_largest == expected  # type: ignore[union-attr]
+    assert len(sentences) == (expected is True)
+    assert follow_labels(given, "instances", support)[0] == given
+    assert follow_labels(PostProcess(), "classes", support) == (PostProcess(), [])
+
+
 def test_what_was_set_stays() -> None:
     given = PostProcess(remove_small_objects=3, instances="components")
     assert follow_labels(given, "instances", [labelled(10)]) == (given, [])
@@ -70,6 +98,8 @@ def test_auto_alone_is_off() -> None:
     np.testing.assert_array_equal(auto["mask"], plain["mask"])
     refused("remove_small_objects is 'big'", PostProcess, remove_small_objects="big")
     refused("fill_holes_below is 'auto'", PostProcess, fill_holes_below="auto")
+    refused("keep_largest is 1", PostProcess, keep_largest=1)
+    assert PostProcess(keep_largest="auto")(scores)["mask"].tolist() == plain["mask"].tolist()
 
 
 def test_a_saved_segmenter_says_what_is_left() -> None:

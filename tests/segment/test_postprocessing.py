@@ -160,6 +160,20 @@ def test_cleaning_is_what_the_definition_says(mask, objects, holes):
     np.testing.assert_array_equal(process(one_hot(mask, 3))["mask"], straightforward(mask, objects, holes))
 
 
+@settings(max_examples=60, deadline=None)
+@given(masks)
+def test_the_largest_part_of_each_class(mask):
+    expected = np.zeros_like(mask)
+    found = parts(mask, corners=True)
+    for number in (1, 2):
+        own = [part for part in found if mask[min(part)] == number]
+        if own:
+            most = max(map(len, own))
+            first = min((part for part in own if len(part) == most), key=min)
+            expected[tuple(np.transpose(sorted(first)))] = number
+    np.testing.assert_array_equal(PostProcess(keep_largest=True)(one_hot(mask, 3))["mask"], expected)
+
+
 def test_ring():
     ring = disc((40, 60), (20, 30), 12) & ~disc((40, 60), (20, 30), 5)
     hole = int(disc((40, 60), (20, 30), 5).sum())
