@@ -46,7 +46,8 @@ def save_segmenter(
             were seen; ``"backbone_sha256"``: hash of the weights in that file
             (:func:`medmdm.files.weights_hash`), needed where they are not at hand whole;
             ``"network"``: for a PaddedNetwork the ``_target_`` and arguments of what is padded; ``"task"``: classes,
-            windows, post-processing and whatever else prediction needs. Other keys are kept.
+            windows, post-processing and whatever else prediction needs. Other keys are kept, but ``"members"``, which
+            says how many networks of that kind a PaddedNetwork has.
         include_backbone: False for a file of kind ``"head"``.
 
     Returns:
@@ -72,6 +73,7 @@ def save_segmenter(
             record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
             record["padding"] |= {"flips": list(segmenter.flips), "undeclared": list(segmenter.undeclared)}
             record["padding"] |= _maps(segmenter)
+            record |= {"members": segmenter.members} if segmenter.members > 1 else {}
             kind, state = "network", {"network": segmenter.network.state_dict()}
         elif isinstance(segmenter, Segmenter):
             record = _record(segmenter, plan)
@@ -133,7 +135,8 @@ def load_segmenter(
             if kind == "network":
                 if backbone is not None:
                     raise UserError("this is a network trained from scratch, which has no backbone: give none.")
-                network = fill(build(plan["network"], trust, device), state["network"])
+                built = [build(plan["network"], trust, device) for _ in range(plan.get("members", 1))]
+                network = fill(nn.ModuleList(built) if "members" in plan else built[0], state["network"])
                 module: nn.Module = PaddedNetwork(network, **plan["padding"])
             else:
                 network = _backbone(kind, state, plan, backbone, trust, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field, replace
@@ -22,7 +23,10 @@ from medmdm.heads.segmenter import PaddedNetwork, Segmenter
 from medmdm.heads.task import Fitted, Task
 from medmdm.heads.training import Training
 
+logger = logging.getLogger(__name__)
+
 PARTS = ("all", "decoder")
+_APART = 7919  # between the seeds of members: not another seed that anybody chooses
 _DECODER = re.compile(r"(^|\.)(output_blocks|up_blocks|upcat_\d)\.")  # of ADM and of MONAI's two U-Nets
 
 
@@ -98,6 +102,8 @@ class FromScratch:
         training: the recipe.
         unlabelled: how unlabelled images are used; None leaves them alone.
         steps: of the recipe, as earlier versions had it; None for what ``training`` says.
+        members: networks of an ensemble, each trained by the whole recipe from weights and on crops of its own; their
+            probabilities are averaged.
     """
 
     network: Callable[[], nn.Module]
@@ -105,12 +111,15 @@ class FromScratch:
     training: Training = field(default_factory=Training)
     unlabelled: Consistency | None = None
     steps: InitVar[int | None] = None
+    members: int = 1
 
     needs_backbone = False
 
     def __post_init__(self, steps: int | None) -> None:
         if steps is not None:
             self.training = replace(self.training, steps=steps)
+        if self.members < 1:
+            raise UserError(f"members must be at least 1, got {self.members}.")
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -119,19 +128,34 @@ class FromScratch:
 
     def fit(self, task: Task, extractor: Extractor | None = None, maps: MapLosses | None = None) -> Fitted:
         """Train on the labelled images, ``maps`` too; see :class:`medmdm.heads.task.Fitter`."""
+        fits = []
+        for member in range(self.members):
+            if self.members > 1:
+                logger.info("network %d of %d", member + 1, self.members)
+            fits.append(self._fit(replace(task, seed=task.seed + _APART * member), maps))
+        networks, evidence = [network for network, _ in fits], [found for _, found in fits]
+        whole = networks[0] if self.members == 1 else nn.ModuleList(networks)
+        fitted = PaddedNetwork(whole, flips=self.training.flips_for(task), **self._padding(task, maps)).eval()
+        parameters = sum(p.numel() for p in fitted.parameters())
+        others = {"members": evidence[1:]} if self.members > 1 else {}
+        return Fitted(fitted.requires_grad_(False), {**evidence[0], "parameters": parameters, **others})
+
+    def _padding(self, task: Task, maps: MapLosses | None) -> dict[str, Any]:
+        names = () if maps is None else maps.names
+        padding = {"multiple": self.multiple, "num_classes": task.num_classes}
+        return {**padding, "undeclared": task.undeclared, "maps": names}
+
+    def _fit(self, task: Task, maps: MapLosses | None) -> tuple[nn.Module, dict[str, Any]]:
+        """Train one network; return it and the evidence."""
         torch.manual_seed(task.seed)
         try:
             made = self.network()
         except (TypeError, ValueError) as error:
             kind = self.network.func if isinstance(self.network, functools.partial) else self.network
             raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
-        padding: dict[str, Any] = {"multiple": self.multiple, "num_classes": task.num_classes}
-        padding |= {"undeclared": task.undeclared, "maps": () if maps is None else maps.names}
-        network = PaddedNetwork(made, **padding).to(task.device)
+        network = PaddedNetwork(made, **self._padding(task, maps)).to(task.device)
         groups = [{"params": list(network.parameters()), "lr": self.training.learning_rate}]
         train_mode = functools.partial(network.train, True)
         averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled, maps)
         assert isinstance(averaged, PaddedNetwork)
-        fitted = PaddedNetwork(averaged.network, flips=self.training.flips_for(task), **padding).eval()
-        parameters = sum(p.numel() for p in fitted.parameters())
-        return Fitted(fitted.requires_grad_(False), {**evidence, "parameters": parameters})
+        return averaged.network, evidence

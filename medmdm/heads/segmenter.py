@@ -253,11 +253,11 @@ class PaddedNetwork(_Voices):
 
     Args:
         network: image ``[B, C, *spatial]`` → logits ``[B, K, *spatial]``, or a list of such whose last is read (as
-            MONAI's UNet++ gives).
+            MONAI's UNet++ gives). A ``ModuleList`` of such networks is an ensemble, whose probabilities are averaged.
         multiple: what the sides must be multiples of.
         num_classes: K, checked at the first call; None: not checked.
-        flips: spatial axes along which images are also read mirrored when the network is evaluated; the logits are then
-            the logarithm of the mean probabilities.
+        flips: spatial axes along which images are also read mirrored when the network is evaluated. Of several voices
+            the logits are the logarithm of the mean probabilities.
         undeclared: numbers below K that are no class: they are never predicted.
         maps: which further maps the network's last channels are, see :meth:`with_maps`.
     """
@@ -276,25 +276,39 @@ class PaddedNetwork(_Voices):
         self.multiple = multiple
         self.num_classes = num_classes
         self.flips, self.undeclared, self.maps = tuple(flips), tuple(undeclared), tuple(maps)
-        if isinstance(network, BasicUNet) and multiple % 16 == 0:
-            for part in network.modules():  # the sides fit at every level, and a padding by nothing copies everything
-                if isinstance(part, UpCat):
-                    part.is_pad = False
+        for net in self.networks:
+            if isinstance(net, BasicUNet) and multiple % 16 == 0:
+                for part in net.modules():  # the sides fit at every level, and a padding by nothing copies everything
+                    if isinstance(part, UpCat):
+                        part.is_pad = False
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The members of the ensemble."""
+        return list(self.network) if isinstance(self.network, nn.ModuleList) else [self.network]
+
+    @property
+    def members(self) -> int:
+        """Size of the ensemble."""
+        return len(self.networks)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``[B, K, *spatial]`` of images of any size."""
-        if self.training or not self.flips:
-            return self._classes(self._values(image))
+        if self.members == 1 and (self.training or not self.flips):
+            return self._classes(self._values(image, self.networks[0]))
         return self.mean_probabilities(image).clamp_min(1e-12).log()
 
     def heard(self, image: Tensor) -> Iterator[Tensor]:
-        """Yield what each mirror image gives, mirrored back."""
+        """Yield what one member after the other gives, for each mirror image, mirrored back."""
         for axes in self.mirrors():
-            yield mirrored(self._values(image.flip(axes)), axes, self.maps) if axes else self._values(image)
+            seen = image.flip(axes) if axes else image
+            for network in self.networks:
+                values = self._values(seen, network)
+                yield mirrored(values, axes, self.maps) if axes else values
 
-    def _values(self, image: Tensor) -> Tensor:
+    def _values(self, image: Tensor, network: nn.Module) -> Tensor:
         spatial = [int(n) for n in image.shape[2:]]
-        out = self.network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
+        out = network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
         values: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
         if self.num_classes is not None and not torch.jit.is_tracing():
             needed, found = self.num_classes + channels(self.maps), values.shape[1]

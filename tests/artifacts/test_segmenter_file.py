@@ -189,6 +189,18 @@ def test_a_network_from_scratch(kind: type[nn.Module], image: Tensor, tmp_path: 
         load_segmenter(tmp_path / "network.pt", tmp_path / "model.pt")
 
 
+def test_an_ensemble_of_networks(image: Tensor, tmp_path: Path) -> None:
+    networks = nn.ModuleList(UNet(**UNET) for _ in range(3))
+    ensemble = PaddedNetwork(networks, 16, 2, (1,)).eval()
+    plan = {"network": {"_target_": "monai.networks.nets.UNet", **UNET}, "task": {"num_classes": 2}}
+    assert save_segmenter(tmp_path / "network.pt", ensemble, plan)["members"] == 3
+    loaded, _ = load_segmenter(tmp_path / "network.pt")
+    assert torch.equal(loaded(image), ensemble(image))
+    assert ensemble.state_dict().keys() <= torch.load(tmp_path / "network.pt", weights_only=True).keys()
+    with pytest.raises(UserError):
+        load_segmenter(edited(tmp_path / "network.pt", lambda c: c["plan"].update(members=2)))
+
+
 def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     content = torch.load(path, weights_only=True)
     change(content)

@@ -122,6 +122,21 @@ def test_a_network_from_scratch_learns(classes: int) -> None:
     assert len(fitted.evidence["losses"]) == 20  # means of stretches of 50 steps
 
 
+def test_an_ensemble_is_the_mean_of_networks_trained_one_by_one() -> None:
+    network, image = NETWORKS["UNet"], made_example(9, (41, 30)).image[None]
+    whole = FromScratch(network, 32, training(flips=(1,)), members=2).fit(support(seed=3))
+    single = FromScratch(network, 32, training(flips=(1,)))
+    each = [single.fit(support(seed=seed)).model for seed in (3, 3 + 7919)]
+    assert changed(bits(each[0].network), each[1].network)
+    expected = torch.stack([model(image).softmax(1) for model in each]).mean(0)
+    torch.testing.assert_close(whole.model(image).softmax(1), expected)
+    assert len(list(whole.model.voices(image))) == 4
+    assert whole.model.with_uncertainty(image)[:, -1].max() > each[0].with_uncertainty(image)[:, -1].mean()
+    assert whole.evidence["parameters"] == 2 * single.fit(support()).evidence["parameters"]
+    assert whole.evidence["losses"] != whole.evidence["members"][0]["losses"]
+    refused("members must be at least 1", FromScratch, network, members=0)
+
+
 @pytest.mark.slow
 def test_volumes_and_scribbles() -> None:
     examples = [made_example(seed, (8, 16, 12)) for seed in range(2)]
