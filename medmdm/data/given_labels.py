@@ -12,7 +12,6 @@ from monai.data import MetaTensor
 
 from medmdm.data.demo import demo_labels
 from medmdm.data.folders import DEMO_LABELLED, demo_folder, find_images, image_files, label_files
-from medmdm.data.lists import IMAGE_SECTIONS
 from medmdm.data.selection import Selection
 from medmdm.data.transforms.spatial import file_name, plain_tensor
 from medmdm.data.validity import label_numbers
@@ -25,7 +24,8 @@ UNKNOWN = -1  # of an image without a label, in each pixel of its map
 def with_labels(selection: Selection, label_as: str | None = None) -> Selection:
     """Add to each image of a pre-training the label that its data list names, for the corruption.
 
-    What is learnt so has seen labels: see :attr:`medmdm.data.CropDataset.labelled`.
+    What is learnt so has seen labels: see :attr:`medmdm.data.CropDataset.labelled`. Validation and test images of the
+    list may train as well (``transductive``), but never with their labels.
 
     Args:
         selection: what :func:`medmdm.data.select_training_images` returned.
@@ -51,7 +51,7 @@ def with_labels(selection: Selection, label_as: str | None = None) -> Selection:
     images = find_images(folder, may_be_empty=True)
     own = demo_labels() if chosen.name == DEMO_LABELLED and folder == demo_folder() else None
     found: dict[str, list[Path | None]] = {}
-    for section in IMAGE_SECTIONS:
+    for section in ("training", "unlabeled") if selection.transductive else ("training", "unlabeled", "validation"):
         entries, labels = getattr(chosen, section), label_files(chosen, section, images, own)
         there = [path is not None for path in image_files(chosen, section, images)]
         lost = [e["label"] for e, label, is_there in zip(entries, labels, there, strict=True)
@@ -61,8 +61,8 @@ def with_labels(selection: Selection, label_as: str | None = None) -> Selection:
             raise UserError(f"{sentence} (first: {lost[0]}): correct dataset_dir or the list, or leave label_as null.")
         found[section] = [label for label, is_there in zip(labels, there, strict=True) if is_there]
     # In the order in which `select_training_images` puts the sections together.
-    rest = [*found["validation"], *found["test"]] if selection.transductive else []
-    training = [*found["training"], *found["unlabeled"], *rest]
+    training = [*found["training"], *found["unlabeled"]]
+    training += [None] * (len(selection.training) - len(training))
 
     def added(entry: Mapping[str, Any], label: Path | None) -> dict[str, Any]:
         return dict(entry) if label is None else {**entry, "label": str(label), **meaning}
@@ -73,7 +73,7 @@ def with_labels(selection: Selection, label_as: str | None = None) -> Selection:
     without = len(training) - count
     said = f"the corruption is given the labels of {counted(count, 'image')}, which count as labels that were seen"
     if without:
-        said += f"; {counted(without, 'image has', 'images have')} none and are damaged by what they show"
+        said += f"; {counted(without, 'image', 'has', 'have')} none and are damaged by what they show"
     validation = [] if selection.transductive else found["validation"]
     return dataclasses.replace(
         selection,

@@ -128,6 +128,20 @@ def test_regions_are_hidden_whole_up_to_the_share() -> None:
     assert {round(s, 3) for s in np.array(hidden_shares)[:, 2]} == {1.0}  # one region, nearly everything to hide
 
 
+def test_images_without_a_label_are_cut_into_superpixels() -> None:
+    x0 = images(3, 1, 8, 10)
+    regions = torch.full((3, 1, 8, 10), -1)
+    regions[1], regions[1, :, 2:5, 3:9] = 0, 4
+    corrupt, t = RegionMasking(1000, 6, 10), torch.tensor([300, 600, 700])
+    seeds = [seeded(n) for n in range(3)]
+    mixed = corrupt(x0, t, seeds, regions=regions).visible
+    plain = corrupt(x0, t, [seeded(n) for n in range(3)]).visible
+    given = corrupt(x0[1:2], t[1:2], [seeded(1)], regions=regions[1:2]).visible
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]])
+    assert torch.equal(mixed[1:2], given)
+    assert set(regions[1][given[0] == 0].unique().tolist()) in ({0}, {4}, {0, 4}, set())
+
+
 def test_superpixels_are_scikit_images() -> None:
     x0 = torch.from_numpy(ndimage.gaussian_filter(images(2, 3, 24, 32).numpy(), (0, 0, 2, 2)))
     corrupt = RegionMasking(1000, 12, 0.2)

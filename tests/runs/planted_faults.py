@@ -69,6 +69,7 @@ PRETRAIN = [
     ({"network_def": {**NETWORK, "num_head_channels": 15}}, "error", "num_head_channels 15 does not divide"),
     ({"network_def": {**NETWORK, "in_channels": 1}}, "error", r"expected \[batch, 1, height, width\]"),
     ({"target": "noise"}, "error", "target 'noise' needs a corruption that adds noise"),
+    ({"label_as": "regions"}, "error", "PatchMasking takes no regions of an image"),
     ({"loss_function": {"_target_": "medmdm.objectives.SSIMLoss", "data_range": 1.0}}, "warning", "data_range 1.0"),
     ({"loss_function": {"_target_": "torch.nn.BCELoss"}}, "error", "between 0 and 1"),
     ({"intensity_range": [9, 3]}, "error", r"intensity_range is \[9, 3\]"),
