@@ -82,7 +82,8 @@ class LoadObjectsd(MapTransform):
     """Load the label of an image that is loaded already as numbers of its objects: ``[1, *spatial]`` int32, 0 for none.
 
     Of a label that numbers objects they are its own. Of one that holds classes they are the connected parts of each
-    class (neighbours by edge or corner); pixels to ignore belong to none. Entries without a label pass.
+    class (neighbours by edge or corner; of a slice those in the slice); pixels to ignore belong to none. Entries that
+    have no label pass.
 
     Args:
         keys: key of the label, of :func:`medmdm.data.with_labels`.

@@ -140,7 +140,7 @@ FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) 
 HIDING = {
     "dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size", "max_steps",
     "target", "percentiles", "intensity_range", "blocks", "timesteps", "head", "backbones#random#initialise",
-    "objective", "optimizer", "terms", "backbones", "heads",
+    "objective", "optimizer", "terms", "backbones", "heads", "label_as",
 }  # fmt: skip
 #: Settings of the clean configs that may be changed in company.
 MAY_CHANGE = {"network_def", "log_every", "run_dir"}
