@@ -18,7 +18,7 @@ from medmdm.data.validity import label_numbers
 from medmdm.errors import UserError, counted, nearest
 
 LABEL_AS = ("regions", "content")
-UNKNOWN = -1  # of an image without a label, in each pixel of its map
+UNKNOWN = -1  # where there is no label, and of regions where there is no object
 
 
 def with_labels(selection: Selection, label_as: str | None = None) -> Selection:
@@ -89,8 +89,9 @@ def given_map(sample: Mapping[Any, Any], label_as: str) -> torch.Tensor:
     Args:
         sample: ``"image"`` and, of a labelled image, ``"label"``: numbers of objects, as
             :class:`medmdm.data.LoadObjectsd` gives them, that went through the same transforms.
-        label_as: ``"regions"``, for :class:`medmdm.corruption.RegionMasking`: the numbers (int64); ``"content"``, for
-            :class:`medmdm.corruption.ContentMasking` with ``content="map"``: 1 on objects and 0 elsewhere (float32).
+        label_as: ``"regions"``, for :class:`medmdm.corruption.RegionMasking`: the numbers (int64), −1 where there is no
+            object, so that superpixels are hidden there; ``"content"``, for :class:`medmdm.corruption.ContentMasking`
+            with ``content="map"``: 1 on objects and 0 elsewhere (float32).
 
     Returns:
         The map; −1 everywhere where there is no label.
@@ -109,4 +110,4 @@ def given_map(sample: Mapping[Any, Any], label_as: str) -> torch.Tensor:
     if label.shape[1:] != image.shape[1:] or not all(torch.equal(one, both[0]) for one in both):
         raise UserError(f"{name} is not moved as its image is: give 'label' to the keys of each transform that moves.")
     numbers = torch.from_numpy(label_numbers(plain_tensor(label).numpy(), name)).to(torch.int64)
-    return (numbers if label_as == "regions" else (numbers > 0).to(kind)).contiguous()
+    return torch.where(numbers > 0, numbers, UNKNOWN) if label_as == "regions" else (numbers > 0).to(kind)
