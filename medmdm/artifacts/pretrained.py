@@ -38,6 +38,7 @@ def make_plan(
     spacing: Sequence[float] | None = None,
     slice_axis: str | None = None,
     context_slices: int = 0,
+    labelled: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Collect the plan of a pre-training run.
 
@@ -53,10 +54,17 @@ def make_plan(
         spacing: mm between the pixels (rows, columns) to which images were resampled; None for their own.
         slice_axis: along which volumes were cut.
         context_slices: neighbours on each side of a slice that became channels.
+        labelled: whose labels the corruption was given, see :func:`make_ledger`.
 
     Returns:
         A JSON-able dictionary.
+
+    Raises:
+        UserError: the objective is to give labels to the corruption, and no image has any.
     """
+    if objective.label_as is not None and not labelled:
+        raise UserError(f"label_as is {objective.label_as!r}, but no image that trains has a label: set it null.")
+    given = {} if objective.label_as is None else {"label_as": objective.label_as}
     return {
         "format": PLAN_FORMAT,
         "network": dict(network),
@@ -64,6 +72,7 @@ def make_plan(
         "timesteps": to_config(objective.timesteps),
         "num_timesteps": objective.corruption.num_timesteps,
         "target": objective.target,
+        **given,
         "channels": channels,
         "crop_size": list(crop_size),
         "intensity_range": None if intensity_range is None else list(intensity_range),
@@ -71,15 +80,21 @@ def make_plan(
         "spacing": None if spacing is None else list(spacing),
         "slice_axis": slice_axis,
         "context_slices": context_slices,
-        "ledger": make_ledger(image_hashes, patient_ids),
+        "ledger": make_ledger(image_hashes, patient_ids, labelled),
     }
 
 
-def make_ledger(image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = ()) -> dict[str, Any]:
-    """Return ``{"images": hashes, "patients": salted hashes, "salt": ...}`` of what training saw, as in make_plan."""
+def make_ledger(
+    image_hashes: Iterable[str] = (), patient_ids: Iterable[str] = (), labelled: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return ``{"images": hashes, "patients": salted hashes, "salt": ...}`` of what training saw, as in make_plan.
+
+    Where a pre-training saw labels too, ``"labelled"`` has the hash of each such case, and that of the whole image.
+    """
     images = sorted(set(image_hashes))
     salt = text_hash("".join(images))[:32]
-    return {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
+    ledger = {"images": images, "patients": patient_hashes(patient_ids, salt), "salt": salt}
+    return {**ledger, "labelled": dict(sorted(labelled.items()))} if labelled else ledger
 
 
 def join_ledgers(ledgers: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
@@ -95,6 +110,8 @@ def join_ledgers(ledgers: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] 
     complete = len(known) == len(ledgers) and len(named) <= 1 and all(one.get("complete", True) for one in known)
     images = sorted({digest for ledger in known for digest in ledger["images"]})
     joined = {"images": images, "patients": first["patients"], "salt": first["salt"]}
+    labelled = {case: whole for ledger in known for case, whole in ledger.get("labelled", {}).items()}
+    joined |= {"labelled": labelled} if labelled else {}
     return joined if complete else {**joined, "complete": False}
 
 

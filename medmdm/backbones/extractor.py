@@ -224,7 +224,7 @@ class FeatureExtractor(nn.Module):
             if self._config["masking"] == "seeded":
                 # In float64, so that it does not depend on the type of the image.
                 zero = torch.zeros(1, channels, *spatial, dtype=torch.float64)
-                views = [self.corruption(zero, torch.tensor([t]), generator)]
+                views = [self.corruption(zero, torch.tensor([t]), generator, **self.corruption.blank(zero))]
             else:
                 views = self._partition(t, spatial, generator)
             damages = []

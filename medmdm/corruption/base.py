@@ -130,6 +130,10 @@ class Corruption(ABC):
         """
         raise UserError(f"{type(self).__name__} adds no noise.")
 
+    def blank(self, x0: Tensor) -> dict[str, Tensor]:
+        """Return what has to be given of images ``[B, C, *spatial]`` of which nothing is known: maps of one value."""
+        return {"content": torch.zeros_like(x0[:, :1])} if "content" in self.takes else {}
+
     @abstractmethod
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Corrupted:
         """The equation."""

@@ -195,7 +195,10 @@ class ContentMasking(PatchMasking):
     temperature: float = 1.0
     bright_background: bool = True
 
-    takes: ClassVar[tuple[str, ...]] = ("content",)
+    @property
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """A map, where that is its content."""
+        return ("content",) if self.content == "map" else ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,9 +219,9 @@ class ContentMasking(PatchMasking):
 
     def measure(self, x0: Tensor, **given: Tensor) -> Tensor:
         """Return the content of each patch, ``[B, L]``."""
-        if (self.content == "map") != ("content" in given):
-            what = "needs the map `content` of each image" if self.content == "map" else "looks at the image itself"
-            raise UserError(f"ContentMasking with content {self.content!r} {what}.")
+        if self.takes and "content" not in given:
+            advice = "a pre-training gives it their labels with label_as 'content'"
+            raise UserError(f"ContentMasking with content 'map' needs the map `content` of each image: {advice}.")
         if self.content == "entropy":
             levels = ((x0.mean(1, keepdim=True) + 1) * 8).floor().clamp(0, 15)
             shares = torch.stack([self.to_patches((levels == level).double()) for level in range(16)])

@@ -21,8 +21,9 @@ class RegionMasking(Corruption):
 
     Regions are the superpixels of an image (SLIC, Achanta et al. 2012, by scikit-image), or the values of a label map
     that is given as ``regions``: then whole objects are hidden, and where the map is 0, one number for the background,
-    that as a whole. They are hidden in a random order, as long as the middle of the next one lies before the share
-    t/T of the pixels; so the hidden share differs from t/T by half of one region at most.
+    that as a whole. Where the map is negative, it has no region, and superpixels are. Regions are hidden in a random
+    order, as long as the middle of the next one lies before the share t/T of the pixels; so the hidden share differs
+    from t/T by half of one region at most.
 
     Args:
         num_timesteps: T.
@@ -54,8 +55,22 @@ class RegionMasking(Corruption):
             found.append(torch.from_numpy(np.ascontiguousarray(segments, dtype=np.int64)))
         return torch.stack(found)[:, None].to(x0.device)
 
+    def found(self, x0: Tensor, **given: Tensor) -> Tensor:
+        """Return the number of each pixel's region, ``[B, 1, *spatial]``: that of a given map, or of a superpixel."""
+        if "regions" not in given:
+            return self.superpixels(x0)
+        regions = given["regions"].expand(len(x0), 1, *x0.shape[2:])
+        cut = (regions < 0).flatten(1).any(1)
+        if not cut.any():
+            return regions
+        regions = regions.to(torch.long, copy=True)
+        own = regions[cut]
+        after = own.amax(tuple(range(1, own.ndim)), keepdim=True).clamp_min(-1) + 1
+        regions[cut] = torch.where(own < 0, self.superpixels(x0[cut]) + after, own)
+        return regions
+
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Corrupted:
-        regions = given["regions"] if "regions" in given else self.superpixels(x0)
+        regions = self.found(x0, **given)
         pixels = regions[0].numel()
         # Numbers without gaps, image by image; drawn as many numbers as there can be regions of an image alone, so
         # that an image's damage does not depend on its batch.

@@ -14,9 +14,10 @@ from medmdm.data.files.volumes import (
     volume_hash,
 )
 from medmdm.data.folders import FolderImages, find_data_list, find_images
+from medmdm.data.given_labels import with_labels
 from medmdm.data.holdout import HeldOut, hold_out
 from medmdm.data.lists import DataList, load_data_list, shipped_data_lists
-from medmdm.data.loading import LabelToClassesd, LoadCased
+from medmdm.data.loading import LabelToClassesd, LoadCased, LoadObjectsd
 from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader, Example, LoadedCase
 from medmdm.data.selection import Selection, select_training_images, slice_volumes
@@ -56,13 +57,14 @@ from medmdm.files import pixel_hash
 __all__ = [
     "CT_WINDOWS", "IMAGE_SUFFIXES", "SLICE_AXES", "VOLUME_SUFFIXES", "Augmentation", "CaseReader", "Corruptd",
     "CropDataset", "CutRegion", "CutRegiond", "DataList", "Example", "FolderImages", "HeldOut", "LabelToClassesd",
-    "LoadCased", "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged", "RandStainJitter",
-    "RandStainJitterd", "RasterReader", "ReadImaged", "ResampleToSpacing", "ResampleToSpacingd", "ScaleByPercentiles",
-    "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype", "ScaleIntensityByDtyped",
-    "Selection", "ShardDataset", "SimpleITKReader", "SliceAssembler", "Slicing", "StepSampler", "StoredVolume",
-    "Tissue", "Volume", "VolumeStore", "as_spacing", "find_data_list", "find_images", "histology", "hold_out",
-    "image_size", "is_mask", "is_volume", "k_folds", "load_data_list", "open_slices", "percentiles_record",
-    "pixel_hash", "radiology", "read_image", "read_volume", "scaled_range", "select_cases", "select_shards",
-    "select_training_images", "shipped_data_lists", "slice_entries", "slice_volumes", "split_by_patient", "subset",
-    "tile_slides", "volume_geometry", "volume_hash", "window_range", "write_map", "write_mask", "write_shards",
+    "LoadCased", "LoadObjectsd", "LoadSliced", "LoadedCase", "PadToSize", "PadToSized", "PercentileRanged",
+    "RandStainJitter", "RandStainJitterd", "RasterReader", "ReadImaged", "ResampleToSpacing", "ResampleToSpacingd",
+    "ScaleByPercentiles", "ScaleByPercentilesd", "ScaleByWindow", "ScaleByWindowd", "ScaleIntensityByDtype",
+    "ScaleIntensityByDtyped", "Selection", "ShardDataset", "SimpleITKReader", "SliceAssembler", "Slicing",
+    "StepSampler", "StoredVolume", "Tissue", "Volume", "VolumeStore", "as_spacing", "find_data_list", "find_images",
+    "histology", "hold_out", "image_size", "is_mask", "is_volume", "k_folds", "load_data_list", "open_slices",
+    "percentiles_record", "pixel_hash", "radiology", "read_image", "read_volume", "scaled_range", "select_cases",
+    "select_shards", "select_training_images", "shipped_data_lists", "slice_entries", "slice_volumes",
+    "split_by_patient", "subset", "tile_slides", "volume_geometry", "volume_hash", "window_range", "with_labels",
+    "write_map", "write_mask", "write_shards",
 ]  # fmt: skip

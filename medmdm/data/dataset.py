@@ -17,6 +17,7 @@ from monai.data import Dataset, MetaTensor
 from monai.transforms import RandomizableTrait, Transform
 from torch.utils.data import Sampler
 
+from medmdm.data.given_labels import given_map
 from medmdm.data.threads import decoding_threads
 from medmdm.data.transforms.intensity import as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import cut_region, plain_tensor
@@ -53,6 +54,8 @@ class CropDataset(Dataset):
             :class:`medmdm.data.StepSampler` only.
         num_threads: threads that decode at the start; ``None``: up to 8, as there are cores.
         progress: log how far the decoding has come.
+        label_as: name under which a sample has what the corruption is given of its label, see
+            :func:`medmdm.data.given_labels.given_map`; ``None``: labels are not looked at.
 
     Raises:
         UserError: no data, an image that cannot be read or has another number of channels or non-finite values, or
@@ -69,6 +72,7 @@ class CropDataset(Dataset):
         num_samples: int = 2**31 - 1,
         num_threads: int | None = None,
         progress: bool = True,
+        label_as: str | None = None,
     ) -> None:
         super().__init__(data=[dict(entry) for entry in data], transform=transform)
         if not self.data:
@@ -79,6 +83,7 @@ class CropDataset(Dataset):
             raise UserError(f"cache_gib is {cache_gib}: give 0 or more.")
         self.seed = seed
         self.num_samples = num_samples
+        self.label_as = label_as
         self._all_slices = all("position" in entry for entry in self.data)
         first_random = self.transform.get_index_of_first(
             lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
@@ -111,6 +116,15 @@ class CropDataset(Dataset):
         cases = zip(self.data, self._hashes, strict=True)
         # Of a volume its own hash says it all: one for each of its slices would only fill the weights file.
         return sorted({digest for entry, pair in cases for digest in (pair[1:] if "volume_hash" in entry else pair)})
+
+    @property
+    def labelled(self) -> dict[str, str]:
+        """SHA-256 of each case whose label trains, and of the whole image that it is a part of."""
+        if self.label_as is None:
+            return {}
+        cases = zip(self.data, self._hashes, strict=True)
+        labelled = [(entry, *pair) for entry, pair in cases if entry.get("label") is not None]
+        return {whole if "volume_hash" in entry else case: whole for entry, case, whole in labelled}
 
     @property
     def case_hashes(self) -> list[str]:
@@ -146,12 +160,13 @@ class CropDataset(Dataset):
     def _transform(self, index: int) -> dict[str, Any]:
         """Return sample ``index``: ``{"image": [C, h, w] float32 tensor in [-1, 1], "index": index}``.
 
-        Where all images are slices of volumes, also ``position``: the slice's place along the axis, from 0 to 1.
+        Where all images are slices of volumes, also ``position``: the slice's place along the axis, from 0 to 1. With
+        ``label_as`` that map, ``[1, h, w]``, under its name.
         """
         choice, place = self._seed(index)
         which = int(np.random.default_rng(choice).integers(len(self.data)))
         item = self._cache[which] if which in self._cache else self._prepare(which, place)[0]
-        sample = {"image": self._finish(item), "index": index}
+        sample = {**self._finish(item), "index": index}
         if self._all_slices:
             sample["position"] = float(self.data[which]["position"])
         return sample
@@ -189,17 +204,29 @@ class CropDataset(Dataset):
         found = image.meta if isinstance(image, MetaTensor) else {}
         meta = {key: found[key] for key in ("original_dtype", "spacing") if key in found}
         meta["filename_or_obj"] = str(entry["image"])
-        return {**item, "image": file_dtype_tensor(image).contiguous(), "_meta": meta}, hashes
+        item |= {"image": file_dtype_tensor(image).contiguous(), "_meta": meta}
+        if self._is_labelled(item):
+            item["label"] = plain_tensor(item["label"]).contiguous()
+            meta["label"] = str(entry["label"])
+        return item, hashes
 
-    def _finish(self, item: Mapping[str, Any]) -> torch.Tensor:
-        """Run the transforms from the first random one on."""
+    def _finish(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the transforms from the first random one on; return the image and what else a sample has of it."""
         image = as_monai_loads(item["image"].numpy())
         sample = {key: value for key, value in item.items() if key != "_meta"}
         # A fresh wrapper each time: transforms write into the metadata.
         sample["image"] = MetaTensor(image, meta=dict(item["_meta"]))
+        if self._is_labelled(item):
+            sample["label"] = MetaTensor(item["label"], meta={"filename_or_obj": item["_meta"]["label"]})
         with _naming(item["_meta"]["filename_or_obj"]):
-            image = self.transform(sample, start=self._first_random)["image"]
-        return plain_tensor(image).to(torch.float32).contiguous()
+            sample = self.transform(sample, start=self._first_random)
+            made = {"image": plain_tensor(sample["image"]).to(torch.float32).contiguous()}
+            if self.label_as is not None:
+                made[self.label_as] = given_map(sample, self.label_as)
+        return made
+
+    def _is_labelled(self, item: Mapping[str, Any]) -> bool:
+        return self.label_as is not None and isinstance(item.get("label"), torch.Tensor)
 
     def _fill(self, channels: int | None, budget: int, num_threads: int, progress: bool) -> None:
         """Decode every image, check it, and keep those that fit into ``budget`` bytes."""
@@ -211,14 +238,14 @@ class CropDataset(Dataset):
             prepared = self._prepare_in_order(pool, 2 * num_threads)
             for which, (item, hashes) in enumerate(followed(prepared, "reading images", total, progress)):
                 self._hashes.append(hashes)
-                crop = self._finish(item)
+                crop = self._finish(item)["image"]
                 shapes.append(tuple(crop.shape))
                 check_range(crop.numpy(), self.data[which]["image"])
                 if "slide" in item:
                     continue
                 if is_flat(item["image"], item.get("intensity_range")):
                     flat.append(str(self.data[which]["image"]))
-                size = item["image"].nbytes
+                size = item["image"].nbytes + (item["label"].nbytes if self._is_labelled(item) else 0)
                 if self._cached_bytes + size <= budget:
                     self._cache[which] = item
                     self._cached_bytes += size

@@ -12,6 +12,7 @@ import torch
 from monai.transforms import Compose
 
 from medmdm.data.files.pictures import image_size
+from medmdm.data.given_labels import given_map
 from medmdm.data.lists import regions_overlap
 from medmdm.data.selection import Selection
 from medmdm.data.slices import LoadSliced, open_slices
@@ -77,6 +78,17 @@ class HeldOut:
                 )
             images.append(image.to(torch.float32))
         return torch.stack(images)
+
+    def given(self, transform: Callable, label_as: str | None = None) -> dict[str, torch.Tensor]:
+        """Return what the corruption is given of the crops, ``{label_as: [N, 1, h, w]}``; nothing without it.
+
+        Args:
+            transform: as for :meth:`images`, which moves "label" as well.
+            label_as: see :func:`medmdm.data.given_labels.given_map`.
+        """
+        if label_as is None:
+            return {}
+        return {label_as: torch.stack([given_map(transform(dict(entry)), label_as) for entry in self.crops])}
 
 
 def hold_out(

@@ -13,10 +13,11 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from medmdm.data.files.decoding import decode_label
+from medmdm.data.meaning import WhiteMasks, with_ones
 from medmdm.data.slices import LoadSliced
 from medmdm.data.transforms.intensity import PercentileRanged, as_monai_loads
 from medmdm.data.transforms.spatial import CutRegiond, EachKey, file_name, plain_tensor
-from medmdm.data.validity import ImageGrid, check_known, check_same_grid, label_numbers
+from medmdm.data.validity import MOST_OBJECTS, ImageGrid, check_known, check_same_grid, label_numbers
 from medmdm.errors import UserError, nearest
 from medmdm.labels import IGNORE, LABEL_TYPES
 
@@ -60,14 +61,69 @@ class LoadCased(MapTransform):
                 if self.allow_missing_keys:
                     continue
                 raise UserError(f"{data.get('name', data[self.keys[0]])} has no label: add it to the data list.")
-            if key in d.get("stored", {}):
-                d[key] = self.load_slice(d)[key]
-            else:
-                name, grid = str(d[key]), ImageGrid(tuple(image.shape[1:]))
-                label = decode_label(Path(name), grid)
-                check_same_grid(label.grid, grid, name, f"its image {data[self.keys[0]]}")
-                d[key] = MetaTensor(as_monai_loads(label.array), meta={"filename_or_obj": name})
+            d[key] = _load_label(d, key, image, data[self.keys[0]], self.load_slice)
         return self.cut(d)
+
+
+def _load_label(
+    d: Mapping[Hashable, Any], key: Hashable, image: torch.Tensor, image_name: Any, load_slice: LoadSliced
+) -> MetaTensor:
+    """Return the label of an image ``[C, *spatial]`` that was loaded whole, as its file has it."""
+    if key in d.get("stored", {}):
+        loaded: MetaTensor = load_slice(d)[key]
+        return loaded
+    name, grid = str(d[key]), ImageGrid(tuple(image.shape[1:]))
+    label = decode_label(Path(name), grid)
+    check_same_grid(label.grid, grid, name, f"its image {image_name}")
+    return MetaTensor(as_monai_loads(label.array), meta={"filename_or_obj": name})
+
+
+class LoadObjectsd(MapTransform):
+    """Load the label of an image that is loaded already as numbers of its objects: ``[1, *spatial]`` int32, 0 for none.
+
+    Of a label that numbers objects they are its own. Of one that holds classes they are the connected parts of each
+    class (neighbours by edge or corner; of a slice those in the slice); pixels to ignore belong to none. Entries that
+    have no label pass.
+
+    Args:
+        keys: key of the label, of :func:`medmdm.data.with_labels`.
+        image_key: of the image, whole.
+        classes_key: of the numbers that the entry's label may have; an entry without them has a label of objects.
+
+    Raises:
+        UserError: when called: the label does not fit its image or cannot be understood, or the image is a slide.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "label", image_key: str = "image", classes_key: str = "label_classes"
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.image_key, self.classes_key = image_key, classes_key
+        self.load_slice = LoadSliced(self.keys)
+        self.white_masks: WhiteMasks | None = None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            name, image = str(d[key]), d[self.image_key]
+            if "slide" in d:
+                raise UserError(f"{file_name(image)} is a slide, whose labels cannot be given: leave label_as null.")
+            label = np.asarray(_load_label(d, key, image, file_name(image), self.load_slice))
+            classes = d.get(self.classes_key)
+            objects = label_numbers(label, name, MOST_OBJECTS) if classes is None else self._parts(label, classes, name)
+            d[key] = MetaTensor(torch.from_numpy(objects.astype(np.int32)), meta={"filename_or_obj": name})
+        return d
+
+    def _parts(self, label: np.ndarray, classes: Sequence[int], name: str) -> np.ndarray:
+        from skimage.measure import label as connected  # slow to import
+
+        if self.white_masks is None:  # of one data list, all entries of which have the same classes
+            self.white_masks = WhiteMasks(classes)
+        numbers = label_numbers(with_ones(label, self.white_masks.whites([label], name)), name)
+        check_known(numbers, classes, IGNORE, name)
+        numbers = np.where(numbers == IGNORE, 0, numbers)
+        parts: np.ndarray = connected(numbers[0], background=0, connectivity=numbers.ndim - 1)
+        return parts[None]
 
 
 class LabelToClassesd(EachKey):

@@ -145,7 +145,8 @@ class ShardDataset(CropDataset):
     def _crop(self, shard: int, number: int) -> Any:
         path, image = Path(self.data[shard]["image"]), self.images[shard][number]
         with as_file(picture_bytes(path, image), image, path) as file:
-            return self._finish(self._prepare_entry(with_spacing({"image": str(file), **known_of(image)}, {}))[0])
+            entry = with_spacing({"image": str(file), **known_of(image)}, {})
+            return self._finish(self._prepare_entry(entry)[0])["image"]
 
     def _fill(self, channels: int | None, budget: int, num_threads: int, progress: bool) -> None:
         """Look at all indexes, and put a picture of each shard through the whole of ``transform``."""

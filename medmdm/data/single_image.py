@@ -115,7 +115,8 @@ class Corruptd(MapTransform):
             high, wide = ensure_tuple_rep(getattr(self.corruption, "patch_size", 1), 2)
             rows, columns = batch.shape[2:]
             whole = torch.nn.functional.pad(batch, (0, -columns % wide, 0, -rows % high), mode="replicate")
-            x_t = self.corruption(whole, times, torch.Generator().manual_seed(self.seed)).x_t[..., :rows, :columns]
+            generator = torch.Generator().manual_seed(self.seed)
+            x_t = self.corruption(whole, times, generator, **self.corruption.blank(whole)).x_t[..., :rows, :columns]
             damaged = x_t.movedim(0, 1) if image.ndim == 4 else x_t[0]
             d[key] = MetaTensor(damaged, meta=d[key].meta) if isinstance(d[key], MetaTensor) else damaged
         return d

@@ -14,6 +14,7 @@ from medmdm.objectives.losses import with_visible
 from medmdm.objectives.term import Restored, Term
 
 TARGETS = ("image", "noise", "image and noise")
+_OTHERS = "choose RegionMasking ('regions') or ContentMasking with content 'map' ('content'), or leave label_as null"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class Objective:
             on the visible pixels, times ``noise_weight``, is added to the loss of the image.
         terms: what else is learnt, see :class:`medmdm.objectives.Term`.
         noise_weight: of the noise beside the image, at least 0.
+        label_as: name under which the corruption is given the labels of images; None where it is given none.
 
     Raises:
-        UserError: ``target`` is none of these, or has the noise of a corruption that adds none.
+        UserError: ``target`` is none of these, or has the noise of a corruption that adds none, or the corruption does
+            not take ``label_as``.
     """
 
     corruption: Corruption
@@ -40,6 +43,7 @@ class Objective:
     target: str = "image"
     terms: Sequence[Term] = ()
     noise_weight: float = 1.0
+    label_as: str | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -51,6 +55,9 @@ class Objective:
             raise UserError(f"target {self.target!r} needs a corruption that adds noise; {name} adds none.")
         if self.noise_weight < 0:
             raise UserError(f"noise_weight must be at least 0, got {self.noise_weight}.")
+        if self.label_as is not None and self.label_as not in self.corruption.takes:
+            what = f"{type(self.corruption).__name__} takes no {self.label_as} of an image"
+            raise UserError(f"label_as is {self.label_as!r}, but {what}: {_OTHERS}.")
 
     def to(self, device: torch.device) -> Objective:
         """Move what the loss holds to a device."""

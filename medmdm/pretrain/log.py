@@ -277,5 +277,6 @@ def data_record(selection: Selection, held_out: HeldOut, dataset: CropDataset) -
         "licence": None if data_list is None else data_list.information.get("licence"),
         "citation": None if data_list is None else data_list.information.get("citation"),
         "transductive": selection.transductive,
+        **({"labelled": len(dataset.labelled)} if dataset.labelled else {}),
         "preview_crops_seen_in_training": held_out.seen,
     }

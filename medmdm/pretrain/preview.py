@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ class Preview(Periodic):
         seed: of the damage.
         note: a line under the picture, for example that the crops were trained on.
         max_shown: how many crops the picture shows; all are scored.
+        given: what the corruption is given of the crops, by name, ``[N, 1, *spatial]``.
     """
 
     folder: str | Path
@@ -57,6 +58,7 @@ class Preview(Periodic):
     seed: int = 0
     note: str = ""
     max_shown: int = 4
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for t in self.timesteps:
@@ -69,7 +71,8 @@ class Preview(Periodic):
         for t in self.timesteps:
             seeds = [mix(self.seed, 3, t, n) for n in range(len(self.crops))]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            self.damaged.append(self.corruption(self.crops, torch.full((len(self.crops),), t), generators))
+            times = torch.full((len(self.crops),), t)
+            self.damaged.append(self.corruption(self.crops, times, generators, **self.given))
         self.ssim = SSIMMetric(spatial_dims=self.crops.ndim - 2, data_range=2.0)
         self.psnr = PSNRMetric(max_val=2.0)
 

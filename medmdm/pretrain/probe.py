@@ -25,6 +25,7 @@ from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.pixels import mean_scores
 from medmdm.pretrain.log import Periodic
+from medmdm.runs.record import find_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,9 @@ class Probe(Periodic):
         )
         labelled = counted(count, "labelled training case")
         logger.info("probe: %s head on %s, scored on %s", self.head.method, labelled, held_out)
+        if (self.plan.get("ledger") or {}).get("labelled"):
+            scored = self.validation or [case for fold in self.folds for case in fold]
+            logger.warning("probe: %s", find_provenance(scored, self.plan["ledger"]).sentence)
         self._extractor(engine)  # raises now what it would raise later
         super().first(engine)
 

@@ -60,8 +60,9 @@ class MDMTrainer(SupervisedTrainer):
         device: where to train.
         max_epochs: always 1: the run is counted in steps, images are drawn with replacement.
         epoch_length: number of optimiser steps of the whole run.
-        train_data_loader: yields ``{"image": [B, C, *spatial] in [-1, 1], "index": [B] sample numbers}``; its batch
-            sampler has a ``start_step`` that is set when a run resumes.
+        train_data_loader: yields ``{"image": [B, C, *spatial] in [-1, 1], "index": [B] sample numbers}``, and maps
+            that the corruption takes under their names; its batch sampler has a ``start_step`` that is set when a run
+            resumes.
         network: called as ``network(x_t, t)``; a ``DistributedDataParallel`` wrapper is fine.
         objective: what the network learns.
         optimization: how a step changes its weights.

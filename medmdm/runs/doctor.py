@@ -156,7 +156,7 @@ def _objective(x: Examination, channels: int, crop: list[int]) -> list[int]:
     seeds = [torch.Generator().manual_seed(0)]
     image = torch.rand(1, channels, *crop, generator=seeds[0]) * 2 - 1
     with x.noting("objective", f"the objective cannot be computed on crops of crop_size {crop} in [-1, 1]"):
-        _, _, target, visible = objective.pose(image, seeds)
+        _, _, target, visible = objective.pose(image, seeds, **objective.corruption.blank(image))
         loss = objective.loss(torch.zeros_like(target), target, visible)
         if not torch.isfinite(loss).all():
             x.error("range", f"loss_function gives {float(loss)} for images in [-1, 1]: choose one for that range")

@@ -33,7 +33,8 @@ def look_at_training_images(x: Examination) -> int:
         return 0
     for sentence in selection.warnings:
         x.warning("images", sentence)
-    if _files(x, [*selection.training, *selection.validation]):
+    chosen = (x.part("labelled") if "labelled" in x.parser else None) or selection
+    if _files(x, [*chosen.training, *chosen.validation]):
         return 0
     with x.noting("images"):
         for sentence in quick_check(selection):

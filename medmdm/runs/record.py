@@ -10,7 +10,7 @@ from typing import Any
 
 from medmdm.artifacts.pretrained import make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError, counted, nearest
 from medmdm.files import expanded
 from medmdm.intact import load_record, save_record
 from medmdm.labels import LABEL_TYPES
@@ -31,11 +31,17 @@ class Provenance:
         kind: one of :data:`PROVENANCES`.
         overlapping: names of the cases that were seen, or whose patients were.
         sentence: the same for people.
+        labels_seen: of how many images the encoder's pre-training saw the labels.
     """
 
     kind: str = "unknown"
     overlapping: tuple[str, ...] = ()
     sentence: str = ""
+    labels_seen: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as files have it; without labels seen as they always had it."""
+        return {key: value for key, value in asdict(self).items() if key != "labels_seen" or value}
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Evaluation:
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
             "ignore": self.ignore,
-            "stamp": asdict(self.provenance),
+            "stamp": self.provenance.as_dict(),
             "protocol": dict(self.protocol),
             "record": self.record_file,
             "cases": [_entry(case, self.folder, self.dataset_dir) for case in self.cases],
@@ -248,7 +254,7 @@ def _provenance(content: Any, path: Path) -> Provenance:
         known = f"{nearest(str(kind), PROVENANCES)}: use one of {', '.join(PROVENANCES)}."
         raise UserError(f"{path}: the stamp is {kind!r}{known}")
     overlapping = tuple(str(name) for name in content.get("overlapping") or ())
-    return Provenance(kind, overlapping, str(content.get("sentence") or ""))
+    return Provenance(kind, overlapping, str(content.get("sentence") or ""), int(content.get("labels_seen") or 0))
 
 
 def _cases(entries: Any, run: Path, dataset_dir: Path, path: Path) -> tuple[EvaluatedCase, ...]:
@@ -307,8 +313,24 @@ def find_provenance(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | N
 
     Returns:
         The kind is the worst that is certain: "transductive", "patients shared", "unknown" where a ledger is missing,
-        or "inductive".
+        or "inductive". Where a pre-training saw labels, its sentence says so, of test images first of all.
     """
+    found = _overlap(cases, *ledgers)
+    labelled = {k: whole for ledger in ledgers if ledger for k, whole in ledger.get("labelled", {}).items()}
+    if not labelled:
+        return found
+    hashes = {*labelled, *labelled.values()}
+    tested = [case.name for case in cases if case.hashes[0] in hashes]
+    saw = f"The encoder's pre-training saw the labels of {counted(len(labelled), 'image')}"
+    told = f"{saw}, which count beside those that the segmenter is fitted to."
+    if tested:
+        those = f"THE LABELS OF {len(tested)} OF {len(cases)} TEST IMAGES WERE SEEN in the encoder's pre-training"
+        told = f"{those}: these scores are no test of what it does on new images. {told}"
+    return Provenance(found.kind, found.overlapping, f"{told} {found.sentence}", len(labelled))
+
+
+def _overlap(cases: Sequence[LoadedCase], *ledgers: Mapping[str, Any] | None) -> Provenance:
+    """Compare cases with images and patients; see :func:`find_provenance`."""
     known = [ledger for ledger in ledgers if ledger is not None]
     images = {digest for ledger in known for digest in ledger["images"]}
     seen = [case.name for case in cases if case.hashes[0] in images]

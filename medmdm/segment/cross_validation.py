@@ -45,9 +45,11 @@ def cross_validated(support: Sequence[LoadedCase], folds: int, seen: Provenance)
         f"There is no test section: each of {counted(len(support), 'labelled case')} was segmented by a model fitted "
         f"to the others, in {folds} parts that {sharing}. The segmenter that is kept was fitted to all of them."
     )
-    if seen.kind != "inductive":
+    if seen.labels_seen:
+        sentence = f"{seen.sentence} {sentence}"
+    elif seen.kind != "inductive":
         sentence += f" The encoder: {seen.sentence[0].lower()}{seen.sentence[1:]}"
-    return Provenance("cross-validated", seen.overlapping, sentence)
+    return Provenance("cross-validated", seen.overlapping, sentence, seen.labels_seen)
 
 
 @dataclass(frozen=True)

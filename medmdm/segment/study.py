@@ -227,7 +227,7 @@ class Study:
         seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in [*training, *tested]}
         summary, page = study_table(table, patients, seen, self.reference, baselines, notes)
-        stamps = {name: asdict(one) for name, one in seen.items()}
+        stamps = {name: one.as_dict() for name, one in seen.items()}
         content = {"settings": dict(self.config), "stamps": stamps, "table": summary, "notes": list(notes)}
         save_json(content, folder / "study.json")
         atomic_write(folder / "study.md", page)

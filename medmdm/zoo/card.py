@@ -55,12 +55,12 @@ def _data(run: FinishedRun, metadata: Mapping[str, Any]) -> list[str]:
             told.append(
                 "Its backbone was pre-trained on images that are not known."
                 if seen is None
-                else f"Its backbone was pre-trained on {counted(seen, 'image')} without labels."
+                else f"Its backbone was pre-trained on {counted(seen, 'image')} {run.labels_seen}."
             )
     else:
         patients = int(data.get("patients") or 0)
         of = f" of {counted(patients, 'patient')}" if patients else ""
-        told.append(f"Trained on {counted(int(data['images']), 'image')}{of}, without labels.")
+        told.append(f"Trained on {counted(int(data['images']), 'image')}{of}, {run.labels_seen}.")
     if data.get("data_list"):
         told.append(f"Data list: {data['data_list']}.")
     for key in ("licence", "citation"):

@@ -14,7 +14,7 @@ from typing import Any
 
 from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.weights import read_checkpoint
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import file_hash, text_of
 from medmdm.intact import load_record
 from medmdm.reports.summary import HEADLINES, SUMMARY_FILE
@@ -58,6 +58,12 @@ class FinishedRun:
     def images(self) -> Mapping[str, Any]:
         """The plan by which images are read."""
         return self.plan["backbone"] if self.segments else self.plan
+
+    @property
+    def labels_seen(self) -> str:
+        """What its pre-training saw of labels, for a sentence."""
+        labelled = (self.images.get("ledger") or {}).get("labelled")
+        return f"with the labels of {counted(len(labelled), 'image')}" if labelled else "without labels"
 
     @property
     def channels(self) -> int:

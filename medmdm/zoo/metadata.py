@@ -160,9 +160,11 @@ def _pretrained_texts(run: FinishedRun) -> dict[str, str]:
     corruption = (run.plan.get("corruption") or {}).get("_target_", "a corruption").rpartition(".")[2]
     return {
         "name": "Masked diffusion pre-training",
-        "task": "Self-supervised pre-training on unlabelled medical images",
+        "task": "Self-supervised pre-training on unlabelled medical images"
+        if run.labels_seen == "without labels"
+        else "Pre-training on medical images, some of them labelled",
         "description": f"A network that learnt to predict the {target} from images damaged by {corruption}, on "
-        f"{counted(int(data.get('images', 0)), 'image')} without labels, in {run.plan.get('steps')} steps.",
+        f"{counted(int(data.get('images', 0)), 'image')} {run.labels_seen}, in {run.plan.get('steps')} steps.",
         "pred_classes": f"the {target}, as the network predicts it from a damaged image",
         "intended_use": "A starting point for segmentation with few labels, in research. It is not a medical device "
         "and must not be used for diagnosis.",

@@ -128,6 +128,24 @@ def test_regions_are_hidden_whole_up_to_the_share() -> None:
     assert {round(s, 3) for s in np.array(hidden_shares)[:, 2]} == {1.0}  # one region, nearly everything to hide
 
 
+def test_where_a_map_has_no_region_superpixels_are_hidden() -> None:
+    x0 = images(3, 1, 8, 10)
+    regions = torch.full((3, 1, 8, 10), -1)
+    regions[1, :, 2:5, 3:9], regions[2, :, :, :], regions[2, :, 2:5, 3:9] = 4, 0, 7
+    corrupt, t = RegionMasking(1000, 6, 10), torch.tensor([300, 600, 700])
+    found, cut = corrupt.found(x0, regions=regions), corrupt.superpixels(x0)
+    assert torch.equal(found[0], cut[0])
+    assert torch.equal(found[1] == 4, regions[1] == 4)
+    assert torch.equal(found[1][regions[1] < 0] - 5, cut[1][regions[1] < 0])
+    assert torch.equal(found[2], regions[2])
+    mixed = corrupt(x0, t, [seeded(n) for n in range(3)], regions=regions).visible
+    plain = corrupt(x0, t, [seeded(n) for n in range(3)]).visible
+    assert torch.equal(mixed[0], plain[0])
+    for n in (1, 2):  # whatever batch it is in
+        alone = corrupt(x0[n : n + 1], t[n : n + 1], [seeded(n)], regions=regions[n : n + 1]).visible
+        assert torch.equal(mixed[n : n + 1], alone)
+
+
 def test_superpixels_are_scikit_images() -> None:
     x0 = torch.from_numpy(ndimage.gaussian_filter(images(2, 3, 24, 32).numpy(), (0, 0, 2, 2)))
     corrupt = RegionMasking(1000, 12, 0.2)

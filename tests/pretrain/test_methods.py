@@ -44,6 +44,9 @@ def settings_of(method: str, volumes: Path) -> dict[str, Any]:
         settings |= {"terms#0#block": 2, "terms#0#channels": 32}
     if method == "dense_contrast":
         settings["terms#0#queue"] = 100
+    if method == "object_masking":
+        entries = [{"image": "a.png", "label": "a_mask.png"}, {"image": "b.png"}]
+        settings["data_list"] = {"labels": {"background": 0, "gland": 1}, "training": entries}
     return settings
 
 

@@ -69,6 +69,7 @@ PRETRAIN = [
     ({"network_def": {**NETWORK, "num_head_channels": 15}}, "error", "num_head_channels 15 does not divide"),
     ({"network_def": {**NETWORK, "in_channels": 1}}, "error", r"expected \[batch, 1, height, width\]"),
     ({"target": "noise"}, "error", "target 'noise' needs a corruption that adds noise"),
+    ({"label_as": "regions"}, "error", "PatchMasking takes no regions of an image"),
     ({"loss_function": {"_target_": "medmdm.objectives.SSIMLoss", "data_range": 1.0}}, "warning", "data_range 1.0"),
     ({"loss_function": {"_target_": "torch.nn.BCELoss"}}, "error", "between 0 and 1"),
     ({"intensity_range": [9, 3]}, "error", r"intensity_range is \[9, 3\]"),
@@ -139,7 +140,7 @@ FAULTS = [Fault("mdm_pretrain", *fault) for fault in PRETRAIN] + [Fault(*fault) 
 HIDING = {
     "dataset_dir", "data_list", "backbone", "segmenter", "section", "crop_size", "channels", "batch_size", "max_steps",
     "target", "percentiles", "intensity_range", "blocks", "timesteps", "head", "backbones#random#initialise",
-    "objective", "optimizer", "terms", "backbones", "heads",
+    "objective", "optimizer", "terms", "backbones", "heads", "label_as",
 }  # fmt: skip
 #: Settings of the clean configs that may be changed in company.
 MAY_CHANGE = {"network_def", "log_every", "run_dir"}

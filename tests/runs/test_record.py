@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from medmdm.artifacts.pretrained import patient_hashes
+from medmdm.artifacts.pretrained import join_ledgers, make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
 from medmdm.intact import load_record
-from medmdm.runs.record import Evaluation, find_provenance, support_ledger
+from medmdm.runs.record import Evaluation, Provenance, find_provenance, support_ledger
 from tests.made import refused
 from tests.reports.runs import change, change_case, picture_run
 
@@ -125,6 +125,36 @@ def test_kinds(seen: Any, support: list[LoadedCase], kind: str, overlapping: lis
     found = find_provenance(TESTED, seen, support_ledger(support))
     assert (found.kind, list(found.overlapping)) == (kind, overlapping)
     assert found.sentence.endswith(".")
+
+
+def test_labels_that_a_pre_training_saw_are_told_first() -> None:
+    labelled = {**ledger("1", "9"), "labelled": {"1": "1", "9": "9"}}
+    seen = find_provenance(TESTED, labelled, support_ledger([]))
+    assert (seen.kind, seen.overlapping, seen.labels_seen) == ("transductive", ("a",), 2)
+    assert seen.sentence.startswith("THE LABELS OF 1 OF 2 TEST IMAGES WERE SEEN")
+    assert seen.sentence.endswith(find_provenance(TESTED, ledger("1", "9")).sentence)
+    new = find_provenance(TESTED[1:], labelled, support_ledger([]))
+    assert new.kind == "inductive"
+    assert new.sentence.startswith("The encoder's pre-training saw the labels of 2 images, which count beside those")
+    # Of a whole image of which a part was labelled, and of another part of it.
+    part = {**ledger("p", "whole"), "labelled": {"p": "whole"}}
+    assert "THE LABELS OF 1" in find_provenance([case("a", "whole")], part).sentence
+    other = find_provenance([case("a", "q", "whole")], part)
+    assert (other.kind, other.labels_seen) == ("patients shared", 1)
+    assert "TEST IMAGES WERE SEEN" not in other.sentence
+
+
+def test_ledgers_of_labels_are_joined_and_older_ones_stay_as_they_are() -> None:
+    plain = make_ledger(["a"])
+    assert plain.keys() == {"images", "patients", "salt"}
+    first, second = make_ledger(["a", "b"], labelled={"b": "b"}), make_ledger(["b", "c"], labelled={"b": "b", "c": "w"})
+    joined = join_ledgers([first, second, plain])
+    assert joined is not None
+    assert joined["labelled"] == {"b": "b", "c": "w"}
+    unlabelled = join_ledgers([plain, plain])
+    assert unlabelled is not None
+    assert "labelled" not in unlabelled
+    assert Provenance("inductive", (), "x").as_dict() == {"kind": "inductive", "overlapping": (), "sentence": "x"}
 
 
 def test_another_part_of_a_seen_image_counts_as_its_patient() -> None:

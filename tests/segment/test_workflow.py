@@ -165,6 +165,27 @@ def test_a_network_from_scratch_has_not_seen_what_the_backbone_saw(run: Run, tmp
     assert kinds == ["transductive", "inductive"]
 
 
+def test_every_report_says_that_the_backbone_saw_labels(run: Run, tmp_path: Path) -> None:
+    digests = [pixel_hash(read_image(tmp_path / "pictures" / f"{number}.png")) for number in (0, 4)]
+    ledger = {"images": digests, "patients": [], "salt": "", "labelled": {digest: digest for digest in digests}}
+    backbone = write_backbone(tmp_path / "seen.pt", ledger=ledger)
+    folder, said = tmp_path / "run", "THE LABELS OF 1 OF 2 TEST IMAGES WERE SEEN in the encoder"
+    run("mdm_segment", backbone=str(backbone))
+    for text in ((folder / "summary.md").read_text(), (folder / "index.html").read_text()):
+        assert said in text
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert (record["stamp"]["kind"], record["stamp"]["labels_seen"]) == ("transductive", 2)
+    run("mdm_evaluate", run_dir=str(tmp_path / "again"), segmenter=str(folder / "segmenter.pt"), report=False)
+    assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["stamp"] == record["stamp"]
+    content = json.loads((tmp_path / "pictures" / "dataset.json").read_text())
+    run("mdm_segment", backbone=str(backbone), run_dir=str(tmp_path / "left out"), report=False,
+        data_list={key: value for key, value in content.items() if key != "test"})  # fmt: skip
+    stamp = json.loads((tmp_path / "left out" / "evaluation.json").read_text())["stamp"]
+    assert stamp["kind"] == "cross-validated"
+    assert stamp["sentence"].startswith("THE LABELS OF 1 OF 4 TEST IMAGES WERE SEEN")
+    assert "There is no test section" in stamp["sentence"]
+
+
 def test_a_head_of_another_backbone_is_refused(run: Run, refused: Run, tmp_path: Path) -> None:
     run("mdm_segment", include_backbone=False, report=False)
     head = str(tmp_path / "run" / "segmenter.pt")

@@ -19,6 +19,7 @@ from medmdm.artifacts import load_network, load_segmenter
 from medmdm.data.files.pictures import read_image
 from medmdm.data.files.volumes import read_volume
 from medmdm.zoo import About, pack
+from medmdm.zoo.finished_run import FinishedRun
 from medmdm.zoo.packing import metadata_schema
 from tests.bundle_runs import HEAD, UNET, Run, Workflow, run_python, saved_by
 from tests.cases.test_one_writer import holder
@@ -35,6 +36,15 @@ FILES = {
     "LICENSE", "large_files.yml", "docs/README.md", "docs/data_license.txt", "configs/metadata.json",
     "configs/logging.conf", "configs/train.json", "configs/inference.json", "models/model.pt", "models/model.ts",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("ledger", "said"), [
+    ({"labelled": {"a": "a", "b": "whole"}}, "with the labels of 2 images"), ({}, "without labels"),
+    (None, "without labels"),
+])  # fmt: skip
+def test_cards_say_whether_labels_were_seen(ledger: Any, said: str) -> None:
+    for bundle, plan in (("mdm_pretrain", {"ledger": ledger}), ("mdm_segment", {"backbone": {"ledger": ledger}})):
+        assert FinishedRun(Path(), bundle, {}, plan).labels_seen == said
 
 
 def files_of(bundle: Path) -> set[str]:
