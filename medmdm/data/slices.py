@@ -263,7 +263,7 @@ class LoadSliced(MapTransform):
                 continue
             slices = open_slices(stored)
             if is_whole(d):
-                array = np.swapaxes(slices, 0, 1)
+                array = np.swapaxes(slices, 0, 1).copy()  # the map cannot be written to
             else:
                 numbers = np.clip(np.arange(d["slice"] - context, d["slice"] + context + 1), 0, len(slices) - 1)
                 array = np.swapaxes(slices[numbers], 0, 1).reshape(-1, *slices.shape[2:])

@@ -106,8 +106,10 @@ class Training:
         is_flat = len(task.reading.window) == 2
         if self.augmentation != "auto":
             if self.augmentation is not None and not is_flat:
-                need = 'set it to "auto", null, or an Augmentation of transforms for volumes'
-                raise UserError(f"augmentation {self.augmentation!r} is for pictures, and volumes are read whole: {need}.")
+                need = 'set it to "auto", null, or an Augmentation of your own'
+                raise UserError(
+                    f"augmentation {self.augmentation!r} is for pictures, but volumes are read whole: {need}."
+                )
             return None if self.augmentation is None else preset(self.augmentation)
         return preset(task.modality) if task.modality is not None and is_flat else None
 

@@ -333,6 +333,9 @@ class PadToSize(Transform):
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         shape = img.shape[1:]
         wanted = [self.spatial_size] * len(shape) if isinstance(self.spatial_size, int) else self.spatial_size
+        if len(wanted) != len(shape):
+            size = f"the size of crops or windows is {list(wanted)}: give as many numbers"
+            raise UserError(f"{file_name(img)} is read with {len(shape)} axes, but {size}.")
         missing = [max(0, want - size) for want, size in zip(wanted, shape, strict=True)]
         if not any(missing):
             return img
