@@ -18,6 +18,9 @@ from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.heads.training import Training
+from medmdm.segment import Outputs, PostProcess
+from medmdm.segment.slides import segment_slide
+from medmdm.zoo import pack
 from tests.bundle_runs import BUNDLES, write_backbone
 from tests.made import refused, refused_in_config
 from tests.written import picture, write_nifti
@@ -139,6 +142,10 @@ def test_masks_lie_where_the_labels_do_and_the_file_gives_them_again(run, volume
     settings = {"segmenter": str(segmenter), "data_list": "none", "output_dir": str(tmp_path / "of pictures")}
     refused_in_config("a.png is a picture, but the network reads volumes whole", run, "mdm_infer",
                       dataset_dir=str(tmp_path / "pictures"), **settings)  # fmt: skip
+    refused("networks of pictures and slices can be packed", pack, folder, tmp_path / "packed")
+    reader = CaseReader(select_cases(volumes, None), {**PLAN, "channels": 3})
+    slide = {"case": "a", "image": "a.svs"}
+    refused("a.svs is a slide, but", segment_slide, slide, reader, None, PostProcess(), Outputs(tmp_path / "slides"))
 
 
 @pytest.mark.slow
