@@ -317,7 +317,8 @@ def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]
     # `case_region` is the part the data list names, before a strip was taken from it for previews.
     region = entry.get("case_region", entry.get("region"))
     if "volume_hash" in entry:  # a slice, or whole: its volume was hashed when it was decoded
-        case = [entry["volume_hash"], entry["axis"], entry.get("slice"), region]
+        frame = [entry["frame"]] if "frame" in entry else []
+        case = [entry["volume_hash"], entry["axis"], entry.get("slice"), region, *frame]
         return text_hash(json.dumps(case)), entry["volume_hash"]
     if "slide_hash" in entry:  # of its file: nobody decodes a slide for a hash
         return text_hash(json.dumps([entry["slide_hash"], region])), entry["slide_hash"]

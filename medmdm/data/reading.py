@@ -23,6 +23,7 @@ from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.meaning import WhiteMasks, with_ones
 from medmdm.data.selection import Selection
 from medmdm.data.slices import VolumeStore, slice_entries
+from medmdm.data.time_series import TIME
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import MOST_OBJECTS, label_numbers, turned_onto
@@ -268,8 +269,13 @@ class CaseReader:
         """Refuse a volume where only pictures can be read, before it is decoded.
 
         Raises:
-            UserError: the plan does not say how volumes are scaled.
+            UserError: the plan does not say how volumes are scaled, or is of time series.
         """
+        if self.plan.get("slice_axis") == TIME:
+            raise UserError(
+                f"{entry['image']} is a volume, but the backbone reads frames of time series, which are not segmented: "
+                "set preprocessing#slice_axis to axial to read slices and their neighbours."
+            )
         if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from medmdm.data.patients import hold_out_volumes
 from medmdm.data.slices import VolumeStore, slice_entries, without_empty
 from medmdm.data.splits import subset
 from medmdm.data.threads import decoding_threads
+from medmdm.data.time_series import TIME, frame_entries
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
@@ -38,6 +40,7 @@ from medmdm.progress import followed
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
+_SHOWN = {WHOLE: " at the ends", TIME: ", counting each of their frames"}
 _DECODERS = 4  # threads; each holds a decoded volume
 
 
@@ -253,7 +256,8 @@ def slice_volumes(
     Args:
         selection: what :func:`medmdm.data.select_training_images` returned.
         axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; an entry's own ``"axis"`` goes before it. ``"none"``:
-            volumes are read whole, whatever entries say.
+            volumes are read whole, whatever entries say. ``"time"``: of 4-D NIfTI files each frame of each slice
+            (along the entry's axis, else axial) is one, and its neighbours are frames.
         min_foreground: slices are left out when a smaller share of their pixels is brighter than the volume's
             background (Otsu's threshold), or when they are constant; ``None`` keeps every slice. Of whole volumes they
             are left out at both ends only.
@@ -281,11 +285,13 @@ def slice_volumes(
     entries, count = [*selection.training, *selection.validation], len(selection.training)
     volume = [(isinstance(e["image"], list) or is_volume(e["image"])) and "slide" not in e for e in entries]
     which = [i for i, _ in enumerate(entries) if volume[i]]
-    if axis == WHOLE and (context_slices or not all(volume)):
-        reads = f"slice_axis {WHOLE!r} reads volumes whole"
-        if context_slices:
-            raise UserError(f"context_slices is {context_slices}, but {reads}: set it to 0.")
-        raise UserError(f"{reads}, but {image_name(entries[volume.index(False)])} is none: leave it out.")
+    if axis == WHOLE and context_slices:
+        raise UserError(
+            f"context_slices is {context_slices}, but slice_axis {WHOLE!r} reads volumes whole: set it to 0."
+        )
+    if axis in (WHOLE, TIME) and not all(volume):
+        name = image_name(entries[volume.index(False)])
+        raise UserError(f"slice_axis {axis!r} reads volumes, but {name} is none: leave it out.")
     if not which:
         spaced = tuple(with_spacing(entry, information) for entry in entries)
         return dataclasses.replace(selection, training=spaced[:count], validation=spaced[count:])
@@ -293,7 +299,8 @@ def slice_volumes(
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
     with decoding_threads(min(_DECODERS, len(which))) as pool:
-        groups = pool.imap(lambda i: slice_entries(entries[i], volumes, axis, percentiles, nonzero), which)
+        cut = frame_entries if axis == TIME else functools.partial(slice_entries, axis=axis)
+        groups = pool.imap(lambda i: cut(entries[i], volumes, percentiles=percentiles, nonzero=nonzero), which)
         sliced = dict(zip(which, followed(groups, "decoding volumes", len(which), progress), strict=True))
     kept = {i: without_empty(group, min_foreground) for i, group in sliced.items()}
     all_slices, all_kept = (sum(np.size(e["foreground"]) for e in chain(*groups.values())) for groups in (sliced, kept))
@@ -304,12 +311,12 @@ def slice_volumes(
         *selection.sentences,
         f"{counted(len(which), 'volume')} {'read whole, of' if axis == WHOLE else 'cut into'} "
         f"{counted(all_slices, 'slice')}, {all_slices - all_kept} of them left out as empty"
-        f"{' at the ends' if axis == WHOLE else ''}; decoded volumes are kept in {volumes.folder}",
+        f"{_SHOWN.get(axis, '')}; decoded volumes are kept in {volumes.folder}",
     ]
     expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
     training, validation = expanded[:count], expanded[count:]
     if not selection.validation and len(which) == len(entries):
-        training, validation, sentence = hold_out_volumes(training, context_slices, seed)
+        training, validation, sentence = hold_out_volumes(training, 0 if axis == TIME else context_slices, seed)
         sentences.append(sentence)
     train, held = tuple(chain(*training)), tuple(chain(*validation))
     return dataclasses.replace(selection, training=train, validation=held, sentences=tuple(sentences))

@@ -236,7 +236,7 @@ class LoadSliced(MapTransform):
     :func:`medmdm.data.tile_slides`) the crop that its ``"tile"`` names is read.
 
     With ``context_slices`` n the 2n + 1 slices around it become channels, for each sequence in turn; beyond the ends
-    of the volume the last slice is repeated.
+    of the volume the last slice is repeated. Of a time series (``"frame"``) they are the frames of one slice.
 
     Args:
         keys: keys of images and labels.
@@ -265,8 +265,10 @@ class LoadSliced(MapTransform):
             if is_whole(d):
                 array = np.swapaxes(slices, 0, 1).copy()  # the map cannot be written to
             else:
-                numbers = np.clip(np.arange(d["slice"] - context, d["slice"] + context + 1), 0, len(slices) - 1)
-                array = np.swapaxes(slices[numbers], 0, 1).reshape(-1, *slices.shape[2:])
+                along = slices[d["slice"]] if "frame" in d else slices  # the neighbours of a frame are frames
+                at = d.get("frame", d["slice"])
+                near = along[np.clip(np.arange(at - context, at + context + 1), 0, len(along) - 1)]
+                array = (near if "frame" in d else np.swapaxes(near, 0, 1)).reshape(-1, *slices.shape[2:])
             meta = {"filename_or_obj": str(d[key]), "original_dtype": array.dtype.name, "spacing": d["spacing"]}
             d[key] = MetaTensor(convert_to_tensor(np.ascontiguousarray(array)), meta=meta)
         return d

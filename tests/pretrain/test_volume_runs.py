@@ -209,3 +209,16 @@ def test_real_volumes_are_read_whole(workflow: Workflow, real_data: Callable[[st
     assert len(plan["ledger"]["images"]) == 5
     log = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert np.isfinite(log["ssim_t250"].iloc[-1])
+
+
+def test_the_order_of_frames_is_learnt(workflow: Workflow, tmp_path: Path) -> None:
+    for number in range(5):
+        values = np.random.default_rng(number).integers(0, 900, (20, 18, 3, 4)).astype(np.int16)
+        write_nifti(tmp_path / "set" / f"{number}.nii.gz", values, np.eye(4))
+    settings = {"dataset_dir": str(tmp_path / "set"), "channels": 3, "percentiles": [1, 99], "slice_axis": "time"}
+    plan = run(workflow, tmp_path, "slice_order", **settings)
+    assert (plan["slice_axis"], plan["context_slices"], plan["channels"]) == ("time", 1, 3)
+    hashes = {volume_hash(read_volume(path)) for path in (tmp_path / "set").iterdir()}
+    assert set(plan["ledger"]["images"]) < hashes
+    log = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert np.isfinite(log["SliceOrder" if "SliceOrder" in log else "loss"].iloc[-1])
