@@ -14,11 +14,12 @@ from monai.bundle import ConfigWorkflow
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
+from medmdm.data.single_image import ReadImaged
 from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.heads.training import Training
-from medmdm.segment import Outputs, PostProcess
+from medmdm.segment import MaskFromLogitsd, Outputs, PostProcess
 from medmdm.segment.slides import segment_slide
 from medmdm.zoo import pack
 from tests.bundle_runs import BUNDLES, write_backbone
@@ -93,6 +94,17 @@ def test_a_volume_and_its_label_are_read_as_nibabel_turns_them(volumes: Path, tm
     assert (case.slices, case.shape, case.spacing) == ((), (25, 11, 19), pytest.approx((0.8, 2.5, 1.1)))
     assert np.array_equal(case.truth, array(volumes / "3_label.nii.gz"))
     assert np.array_equal(case.pixels()[0], array(volumes / "3.nii.gz"))
+
+
+def test_programs_on_transforms_get_the_same_mask(volumes: Path, tmp_path: Path) -> None:
+    plan, window = {**PLAN, "spacing": [2.0, 1.2, 1.1]}, (8, 16, 16)
+    case = CaseReader(select_cases(volumes, None), plan, tmp_path / "slices").read(select_cases(volumes, None).test[0])
+    expected = Predictor(Threshold(), Reading(window)).case(case).probabilities.argmax(0)
+    data = ReadImaged("image", plan, window, store=tmp_path / "slices")({"image": str(volumes / "3.nii.gz")})
+    data["pred"] = Reading(window).inferer()(data["image"][None].as_tensor(), Threshold())[0]
+    processed = MaskFromLogitsd("pred", PostProcess(remove_small_objects=0))(data)["pred"]
+    assert np.array_equal(processed[0], expected)
+    np.testing.assert_allclose(processed.affine, AFFINE, atol=1e-5)
 
 
 def test_at_another_spacing_values_come_back_to_their_place(volumes: Path, tmp_path: Path) -> None:
