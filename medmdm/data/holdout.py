@@ -139,9 +139,8 @@ def hold_out(
         if not boxes:
             boxes, seen = [(training[i], _box(training[i])) for i in order[:num_crops]], True
             origin = (
-                f"that are seen in training, because every image is smaller than two crops of "
-                f"{size_text(whole)}; "
-                "name validation images in a data list for unseen ones"
+                "that are seen in training, because every image is smaller than two crops of "
+                f"{size_text(whole)}; name validation images in a data list for unseen ones"
             )
     crops = _spread(boxes, size, num_crops, rng)
     sentence = f"previews: {counted(num_crops, 'crop')} {origin}"

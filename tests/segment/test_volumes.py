@@ -15,7 +15,6 @@ from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.data.single_image import ReadImaged
-from medmdm.data.transforms.spatial import resample_to_shape
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.heads.training import Training
@@ -94,6 +93,23 @@ def test_a_volume_and_its_label_are_read_as_nibabel_turns_them(volumes: Path, tm
     assert (case.slices, case.shape, case.spacing) == ((), (25, 11, 19), pytest.approx((0.8, 2.5, 1.1)))
     assert np.array_equal(case.truth, array(volumes / "3_label.nii.gz"))
     assert np.array_equal(case.pixels()[0], array(volumes / "3.nii.gz"))
+
+
+def test_numbered_objects_and_sequences_of_whole_volumes(volumes: Path, tmp_path: Path) -> None:
+    objects = np.zeros((22, 11, 19), np.int32)
+    objects[2:6, 1:5, 3:9], objects[15:20, 7:10, 12:18] = 7, 300
+    write_nifti(volumes / "objects.nii.gz", objects, AFFINE)
+    entry = {"image": ["0.nii.gz", "objects.nii.gz"], "label": "objects.nii.gz"}
+    content = {"name": "objects", "label_type": "instances", "training": [entry]}
+    cases = select_cases(volumes, content, sections=("training",))
+    case = CaseReader(cases, {**PLAN, "channels": 2}, tmp_path / "slices").read(cases.training[0])
+    (example,) = case.examples
+    turned = objects.transpose(1, 0, 2)[::-1, ::-1]  # from I and A to S and P, and L as it is
+    assert example.image.shape == (2, 11, 22, 19)
+    assert np.array_equal(case.instances, objects)
+    assert np.array_equal(case.truth, objects > 0)
+    assert np.array_equal(example.objects, turned)
+    assert np.array_equal(example.label, turned > 0)
 
 
 def test_programs_on_transforms_get_the_same_mask(volumes: Path, tmp_path: Path) -> None:
@@ -190,21 +206,3 @@ def test_what_is_made_for_pictures_is_refused(run, volumes: Path, tmp_path: Path
     refused("is for pictures", Training(augmentation="histology").augmentation_for, task)
     crop = random_crop(case.examples[0], (11, 25, 19), seed=1)
     assert torch.equal(crop.image, case.examples[0].image.flip(3)) or torch.equal(crop.image, case.examples[0].image)
-
-
-def test_resampling_a_volume_is_linear_along_each_axis() -> None:
-    generator = torch.Generator().manual_seed(0)
-    volume = torch.rand(2, 6, 9, 8, generator=generator)
-    expected = volume
-    for axis, size in ((1, 9), (2, 5), (3, 8)):  # one axis after the other, by pictures of which the other side stays
-        lines = expected.movedim(axis, -1)
-        flat = lines.reshape(1, -1, lines.shape[-1])
-        moved = resample_to_shape(flat, (flat.shape[1], size)).reshape(*lines.shape[:-1], size)
-        expected = moved.movedim(-1, axis)
-    torch.testing.assert_close(resample_to_shape(volume, (9, 5, 8)), expected)
-    z = torch.arange(6.0)[None, :, None, None].expand(1, 6, 4, 4)
-    finer = resample_to_shape(z, (12, 4, 4))[0, :, 0, 0]
-    torch.testing.assert_close(finer[1:-1], (torch.arange(12.0)[1:-1] + 0.5) / 2 - 0.5)
-    label = torch.randint(0, 9, (1, 3, 4, 5), generator=generator)
-    larger = resample_to_shape(label, (6, 8, 5), "nearest")
-    assert torch.equal(larger, label.repeat_interleave(2, 1).repeat_interleave(2, 2))
