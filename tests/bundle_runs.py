@@ -87,6 +87,7 @@ def run_python(*arguments: str, cwd: Path, code: int = 0) -> subprocess.Complete
 def write_backbone(path: Path, seed: int = 0, **plan: Any) -> Path:
     torch.manual_seed(seed)
     network = ADMUNet(
+        spatial_dims=len(plan.get("crop_size", (16, 16))),
         in_channels=plan.get("channels", 3), out_channels=plan.get("channels", 3), model_channels=32,
         channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(2,), num_head_channels=16,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from medmdm.backbones.filter_bank import FilterBank
 from medmdm.backbones.layers import BlockNetwork, paper_blocks
 from medmdm.components import instantiate, to_config
 from medmdm.corruption import Corruption, FixedTimesteps
+from medmdm.data.files.volumes import WHOLE
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.data.transforms.spatial import as_spacing
 from medmdm.errors import UserError, nearest
@@ -74,7 +75,8 @@ def open_backbone(
             bundle ``"_mode_": "callable"``).
         cache: how they are kept: :class:`medmdm.backbones.CachedExtractor` with other arguments than its defaults.
         preprocessing: replaces what the plan says of :data:`PREPROCESSING`; without a backbone nothing else does. None
-            leaves the plan's; ``"none"`` takes it away: a spacing of ``"none"`` reads images in their own pixels.
+            leaves the plan's; ``"none"`` takes it away: a spacing of ``"none"`` reads images in their own pixels, a
+            ``slice_axis`` of ``"none"`` volumes whole.
         initialise: ``"pretrained"``; ``"random"``, the same network with new random weights; ``"raw"``, the pixels
             themselves; ``"filters"``, a :class:`medmdm.backbones.FilterBank`: baselines, read as the file's plan says.
         sigmas: for ``"raw"``, of Gaussian filters whose results are features besides the pixels.
@@ -94,7 +96,7 @@ def open_backbone(
         what = "Without a backbone" if network is None else "Without a weights file"
         raise UserError(f"{what} nothing says how images are read: set preprocessing#crop_size.")
     if path is None and network is None:
-        return OpenBackbone({"ledger": make_ledger(), **given}, device=device)
+        return OpenBackbone(_replaced({"ledger": make_ledger()}, given), device=device)
     if initialise not in INITIALISATIONS:
         raise UserError(f"initialise is {initialise!r}{nearest(initialise, INITIALISATIONS)}.")
     net, plan, name = _found(path, network, given, "meta" if device.type == "meta" else "cpu")
@@ -107,7 +109,7 @@ def open_backbone(
         forced["masking"] = "none"
     extractor, plan, identity = read((net, plan), **forced)
     cached = cache(extractor.to(device), backbone_hash=identity)
-    return OpenBackbone({**plan, **given}, cached, identity, str(path or ""), device, name)
+    return OpenBackbone(_replaced(plan, given), cached, identity, str(path or ""), device, name)
 
 
 def _given(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,9 +120,17 @@ def _given(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"preprocessing has no {key!r}: it takes {', '.join(PREPROCESSING)}.")
     if isinstance(given.get("percentiles"), list):  # as the pre-training config has them
         given["percentiles"] = percentiles_record(given["percentiles"])
-    if "spacing" in given and given["spacing"] != _TAKEN_AWAY:
-        given["spacing"] = list(as_spacing(given["spacing"], name="preprocessing") or ())
-    return {key: None if value == _TAKEN_AWAY else value for key, value in given.items()}
+    # No slice axis is one way of reading: volumes whole.
+    return {key: None if value == _TAKEN_AWAY and key != "slice_axis" else value for key, value in given.items()}
+
+
+def _replaced(plan: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan with what replaces its preprocessing."""
+    merged = {**plan, **given}
+    if given.get("spacing") is not None:
+        axes = 3 if merged.get("slice_axis") == WHOLE else 2
+        merged["spacing"] = list(as_spacing(given["spacing"], name="preprocessing", axes=axes) or ())
+    return merged
 
 
 def read_by(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def make_plan(
         intensity_range: stored values that became -1 and 1; None for the full range of the files' type.
         percentiles: ``{"lower": %, "upper": %, "nonzero": bool}`` of each volume (or picture) that became -1 and 1.
         spacing: mm between the pixels (rows, columns) to which images were resampled; None for their own.
-        slice_axis: along which volumes were cut.
+        slice_axis: along which volumes were cut; ``"none"`` where they were read whole, ``"time"`` where
+            neighbours are frames.
         context_slices: neighbours on each side of a slice that became channels.
         labelled: whose labels the corruption was given, see :func:`make_ledger`.
 

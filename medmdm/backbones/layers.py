@@ -342,7 +342,8 @@ class BlockNetwork(nn.Module):
         dims, channels = self.spatial_dims, self.in_channels
         if x.ndim != dims + 2 or x.shape[1] != channels:
             axes = "height, width" if dims == 2 else "depth, height, width"
-            raise UserError(f"{name}: x has the shape {tuple(x.shape)}, expected [batch, {channels}, {axes}].")
+            advice = f"; set spatial_dims to {x.ndim - 2}" if x.ndim == 7 - dims else ""
+            raise UserError(f"{name}: x has the shape {tuple(x.shape)}, expected [batch, {channels}, {axes}]{advice}.")
         if any(size % self.reduction for size in x.shape[2:]):
             levels = self.reduction.bit_length()
             of = f" of {levels} levels" if self.reduction == 2 ** (levels - 1) else ""

@@ -46,7 +46,8 @@ class CropDataset(Dataset):
     Args:
         data: entries ``{"image": path, ...}`` as :func:`medmdm.data.select_training_images` or
             :func:`medmdm.data.hold_out` gives them.
-        transform: MONAI dictionary transforms from a path to a float tensor ``[C, h, w]`` in [−1, 1] under "image".
+        transform: MONAI dictionary transforms from a path to a float tensor ``[C, h, w]`` (of whole volumes ``[C, d, h,
+            w]``) in [−1, 1] under "image".
         seed: whole number ≥ 0.
         channels: channels the network takes; an image with another number is an error. ``None``: those of most images.
         cache_gib: memory for decoded images, in GiB, for each process (its workers share it where they are forked).
@@ -158,7 +159,7 @@ class CropDataset(Dataset):
         return sentences
 
     def _transform(self, index: int) -> dict[str, Any]:
-        """Return sample ``index``: ``{"image": [C, h, w] float32 tensor in [-1, 1], "index": index}``.
+        """Return sample ``index``: ``{"image": [C, *spatial] float32 tensor in [-1, 1], "index": index}``.
 
         Where all images are slices of volumes, also ``position``: the slice's place along the axis, from 0 to 1. With
         ``label_as`` that map, ``[1, h, w]``, under its name.
@@ -342,8 +343,9 @@ def _naming(name: str) -> Iterator[None]:
 def _hash_case(image: torch.Tensor, entry: Mapping[str, Any]) -> tuple[str, str]:
     # `case_region` is the part the data list names, before a strip was taken from it for previews.
     region = entry.get("case_region", entry.get("region"))
-    if "volume_hash" in entry:  # a slice: its volume was hashed when it was decoded
-        case = [entry["volume_hash"], entry["axis"], entry["slice"], region]
+    if "volume_hash" in entry:  # a slice, or whole: its volume was hashed when it was decoded
+        frame = [entry["frame"]] if "frame" in entry else []
+        case = [entry["volume_hash"], entry["axis"], entry.get("slice"), region, *frame]
         return text_hash(json.dumps(case)), entry["volume_hash"]
     if "slide_hash" in entry:  # of its file: nobody decodes a slide for a hash
         return text_hash(json.dumps([entry["slide_hash"], region])), entry["slide_hash"]

@@ -13,11 +13,12 @@ from monai.transforms import Compose
 
 from medmdm.data.files.pictures import image_size
 from medmdm.data.given_labels import given_map
-from medmdm.data.lists import regions_overlap
+from medmdm.data.lists import REGION_AXES, regions_overlap
 from medmdm.data.selection import Selection
-from medmdm.data.slices import LoadSliced, open_slices
+from medmdm.data.slices import LoadSliced, is_whole, open_slices
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped
 from medmdm.data.transforms.spatial import CutRegiond, PadToSized, plain_tensor, target_shape
+from medmdm.data.validity import size_text
 from medmdm.errors import UserError, counted, find_user_error
 from medmdm.files import pixel_hash
 
@@ -29,7 +30,7 @@ class HeldOut:
     Args:
         training: entries to train on, for :class:`medmdm.data.CropDataset`; all images of the selection are in it.
         crops: one entry per crop, whose ``region`` is the crop.
-        crop_size: (rows, columns).
+        crop_size: (rows, columns), of whole volumes (slices, rows, columns).
         seen: whether the network trains on the crops.
         sentence: what to tell the user about them.
     """
@@ -37,7 +38,7 @@ class HeldOut:
     # Entries hold patient ids, so they stay out of what is printed.
     training: tuple[dict[str, Any], ...] = field(repr=False)
     crops: tuple[dict[str, Any], ...] = field(repr=False)
-    crop_size: tuple[int, int]
+    crop_size: tuple[int, ...]
     seen: bool
     sentence: str
 
@@ -55,7 +56,7 @@ class HeldOut:
             channels: channels the network takes, checked if given.
 
         Returns:
-            ``[N, C, h, w]``, float32, in [−1, 1].
+            ``[N, C, h, w]``, of whole volumes ``[N, C, d, h, w]``, float32, in [−1, 1].
 
         Raises:
             UserError: an image cannot be read or has another number of channels.
@@ -104,33 +105,36 @@ def hold_out(
 
     1. From the validation images of the data list, if it has any.
     2. Else ``num_crops`` images, chosen by seed among those at least two crops wide (or high), give up a strip one
-       crop wide at their right (or lower) end; training uses the rest of them, so every image still trains.
+       crop wide at their right (or lower) end; training uses the rest of them, so every image still trains. Of whole
+       volumes it may be slices at the upper end, too.
     3. Where all images are too small, the crops are ones that train, and ``seen`` says so.
 
     Args:
         selection: what :func:`medmdm.data.select_training_images` returned.
-        crop_size: pixels, (rows, columns) or one number for both.
+        crop_size: pixels, (rows, columns) or one number for both; (slices, rows, columns) where volumes are read whole.
         num_crops: 1 … 16.
         seed: chooses images and positions.
-        spacing: mm between the pixels of a crop (rows, columns) where images are resampled, else ``None``. The region
-            of a crop is in pixels of its file, and may be a pixel larger than the crop once it is resampled.
+        spacing: mm between the pixels of a crop, as ``crop_size``, where images are resampled, else ``None``. The
+            region of a crop is in pixels of its file, and may be a pixel larger than the crop once it is resampled.
 
     Raises:
         UserError: a number is out of range, or an image whose size is needed cannot be read.
     """
-    sizes = [crop_size, crop_size] if isinstance(crop_size, int) else list(crop_size)
-    if len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise UserError(f"crop_size is {crop_size}: give rows and columns, whole numbers of 1 or more.")
-    rows, columns = sizes
+    axes = REGION_AXES if any(map(is_whole, selection.training)) else REGION_AXES[1:]
+    sizes = [crop_size] * len(axes) if isinstance(crop_size, int) else list(crop_size)
+    if len(sizes) != len(axes) or not all(isinstance(n, int) and n > 0 for n in sizes):
+        given = ", ".join(axes[:-1]) + f" and {axes[-1]}, whole numbers of 1 or more"
+        cut = "; three are for volumes that are read whole (slice_axis none)" if len(sizes) == 3 != len(axes) else ""
+        raise UserError(f"crop_size is {crop_size}: give {given}{cut}.")
+    whole = tuple(sizes)
     if not 1 <= num_crops <= 16:
         raise UserError(f"the number of preview crops is {num_crops}: give 1 to 16.")
     rng = np.random.default_rng([seed, 1])
 
-    def size(entry: dict[str, Any]) -> tuple[int, int]:
+    def size(entry: dict[str, Any]) -> tuple[int, ...]:
         if spacing is None or "spacing" not in entry:
-            return rows, columns
-        (row_mm, column_mm), own = spacing, entry["spacing"]
-        return _size_before(rows, row_mm, own[0]), _size_before(columns, column_mm, own[1])
+            return whole
+        return tuple(_size_before(*side) for side in zip(whole, spacing, entry["spacing"], strict=True))
 
     training, seen = [dict(entry) for entry in selection.training], False
     if selection.validation:
@@ -147,19 +151,19 @@ def hold_out(
         if not boxes:
             boxes, seen = [(training[i], _box(training[i])) for i in order[:num_crops]], True
             origin = (
-                f"that are seen in training, because every image is smaller than two crops of {rows}x{columns}; "
-                "name validation images in a data list for unseen ones"
+                "that are seen in training, because every image is smaller than two crops of "
+                f"{size_text(whole)}; name validation images in a data list for unseen ones"
             )
     crops = _spread(boxes, size, num_crops, rng)
     sentence = f"previews: {counted(num_crops, 'crop')} {origin}"
-    return HeldOut(tuple(training), tuple(crops), (rows, columns), seen, sentence)
+    return HeldOut(tuple(training), tuple(crops), whole, seen, sentence)
 
 
-_Box = Sequence[Sequence[int]]  # (first row, end row), (first column, end column)
+_Box = Sequence[Sequence[int]]  # (first row, end row), (first column, end column); of whole volumes slices before
 
 
 def _take_strips(
-    training: list[dict[str, Any]], order: np.ndarray, size: Callable[[dict[str, Any]], tuple[int, int]], most: int
+    training: list[dict[str, Any]], order: np.ndarray, size: Callable[[dict[str, Any]], tuple[int, ...]], most: int
 ) -> list[tuple[dict[str, Any], _Box]]:
     """Take strips from the first entries in ``order`` that can spare one; ``training`` keeps the rest of them."""
     strips: list[tuple[dict[str, Any], _Box]] = []
@@ -184,14 +188,19 @@ def _box(entry: dict[str, Any]) -> _Box:
     region = entry.get("region") or {}
     if "slide" in entry:
         return entry["slide"].region
-    height, width = open_slices(entry["stored"]["image"]).shape[2:] if "slice" in entry else image_size(entry["image"])
-    rows, columns = region.get("rows", (0, height)), region.get("columns", (0, width))
-    if rows[1] > height or columns[1] > width:
+    if "stored" in entry:
+        slices, _, *shape = open_slices(entry["stored"]["image"]).shape
+        shape = [slices, *shape] if is_whole(entry) else shape
+    else:
+        shape = list(image_size(entry["image"]))
+    keys = REGION_AXES[-len(shape) :]
+    box = [region.get(key, (0, n)) for key, n in zip(keys, shape, strict=True)]
+    if any(end > n for (_, end), n in zip(box, shape, strict=True)):
         raise UserError(
-            f"{entry['image']} is {height}x{width} pixels (rows x columns), but its region in the data list ends at "
-            f"{rows[1]}x{columns[1]}: correct the region."
+            f"{entry['image']} is {size_text(shape)} pixels ({' x '.join(keys)}), but its region in the data list ends "
+            f"at {size_text(end for _, end in box)}: correct the region."
         )
-    return rows, columns
+    return box
 
 
 def _size_before(size: int, spacing: float, source: float) -> int:
@@ -203,12 +212,12 @@ def _size_before(size: int, spacing: float, source: float) -> int:
 
 
 def _region(box: _Box) -> dict[str, list[int]]:
-    return {"rows": list(box[0]), "columns": list(box[1])}
+    return {key: list(side) for key, side in zip(REGION_AXES[-len(box) :], box, strict=True)}
 
 
-def _split(box: _Box, size: tuple[int, int]) -> tuple[_Box, _Box] | None:
+def _split(box: _Box, size: tuple[int, ...]) -> tuple[_Box, _Box] | None:
     """Return (what is left, the strip), or ``None`` if the box is less than two crops wide and high."""
-    for axis in (1, 0):
+    for axis in reversed(range(len(box))):
         (first, end), n = box[axis], size[axis]
         if end - first >= 2 * n:
             kept, strip = list(box), list(box)
@@ -219,7 +228,7 @@ def _split(box: _Box, size: tuple[int, int]) -> tuple[_Box, _Box] | None:
 
 def _spread(
     boxes: Sequence[tuple[dict[str, Any], _Box]],
-    size: Callable[[dict[str, Any]], tuple[int, int]],
+    size: Callable[[dict[str, Any]], tuple[int, ...]],
     num_crops: int,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
@@ -239,7 +248,7 @@ def _spread(
     return crops
 
 
-def _positions(box: _Box, size: tuple[int, int], count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+def _positions(box: _Box, size: Sequence[int], count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """Return ``count`` corners: of a grid of crops shifted at random, in random order, then anywhere in the box."""
     corners, last = [], []
     for (first, end), step in zip(box, size, strict=True):

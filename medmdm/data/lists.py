@@ -21,6 +21,8 @@ SECTIONS = ("training", "validation", "test")
 #: Sections of images: pre-training and segmentation may look at what nobody has labelled.
 IMAGE_SECTIONS = (*SECTIONS, "unlabeled")
 LIST_NAMES = ("dataset.json", "datalist.json")
+#: Keys of a region; pictures and slices have the last two.
+REGION_AXES = ("slices", "rows", "columns")
 _TEXT_KEYS = ("name", "description", "licence", "citation", "split")
 
 
@@ -222,7 +224,7 @@ def image_names(entry: Mapping[str, Any]) -> list[str]:
 
 def regions_overlap(a: Mapping[str, list[int]] | None, b: Mapping[str, list[int]] | None) -> bool:
     """Whether two regions of one image share a pixel; ``None``, or a missing key, means all of it."""
-    pairs = [((a or {}).get(key), (b or {}).get(key)) for key in ("rows", "columns")]
+    pairs = [((a or {}).get(key), (b or {}).get(key)) for key in REGION_AXES]
     return all(not (p and q) or (p[0] < q[1] and q[0] < p[1]) for p, q in pairs)
 
 

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from medmdm.data.files.formats import volume_stem
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 
 _GROUP_AND_NUMBER = re.compile(r"^(.*[A-Za-z0-9])[_\-. ]+[A-Za-z]{0,6}\d+$")
 _Item = TypeVar("_Item")
+_SLAB_SHARE = 0.15  # of the slices of a volume
 _MANY_GROUPS = 4  # `train` and `test` are no patients; so many names without a digit may be
 
 
@@ -90,3 +91,38 @@ def suspected_patients(paths: Sequence[str]) -> str | None:
                 f"patient, give --subject '{pattern}', so that no patient is in two parts of a split"
             )
     return None
+
+
+def hold_out_volumes(
+    groups: Sequence[list[dict[str, Any]]], context: int, seed: int
+) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], str]:
+    """Take some volumes, or where there are few a slab of one, out of training.
+
+    Args:
+        groups: entries of :func:`medmdm.data.slice_entries`, a list for each volume.
+        context: neighbours on each side that slices are read with.
+        seed: of the draw.
+
+    Returns:
+        What trains, what is held out (of volumes that are read whole nothing where there are few), and what to say.
+    """
+    groups = list(filter(None, groups))
+    training, held_out = for_previews(groups, lambda group: group[0], [seed, 4])
+    if held_out:
+        return training, held_out, f"{counted(len(held_out), 'volume')} held out for previews"
+    if "slice" not in groups[0][0]:  # read whole
+        return groups, [], "no volume is held out: there are too few"
+    which = int(np.random.default_rng([seed, 4]).integers(len(groups)))
+    group = groups[which]
+    slab = max(1, round(len(group) * _SLAB_SHARE))
+    first = (len(group) - slab) // 2
+    bounds = group[first]["slice"], group[first + slab - 1]["slice"]
+    # A slice that is read with its neighbours must not show the slab either.
+    rest = [e for e in group if not bounds[0] - 2 * context <= e["slice"] <= bounds[1] + 2 * context]
+    if not rest:
+        return list(groups), [], "no slices are held out: there are too few"
+    sentence = (
+        f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
+        "previews flatter: name validation volumes in a data list for fair ones"
+    )
+    return [*groups[:which], rest, *groups[which + 1 :]], [group[first : first + slab]], sentence

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.pictures import image_size
-from medmdm.data.files.volumes import Slicing
+from medmdm.data.files.volumes import WHOLE, Slicing
 from medmdm.data.lists import image_names
 from medmdm.data.loading import LabelToClassesd, LoadCased
 from medmdm.data.meaning import WhiteMasks, with_ones
 from medmdm.data.selection import Selection
 from medmdm.data.slices import VolumeStore, slice_entries
+from medmdm.data.time_series import TIME
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, file_name, plain_tensor
 from medmdm.data.validity import MOST_OBJECTS, label_numbers, turned_onto
@@ -96,8 +97,8 @@ class LoadedCase:
 
     Args:
         entry: of :func:`medmdm.data.select_cases`; holds the patient id.
-        examples: one for a picture, one per slice for a volume; see :meth:`rows` for a picture's without the rest.
-        slices: for a volume the numbers of these slices, else empty.
+        examples: one for a picture or a whole volume, else one per slice; see :meth:`rows` for a picture's parts.
+        slices: for a volume that is read in slices their numbers, else empty.
         slicing: how the slices go back into the volume; None for pictures.
         truth: class numbers on the file's own grid, ``[*spatial]`` (a picture's region); None without a label.
         shape: of the file's own grid.
@@ -190,6 +191,7 @@ class CaseReader:
         self.resample = ResampleToSpacingd(
             keys, plan.get("spacing"), mode=("bilinear", "nearest"), allow_missing_keys=True
         )
+        self.whole = plan.get("slice_axis") == WHOLE
         self.scale = ScaleIntensityByDtyped("image", plan.get("intensity_range"))
         self.prepare = Compose([self.resample, self.scale])
 
@@ -225,6 +227,8 @@ class CaseReader:
         return case
 
     def _picture(self, entry: Mapping[str, Any], in_parts: bool) -> LoadedCase:
+        if self.whole:
+            raise UserError(f"{entry['image']} is a picture, but the network reads volumes whole: give it volumes.")
         whole = self.decode({key: value for key, value in entry.items() if key != "region"})
         cut = self.cut({**whole, "region": entry.get("region")})
         pixels, whole_pixels = (file_dtype_tensor(one["image"]).numpy() for one in (cut, whole))
@@ -265,8 +269,13 @@ class CaseReader:
         """Refuse a volume where only pictures can be read, before it is decoded.
 
         Raises:
-            UserError: the plan does not say how volumes are scaled.
+            UserError: the plan does not say how volumes are scaled, or is of time series.
         """
+        if self.plan.get("slice_axis") == TIME:
+            raise UserError(
+                f"{entry['image']} is a volume, but the backbone reads frames of time series, which are not segmented: "
+                "set preprocessing#slice_axis to axial to read slices and their neighbours."
+            )
         if self.percentiles is None and self.plan.get("intensity_range") is None:
             raise UserError(
                 f"{entry['image']} is a volume, but the backbone was trained on pictures: its plan does not say which "
@@ -274,7 +283,7 @@ class CaseReader:
             )
 
     def _volume(self, entry: Mapping[str, Any]) -> LoadedCase:
-        axis = entry.get("axis") or self.plan.get("slice_axis") or "axial"
+        axis = WHOLE if self.whole else entry.get("axis") or self.plan.get("slice_axis") or "axial"
         self.refuse_volume(entry)
         slices = slice_entries({**entry, "axis": axis}, self.store, axis, self.percentiles, self.nonzero)
         decoded = [self.decode(one) for one in slices]  # type: ignore[arg-type]
@@ -285,15 +294,15 @@ class CaseReader:
         objects: Sequence[np.ndarray | None] = [None] * len(loaded)
         if "label" in entry:
             label_affine = turned_onto(self.store.get(entry["label"], axis).grid, volume.grid)[0].affine
-            truth = slicing.to_volume(np.stack([np.asarray(one["label"]) for one in loaded]))[0]
+            truth = slicing.assembled([np.asarray(one["label"]) for one in loaded])[0]
             numbers = self._instances(decoded)
             if numbers is not None:
-                instances, objects = slicing.to_volume(numbers)[0], list(numbers)
+                instances, objects = slicing.assembled(list(numbers))[0], list(numbers)
         examples = [self._example(one, entry, own) for one, own in zip(loaded, objects, strict=True)]
         spacing = tuple(float(n) for n in np.sqrt((slicing.affine[:3, :3] ** 2).sum(axis=0)))
         return LoadedCase(
-            entry, examples, tuple(range(len(slices))), slicing, truth, slicing.shape, (volume.digest, volume.digest),
-            spacing, volume.path, instances, label_affine,
+            entry, examples, () if self.whole else tuple(range(len(slices))), slicing, truth, slicing.shape,
+            (volume.digest, volume.digest), spacing, volume.path, instances, label_affine,
             self._window(*slices[0].get("intensity_range", [self.plan.get("intensity_range")])),
         )  # fmt: skip
 
@@ -323,7 +332,7 @@ class CaseReader:
     def _example(
         self, loaded: dict[Any, Any], entry: Mapping[str, Any], instances: np.ndarray | None = None
     ) -> Example:
-        """Make an example of a picture or a slice; ``instances`` are the numbers of its objects, ``[1, H, W]``."""
+        """Make an example; ``instances`` are the numbers of its objects, ``[1, *spatial]``."""
         prepared = self.prepare(loaded)
         image = torch.as_tensor(prepared["image"]).float().contiguous()
         self._check_channels(len(image), entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medmdm.data.files.formats import is_volume
+from medmdm.data.files.volumes import WHOLE
 from medmdm.data.folders import choose_data_list, find_images, image_files
 from medmdm.data.lists import (
     IMAGE_SECTIONS,
@@ -24,10 +26,11 @@ from medmdm.data.lists import (
     label_names,
     label_type,
 )
-from medmdm.data.patients import for_previews
-from medmdm.data.slices import VolumeStore, slice_entries
+from medmdm.data.patients import hold_out_volumes
+from medmdm.data.slices import VolumeStore, slice_entries, without_empty
 from medmdm.data.splits import subset
 from medmdm.data.threads import decoding_threads
+from medmdm.data.time_series import TIME, frame_entries
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.data.transforms.spatial import with_spacing
 from medmdm.errors import UserError, counted
@@ -37,8 +40,8 @@ from medmdm.progress import followed
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
+_SHOWN = {WHOLE: " at the ends", TIME: ", counting each of their frames"}
 _DECODERS = 4  # threads; each holds a decoded volume
-_SLAB_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -240,19 +243,24 @@ def slice_volumes(
     seed: int = 0,
     progress: bool = True,
 ) -> Selection:
-    """Replace each volume of a selection by its slices; pictures pass, with the pixel spacing their list gives.
+    """Replace each volume of a selection by its slices, or by one entry of the whole volume (``axis`` ``"none"``).
+
+    Pictures pass, with the pixel spacing their list gives, but not beside whole volumes.
 
     Slides pass as :func:`medmdm.data.tile_slides` left them.
 
     Each volume is decoded at most once, into the store; see :class:`medmdm.data.VolumeStore`. Where the selection has
     no validation part, some volumes (a tenth, at most four; all of a patient's) are held out for previews; of fewer
-    than five, a slab of one volume is.
+    than five, a slab of one volume is; of whole volumes :func:`medmdm.data.hold_out` then holds out strips.
 
     Args:
         selection: what :func:`medmdm.data.select_training_images` returned.
-        axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; an entry's own ``"axis"`` goes before it.
+        axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; an entry's own ``"axis"`` goes before it. ``"none"``:
+            volumes are read whole, whatever entries say. ``"time"``: of 4-D NIfTI files each frame of each slice
+            (along the entry's axis, else axial) is one, and its neighbours are frames.
         min_foreground: slices are left out when a smaller share of their pixels is brighter than the volume's
-            background (Otsu's threshold), or when they are constant; ``None`` keeps every slice.
+            background (Otsu's threshold), or when they are constant; ``None`` keeps every slice. Of whole volumes they
+            are left out at both ends only.
         context_slices: neighbours on each side that a slice is read with; they count as held out with it.
         intensity_range: the config's own; with volumes either this or percentiles must be given.
         percentiles: [lower, upper] percentages; the volume's intensities there become −1 and 1. Of pictures
@@ -275,8 +283,15 @@ def slice_volumes(
         raise UserError(f"min_foreground is {min_foreground}: give a share, 0 <= min_foreground < 1, or null.")
     information = selection.data_list.information if selection.data_list is not None else {}
     entries, count = [*selection.training, *selection.validation], len(selection.training)
-    volume = [isinstance(e["image"], list) or is_volume(e["image"]) for e in entries]
-    which = [i for i, entry in enumerate(entries) if volume[i] and "slide" not in entry]
+    volume = [(isinstance(e["image"], list) or is_volume(e["image"])) and "slide" not in e for e in entries]
+    which = [i for i, _ in enumerate(entries) if volume[i]]
+    if axis == WHOLE and context_slices:
+        raise UserError(
+            f"context_slices is {context_slices}, but slice_axis {WHOLE!r} reads volumes whole: set it to 0."
+        )
+    if axis in (WHOLE, TIME) and not all(volume):
+        name = image_name(entries[volume.index(False)])
+        raise UserError(f"slice_axis {axis!r} reads volumes, but {name} is none: leave it out.")
     if not which:
         spaced = tuple(with_spacing(entry, information) for entry in entries)
         return dataclasses.replace(selection, training=spaced[:count], validation=spaced[count:])
@@ -284,26 +299,24 @@ def slice_volumes(
     volumes = VolumeStore(store)
     sweep_temporaries(volumes.folder, _STALE_SECONDS)
     with decoding_threads(min(_DECODERS, len(which))) as pool:
-        groups = pool.imap(lambda i: slice_entries(entries[i], volumes, axis, percentiles, nonzero), which)
+        cut = frame_entries if axis == TIME else functools.partial(slice_entries, axis=axis)
+        groups = pool.imap(lambda i: cut(entries[i], volumes, percentiles=percentiles, nonzero=nonzero), which)
         sliced = dict(zip(which, followed(groups, "decoding volumes", len(which), progress), strict=True))
-    least = -1 if min_foreground is None else min_foreground
-    kept = {
-        i: [e for e in group if least < 0 or (e["foreground"] >= least and not e["constant"])]
-        for i, group in sliced.items()
-    }
-    all_slices, all_kept = sum(map(len, sliced.values())), sum(map(len, kept.values()))
+    kept = {i: without_empty(group, min_foreground) for i, group in sliced.items()}
+    all_slices, all_kept = (sum(np.size(e["foreground"]) for e in chain(*groups.values())) for groups in (sliced, kept))
     if not all_kept:
         problem = f"each of the {all_slices} slices is empty by min_foreground {min_foreground}: lower it."
         raise UserError(f"{selection.dataset_dir}: {problem}")
     sentences = [
         *selection.sentences,
-        f"{counted(len(which), 'volume')} cut into {counted(all_slices, 'slice')}, {all_slices - all_kept} of them "
-        f"left out as empty; decoded volumes are kept in {volumes.folder}",
+        f"{counted(len(which), 'volume')} {'read whole, of' if axis == WHOLE else 'cut into'} "
+        f"{counted(all_slices, 'slice')}, {all_slices - all_kept} of them left out as empty"
+        f"{_SHOWN.get(axis, '')}; decoded volumes are kept in {volumes.folder}",
     ]
     expanded = [kept.get(i, [with_spacing(entry, information)]) for i, entry in enumerate(entries)]
     training, validation = expanded[:count], expanded[count:]
     if not selection.validation and len(which) == len(entries):
-        training, validation, sentence = _hold_out_volumes(training, context_slices, seed)
+        training, validation, sentence = hold_out_volumes(training, 0 if axis == TIME else context_slices, seed)
         sentences.append(sentence)
     train, held = tuple(chain(*training)), tuple(chain(*validation))
     return dataclasses.replace(selection, training=train, validation=held, sentences=tuple(sentences))
@@ -327,27 +340,3 @@ def require_scaling(
 def _entry(entry: Mapping[str, Any], path: Path | list[Path]) -> dict[str, Any]:
     image = [str(one) for one in path] if isinstance(path, list) else str(path)
     return {"image": image, **{key: entry[key] for key in _ENTRY_KEYS if key in entry}}
-
-
-def _hold_out_volumes(
-    groups: Sequence[list[dict[str, Any]]], context: int, seed: int
-) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], str]:
-    """Take some volumes, or where there are few a slab of one, out of training."""
-    groups = list(filter(None, groups))
-    training, held_out = for_previews(groups, lambda group: group[0], [seed, 4])
-    if held_out:
-        return training, held_out, f"{counted(len(held_out), 'volume')} held out for previews"
-    which = int(np.random.default_rng([seed, 4]).integers(len(groups)))
-    group = groups[which]
-    slab = max(1, round(len(group) * _SLAB_SHARE))
-    first = (len(group) - slab) // 2
-    bounds = group[first]["slice"], group[first + slab - 1]["slice"]
-    # A slice that is read with its neighbours must not show the slab either.
-    rest = [e for e in group if not bounds[0] - 2 * context <= e["slice"] <= bounds[1] + 2 * context]
-    if not rest:
-        return list(groups), [], "no slices are held out: there are too few"
-    sentence = (
-        f"{counted(slab, 'slice')} in the middle of a volume held out for previews; their neighbours train, so the "
-        "previews flatter: name validation volumes in a data list for fair ones"
-    )
-    return [*groups[:which], rest, *groups[which + 1 :]], [group[first : first + slab]], sentence

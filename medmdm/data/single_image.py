@@ -36,7 +36,7 @@ class ReadImaged(MapTransform):
     Args:
         keys: keys of paths.
         plan: see :class:`medmdm.data.CaseReader`.
-        window: least rows and columns.
+        window: least rows and columns; of whole volumes slices, rows and columns.
         image_spacing: mm between pixels of pictures whose files do not say it.
         store: folder of decoded volumes; None for the user's cache folder.
         allow_missing_keys: don't raise if a key is missing.
@@ -64,12 +64,11 @@ class ReadImaged(MapTransform):
         for key in self.key_iterator(d):
             case = self.reader.read(self._entry(key, d))
             images = [one.image if self.pad is None else torch.as_tensor(self.pad(one.image)) for one in case.examples]
-            sliced = case.slicing is not None
             affine = torch.eye(4, dtype=torch.float64) if case.slicing is None else torch.as_tensor(case.slicing.affine)
             meta = {
                 "filename_or_obj": image_names(case.entry)[0], "spatial_shape": case.shape, "original_affine": affine,
             }  # fmt: skip
-            d[key] = MetaTensor(torch.stack(images, dim=1) if sliced else images[0], meta=meta)
+            d[key] = MetaTensor(torch.stack(images, dim=1) if case.slices else images[0], meta=meta)
             d[f"{key}_case"] = case
         return d
 

@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
 from medmdm.data.files.detached import named_files
 from medmdm.data.files.pictures import RasterReader
-from medmdm.data.files.volumes import Slicing, Volume, read_volume, volume_hash
+from medmdm.data.files.volumes import WHOLE, Slicing, Volume, read_volume, volume_hash
 from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
 from medmdm.data.validity import ImageGrid, check_finite, check_same_grid, turned_onto
@@ -89,12 +89,13 @@ class VolumeStore:
 
         Args:
             path: what :func:`medmdm.data.read_volume` takes.
-            axis: of the slices.
+            axis: of the slices; ``"none"`` for that of whole volumes, which are stored as axial slices are.
             series_uid: the series to read where a folder holds several.
 
         Raises:
             UserError: the volume cannot be read, holds values that are not finite, or the folder cannot be written.
         """
+        axis = "axial" if axis == WHOLE else axis
         sources = _sources(path)
         key = _key(sources, axis, series_uid)
         array_path, record_path = self.folder / f"{key}.npy", self.folder / f"{key}.json"
@@ -146,25 +147,27 @@ def slice_entries(
     percentiles: Sequence[float] | None = None,
     nonzero: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return one entry per slice of a volume, for :class:`LoadSliced`.
+    """Return one entry per slice of a volume, or one of the whole volume, for :class:`LoadSliced`.
 
     Args:
         entry: ``{"image": path, or list of paths for several sequences, "label": path (optional), "axis": ...,
             "series_uid": ...}``; its other keys pass to each slice.
         store: where decoded volumes go.
-        axis: if the entry names none.
+        axis: if the entry names none; ``"none"``, which goes before the entry's, for the whole volume.
         percentiles: percentages of the volume's intensities that become −1 and 1.
         nonzero: whether voxels of value 0 are left out of the percentiles.
 
     Returns:
         Entries with ``slice`` (number), ``position`` (0 for the first slice, 1 for the last), ``axis``, ``stored``
         (decoded file by key), ``volume_hash``, ``spacing`` (mm between rows, columns), ``foreground`` and ``constant``
-        of the slice, and with ``intensity_range`` ([low, high] of each channel) where percentiles are given.
+        of the slice, and with ``intensity_range`` ([low, high] of each channel) where percentiles are given. That of
+        a whole volume has neither ``slice`` nor ``position``; its ``spacing`` is of slices, rows and columns, its
+        ``foreground`` and ``constant`` are lists.
 
     Raises:
         UserError: a file cannot be read, or the label does not lie on the image's grid.
     """
-    axis = entry.get("axis", axis)
+    axis = axis if axis == WHOLE else entry.get("axis", axis)
     volume = store.get(entry["image"], axis, entry.get("series_uid"))
     first = image_names(entry)[0]
     stored = {"image": str(volume.path)}
@@ -179,6 +182,9 @@ def slice_entries(
     common |= {"volume_hash": volume.digest, "spacing": list(volume.slicing.spacing)}
     if percentiles is not None:
         common["intensity_range"] = volume.percentile_range(*check_percentiles(percentiles), nonzero)
+    if axis == WHOLE:
+        of_slices = {"foreground": list(volume.foreground), "constant": list(volume.constant)}
+        return [{**common, "spacing": [volume.slicing.slice_step, *volume.slicing.spacing], **of_slices}]
     last = max(1, volume.slicing.num_slices - 1)
     return [
         {
@@ -192,13 +198,45 @@ def slice_entries(
     ]
 
 
+def is_whole(entry: Mapping[Any, Any]) -> bool:
+    """Whether an entry is of a volume that is read whole."""
+    return "stored" in entry and "slice" not in entry
+
+
+def without_empty(entries: Sequence[Mapping[str, Any]], min_foreground: float | None) -> list[dict[str, Any]]:
+    """Leave out the empty slices of a volume: those with a smaller share of foreground, and constant ones.
+
+    Of a volume that is read whole they are left out at both ends, by its ``region``; in between they stay.
+
+    Args:
+        entries: of :func:`slice_entries`, of one volume.
+        min_foreground: least share; None keeps every slice.
+    """
+
+    def filled(foreground: float, constant: bool) -> bool:
+        return min_foreground is None or (foreground >= min_foreground and not constant)
+
+    if not is_whole(entries[0]):
+        return [dict(one) for one in entries if filled(one["foreground"], one["constant"])]
+    (entry,) = map(dict, entries)
+    shares, constant = entry["foreground"], entry["constant"]
+    places = [number for number, pair in enumerate(zip(shares, constant, strict=True)) if filled(*pair)]
+    if not places:
+        return []
+    first, end = places[0], places[-1] + 1
+    if end - first < len(shares):
+        entry["region"] = {"slices": [first, end], **(entry.get("region") or {})}
+    return [{**entry, "foreground": shares[first:end], "constant": constant[first:end]}]
+
+
 class LoadSliced(MapTransform):
     """Load a picture, or the slice of a volume that an entry of :func:`slice_volumes` names: ``[C, rows, columns]``.
 
-    Of a slide (an entry of :func:`medmdm.data.tile_slides`) the crop that its ``"tile"`` names is read.
+    Of a volume that is read whole it is ``[C, slices, rows, columns]``. Of a slide (an entry of
+    :func:`medmdm.data.tile_slides`) the crop that its ``"tile"`` names is read.
 
     With ``context_slices`` n the 2n + 1 slices around it become channels, for each sequence in turn; beyond the ends
-    of the volume the last slice is repeated.
+    of the volume the last slice is repeated. Of a time series (``"frame"``) they are the frames of one slice.
 
     Args:
         keys: keys of images and labels.
@@ -224,8 +262,13 @@ class LoadSliced(MapTransform):
                 d = d["slide"].load(d, key) if "slide" in d else {**d, key: self.load_picture(d[key])}
                 continue
             slices = open_slices(stored)
-            numbers = np.clip(np.arange(d["slice"] - context, d["slice"] + context + 1), 0, len(slices) - 1)
-            array = np.swapaxes(slices[numbers], 0, 1).reshape(-1, *slices.shape[2:])
+            if is_whole(d):
+                array = np.swapaxes(slices, 0, 1).copy()  # the map cannot be written to
+            else:
+                along = slices[d["slice"]] if "frame" in d else slices  # the neighbours of a frame are frames
+                at = d.get("frame", d["slice"])
+                near = along[np.clip(np.arange(at - context, at + context + 1), 0, len(along) - 1)]
+                array = (near if "frame" in d else np.swapaxes(near, 0, 1)).reshape(-1, *slices.shape[2:])
             meta = {"filename_or_obj": str(d[key]), "original_dtype": array.dtype.name, "spacing": d["spacing"]}
             d[key] = MetaTensor(convert_to_tensor(np.ascontiguousarray(array)), meta=meta)
         return d

@@ -60,7 +60,7 @@ def on_file_grid(case: LoadedCase, read: Callable[[int, Tensor], Tensor]) -> np.
 
     Args:
         case: as it was read; slices of a volume that were left out stay 0.
-        read: number of an example of the case and its image ``[C, H, W]`` -> ``[N, H, W]``.
+        read: number of an example of the case and its image ``[C, *spatial]`` -> ``[N, *spatial]``.
     """
 
     def resampled(number: int, image: Tensor, shape: Sequence[int]) -> np.ndarray:
@@ -69,6 +69,9 @@ def on_file_grid(case: LoadedCase, read: Callable[[int, Tensor], Tensor]) -> np.
 
     if case.slicing is None:
         return resampled(0, case.examples[0].image, case.shape)
+    if not case.slices:  # read whole
+        shape = case.slicing.num_slices, *case.slicing.slice_shape
+        return case.slicing.assembled([resampled(0, case.examples[0].image, shape)])
     assembler: SliceAssembler | None = None
     pairs = enumerate(zip(case.slices, case.examples, strict=True))
     for number, (place, example) in followed(pairs, f"slices of {case.name}", len(case.slices)):
@@ -117,7 +120,7 @@ class Predictor:
         return tuple(getattr(self.model, "maps", ()))
 
     def image(self, image: Tensor) -> Tensor:
-        """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, H, W]`` in [-1, 1]."""
+        """Return logits, with two maps of uncertainty behind them where asked for, of ``[C, *spatial]`` in [-1, 1]."""
         function: Any = self.model.with_uncertainty if self.uncertainty else self.model
         return self._read(image, function)
 

@@ -215,7 +215,7 @@ def random_crop(
     example: Example,
     window: Sequence[int],
     seed: int,
-    flips: Sequence[int] = (1,),
+    flips: Sequence[int] = (-1,),
     augmentation: Augmentation | None = None,
     foreground: float = 0.0,
 ) -> Example:
@@ -225,7 +225,7 @@ def random_crop(
         example: the labelled image; smaller ones are padded, the padding being ignored.
         window: size of the crop.
         seed: fixes the crop.
-        flips: spatial axes that may be mirrored; 1, the paper's, is left-right.
+        flips: spatial axes that may be mirrored; the last, the paper's, is left-right.
         augmentation: what else is done to the crop.
         foreground: probability that the crop holds a pixel of a class other than 0, drawn at random, the class first so
             that rare ones are seen; where the image has none, the crop is drawn as any other (nnU-Net's oversampling).

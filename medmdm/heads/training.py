@@ -52,8 +52,8 @@ class Training:
         foreground: see :func:`medmdm.heads.random_crop`.
         flips: spatial axes along which crops are mirrored, and the images that the network segments; ``"auto"``: rows
             and columns, and none in radiology, where classes may differ in nothing but the side on which they lie.
-        augmentation: ``"auto"``, what suits the data's modality; ``"histology"``, ``"radiology"``, an
-            :class:`medmdm.data.Augmentation`, or None for none.
+        augmentation: ``"auto"``, what suits the data's modality, and nothing for whole volumes; ``"histology"``,
+            ``"radiology"`` (both of pictures and slices), an :class:`medmdm.data.Augmentation`, or None for none.
         loss_function: called as ``loss(logits, label)``; default cross-entropy plus soft Dice. In JSON it may have
             ``"_mode_": "callable"``, and must if it does not keep its arguments.
         precision: ``"float32"``, ``"bfloat16"`` (autocast; the weights stay float32), or ``"auto"``: bfloat16 on
@@ -95,16 +95,22 @@ class Training:
         """Return the axes along which a task's images are mirrored."""
         if self.flips != "auto":
             return tuple(int(axis) for axis in self.flips)
-        return () if task.modality == "radiology" else (0, 1)
+        axes = len(task.reading.window)
+        return () if task.modality == "radiology" else (axes - 2, axes - 1)
 
     def augmentation_for(self, task: Task) -> Augmentation | None:
         """Return what is done to crops of a task's images."""
         if isinstance(self.augmentation, Augmentation):
             spatial, intensity = _made(self.augmentation.spatial), _made(self.augmentation.intensity)
             return replace(self.augmentation, spatial=spatial, intensity=intensity)
-        if self.augmentation != "auto":
-            return None if self.augmentation is None else preset(self.augmentation)
         is_flat = len(task.reading.window) == 2
+        if self.augmentation != "auto":
+            if self.augmentation is not None and not is_flat:
+                need = 'set it to "auto", null, or an Augmentation of your own'
+                raise UserError(
+                    f"augmentation {self.augmentation!r} is for pictures, but volumes are read whole: {need}."
+                )
+            return None if self.augmentation is None else preset(self.augmentation)
         return preset(task.modality) if task.modality is not None and is_flat else None
 
     def crops_of(self, task: Task) -> tuple[int, ...]:
@@ -119,7 +125,7 @@ class Training:
         shapes = {tuple(image.shape[1:]) for image in [*(e.image for e in task.examples), *task.unlabelled]}
         augmentation = self.augmentation_for(task)
         if augmentation is not None and augmentation.turns:
-            shapes |= {shape[::-1] for shape in shapes}
+            shapes |= {(*shape[:-2], shape[-1], shape[-2]) for shape in shapes}
         return tuple(map(min, window, *shapes))
 
     def run(

@@ -20,6 +20,7 @@ from medmdm.files import atomic_file, is_main_process, mark_outputs
 from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
 
+_WINDOW = 11  # pixels, of SSIM
 _READ_AT = 0.05  # of T: where heads read features, as in the paper for histology
 
 
@@ -30,7 +31,8 @@ class Preview(Periodic):
     The scores go to ``engine.state.heldout`` for the log: ``ssim_t<t>`` and ``psnr_t<t>`` of the restored crops, with
     the pixels that the corruption left as they were pasted back, and ``ssim_mean_fill_t<t>`` of
     the same crops with each hole filled with the channel means of the whole clean crop (for pure noise: of the noisy
-    crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2.
+    crop itself), which a network must beat. SSIM is MONAI's, on a data range of 2, its window
+    as long as a crop where that is shorter than 11 pixels.
 
     Beside them stand the network's features of the undamaged crops as colours, the same ones for all crops of a picture
     (:class:`medmdm.backbones.colours.coloured`): pixels of one colour look alike to the network.
@@ -73,7 +75,8 @@ class Preview(Periodic):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             times = torch.full((len(self.crops),), t)
             self.damaged.append(self.corruption(self.crops, times, generators, **self.given))
-        self.ssim = SSIMMetric(spatial_dims=self.crops.ndim - 2, data_range=2.0)
+        windows = [min(_WINDOW, n - 1 + n % 2) for n in self.crops.shape[2:]]
+        self.ssim = SSIMMetric(spatial_dims=len(windows), data_range=2.0, win_size=windows)
         self.psnr = PSNRMetric(max_val=2.0)
 
     def __call__(self, engine: Engine) -> None:

@@ -15,10 +15,12 @@ from medmdm.data.files.decoding import decode
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.pictures import image_size
 from medmdm.data.files.slides import Slide, is_slide
+from medmdm.data.files.volumes import WHOLE
 from medmdm.data.lists import image_names
 from medmdm.data.mask_names import is_mask
 from medmdm.data.reading import CaseReader
 from medmdm.data.selection import Selection, require_scaling
+from medmdm.data.time_series import TIME, check_time_series
 from medmdm.errors import counted
 from medmdm.runs.examination import Examination
 
@@ -50,8 +52,22 @@ def look_at_training_images(x: Examination) -> int:
     if volumes:
         with x.noting("range"):
             require_scaling(selection, x.given("percentiles"), x.part("scaled_range"))
+        _axes(x, volumes)
         return sum(os.path.getsize(name) for entry in volumes for name in image_names(entry) if os.path.isfile(name))
     return _pictures(x)
+
+
+def _axes(x: Examination, volumes: Sequence[Mapping[str, Any]]) -> None:
+    """See whether volumes, their slices or their frames go with the crops."""
+    axis, crop = x.given("slice_axis"), x.given("crop_size")
+    if len(crop) != (3 if axis == WHOLE else 2):
+        kind = "whole volumes are read, with three" if axis == WHOLE else "slices are read, with two"
+        x.error("size", f"crop_size is {crop}, but by slice_axis {axis!r} {kind} axes: give as many numbers")
+    if axis == WHOLE and x.given("context_slices"):
+        x.error("size", "context_slices is not 0, but by slice_axis 'none' volumes are read whole: set it to 0")
+    for entry in volumes[:_READ] if axis == TIME else ():
+        with x.noting("images"):
+            check_time_series(entry["image"])
 
 
 def look_at_probe(x: Examination) -> None:

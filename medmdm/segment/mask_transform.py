@@ -48,7 +48,7 @@ class MaskFromLogitsd(MapTransform):
             logits = torch.as_tensor(d[key]).as_subclass(Tensor).float().cpu()
 
             def probabilities(number: int, image: Tensor, logits: Tensor = logits) -> Tensor:
-                own = logits if case.slicing is None else logits[:, number]
+                own = logits[:, number] if case.slices else logits
                 return own[inside(image.shape[1:], own.shape[1:])].softmax(0)
 
             mask = self.postprocess(on_file_grid(case, probabilities), case.spacing)["mask"]

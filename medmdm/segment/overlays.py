@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from skimage.segmentation import find_boundaries
+from torch import Tensor
 
 from medmdm.data.reading import LoadedCase
 from medmdm.data.writers import encode_picture
@@ -41,7 +42,6 @@ def draw_overlay(
         foreground = np.count_nonzero(masks, axis=(1, 2))
         number = int(foreground.argmax()) if foreground.any() else len(masks) // 2
         mask, objects = masks[number], several[number]
-        number = case.slices.index(number) if number in case.slices else len(case.slices) // 2
     rows, columns = (max(1, round(n * min(1.0, MOST_SIDE / max(mask.shape)))) for n in mask.shape)
     planes = [_resized(plane, (rows, columns), Image.Resampling.BILINEAR) for plane in _planes(case, number, columns)]
     picture = np.stack(planes if len(planes) == 3 else planes * 3)
@@ -61,16 +61,26 @@ def _planes(case: LoadedCase, number: int, columns: int) -> Iterator[np.ndarray]
     They have as many columns as asked for, made narrower a few rows at a time, so that the whole plane is never there.
     """
     picture = case.slicing is None
-    size = case.image_size if picture else tuple(case.examples[number].image.shape[1:])
-    channels = len(case.rows(0, 1) if picture else case.examples[number].image)
+    whole = None if picture else _slice(case, number)
+    size = case.image_size if whole is None else tuple(whole.shape[1:])
+    channels = len(case.rows(0, 1) if whole is None else whole)
     levels = np.empty((size[0], columns), np.uint8)
     for channel in range(3) if picture and channels == 3 else (channels // 2,):
         for first in range(0, size[0], _ROWS):
             rows = slice(first, min(first + _ROWS, size[0]))
-            image = case.rows(rows.start, rows.stop) if picture else case.examples[number].image[:, rows]
+            image = case.rows(rows.start, rows.stop) if whole is None else whole[:, rows]
             part = np.clip((image[channel].numpy() + 1) * 127.5, 0, 255).round().astype(np.uint8)
             levels[rows] = _resized(part, (len(part), columns), Image.Resampling.BILINEAR)
         yield levels
+
+
+def _slice(case: LoadedCase, number: int) -> Tensor:
+    """Return a slice of a volume as networks read it; ``number`` is the file's."""
+    if case.slices:
+        return case.examples[case.slices.index(number) if number in case.slices else len(case.slices) // 2].image
+    assert case.slicing is not None
+    image = case.examples[0].image
+    return image[:, int((number + 0.5) * image.shape[1] / case.slicing.num_slices)]
 
 
 def _resized(plane: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:

@@ -158,6 +158,8 @@ def _checked(
 ) -> PostProcess:
     """Refuse what is not done with slides; return the post-processing without its search for instances."""
     path = entry["image"]
+    if reader.whole:
+        raise UserError(f"{path} is a slide, but the network reads volumes whole: give it volumes.")
     if entry.get("region") is not None:
         raise UserError(f"{path} is a slide, of which the data list names a region: slides are segmented whole.")
     if (channels := reader.plan.get("channels", 3)) not in (None, 3):

@@ -14,6 +14,7 @@ from typing import Any
 
 from medmdm.artifacts.export import channels_of
 from medmdm.artifacts.weights import read_checkpoint
+from medmdm.data.files.volumes import WHOLE
 from medmdm.errors import UserError, counted
 from medmdm.files import file_hash, text_of
 from medmdm.intact import load_record
@@ -127,4 +128,7 @@ def open_run(folder: str | os.PathLike[str]) -> FinishedRun:
         )
     if known != file_hash(path):
         raise UserError(f"{path} is not the file that run.json tells of: it was changed or comes from another run.")
-    return FinishedRun(folder, bundle, record, read_checkpoint(path)["plan"])
+    found = FinishedRun(folder, bundle, record, read_checkpoint(path)["plan"])
+    if found.images.get("slice_axis") == WHOLE:
+        raise UserError(f"{folder} reads volumes whole, and networks of pictures and slices can be packed.")
+    return found

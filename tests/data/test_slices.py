@@ -335,3 +335,33 @@ def test_hippocampus_volumes_go_back_exactly(real_data, store):
         assert back.dtype == source.get_data_dtype()
         assert np.array_equal(back, np.asanyarray(source.dataobj))
         assert np.array_equal(volume.slicing.affine, source.affine)
+
+
+def test_whole_volumes_are_their_axial_slices_and_empty_ones_are_left_out(tmp_path):
+    write_nifti(tmp_path / "set" / "a.nii.gz", None, oblique((-1, 1, 1), (2, 0, 1)))  # its own axis is not asked
+    write_nifti(tmp_path / "set" / "flat.nii.gz", np.full(SHAPE, 7, np.int16), oblique())
+    write_nifti(tmp_path / "set" / "one.nii.gz", np.arange(30, dtype=np.int16).reshape(5, 6, 1), np.eye(4))
+    entries = [{"image": f"{name}.nii.gz", "axis": "sagittal"} for name in ("a", "flat", "one")]
+    selection = select_training_images(tmp_path / "set", {"name": "three", "training": entries})
+    settings = {"axis": "none", "percentiles": [0, 100], "store": tmp_path / "store", "progress": False}
+    chosen = slice_volumes(selection, **settings)
+    names = [Path(entry["image"]).name for entry in chosen.training]
+    assert names == ["a.nii.gz", "one.nii.gz"]
+    assert not chosen.validation
+    volume = read_volume(tmp_path / "set" / "a.nii.gz")
+    slicing = Slicing(SHAPE, volume.affine, "axial")
+    entry = chosen.training[0]
+    assert entry["spacing"] == pytest.approx([slicing.slice_step, *slicing.spacing])
+    loaded = CutRegiond("image")(LoadSliced("image")(entry))["image"].numpy()
+    first, end = entry.get("region", {}).get("slices", (0, slicing.num_slices))
+    expected = slicing.to_slices(volume.array)
+    assert np.array_equal(loaded, np.swapaxes(expected[first:end], 0, 1))
+    assert entry["intensity_range"] == [[float(volume.array.min()), float(volume.array.max())]]
+    loaded[:] = 0  # it is a copy: what is stored stays
+    assert open_slices(entry["stored"]["image"]).any()
+    (whole,) = slice_volumes(selection, min_foreground=None, **settings).training[:1]
+    assert "region" not in whole
+    assert LoadSliced("image")(whole)["image"].shape == (1, slicing.num_slices, *slicing.slice_shape)
+    alone = select_training_images(tmp_path / "set", {"name": "flat", "training": entries[1:2]})
+    with pytest.raises(UserError, match=r"each of the \d+ slices is empty"):
+        slice_volumes(alone, **settings)

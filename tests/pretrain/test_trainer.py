@@ -121,6 +121,7 @@ def test_non_finite_stops_and_keeps_the_last_checkpoint(workflow, what, where, t
 ELSEWHERE = {
     "ct_slices",
     "mr_slices",
+    "volumes",
     "shards",
     "multi_gpu",
     "glas_study",

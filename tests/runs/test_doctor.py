@@ -173,7 +173,7 @@ def test_what_comes_with_medmdm_has_no_error_of_its_own(overlay: Path, place: Pa
     own = {"dataset_dir": "{place}/data", "data_list": None, "run_dir": "{place}/new", "spacing": None}
     if bundle != "mdm_pretrain":
         own = {key: value for key, value in CLEAN[bundle].items() if key != "head"}
-    if overlay.stem in ("ct_slices", "mr_slices"):
+    if overlay.stem in ("ct_slices", "mr_slices", "volumes"):
         own |= {"dataset_dir": "{place}/ct"}
     if overlay.stem in ("slice_order", "slice_position"):
         own |= {"dataset_dir": "{place}/ct", "percentiles": [1, 99]}
@@ -189,6 +189,17 @@ def test_what_comes_with_medmdm_has_no_error_of_its_own(overlay: Path, place: Pa
 def test_volumes_need_a_window_or_percentiles(place: Path) -> None:
     findings = found("mdm_pretrain", place, {"dataset_dir": "{place}/ct", "channels": 1})
     assert any(matches(f, "error", "nothing says which of their intensities become -1 and 1") for f in findings)
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"slice_axis": "none"}, r"crop_size is \[16, 16\], but by slice_axis 'none' whole volumes are read"),
+    ({"crop_size": [8, 8, 8]}, "by slice_axis 'axial' slices are read, with two axes: give as many numbers"),
+    ({"slice_axis": "none", "context_slices": 1}, "context_slices is not 0, but by slice_axis 'none'"),
+    ({"slice_axis": "time"}, r"a.nii.gz has the shape \(.*\): slice_axis 'time' reads 4-D NIfTI files"),
+])  # fmt: skip
+def test_how_volumes_are_read_is_examined(changes: dict[str, Any], sentence: str, place: Path) -> None:
+    findings = found("mdm_pretrain", place, {"dataset_dir": "{place}/ct", "channels": 1, "window": "lung", **changes})
+    assert any(matches(f, "error", sentence) for f in findings), [f.message for f in findings]
 
 
 def test_nothing_is_changed_and_nothing_allocated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

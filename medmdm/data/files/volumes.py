@@ -25,6 +25,8 @@ from medmdm.files import pixel_hash
 # Directions in which the number of the slice, of the row and of the column grow (R, A, S as in nibabel): pictures as
 # radiologists look at them, the patient's right at the left of axial and coronal slices, anterior or head at the top.
 SLICE_AXES = {"axial": ("S", "P", "L"), "coronal": ("P", "I", "L"), "sagittal": ("L", "I", "P")}
+#: The "slice axis" of volumes that are read whole; their axes run as those of axial slices do.
+WHOLE = "none"
 
 
 class Slicing:
@@ -90,6 +92,10 @@ class Slicing:
             raise ValueError(f"The slices are {slices.shape}, not {(self.num_slices, 'C', *self.slice_shape)}.")
         turned = nib.orientations.apply_orientation(np.moveaxis(slices, 1, -1), self._backward)
         return np.moveaxis(turned, -1, 0)
+
+    def assembled(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return ``[C, i, j, k]`` of all slices, each ``[C, rows, columns]``, or of a volume ``[C, slices, ...]``."""
+        return self.to_volume(np.swapaxes(parts[0], 0, 1) if parts[0].ndim == 4 else np.stack(parts))
 
 
 _Path = str | os.PathLike[str]

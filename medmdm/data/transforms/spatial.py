@@ -16,7 +16,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from torch.nn.functional import interpolate
 
 from medmdm.data.files.units import picture_spacing
-from medmdm.data.lists import image_names
+from medmdm.data.lists import REGION_AXES, image_names
 from medmdm.errors import UserError, warn_once
 
 # An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
@@ -65,14 +65,18 @@ def file_name(image: Any, unknown: str = "the image") -> str:
 
 
 def as_spacing(
-    spacing: float | Sequence[float] | None = None, magnification: float | None = None, name: str = "the config"
-) -> tuple[float, float] | None:
+    spacing: float | Sequence[float] | None = None,
+    magnification: float | None = None,
+    name: str = "the config",
+    axes: int = 2,
+) -> tuple[float, ...] | None:
     """Return (mm between rows, mm between columns) of a spacing or a magnification; ``None`` where neither is given.
 
     Args:
-        spacing: mm, one number or (rows, columns).
+        spacing: mm, one number or (rows, columns), of whole volumes (slices, rows, columns).
         magnification: of the objective; 40 stands for 0.25 µm, in general 10 / magnification µm.
         name: whose it is, for the error.
+        axes: 2, or 3 for whole volumes.
 
     Raises:
         UserError: both are given, or a number is not above 0.
@@ -85,15 +89,16 @@ def as_spacing(
         numbers = [_MM_TIMES_MAGNIFICATION / magnification if _positive(magnification) else 0.0]
     else:
         numbers = list(ensure_tuple(spacing))
-    if len(numbers) not in (1, 2) or not all(_positive(number) for number in numbers):
+    if len(numbers) not in (1, axes) or not all(_positive(number) for number in numbers):
+        several = "" if axes == 2 else f", or {axes} of them"
         raise UserError(
             f"{name} gives {'spacing' if magnification is None else 'magnification'} "
-            f"{spacing if magnification is None else magnification!r}: give a number above 0 (spacing in mm)."
+            f"{spacing if magnification is None else magnification!r}: give a number above 0{several} (spacing in mm)."
         )
-    return float(numbers[0]), float(numbers[-1])
+    return tuple(float(number) for number in (numbers if len(numbers) == axes else numbers * axes))
 
 
-def listed_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> tuple[float, float] | None:
+def listed_spacing(entry: Mapping[str, Any], information: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Return (mm between rows, mm between columns) as an entry or else its list gives them; ``None``: neither does.
 
     Args:
@@ -146,44 +151,49 @@ def _positive(number: Any) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf
 
 
-def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, int]:
+def target_shape(shape: Sequence[int], source: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
     """Return the (rows, columns) that an image has after resampling from one spacing to another."""
-    rows, columns = (max(1, round(n * s / t)) for n, s, t in zip(shape, source, target, strict=True))
-    return rows, columns
+    return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, source, target, strict=True))
 
 
 def resample_to_shape(img: torch.Tensor, shape: Sequence[int], mode: str = "bilinear") -> torch.Tensor:
-    """Resample ``[C, H, W]`` so that its edges stay where they are.
+    """Resample ``[C, H, W]``, or a volume ``[C, slices, H, W]``, so that its edges stay where they are.
 
     Args:
         img: any type.
-        shape: (rows, columns) of the result.
-        mode: ``"bilinear"``, low-pass filtered where the image shrinks, gives float32; ``"nearest"`` keeps the type.
+        shape: (rows, columns) of the result, of a volume (slices, rows, columns).
+        mode: ``"bilinear"``, low-pass filtered where the image shrinks, gives float32 (of volumes linear along all
+            three axes); ``"nearest"`` keeps the type.
     """
     if tuple(img.shape[1:]) == tuple(shape):
         return img
     plain = plain_tensor(img)
     if mode == "nearest":
-        rows, columns = (
-            ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
-            for new, old in zip(shape, img.shape[1:], strict=True)
-        )
-        result = plain[:, rows][:, :, columns]
+        result = plain
+        for axis, (new, old) in enumerate(zip(shape, img.shape[1:], strict=True), start=1):
+            result = result.index_select(axis, ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long())
+    elif img.ndim == 4:  # linear interpolation and its filter take one axis after the other
+        planes = _linear(plain.float(), shape[1:])
+        result = _linear(planes.flatten(2)[None], (shape[0], planes[0, 0].numel()))[0].unflatten(2, tuple(shape[1:]))
     else:
-        size = [int(n) for n in shape]
-        result = interpolate(plain.float()[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+        result = _linear(plain.float()[None], shape)[0]
     return MetaTensor(result, meta=img.meta) if isinstance(img, MetaTensor) else result
 
 
+def _linear(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    size = [int(n) for n in shape]
+    return interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
 class ResampleToSpacing(Transform):
-    """Resample images ``[C, H, W]`` to one pixel spacing.
+    """Resample images ``[C, H, W]`` to one pixel spacing, or whole volumes ``[C, slices, H, W]``.
 
     The number of pixels is rounded and the image's edges stay in place, so that the spacing reached may differ from
     the one asked for by half a pixel over the whole image.
 
     Args:
-        spacing: mm between pixels of the result, one number or (rows, columns); ``None``: nothing is resampled, unless
-            a magnification is given.
+        spacing: mm between pixels of the result, one number or (rows, columns), of whole volumes (slices, rows,
+            columns); ``None``: nothing is resampled, unless a magnification is given.
         magnification: of the result, instead of a spacing.
         mode: ``"bilinear"``, or ``"nearest"`` for labels.
     """
@@ -193,18 +203,19 @@ class ResampleToSpacing(Transform):
     ) -> None:
         if mode not in ("bilinear", "nearest"):
             raise UserError(f"the resampling mode is {mode!r}: use 'bilinear', or 'nearest' for labels.")
-        self.target = as_spacing(spacing, magnification)
+        volume = isinstance(spacing, Sequence) and len(spacing) == 3
+        self.target = as_spacing(spacing, magnification, axes=3 if volume else 2)
         self.mode = mode
 
     def __call__(self, img: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
         """Resample.
 
         Args:
-            img: ``[C, H, W]``.
+            img: ``[C, H, W]`` or ``[C, slices, H, W]``.
             spacing: (rows, columns) in mm of the image as it is; ``None``: its metadata's ``"spacing"``.
 
         Raises:
-            UserError: the image's spacing is not known.
+            UserError: the image's spacing is not known, or the one asked for is of another number of axes.
         """
         if self.target is None:
             return img
@@ -216,6 +227,9 @@ class ResampleToSpacing(Transform):
                 "resampled: give 'spacing' (mm) or 'magnification' in the data list, for the list or for the entry "
                 "(mdm_infer.json: or --image_spacing)."
             )
+        if len(self.target) != img.ndim - 1:
+            given = f"but spacing is {list(self.target)}"
+            raise UserError(f"{file_name(img)} is read with {img.ndim - 1} axes, {given}: give as many numbers.")
         return resample_to_shape(img, target_shape(img.shape[1:], spacing, self.target), self.mode)
 
 
@@ -252,7 +266,8 @@ class ResampleToSpacingd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, resample in self.key_iterator(d, self.resample):
-            d[key] = resample(d[key], as_spacing(d.get(self.spacing_key), name=file_name(d[key])))
+            own = as_spacing(d.get(self.spacing_key), name=file_name(d[key]), axes=d[key].ndim - 1)
+            d[key] = resample(d[key], own)
         return d
 
 
@@ -260,9 +275,9 @@ def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str
     """Return the part of ``image`` that ``region`` names.
 
     Args:
-        image: array or tensor ``[C, H, W]``.
-        region: ``{"rows": [first, end], "columns": [first, end]}`` in pixels, ``end`` excluded; a key that is left
-            out means all; ``None`` means the whole image.
+        image: array or tensor ``[C, H, W]``, or of a whole volume ``[C, slices, H, W]``.
+        region: ``{"rows": [first, end], "columns": [first, end]}`` in pixels, ``end`` excluded, of whole volumes with
+            ``"slices"``; a key that is left out means all; ``None`` means the whole image.
         name: file name for the error; ``None``: the one in the image's metadata.
 
     Raises:
@@ -270,9 +285,8 @@ def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str
     """
     if region is None:
         return image
-    slices = []
-    for axis, key in ((1, "rows"), (2, "columns")):
-        size = image.shape[axis]
+    slices = [slice(None)]
+    for size, key in zip(image.shape[1:], REGION_AXES[1 - image.ndim :], strict=True):
         first, end = region.get(key, (0, size))
         if not 0 <= first < end <= size:
             raise UserError(
@@ -280,7 +294,7 @@ def cut_region(image: Any, region: Mapping[str, Sequence[int]] | None, name: str
                 "the region."
             )
         slices.append(slice(first, end))
-    return image[:, slices[0], slices[1]]
+    return image[tuple(slices)]
 
 
 class CutRegion(Transform):
@@ -319,6 +333,9 @@ class PadToSize(Transform):
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         shape = img.shape[1:]
         wanted = [self.spatial_size] * len(shape) if isinstance(self.spatial_size, int) else self.spatial_size
+        if len(wanted) != len(shape):
+            size = f"the size of crops or windows is {list(wanted)}: give as many numbers"
+            raise UserError(f"{file_name(img)} is read with {len(shape)} axes, but {size}.")
         missing = [max(0, want - size) for want, size in zip(wanted, shape, strict=True)]
         if not any(missing):
             return img

@@ -123,3 +123,21 @@ def test_dictionary_version_takes_each_entrys_spacing():
     assert ResampleToSpacingd("image")(entry)["image"] is entry["image"]  # no target: nothing happens
     with pytest.raises(UserError, match=r"pixel spacing of a\.png is not known.*data list"):
         resample({"image": MetaTensor(torch.rand(3, 4, 4), meta={"filename_or_obj": "a.png"}), "label": meta})
+
+
+def test_resampling_a_volume_is_linear_along_each_axis():
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(2, 6, 9, 8, generator=generator)
+    expected = volume
+    for axis, size in ((1, 9), (2, 5), (3, 8)):  # one axis after the other, by pictures of which the other side stays
+        lines = expected.movedim(axis, -1)
+        flat = lines.reshape(1, -1, lines.shape[-1])
+        moved = resample_to_shape(flat, (flat.shape[1], size)).reshape(*lines.shape[:-1], size)
+        expected = moved.movedim(-1, axis)
+    torch.testing.assert_close(resample_to_shape(volume, (9, 5, 8)), expected)
+    z = torch.arange(6.0)[None, :, None, None].expand(1, 6, 4, 4)
+    finer = resample_to_shape(z, (12, 4, 4))[0, :, 0, 0]
+    torch.testing.assert_close(finer[1:-1], (torch.arange(12.0)[1:-1] + 0.5) / 2 - 0.5)
+    label = torch.randint(0, 9, (1, 3, 4, 5), generator=generator)
+    larger = resample_to_shape(label, (6, 8, 5), "nearest")
+    assert torch.equal(larger, label.repeat_interleave(2, 1).repeat_interleave(2, 2))
