@@ -36,7 +36,7 @@ def settings_of(method: str, volumes: Path) -> dict[str, Any]:
     settings = dict(SMALL)
     if method in OF_VOLUMES:
         settings |= {"dataset_dir": str(volumes), "percentiles": [1, 99]}
-    if method == "self_distillation":
+    if method in ("best", "self_distillation"):
         settings |= {"terms#0#blocks": [1, 3], "terms#0#channels": [32, 32]}
     if method == "mask_and_noise_twice":
         settings["network_def#out_channels"] = 6
