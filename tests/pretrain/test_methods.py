@@ -36,6 +36,8 @@ def settings_of(method: str, volumes: Path) -> dict[str, Any]:
     settings = dict(SMALL)
     if method in OF_VOLUMES:
         settings |= {"dataset_dir": str(volumes), "percentiles": [1, 99]}
+    if method == "volumes":
+        settings |= {"dataset_dir": str(volumes), "crop_size": [8, 16, 16], "network_def#spatial_dims": 3}
     if method in ("best", "self_distillation"):
         settings |= {"terms#0#blocks": [1, 3], "terms#0#channels": [32, 32]}
     if method == "mask_and_noise_twice":
