@@ -265,6 +265,7 @@ def export(config: dict[str, Any], folder: Path, weights: Path, **how: Any) -> t
 
 @torch.no_grad()
 @pytest.mark.parametrize("key", ["", "model"])
+@pytest.mark.slow
 def test_ckpt_export_of_a_backbone(tmp_path: Path, key: str) -> None:
     weights = write_backbone(tmp_path / "model.pt")
     expected = load_network(weights)

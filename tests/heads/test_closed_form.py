@@ -58,6 +58,7 @@ def test_learns_to_segment(method: str, whole: bool) -> None:
     assert dice(out, test.label) > 0.9
 
 
+@pytest.mark.slow
 def test_many_classes_one_channel_and_volumes() -> None:
     cases: list[tuple[int, dict[str, Any], dict[str, Any], tuple[int, ...], float]] = [
         (4, {"noise": 0.1}, {}, WINDOW, 0.75),
@@ -156,6 +157,7 @@ def test_only_the_support_is_read() -> None:
         assert torch.equal(seen[0], example.image)
 
 
+@pytest.mark.slow
 def test_slices_of_a_volume_are_left_out_together() -> None:
     def fit(groups: list[str]) -> dict[str, Any]:
         made = [made_example(seed, WINDOW) for seed in range(6)]

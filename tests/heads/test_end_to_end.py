@@ -96,6 +96,7 @@ def test_fine_tuning_learns() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_networks_from_scratch(name: str) -> None:
     def fit(seed: int) -> Any:
         return scratch(NETWORKS[name], steps=2).fit(support(seed=seed, window=(64, 64)))
@@ -112,6 +113,7 @@ def test_networks_from_scratch(name: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.slow
 def test_a_network_from_scratch_learns(classes: int) -> None:
     network = functools.partial(UNet, 2, 3, classes, channels=(8, 16), strides=(2,))
     examples = [made_example(seed, classes=classes, noise=0.1) for seed in range(3)]
@@ -122,6 +124,7 @@ def test_a_network_from_scratch_learns(classes: int) -> None:
     assert len(fitted.evidence["losses"]) == 20  # means of stretches of 50 steps
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_networks_trained_one_by_one() -> None:
     network, image = NETWORKS["UNet"], made_example(9, (41, 30)).image[None]
     whole = FromScratch(network, 32, training(flips=(1,)), members=2).fit(support(seed=3))

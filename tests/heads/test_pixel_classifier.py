@@ -230,6 +230,7 @@ def test_cached_views_are_the_same_in_every_epoch() -> None:
         assert {x.numpy().tobytes() for x in extractor.asked[6 * epoch : 6 * epoch + 6]} == wanted
 
 
+@pytest.mark.slow
 def test_fresh_crops_and_masks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
     seeds: list[int] = []
@@ -272,6 +273,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 85])
+@pytest.mark.slow
 def test_one_image_and_many(count: int) -> None:
     support = task([made_example(seed, (16, 16)) for seed in range(count)], window=(16, 16))
     fitted = head(members=1, max_epochs=2, batch_size=16, pixels=20).fit(support, CachedExtractor(made_extractor()))

@@ -65,6 +65,7 @@ def test_thresholds_between_two_numbers_of_single_precision() -> None:
      (2, {"shape": (8, 16, 12), "noise": 0.2}, (8, 8, 8))],
     ids=["colours", "classes", "grey", "volume"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_learns_to_segment(classes: int, made: dict[str, Any], window: tuple[int, ...], whole: bool) -> None:
     examples = [made_example(seed, classes=classes, **made) for seed in range(4)]
     extractor = filters(examples[0].image.shape[0], len(window))

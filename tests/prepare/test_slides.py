@@ -73,6 +73,7 @@ def boxes(shape: Sequence[int], scale: float, *drawn: tuple[Sequence[float], int
 
 
 @pytest.mark.parametrize(("mpp", "tile"), [(0.5, 1024), (1.0, 1024), (0.5, 100), (0.7, 64)])
+@pytest.mark.slow
 def test_labels_are_those_of_a_brute_force(source, dest: Path, mpp: float, tile: int) -> None:
     prepare("slides", source([TUMOR, STROMA, REGION, INSIDE]), dest, mpp=mpp, tile=tile)
     found = painted(dest, mpp)

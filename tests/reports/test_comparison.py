@@ -44,6 +44,7 @@ def test_two_runs_on_the_same_cases(tmp_path: Path) -> None:
     assert "SECRET" not in text + json.dumps(content)
 
 
+@pytest.mark.slow
 def test_holm_over_all_tests(tmp_path: Path) -> None:
     runs = load_runs([picture_run(tmp_path, cases=10, name=f"r{i}", shift=i + 1) for i in range(3)])
     content = compare(runs, ["dice", "precision", "aji"])

@@ -160,6 +160,7 @@ def test_a_page_without_pictures_or_patients_is_still_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("count", [401, 2000, 6000])
+@pytest.mark.slow
 def test_pictures_of_many_cases_are_the_extremes_and_a_sample(count: int) -> None:
     cases = scored([(i * 7919 % count) / count for i in range(count)])
     for case in cases:
@@ -175,6 +176,7 @@ def test_pictures_of_many_cases_are_the_extremes_and_a_sample(count: int) -> Non
     assert [case.number for case in cases if album.opens(case.number)] == sorted(album.pictures)
 
 
+@pytest.mark.slow
 def test_of_many_cases_those_without_a_picture_say_so_and_stay_in_the_table(tmp_path: Path) -> None:
     evaluation = Evaluation.load(picture_run(tmp_path, cases=6))
     scores = score_cases(evaluation, surface=False)

@@ -126,6 +126,7 @@ def matches(finding: Finding, level: str, sentence: str) -> bool:
 
 
 @pytest.mark.parametrize("bundle", CLEAN)
+@pytest.mark.slow
 def test_a_clean_config_has_no_error(bundle: str, place: Path) -> None:
     said = [f.message for f in found(bundle, place, {}) if f.level == "error"]
     assert said == []
@@ -291,6 +292,7 @@ def test_a_key_that_is_there_twice_is_said(tmp_path: Path, capsys: pytest.Captur
     assert "twice.json has the key 'max_steps' twice in one place" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_overlay_may_name_its_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = config_file(tmp_path / "named.json", '{"bundle": "mdm_pretrain", "max_steps": 3}')
     diagnose([name], ["--device", "cpu", "--run_dir", str(tmp_path / "new")])

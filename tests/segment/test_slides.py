@@ -156,6 +156,7 @@ def test_halves_of_odd_sizes(tmp_path: Path) -> None:
     np.testing.assert_allclose(half[:], padded.reshape(3, 516, 2, 39, 2).mean(axis=(2, 4)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_percentiles_are_those_of_the_tissue(tmp_path: Path) -> None:
     shape = 1200, 1900
     path = write_slide(tmp_path / "a.ome.tif", shape, tissue_in(*shape, 0.2))

@@ -70,6 +70,7 @@ def test_large_parts_are_made_piece_by_piece(tmp_path: Path, monkeypatch: pytest
         assert np.array_equal(slide.region(0, 0, grid.height, grid.width, 2.3), full)
 
 
+@pytest.mark.slow
 def test_tissue(tmp_path: Path) -> None:
     shape = 3000, 4100
     path = write_slide(tmp_path / "slide.ome.tif", shape, tissue_in(*shape, 0.3), levels=4)
