@@ -295,7 +295,10 @@ def _sizes(labels: np.ndarray) -> np.ndarray:
 
 
 def largest_parts(mask: np.ndarray, background: int = 0) -> np.ndarray:
-    """Return a mask of class numbers with the largest connected part of each class, the first of equally large ones."""
+    """Return a mask of class numbers with the largest connected part of each class, the first of equally large ones.
+
+    :class:`monai.transforms.KeepLargestConnectedComponent` leaves open which of equally large ones that is.
+    """
     result = mask.copy()
     for part in _by_class(mask, background):
         labels = components(part)

@@ -169,7 +169,7 @@ def _checked(
             f"{path} is a slide, which only medmdm's own PostProcess can process part by part: set postprocess."
         )
     if postprocess.keep_largest is True:
-        raise UserError(f"{path} is a slide, which has no largest part that is looked for: set keep_largest to false.")
+        raise UserError(f"{path} is a slide, whose largest parts are not looked for: set keep_largest to false.")
     left_out = [
         what
         for what, asked in (

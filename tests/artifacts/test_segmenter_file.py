@@ -196,6 +196,7 @@ def test_an_ensemble_of_networks(image: Tensor, tmp_path: Path) -> None:
     assert save_segmenter(tmp_path / "network.pt", ensemble, plan)["members"] == 3
     loaded, _ = load_segmenter(tmp_path / "network.pt")
     assert torch.equal(loaded(image), ensemble(image))
+    torch.testing.assert_close(torch.jit.trace(loaded, image)(image), ensemble(image))
     assert ensemble.state_dict().keys() <= torch.load(tmp_path / "network.pt", weights_only=True).keys()
     with pytest.raises(UserError):
         load_segmenter(edited(tmp_path / "network.pt", lambda c: c["plan"].update(members=2)))

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.bundle import ConfigParser
+from monai.transforms import KeepLargestConnectedComponent
+from scipy.ndimage import gaussian_filter
 from skimage.measure import euler_number, label, regionprops_table
 
 from medmdm.components import instantiate, to_config
@@ -171,6 +173,13 @@ def test_the_largest_part_of_each_class(mask):
             most = max(map(len, own))
             first = min((part for part in own if len(part) == most), key=min)
             expected[tuple(np.transpose(sorted(first)))] = number
+    np.testing.assert_array_equal(PostProcess(keep_largest=True)(one_hot(mask, 3))["mask"], expected)
+
+
+def test_the_largest_parts_are_monais():
+    mask = gaussian_filter(np.random.default_rng(3).normal(size=(3, 70, 50)), (0, 1.5, 1.5)).argmax(0)
+    expected = KeepLargestConnectedComponent()(mask[None])[0]
+    assert (np.asarray(expected) != mask).any()
     np.testing.assert_array_equal(PostProcess(keep_largest=True)(one_hot(mask, 3))["mask"], expected)
 
 

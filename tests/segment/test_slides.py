@@ -174,6 +174,7 @@ def test_refused(tmp_path: Path) -> None:
     )
     refused("3 channels, but the backbone takes 1", segmented, path, tmp_path, reader=reader(channels=1))
     refused("only medmdm's own PostProcess", segmented, path, tmp_path, lambda scores, spacing: {})
+    refused("largest parts are not looked for: set", segmented, path, tmp_path, PostProcess(keep_largest=True))
     entry = {"case": "a", "image": str(path), "region": {"rows": [0, 100]}}
     made = Predictor(Dark(), Reading((64, 64)))
     refused("names a region", segment_slide, entry, reader(), made, PostProcess(), Outputs(tmp_path))
