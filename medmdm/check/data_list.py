@@ -167,10 +167,10 @@ def _labels_together(inspected: Sequence[Facts], classes: frozenset[int] | None,
         return
     values = {value for facts in labelled for value in facts.values or ()}
     yield from _white_masks(labelled)
-    if look_like_objects(facts.values or {} for facts in labelled):
-        sentence = f"the numbers of each label run from 1 without a gap, to {max(values)} at most, as numbers"
-        advice = 'if they are, write "label_type": "instances" and only "background" and one class in \'labels\''
-        yield Finding.warning("objects-as-classes", f"{sentence} of objects do: {advice}")
+    if look_like_objects((facts.values or {}, facts.parts) for facts in labelled if facts.parts is not None):
+        sentence = f"the {len(values - {0, IGNORE})} numbers are in one piece in each label, as those of objects are"
+        advice = 'if they number objects, write "label_type": "instances" and only "background" and one class'
+        yield Finding.warning("objects-as-classes", f"{sentence}: {advice} in 'labels'")
     if not any(facts.foreground for facts in labelled):
         painted = (
             f", and {IGNORE} means pixels to ignore: write 1 where there is an object (python -m medmdm prepare folder "

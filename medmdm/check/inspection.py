@@ -13,7 +13,7 @@ from medmdm.check.findings import Finding
 from medmdm.data.files.decoding import Decoded, decode, decode_label
 from medmdm.data.files.pictures import turned_apart
 from medmdm.data.lists import image_name
-from medmdm.data.meaning import white_of, with_ones
+from medmdm.data.meaning import count_parts, white_of, with_ones
 from medmdm.data.transforms.spatial import cut_region
 from medmdm.data.validity import check_finite, check_known, grid_problem, label_numbers
 from medmdm.errors import UserError
@@ -54,6 +54,7 @@ class Facts:
         whole_hash: SHA-256 of the decoded image.
         case_hash: the same of the part that is the case.
         values: pixels by label value, for class labels.
+        parts: connected parts of the label of a picture, for class labels.
         white: the number that its label has for class 1.
         instances: objects in an instance label.
         pixels: labelled pixels, without ignored ones.
@@ -67,6 +68,7 @@ class Facts:
     whole_hash: str | None = None
     case_hash: str | None = None
     values: dict[int, int] | None = None
+    parts: int | None = None
     white: int | None = None
     instances: int | None = None
     pixels: int = 0
@@ -157,6 +159,7 @@ def _look_at_label(facts: Facts, name: str, label: np.ndarray, classes: frozense
         facts.pixels, facts.foreground = label.size, label.size - found.get(0, 0)
         return
     facts.values = found
+    facts.parts = count_parts(numbers[0]) if numbers.ndim == 3 else None
     ignored = found.get(IGNORE, 0)
     facts.pixels, facts.foreground = label.size - ignored, label.size - ignored - found.get(0, 0)
     if classes is not None:

@@ -108,22 +108,29 @@ class Meaning:
     notices: tuple[str, ...] = ()
 
 
-def look_like_objects(masks: Iterable[Collection[int]]) -> bool:
-    """Tell whether the numbers of masks, given as those of classes, seem to count objects.
+def count_parts(labels: np.ndarray) -> int:
+    """Return how many connected parts of one number, other than 0, a label has; pixels touch at corners, too."""
+    from skimage.measure import label  # slow to import
 
-    They do where those of each mask run from 1 without a gap, to ends that differ, the largest 5 or more: classes are
-    missing here and there.
+    return int(label(labels, background=0, return_num=True)[1])
+
+
+def look_like_objects(masks: Iterable[tuple[Collection[int], int]]) -> bool:
+    """Tell whether the numbers of pictures' masks, given as those of classes, seem to count objects.
+
+    They do where nine tenths of them or more are in one piece in each mask (a crop may cut an object in two), five or
+    more are in use, and masks have different ones.
 
     Args:
-        masks: the numbers in each; those without any but 0 say nothing.
+        masks: the numbers in each and its :func:`count_parts`; those without any number but 0 say nothing.
     """
-    numbered = [numbers for numbers in (set(mask) - {0} for mask in masks) if numbers]
-    ends = {max(numbers) for numbers in numbered}
-    without_gaps = all(numbers == set(range(1, len(numbers) + 1)) for numbers in numbered)
-    return without_gaps and len(numbered) >= 3 and len(ends) > 1 and max(ends) >= 5
+    numbered = [(frozenset(numbers) - {0}, parts) for numbers, parts in masks if set(numbers) - {0}]
+    kinds = {numbers for numbers, _ in numbered}
+    in_pieces = sum(parts for _, parts in numbered) > 1.1 * sum(len(numbers) for numbers, _ in numbered)
+    return len(numbered) >= 3 and len(kinds) > 1 and len(frozenset().union(*kinds)) >= 5 and not in_pieces
 
 
-def meaning_of(masks: Mapping[str, Mapping[int, int]]) -> Meaning:
+def meaning_of(masks: Mapping[str, Mapping[int, int]], parts: Mapping[str, int] | None = None) -> Meaning:
     """Find out what the numbers of all masks of a set mean together.
 
     One number besides 0 in the whole set is class 1; so is a white that some masks have for what others call 1. Other
@@ -131,6 +138,7 @@ def meaning_of(masks: Mapping[str, Mapping[int, int]]) -> Meaning:
 
     Args:
         masks: pixels by value, by name of the file.
+        parts: :func:`count_parts` by name of the file, of pictures.
 
     Raises:
         UserError: the numbers are grey levels, or more than a class can have.
@@ -160,10 +168,10 @@ def meaning_of(masks: Mapping[str, Mapping[int, int]]) -> Meaning:
             names["ignore"] = IGNORE
     if len(classes) > _MANY_CLASSES:
         notices.append(f"the masks have {len(classes)} values: if they number objects, give --label-type instances")
-    elif look_like_objects(masks.values()):
+    elif parts is not None and look_like_objects((counts, parts[name]) for name, counts in masks.items()):
         notices.append(
-            f"the numbers of each mask run from 1 without a gap, to {classes[-1]} at most, as numbers of objects do: "
-            "if they are, give --label-type instances"
+            f"the {len(classes)} numbers are in one piece in each mask, as those of objects: if they number objects, "
+            "give --label-type instances"
         )
     return Meaning(names, (), tuple(notices))
 

@@ -11,7 +11,7 @@ from skimage.segmentation import relabel_sequential
 
 from medmdm.data.files.pictures import image_size, turned_apart
 from medmdm.data.mask_names import is_mask, mask_name
-from medmdm.data.meaning import Meaning, meaning_of, with_ones
+from medmdm.data.meaning import Meaning, count_parts, meaning_of, with_ones
 from medmdm.data.patients import find_subject, subject_pattern, suspected_patients
 from medmdm.errors import UserError, counted
 from medmdm.labels import IGNORE
@@ -204,9 +204,12 @@ def _turned(masks: Mapping[SourceFile, SourceFile]) -> list[str]:
 def _classes(masks: dict[SourceFile, SourceFile]) -> Meaning:
     """Find out what the numbers of all masks mean together."""
     values: dict[str, dict[int, int]] = {}
+    parts: dict[str, int] = {}
     for image, mask in followed(masks.items(), "reading values of masks"):
         with image.local() as path:
             shape = image_size(path)
-        found, counts = np.unique(read_label(mask, shape, image), return_counts=True)
+        label = read_label(mask, shape, image)
+        found, counts = np.unique(label, return_counts=True)
         values[mask.shown] = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    return meaning_of(values)
+        parts[mask.shown] = count_parts(label)
+    return meaning_of(values, parts)
