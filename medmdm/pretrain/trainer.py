@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,18 +29,15 @@ from medmdm.pretrain.interruption import end_program, terminate_on_signal
 from medmdm.pretrain.optimization import Optimization
 from medmdm.progress import duration
 from medmdm.runs.folder import RunFolder
+from medmdm.runs.memory import peak_memory
 from medmdm.runs.needs import disk_needed, weight_bytes
 
 
 def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory"
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return "memory not measured on this system"
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory"
+    peak = peak_memory()
+    return "memory not measured on this system" if peak is None else f"{peak / 2**30:.2f} GiB of memory"
 
 
 logger = logging.getLogger(__name__)

@@ -5,141 +5,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.inferers import Inferer
-from torch import nn
 
-from medmdm.artifacts.export import channels_of
-from medmdm.artifacts.segmenter_file import load_segmenter
-from medmdm.artifacts.weights import read_checkpoint
-from medmdm.components import instantiate, to_config
+from medmdm.components import to_config
 from medmdm.data.reading import CaseReader
 from medmdm.errors import UserError, when_interrupted
-from medmdm.files import file_hash
-from medmdm.heads.predictor import Predictor
-from medmdm.heads.segmenter import PaddedNetwork, Segmenter
-from medmdm.heads.task import Reading
 from medmdm.reports import Report
 from medmdm.runs.cluster import Cluster
-from medmdm.runs.folder import RunFolder
 from medmdm.runs.record import find_provenance
 from medmdm.segment.evaluation import Outputs, evaluate
 from medmdm.segment.formats.base import Origin
 from medmdm.segment.journal import Journal
-from medmdm.segment.label_defaults import follow_labels, follow_saved
+from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.segment.one_by_one import Finished, segment_one, tell, write_all
-from medmdm.segment.postprocessing import PostProcess, Postprocessing
+from medmdm.segment.postprocessing import Postprocessing
+from medmdm.segment.saved_segmenter import OpenSegmenter
 
 logger = logging.getLogger(__name__)
 OF_IMAGES = ("ledger", "images")  # of a segmenter's task: what it was fitted to, which is no setting
-
-
-@dataclass(frozen=True)
-class OpenSegmenter:
-    """A segmenter ready to use, and what its plan says of how.
-
-    Args:
-        path: of its file.
-        model: image → logits.
-        plan: of its file.
-        device: where it runs.
-    """
-
-    path: str
-    model: nn.Module = field(repr=False)
-    plan: Mapping[str, Any] = field(repr=False)
-    device: torch.device
-
-    @property
-    def network(self) -> nn.Module:
-        """The model, ready for tools that trace or script a network at the size of its windows."""
-        channels = channels_of(self.plan)
-        if isinstance(self.model, Segmenter):
-            self.model.extractor.innermost.prepare(self.reading.window, channels)
-        if isinstance(self.model, (Segmenter, PaddedNetwork)):
-            self.model.scripted_shape = (channels, *self.reading.window)
-        return self.model
-
-    @property
-    def task(self) -> Mapping[str, Any]:
-        """What it was fitted to: classes, windows, labelled cases, how their images look."""
-        task: Mapping[str, Any] = self.plan["task"]
-        return task
-
-    @property
-    def reading(self) -> Reading:
-        """How images were read when it was fitted."""
-        task = self.task
-        return Reading(tuple(task["window"]), bool(task["whole_images"]), float(task["overlap"]))
-
-    @property
-    def postprocess(self) -> Postprocessing:
-        """The post-processing that it was saved with.
-
-        Raises:
-            UserError: it is not medmdm's.
-        """
-        config = self.task.get("postprocess") or {"_target_": "medmdm.segment.PostProcess"}
-        try:
-            made: Postprocessing = instantiate({"_target_": "medmdm.segment.PostProcess", **config})
-        except UserError as error:
-            own = f"a post-processing of its own, which is not imported because a file names it ({error})"
-            raise UserError(f"{self.path}: it was saved with {own}: give it as 'postprocess'.") from error
-        return made
-
-    def settled(self, postprocess: Postprocessing) -> Postprocessing:
-        """Return a post-processing with the segmenter's own settings where it leaves them to the labels.
-
-        Raises:
-            UserError: it needs a map that the segmenter does not give.
-        """
-        settled = follow_saved(postprocess, lambda: self.postprocess)
-        if isinstance(settled, PostProcess):
-            settled.check_maps(getattr(self.model, "maps", ()))
-        return settled
-
-    def run_folder(
-        self, folder: str | os.PathLike[str], config: Mapping[str, Any], data: Mapping[str, Any] | None = None
-    ) -> RunFolder:
-        """Return the folder of what is made with it, known by the segmenter's hash: a file may come to hold another."""
-        known = {"bundle": "mdm_infer", **config, "segmenter_sha256": file_hash(Path(self.path))}
-        return RunFolder(Path(folder), known, {}, dict(data or {}), 0)
-
-    def predictor(self, outputs: Outputs, inferer: Inferer | None) -> Predictor:
-        """Return what predicts with it."""
-        return Predictor(self.model, self.reading, outputs.uncertainty, device=self.device, inferer=inferer)
-
-
-def open_segmenter(
-    path: str | os.PathLike[str],
-    backbone: str | os.PathLike[str] | None = None,
-    for_maps: bool = False,
-    device: torch.device | str = "cpu",
-) -> OpenSegmenter:
-    """Open a file of :class:`medmdm.segment.Segmentation`.
-
-    Args:
-        path: the file.
-        backbone: the weights file, for a segmenter that was saved without it.
-        for_maps: the reconstruction error is read with the backbone, so that one may be given with any segmenter.
-        device: where to compute; ``"meta"`` takes no memory for weights, to see whether everything fits.
-
-    Raises:
-        UserError: as :func:`medmdm.artifacts.load_segmenter`.
-    """
-    device = torch.device(device)
-    loaded_on = "meta" if device.type == "meta" else "cpu"
-    if for_maps and read_checkpoint(Path(path), loaded_on).get("kind") == "network":
-        backbone = None
-    model, plan = load_segmenter(path, backbone=backbone, device=loaded_on)
-    return OpenSegmenter(str(path), model.to(device), plan, device)
 
 
 @dataclass(frozen=True)
@@ -170,9 +59,8 @@ class Evaluation:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        task, cases = self.segmenter.task, self.data.cases
-        known = task.get("classes", range(task["num_classes"]))  # files of 0.2 do not say which of them are declared
-        if cases.num_classes != task["num_classes"] or ("classes" in task and list(cases.classes) != list(known)):
+        task, cases, known = self.segmenter.task, self.data.cases, list(self.segmenter.classes)
+        if cases.num_classes != task["num_classes"] or ("classes" in task and list(cases.classes) != known):
             own, other = (
                 ", ".join(f"{number} {names[number]}" for number in numbers)
                 for numbers, names in ((known, task["class_names"]), (cases.classes, cases.class_names))
@@ -196,7 +84,8 @@ class Evaluation:
         record = self.segmenter.run_folder(self.outputs.folder, self.config, self.data.identity(tested))
         self.outputs.refuse_sources(self.data.entries())
         record.open()
-        provenance = find_provenance(tested, self.segmenter.plan["backbone"].get("ledger"), task.get("ledger"))
+        learnt = [known.get("ledger") for one in self.segmenter.every for known in (one.plan["backbone"], one.task)]
+        provenance = find_provenance(tested, *learnt)
         postprocess, chosen = follow_labels(self.segmenter.settled(self.postprocess), self.data.cases.label_type)
         for sentence in chosen:
             logger.info(sentence)
@@ -204,10 +93,10 @@ class Evaluation:
         protocol = {k: v for k, v in task.items() if k not in (*OF_IMAGES, "training_cases")}
         if task.get("backbone"):
             protocol["backbone"] = Path(str(task["backbone"])).name
-        path = Path(self.segmenter.path)
-        protocol |= {"segmenter": path.name, "segmenter_sha256": file_hash(path)}
+        names = ", ".join(Path(one.path).name for one in self.segmenter.every)
+        protocol |= {"segmenter": names, "segmenter_sha256": self.segmenter.sha256}
         protocol["postprocess"] = to_config(postprocess, strict=False)
-        predictor = self.segmenter.predictor(self.outputs, self.inferer)
+        predictor = self.segmenter.predictor(self.outputs, self.inferer, self.data.reader)
         made = predictor, postprocess, self.outputs, self.report
         scores = evaluate(record, tested, self.data, *made, provenance, protocol)
         tell(self.handlers, lambda _, means: [means], [scores], **scores)
@@ -283,10 +172,10 @@ class Inference:
         return functools.partial(
             segment_one,
             reader=self.reader,
-            predictor=self.segmenter.predictor(self.outputs, self.inferer),
+            predictor=self.segmenter.predictor(self.outputs, self.inferer, self.reader),
             postprocess=postprocess,
             outputs=self.outputs,
-            origin=origin_of(self.segmenter.task["class_names"], self.segmenter.path, postprocess),
+            origin=origin_of(self.segmenter.task["class_names"], self.segmenter.sha256, postprocess),
             known=self.segmenter.task.get("images"),
         )
 
@@ -295,9 +184,9 @@ class Inference:
         return self._one(entry, overlay=overlay)
 
 
-def origin_of(class_names: Sequence[str], path: str | os.PathLike[str], postprocess: Postprocessing) -> Origin:
-    """Return what segments the cases, ``path`` being the segmenter's file."""
-    return Origin(tuple(class_names), file_hash(Path(path)), getattr(postprocess, "background", 0))
+def origin_of(class_names: Sequence[str], sha256: str, postprocess: Postprocessing) -> Origin:
+    """Return what segments the cases, ``sha256`` being the hash of the segmenter's file."""
+    return Origin(tuple(class_names), sha256, getattr(postprocess, "background", 0))
 
 
 @dataclass(frozen=True)

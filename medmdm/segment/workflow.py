@@ -161,7 +161,7 @@ class Segmentation:
         applied = replace(self.outputs, folder=folder / "applied", boxes=True)
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
         reader = self.apply_to or self.data.reader
-        origin = origin_of(self.data.cases.class_names, self.model_path, self.postprocess)
+        origin = origin_of(self.data.cases.class_names, file_hash(self.model_path), self.postprocess)
         if unlabeled:
             logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
             with self._passing():

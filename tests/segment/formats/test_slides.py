@@ -16,10 +16,10 @@ from torch import nn
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.task import Reading
 from medmdm.segment import COCO, DicomSeg, GeoJSON, ObjectTable, OMETiff, PostProcess
-from medmdm.segment.apply import OpenSegmenter
 from medmdm.segment.evaluation import Outputs
 from medmdm.segment.formats.base import Origin
 from medmdm.segment.formats.measurements import measure_classes
+from medmdm.segment.saved_segmenter import OpenSegmenter
 from medmdm.segment.slides import segment_slide
 from tests.bundle_runs import Run
 from tests.data.test_tracing import rasterised
