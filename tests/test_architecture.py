@@ -1,6 +1,7 @@
 """The house keeps its shape: imports point downwards, constructors stay small, modules hold one idea."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,9 +37,9 @@ MOST_ARGUMENTS = 12
 MOST_LINES = 360
 
 
-def modules() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield path, ast.parse(path.read_text())
+@functools.cache
+def modules() -> list[tuple[Path, ast.Module]]:
+    return [(path, ast.parse(path.read_text())) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
 def room(path: Path) -> str:
@@ -74,12 +75,10 @@ def test_imports_point_downwards() -> None:
 
 def test_no_circles_between_modules() -> None:
     """Also within a room: a module may not import, directly or by others, what imports it."""
-    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path, _ in modules()}
-    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
-    graph = {
-        name: {i for i in imported(ast.parse(path.read_text())) if i in names and i != name}
-        for name, path in names.items()
-    }
+    dotted = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path, _ in modules()}
+    names = {name.removesuffix(".__init__"): path for path, name in dotted.items()}
+    trees = dict(modules())
+    graph = {n: {i for i in imported(trees[path]) if i in names and i != n} for n, path in names.items()}
     for name, found in graph.items():
         if names[name].name != "__init__.py":
             # A package's __init__ collects names; what is inside it imports its siblings by their own names.

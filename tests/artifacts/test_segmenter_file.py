@@ -95,6 +95,7 @@ def test_context_is_in_the_file(fit: Any, image: Tensor) -> None:
         assert plan["extractor"]["context"] == [4, 9]
 
 
+@pytest.mark.slow
 def test_a_head_alone_with_its_backbone(fit: Any, image: Tensor) -> None:
     segmenter = Segmenter(fit.extractor, fit.head)
     save_segmenter(fit.folder / "head.pt", segmenter, fit.plan, include_backbone=False)
@@ -233,6 +234,7 @@ class OwnHead(PixelClassifier):
     """A head that a user wrote."""
 
 
+@pytest.mark.slow
 def test_own_parts_need_trust(fit: Any, image: Tensor) -> None:
     extractor = FeatureExtractor(fit.network, (1,), (300,), OwnMasking(patch_size=2))
     segmenter = Segmenter(extractor, frozen(OwnHead(extractor.num_features, 2, (4,), 1)))

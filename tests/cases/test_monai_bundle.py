@@ -99,6 +99,7 @@ def test_a_network_of_the_callers_is_filled(tmp_path: Path, strict_by: str) -> N
     equal(network, expected)
 
 
+@pytest.mark.slow
 def test_networks_of_monai_and_converted_files(tmp_path: Path) -> None:
     made = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, "channels": (8, 16), "num_res_blocks": 1}
     made |= {"attention_levels": (False, False), "norm_num_groups": 4}

@@ -45,6 +45,7 @@ def test_training_patients_of_a_run(run: Run, tmp_path: Path, pictures: Path) ->
     assert b"MUELLER-0" in (folders[0] / "index.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_training_cases_of_a_record_of_0_1(tmp_path: Path) -> None:
     runs = [picture_run(tmp_path, cases=3, name=name) for name in ("a", "b")]
     for number, one in enumerate(runs):

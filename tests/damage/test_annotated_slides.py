@@ -117,6 +117,7 @@ def test_lines_that_cross_themselves_and_holes_that_cover_all(tmp_path: Path) ->
     assert covered == [50, 0]
 
 
+@pytest.mark.slow
 def test_a_zigzag_is_filled_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.linspace(0, 64, 2000)
     ring = np.stack([x, np.where(np.arange(len(x)) % 2, 64.0, 0.0)], axis=1)

@@ -93,6 +93,7 @@ def test_files_of_segmenting_and_a_study(run: Run, tmp_path: Path) -> None:  # n
         assert finished(cell, content["key"]) in (None, content)
 
 
+@pytest.mark.slow
 def test_features_and_volumes_are_computed_again(tmp_path: Path) -> None:
     x = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     extractor = made_extractor()

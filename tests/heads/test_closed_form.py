@@ -201,6 +201,7 @@ def test_a_second_fit_computes_neither_features_nor_sums(tmp_path: Path, monkeyp
     assert (cached.extracted, extractor.extracted) == (8, 0)
 
 
+@pytest.mark.slow
 def test_sums_of_other_labels_and_readings_are_others() -> None:
     cached = CachedExtractor(made_extractor())
     head = ClosedFormHead(ridges=[1e-2])

@@ -53,6 +53,7 @@ def changed(before: dict[str, Tensor], after: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.slow
 def test_fine_tuning_trains_a_copy_of_the_whole_backbone(cached: bool) -> None:
     extractor = made_extractor(blocks=[0, 1])  # of 0 to 3: which blocks frozen features come from does not matter
     before = bits(extractor.backbone)

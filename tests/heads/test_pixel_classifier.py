@@ -127,6 +127,7 @@ def test_members_at_once_are_members_one_by_one(arguments: dict[str, Any], monke
 
 
 @pytest.mark.parametrize("pixels", [None, 100])
+@pytest.mark.slow
 def test_members_take_turns_until_each_stops(monkeypatch: pytest.MonkeyPatch, pixels: int | None) -> None:
     support = task([made_example(seed, WINDOW) for seed in range(2)], seed=5)
     turns: list[int] = []

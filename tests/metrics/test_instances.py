@@ -42,6 +42,7 @@ def test_definitions(maps: tuple[Labels, Labels]) -> None:
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("small_box", [0, 30, hausdorff.SMALL_BOX])
+@pytest.mark.slow
 def test_hausdorff_is_that_of_the_whole_image(axes: int, small_box: int) -> None:
     # Whatever the size from which boxes count as large: all ways to compute it agree.
     @settings(max_examples=40, deadline=None)

@@ -111,6 +111,7 @@ def test_a_changed_source_and_a_changed_output_are_noticed(kind: str, source: Pa
     assert pixel_hash(read_image(changed)) in {pixel_hash(read_image(path)) for path in dest.rglob("images/**/*.png")}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_anywhere_is_continued_to_the_same_bytes(kind, source, tmp_path, monkeypatch) -> None:
     prepare(kind, source, tmp_path / "whole")
     write = journal.atomic_write

@@ -18,6 +18,7 @@ def dices(run: Path) -> dict[str, float]:
     return {row["case"]: float(row["dice"]) for row in columns(run / "per_case.csv") if row["dice"]}
 
 
+@pytest.mark.slow
 def test_two_runs_on_the_same_cases(tmp_path: Path) -> None:
     good, bad = (picture_run(tmp_path, cases=12, name=name, shift=shift) for name, shift in (("good", 1), ("bad", 3)))
     change(bad, protocol={"head": "other", "shots": 8})

@@ -20,6 +20,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {name: (run / name).read_bytes() for name in FILES}
 
 
+@pytest.mark.slow
 def test_a_report_is_four_files_the_same_each_time_and_whole_after_a_kill(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=4)
     before = {path.name for path in run.iterdir()}
@@ -36,6 +37,7 @@ def test_a_report_is_four_files_the_same_each_time_and_whole_after_a_kill(tmp_pa
     assert not list(run.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_it_is_made_again_from_the_table_when_the_masks_are_gone(tmp_path: Path) -> None:
     run = picture_run(tmp_path, cases=5)
     write_report(run)

@@ -203,6 +203,7 @@ def test_how_volumes_are_read_is_examined(changes: dict[str, Any], sentence: str
     assert any(matches(f, "error", sentence) for f in findings), [f.message for f in findings]
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_and_nothing_allocated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parser = config_of(
         "mdm_pretrain", place, OVERLAYS / "paper.json", dataset_dir="{place}/data", run_dir="{place}/new"
