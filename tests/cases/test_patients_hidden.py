@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from medmdm.cli import main
 from medmdm.reports import write_report
 from medmdm.reports.pseudonyms import without_paths
