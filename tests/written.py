@@ -1,6 +1,9 @@
 """Small pictures and volumes, written on the spot; by default of random values that depend on the name alone."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -55,3 +58,29 @@ def write_nifti(
     raw["vox_offset"], raw["scl_slope"], raw["scl_inter"], raw["magic"] = 352, slope, intercept, b"n+1"
     path.write_bytes(raw.tobytes() + b"\0" * 4 + array.tobytes(order="F"))
     return path
+
+
+def boxes(folder: Path, rows: int, intensities: Sequence[int], noise: int, affine: np.ndarray, training: int) -> Path:
+    """Write volumes of different sizes with a box of class 1 in one corner and one of class 2 in the other.
+
+    Args:
+        folder: receives them and their ``dataset.json``.
+        rows: voxels along the second axis.
+        intensities: of the background and the two classes, plus or minus up to ``noise``.
+        noise: see there.
+        affine: of all of them.
+        training: how many are for training; two more are for test.
+    """
+    sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
+    for number in range(training + 2):
+        label = np.zeros((22 + number, rows, 19), np.uint8)
+        label[2:11, 1:5, 3 : 10 + number] = 1
+        label[14:20, 6:10, 12:17] = 2
+        image = np.choose(label, intensities) + np.random.default_rng(number).integers(-noise, noise, label.shape)
+        write_nifti(folder / f"{number}.nii.gz", image.astype(np.int16), affine)
+        write_nifti(folder / f"{number}_label.nii.gz", label, affine)
+        entry = {"image": f"{number}.nii.gz", "label": f"{number}_label.nii.gz"}
+        sections["training" if number < training else "test"].append(entry)
+    content = {"name": "boxes", "labels": {"background": 0, "bright": 1, "faint": 2}, **sections}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder

@@ -17,7 +17,7 @@ from medmdm.files import file_hash
 from tests.bundle_runs import BUNDLES, write_backbone
 from tests.made import refused_in_config
 from tests.made_slides import tissue_everywhere, write_slide
-from tests.written import picture, write_nifti
+from tests.written import boxes, picture
 
 # Voxels of 0.8 x 2.5 x 1.1 mm that run to A, I and L: no axis is where an axial slice has it.
 AFFINE = np.array([[0, 0, -1.1, 40], [0.8, 0, 0, -7], [0, -2.5, 0, 12], [0, 0, 0, 1.0]])
@@ -29,20 +29,7 @@ AXES = ("axial", "sagittal", "coronal")
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bright box in dark volumes of different sizes, of which a faint one lies at the other corner."""
-    tmp_path = tmp_path_factory.mktemp("volumes")
-    sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-    for number in range(4):
-        label = np.zeros((22 + number, 13, 19), np.uint8)
-        label[2:11, 1:5, 3 : 10 + number] = 1
-        label[14:20, 6:10, 12:17] = 2
-        image = np.choose(label, [100, 500, 300]) + np.random.default_rng(number).integers(-90, 90, label.shape)
-        write_nifti(tmp_path / "set" / f"{number}.nii.gz", image.astype(np.int16), AFFINE)
-        write_nifti(tmp_path / "set" / f"{number}_label.nii.gz", label, AFFINE)
-        entry = {"image": f"{number}.nii.gz", "label": f"{number}_label.nii.gz"}
-        sections["training" if number < 2 else "test"].append(entry)
-    content = {"name": "boxes", "labels": {"background": 0, "bright": 1, "faint": 2}, **sections}
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps(content))
-    return tmp_path / "set"
+    return boxes(tmp_path_factory.mktemp("volumes"), 13, [100, 500, 300], 90, AFFINE, training=2)
 
 
 @pytest.fixture(scope="module")

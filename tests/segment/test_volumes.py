@@ -1,6 +1,5 @@
 """Volumes that are read whole: fitted, predicted and scored in three dimensions, masks where the file has them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from medmdm.segment.slides import segment_slide
 from medmdm.zoo import pack
 from tests.bundle_runs import BUNDLES, write_backbone
 from tests.made import refused, refused_in_config
-from tests.written import picture, write_nifti
+from tests.written import boxes, picture, write_nifti
 
 # Voxels of 0.8 x 2.5 x 1.1 mm that run to A, I and L: no axis is where an axial slice has it.
 AFFINE = np.array([[0, 0, -1.1, 40], [0.8, 0, 0, -7], [0, -2.5, 0, 12], [0, 0, 0, 1.0]])
@@ -36,19 +35,7 @@ LINEAR = {"_target_": "medmdm.heads.ClosedFormHead"}
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
     """A bright box at one corner of dark volumes of different sizes, of which a faint one lies at the other."""
-    sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-    for number in range(5):
-        label = np.zeros((22 + number, 11, 19), np.uint8)
-        label[2:11, 1:5, 3 : 10 + number] = 1
-        label[14:20, 6:10, 12:17] = 2
-        image = np.choose(label, [100, 800, 450]) + np.random.default_rng(number).integers(-60, 60, label.shape)
-        write_nifti(tmp_path / "set" / f"{number}.nii.gz", image.astype(np.int16), AFFINE)
-        write_nifti(tmp_path / "set" / f"{number}_label.nii.gz", label, AFFINE)
-        entry = {"image": f"{number}.nii.gz", "label": f"{number}_label.nii.gz"}
-        sections["training" if number < 3 else "test"].append(entry)
-    content = {"name": "boxes", "labels": {"background": 0, "bright": 1, "faint": 2}, **sections}
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps(content))
-    return tmp_path / "set"
+    return boxes(tmp_path / "set", 11, [100, 800, 450], 60, AFFINE, training=3)
 
 
 @pytest.fixture
