@@ -154,12 +154,12 @@ class Study:
         record = RunFolder(folder, {"bundle": self.config.get("bundle")}, {}, identity, 0)
         record.open()
         sweep_temporaries(folder / "cells")
-        for name, backbone in self.backbones.items():
-            if backbone.extractor is not None:
-                sizes = view_sizes([*training.values(), *tested], self.reading)
-                logger.info("%s: %s", name, backbone.extractor.announce(sizes))
         notes, supports = dict[str, None](), dict[tuple[int, int], Sequence[LoadedCase]]()
         cells = {cell.name: cell for cell in self.cells()}
+        for name in dict.fromkeys(cell.backbone for cell in cells.values() if self._reads_features(cell)):
+            extractor = self.backbones[name].extractor
+            assert extractor is not None
+            logger.info("%s: %s", name, extractor.announce(view_sizes([*training.values(), *tested], self.reading)))
         for cell in cells.values():
             supports[cell.shots, cell.draw] = support = self._cases_of(cell).support
             notes |= dict.fromkeys(self.data.lacking(support, cell.draw))
@@ -194,9 +194,9 @@ class Study:
             yield from ((name, self.compute(cell)) for name, cell in cells.items())
             return
         reading: dict[str, dict[str, Any]] = {}
-        for cell in cells.values():
-            opened, cases = self.backbones.get(cell.backbone), self._cases_of(cell)
-            if opened is not None and opened.extractor is not None and opened.extractor.folder is not None:
+        for cell in filter(self._reads_features, cells.values()):
+            extractor, cases = self.backbones[cell.backbone].extractor, self._cases_of(cell)
+            if extractor is not None and extractor.folder is not None:
                 for case in [*cases.support, *self._images.tested, *cases.left_out, *cases.others]:
                     reading[f"{cell.backbone} {case.name}"] = {"backbone": cell.backbone, "case": case.name}
         with cluster.workers() as workers:
@@ -256,6 +256,11 @@ class Study:
         post = follow_labels(self.postprocess, self.data.cases.label_type, support)[0]
         left_out = [case for case in labelled if case not in support]
         return self._drawn.setdefault(cell, CellCases(support, others, left_out, post))
+
+    def _reads_features(self, cell: Cell) -> bool:
+        """Whether a cell's head reads the features of a frozen backbone."""
+        head = self.heads[cell.head]
+        return head.needs_backbone and not getattr(head, "changes_backbone", False)
 
     def _looks_at_others(self, cell: Cell) -> bool:
         return getattr(self.heads[cell.head], "uses_unlabelled", False)

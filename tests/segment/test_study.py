@@ -72,6 +72,18 @@ def test_a_study_with_another_head_computes_its_cells_only(run: Run, tmp_path: P
     assert {name for name in after if after[name] != before[name]} == {name for name in after if "__mlp__" in name}
 
 
+def test_features_are_announced_of_the_backbones_that_are_read_frozen(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = study_settings(tmp_path, shots=[2], draws=1, only={"ridge": ["MDM"]}, reference=None)
+    training = {"_target_": "medmdm.heads.Training", "steps": 1}
+    settings["backbones"]["raw"]["initialise"] = "random"
+    settings["heads"]["mlp"] = {"_target_": "medmdm.heads.FineTuning", "training": training}
+    with caplog.at_level("INFO", logger="medmdm"):
+        run("mdm_study", **settings)
+    assert [line.split(":")[0] for line in caplog.messages if "features of" in line] == ["MDM"]
+
+
 def test_a_study_whose_images_are_read_otherwise_computes_all_cells(run: Run, tmp_path: Path) -> None:
     settings = study_settings(tmp_path, shots=[2], draws=1)
     run("mdm_study", **settings)
