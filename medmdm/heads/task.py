@@ -240,8 +240,8 @@ def random_crop(
     cut = RandSpatialCropd(keys, roi_size=list(window), random_size=False) if around is None else around
     mirrors = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flips]
     further = [] if augmentation is None else [augmentation.spatial, augmentation.intensity]
-    chain = Compose()
-    chain.transforms = (cut, *mirrors, *(part for part in further if part is not None))  # given to Compose, seeded twice
+    chain = Compose()  # given transforms, it would seed them, and the next line again
+    chain.transforms = (cut, *mirrors, *(part for part in further if part is not None))
     chain.set_random_state(seed=seed)
     out = chain({"image": image, "label": labels})
     image, labels = torch.as_tensor(out["image"]), torch.as_tensor(out["label"]).to(labels.dtype)
