@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
 from medmdm.labels import IGNORE
+from medmdm.metrics.instances import panoptic_quality
 from medmdm.segment.postprocessing import AUTO, PostProcess, Postprocessing, largest_parts
 
 _SMALL = 5  # percentile of the labelled objects' sizes
 _SHARE = 0.5  # of that size: what is smaller is no object
 _LEFT_TO_LABELS = ("remove_small_objects", "instances", "keep_largest")
 _VOLUMES = 2  # of which each class is in one piece: a single one may hold one of what others hold several
+_TRIED = 16  # labelled cases whose objects are found again, to choose how
 _SPECKS = 0.01  # of a class: parts that together are smaller are slips of the hand
 
 
 def follow_labels(
-    postprocess: Postprocessing, label_type: str, support: Iterable[LoadedCase] = ()
+    postprocess: Postprocessing, label_type: str, support: Sequence[LoadedCase] = ()
 ) -> tuple[Postprocessing, list[str]]:
     """Replace what is ``"auto"`` by what the labels say.
 
-    Where they number objects, instances are found by watershed, and parts smaller than half of the 5th percentile of
-    the labelled objects (those that touch no edge of their image) become background. Where they hold classes, and each
-    class is in one piece in each of at least two labelled volumes, only its largest part is kept.
+    Where they number objects, instances are connected parts or found by watershed, whichever gives the labelled objects
+    back from their own mask with the higher panoptic quality (mean of up to 16 cases; the watershed where there are
+    none), and parts smaller than half of the 5th percentile of the labelled objects (those that touch no edge of their
+    image) become background. Where they hold classes, and each class is in one piece in each of at least two labelled
+    volumes, only its largest part is kept.
 
     Args:
         postprocess: as it was set; only a :class:`medmdm.segment.PostProcess` can be left to the labels.
@@ -48,8 +52,8 @@ def follow_labels(
         return dataclasses.replace(postprocess, keep_largest=True), [f"{sentence} (postprocess#keep_largest)"]
     sentences = []
     if postprocess.instances == AUTO:
-        postprocess = dataclasses.replace(postprocess, instances="watershed")
-        sentences.append("labels number objects, so instances are found too (postprocess#instances: watershed)")
+        postprocess, sentence = _with_instances(postprocess, support)
+        sentences.append(sentence)
     if postprocess.remove_small_objects == AUTO:
         sizes = [size for case in support for size in _sizes(case, postprocess.in_mm)]
         if sizes:
@@ -84,6 +88,27 @@ def follow_saved(postprocess: Postprocessing, saved: Callable[[], Postprocessing
         problem = "postprocess#remove_small_objects is 'auto', and the segmenter's own is in another unit (in_mm)"
         raise UserError(f"{problem}: give a number.")
     return dataclasses.replace(postprocess, **chosen)
+
+
+def _with_instances(postprocess: PostProcess, support: Sequence[LoadedCase]) -> tuple[PostProcess, str]:
+    """Return what gives the labelled objects back best from their own mask, and a sentence."""
+    ways = {name: dataclasses.replace(postprocess, instances=name) for name in ("watershed", "components")}
+    scores: dict[str, list[float]] = {name: [] for name in ways}
+    for case in support[:_TRIED]:
+        if case.truth is None or case.instances is None or (postprocess.in_mm and case.spacing is None):
+            continue
+        mask = np.where(case.truth == IGNORE, postprocess.background, case.truth).astype(np.uint8)
+        for name, way in ways.items():
+            found = way.finished(mask, case.spacing)["instances"]
+            assert found is not None
+            scores[name].append(panoptic_quality(found, case.instances))
+    means = {name: float(np.nanmean(each)) for name, each in scores.items() if np.isfinite(each).any()}
+    best = max(means, key=means.__getitem__, default="watershed")  # of equal ones the first
+    sentence = f"labels number objects, so instances are found too (postprocess#instances: {best})"
+    if means:
+        each = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        sentence += f": it gives the labelled objects back from their masks best, panoptic quality {each}"
+    return ways[best], sentence
 
 
 def _in_single_parts(truth: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """Post-processing that is left to the labels, and what of it is recorded and compared."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ def test_instances_and_least_size() -> None:
     assert found.instances == PostProcess(instances="watershed").instances
     assert len(sentences) == 2
     assert "half of what 95 % of 4 labelled ones have" in sentences[1]
+
+
+def numbered(numbers: np.ndarray) -> LoadedCase:
+    return LoadedCase({"case": "a"}, (), (), None, numbers > 0, numbers.shape, ("", ""), None, None, numbers)
+
+
+def dumbbells(touching: bool) -> LoadedCase:
+    """Two pairs of discs, each pair one object with a neck, or two that touch."""
+    numbers, (rows, columns) = np.zeros((60, 70), np.int32), np.mgrid[:60, :70]
+    for i, (row, column) in enumerate([(15, 20), (15, 44), (44, 20), (44, 44)]):
+        disc = (rows - row) ** 2 + (columns - column) ** 2 <= 12**2
+        numbers[disc & (numbers == 0)] = i + 1 if touching else i // 2 + 1
+    return numbered(numbers)
+
+
+def test_objects_are_found_as_their_own_masks_give_them_back() -> None:
+    empty, unlabelled = numbered(np.zeros((9, 9), np.int32)), replace(labelled(10), instances=None)
+    for touching, method, said in ((True, "watershed", "watershed 0.999"), (False, "components", "components 1.000")):
+        found, sentences = follow_labels(AUTO, "instances", [empty, dumbbells(touching), unlabelled])
+        assert isinstance(found, PostProcess)
+        assert found.instances == PostProcess(instances=method).instances
+        assert f"postprocess#instances: {method}" in sentences[0]
+        assert said in sentences[0]
+    assert follow_labels(AUTO, "instances", [empty])[0].instances == PostProcess(instances="watershed").instances  # type: ignore[union-attr]
 
 
 def test_objects_at_the_edge_are_cut_off() -> None:
