@@ -18,7 +18,7 @@ _SMALL = 5  # percentile of the labelled objects' sizes
 _SHARE = 0.5  # of that size: what is smaller is no object
 _LEFT_TO_LABELS = ("remove_small_objects", "instances", "keep_largest")
 _VOLUMES = 2  # of which each class is in one piece: a single one may hold one of what others hold several
-_TRIED = 16  # labelled cases whose objects are found again, to choose how
+_TRIED = 2**24  # pixels of labelled cases whose objects are found again, to choose how: some seconds
 _SPECKS = 0.01  # of a class: parts that together are smaller are slips of the hand
 
 
@@ -28,10 +28,10 @@ def follow_labels(
     """Replace what is ``"auto"`` by what the labels say.
 
     Where they number objects, instances are connected parts or found by watershed, whichever gives the labelled objects
-    back from their own mask with the higher panoptic quality (mean of up to 16 cases; the watershed where there are
-    none), and parts smaller than half of the 5th percentile of the labelled objects (those that touch no edge of their
-    image) become background. Where they hold classes, and each class is in one piece in each of at least two labelled
-    volumes, only its largest part is kept.
+    back from their own mask with the higher panoptic quality (mean of the first cases, up to 16 million pixels; the
+    watershed where there are none), and parts smaller than half of the 5th percentile of the labelled objects (those
+    that touch no edge of their image) become background. Where they hold classes, and each class is in one piece in
+    each of at least two labelled volumes, only its largest part is kept.
 
     Args:
         postprocess: as it was set; only a :class:`medmdm.segment.PostProcess` can be left to the labels.
@@ -94,9 +94,13 @@ def _with_instances(postprocess: PostProcess, support: Sequence[LoadedCase]) -> 
     """Return what gives the labelled objects back best from their own mask, and a sentence."""
     ways = {name: dataclasses.replace(postprocess, instances=name) for name in ("watershed", "components")}
     scores: dict[str, list[float]] = {name: [] for name in ways}
-    for case in support[:_TRIED]:
+    pixels = 0
+    for case in support:
         if case.truth is None or case.instances is None or (postprocess.in_mm and case.spacing is None):
             continue
+        if pixels >= _TRIED:
+            break
+        pixels += case.truth.size
         mask = np.where(case.truth == IGNORE, postprocess.background, case.truth).astype(np.uint8)
         for name, way in ways.items():
             found = way.finished(mask, case.spacing)["instances"]
