@@ -12,7 +12,9 @@ from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.files.pictures import read_image
 from medmdm.data.reading import LoadedCase
 from medmdm.data.splits import default_rule
+from medmdm.labels import IGNORE
 from medmdm.reports.comparison import compare, load_runs
+from medmdm.segment import label_defaults
 from medmdm.segment.label_defaults import follow_labels, follow_saved
 from medmdm.segment.postprocessing import PostProcess
 from tests.bundle_runs import Run
@@ -42,7 +44,10 @@ def test_instances_and_least_size() -> None:
 
 
 def numbered(numbers: np.ndarray) -> LoadedCase:
-    return LoadedCase({"case": "a"}, (), (), None, numbers > 0, numbers.shape, ("", ""), None, None, numbers)
+    """A case of these objects; whether its last row is one is not known."""
+    truth = (numbers > 0).astype(np.uint8)
+    truth[-1] = IGNORE
+    return LoadedCase({"case": "a"}, (), (), None, truth, numbers.shape, ("", ""), None, None, numbers)
 
 
 def dumbbells(touching: bool) -> LoadedCase:
@@ -63,6 +68,13 @@ def test_objects_are_found_as_their_own_masks_give_them_back() -> None:
         assert f"postprocess#instances: {method}" in sentences[0]
         assert said in sentences[0]
     assert follow_labels(AUTO, "instances", [empty])[0].instances == PostProcess(instances="watershed").instances  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("pixels", "method"), [(2**24, "components"), (60 * 70, "watershed")])
+def test_so_many_pixels_are_tried(pixels: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_defaults, "_TRIED", pixels)
+    _, sentences = follow_labels(AUTO, "instances", [dumbbells(True), dumbbells(False), dumbbells(False)])
+    assert f"postprocess#instances: {method}" in sentences[0]
 
 
 def test_objects_at_the_edge_are_cut_off() -> None:
