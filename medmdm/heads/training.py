@@ -181,7 +181,8 @@ class Training:
         trained = [p for group in groups for p in group["params"]]
         average = EMA(network, self.averaging)
         loss_function = _made(self.loss_function) or CrossEntropyDiceLoss()
-        augmentation, window = self.augmentation_for(task), self.crops_of(task)
+        # Copied, for a random transform keeps what it drew last, and a record says what was given.
+        augmentation, window = copy.deepcopy(self.augmentation_for(task)), self.crops_of(task)
         cut = functools.partial(random_crop, window=window, flips=self.flips_for(task))
         labelled = functools.partial(cut, augmentation=augmentation, foreground=self.foreground)
         crops = _Crops(task.examples, labelled, task.seed, maps)

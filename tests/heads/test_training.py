@@ -10,6 +10,7 @@ from monai.networks.nets import UNet
 from monai.transforms import RandRotate90d
 from torch import Tensor, nn
 
+from medmdm.components import to_config
 from medmdm.data.transforms.augmentation import Augmentation, histology
 from medmdm.heads import training as module
 from medmdm.heads.consistency import Consistency
@@ -152,6 +153,13 @@ def test_turned_crops_stay_aligned_with_their_labels() -> None:
         assert crop.image.shape == (3, 24, 32)
         assert torch.equal(crop.image[0] > 0, crop.label == 0)  # the image says its class
     assert len({crop.image.numpy().tobytes() for crop in turned}) == 16
+
+
+def test_a_given_augmentation_is_not_changed_by_a_fit() -> None:
+    given = Training(steps=2, augmentation=histology())
+    before = to_config(given, strict=False)
+    given.run(probe(), [{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-2}], task([made_example(0)]), lambda: None)
+    assert to_config(given, strict=False) == before  # a study's key of the cell is made of it, before and after
 
 
 @pytest.mark.parametrize("modality", ["histology", "radiology", None])
