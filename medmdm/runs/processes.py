@@ -27,8 +27,8 @@ def start() -> None:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     distributed.init_process_group(backend="nccl" if where.type == "cuda" else "gloo")
-    # A wrapped network keeps the group, and so its threads, after stop(); one that ran while the interpreter was taken
-    # apart has been seen to abort a finished run. What nothing refers to any more is freed before that.
+    # A wrapped network keeps the group, and so its threads, after stop(), and a finished run has been seen to abort
+    # while the interpreter was taken apart. What nothing refers to any more is freed before that.
     atexit.register(gc.collect)
 
 
