@@ -72,7 +72,7 @@ def save_segmenter(
             }
             record["padding"] = {"multiple": segmenter.multiple, "num_classes": segmenter.num_classes}
             record["padding"] |= {"flips": list(segmenter.flips), "undeclared": list(segmenter.undeclared)}
-            record["padding"] |= _maps(segmenter)
+            record["padding"] |= _maps(segmenter) | ({"axes": list(segmenter.axes)} if segmenter.axes else {})
             record |= {"members": segmenter.members} if segmenter.members > 1 else {}
             kind, state = "network", {"network": segmenter.network.state_dict()}
         elif isinstance(segmenter, Segmenter):

@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from medmdm.heads.consistency import Consistency
 from medmdm.heads.map_losses import MapLosses
 from medmdm.heads.object_maps import channels
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
+from medmdm.heads.slice_by_slice import axis_number, task_of_slices
 from medmdm.heads.task import Fitted, Task
 from medmdm.heads.training import Training
 
@@ -104,6 +105,12 @@ class FromScratch:
         steps: of the recipe, as earlier versions had it; None for what ``training`` says.
         members: networks of an ensemble, each trained by the whole recipe from weights and on crops of its own; their
             probabilities are averaged.
+        axes: of volumes that are read whole: a network of two dimensions (or ``members``) for the slices along each of
+            these axes, ``"axial"``, ``"coronal"``, ``"sagittal"``, all averaged. Crops are of ``window``'s two other
+            numbers. None: the network reads images as they are.
+
+    Raises:
+        UserError: an unknown axis, or one that is there twice, or less than one member.
     """
 
     network: Callable[[], nn.Module]
@@ -112,6 +119,7 @@ class FromScratch:
     unlabelled: Consistency | None = None
     steps: InitVar[int | None] = None
     members: int = 1
+    axes: Sequence[str] | None = None
 
     needs_backbone = False
 
@@ -120,6 +128,12 @@ class FromScratch:
             self.training = replace(self.training, steps=steps)
         if self.members < 1:
             raise UserError(f"members must be at least 1, got {self.members}.")
+        if isinstance(self.axes, str):
+            raise UserError(f"axes must be a list of axes, such as ['axial', 'coronal'], got {self.axes!r}.")
+        for axis in self.axes or ():
+            axis_number(axis)
+        if len(set(self.axes or ())) < len(self.axes or ()):
+            raise UserError(f"axes names one twice: {', '.join(self.axes or ())}.")
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -128,16 +142,21 @@ class FromScratch:
 
     def fit(self, task: Task, extractor: Extractor | None = None, maps: MapLosses | None = None) -> Fitted:
         """Train on the labelled images, ``maps`` too; see :class:`medmdm.heads.task.Fitter`."""
+        if self.axes and maps is not None:
+            raise UserError("axes are for classes alone: maps of objects are of pictures and of slices along one axis.")
+        tasks = {axis: task_of_slices(task, axis) for axis in self.axes} if self.axes else {"": task}
+        every = [(axis, member) for axis in tasks for member in range(self.members)]
         fits = []
-        for member in range(self.members):
-            if self.members > 1:
-                logger.info("network %d of %d", member + 1, self.members)
-            fits.append(self._fit(replace(task, seed=task.seed + _APART * member), maps))
+        for number, (axis, member) in enumerate(every):
+            if len(every) > 1:
+                logger.info("network %d of %d%s", number + 1, len(every), f", of {axis} slices" if axis else "")
+            fits.append(self._fit(replace(tasks[axis], seed=task.seed + _APART * member), maps))
         networks, evidence = [network for network, _ in fits], [found for _, found in fits]
-        whole = networks[0] if self.members == 1 else nn.ModuleList(networks)
-        fitted = PaddedNetwork(whole, flips=self.training.flips_for(task), **self._padding(task, maps)).eval()
+        whole = networks[0] if len(every) == 1 else nn.ModuleList(networks)
+        flips = self.training.flips_for(next(iter(tasks.values())))
+        fitted = PaddedNetwork(whole, flips=flips, axes=self.axes or (), **self._padding(task, maps)).eval()
         parameters = sum(p.numel() for p in fitted.parameters())
-        others = {"members": evidence[1:]} if self.members > 1 else {}
+        others = {"members": evidence[1:]} if len(every) > 1 else {}
         return Fitted(fitted.requires_grad_(False), {**evidence[0], "parameters": parameters, **others})
 
     def _padding(self, task: Task, maps: MapLosses | None) -> dict[str, Any]:

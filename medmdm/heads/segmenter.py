@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from medmdm.backbones.feature_maps import cut, pad_ends
 from medmdm.backbones.layers import Traced, parameters_of
 from medmdm.errors import UserError
 from medmdm.heads.object_maps import channels, mirrored
+from medmdm.heads.slice_by_slice import along, axis_number
 
 ENSEMBLES = ("mean", "vote")
 #: Logits of classes that do not exist: their probability is 0, yet windows can be blended, which infinity could not.
@@ -260,6 +262,11 @@ class PaddedNetwork(_Voices):
             the logits are the logarithm of the mean probabilities.
         undeclared: numbers below K that are no class: they are never predicted.
         maps: which further maps the network's last channels are, see :meth:`with_maps`.
+        axes: of volumes that networks of slices read, see :func:`medmdm.heads.slice_by_slice.along`: as many networks
+            each, one axis after the other. None: what the network reads is not cut.
+
+    Raises:
+        UserError: an unknown axis, or the networks cannot be divided among the axes.
     """
 
     def __init__(
@@ -270,11 +277,17 @@ class PaddedNetwork(_Voices):
         flips: Sequence[int] = (),
         undeclared: Sequence[int] = (),
         maps: Sequence[str] = (),
+        axes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
         self.num_classes = num_classes
+        self.axes = tuple(axes)
+        for axis in self.axes:
+            axis_number(axis)
+        if self.axes and self.members % len(self.axes):
+            raise UserError(f"{self.members} networks cannot be divided among {len(self.axes)} axes.")
         self.flips, self.undeclared, self.maps = tuple(flips), tuple(undeclared), tuple(maps)
         for net in self.networks:
             if isinstance(net, BasicUNet) and multiple % 16 == 0:
@@ -294,17 +307,21 @@ class PaddedNetwork(_Voices):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits ``[B, K, *spatial]`` of images of any size."""
-        if self.members == 1 and (self.training or not self.flips):
+        if self.members == 1 and not self.axes and (self.training or not self.flips):
             return self._classes(self._values(image, self.networks[0]))
         return self.mean_probabilities(image).clamp_min(1e-12).log()
 
     def heard(self, image: Tensor) -> Iterator[Tensor]:
         """Yield what one member after the other gives, for each mirror image, mirrored back."""
+        each = len(self.networks) // max(len(self.axes), 1)
         for axes in self.mirrors():
-            seen = image.flip(axes) if axes else image
-            for network in self.networks:
-                values = self._values(seen, network)
-                yield mirrored(values, axes, self.maps) if axes else values
+            for number, network in enumerate(self.networks):
+                read = functools.partial(self._mirrored, network=network, axes=axes)
+                yield along(image, self.axes[number // each], read) if self.axes else read(image)
+
+    def _mirrored(self, image: Tensor, network: nn.Module, axes: list[int]) -> Tensor:
+        values = self._values(image.flip(axes) if axes else image, network)
+        return mirrored(values, axes, self.maps) if axes else values
 
     def _values(self, image: Tensor, network: nn.Module) -> Tensor:
         spatial = [int(n) for n in image.shape[2:]]

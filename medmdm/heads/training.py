@@ -120,6 +120,9 @@ class Training:
         image. (Crops that were padded to 48² taught nothing of slices of 50 x 33: Dice 0.38 on those very slices.)
         """
         window = tuple(self.crop_size or task.reading.window)
+        if len(window) != len(task.reading.window):
+            need = f"{len(task.reading.window)} whole numbers, for images of as many dimensions"
+            raise UserError(f"crop_size must be {need}, got {list(window)}.")
         if not task.reading.whole:
             return window
         shapes = {tuple(image.shape[1:]) for image in [*(e.image for e in task.examples), *task.unlabelled]}

@@ -13,6 +13,8 @@ from medmdm.backbones.cache import CachedExtractor
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.files import weights_hash
 from medmdm.heads.end_to_end import FineTuning, FromScratch
+from medmdm.heads.map_losses import MapLosses
+from medmdm.heads.slice_by_slice import task_of_slices
 from medmdm.heads.task import Task
 from medmdm.heads.training import Training
 from medmdm.labels import IGNORE
@@ -139,6 +141,37 @@ def test_an_ensemble_is_the_mean_of_networks_trained_one_by_one() -> None:
     assert whole.evidence["parameters"] == 2 * single.fit(support()).evidence["parameters"]
     assert whole.evidence["losses"] != whole.evidence["members"][0]["losses"]
     refused("members must be at least 1", FromScratch, network, members=0)
+
+
+@pytest.mark.slow
+def test_networks_of_several_axes_are_those_of_their_slices_and_are_averaged() -> None:
+    network = functools.partial(UNet, 2, 3, 2, channels=(4, 8), strides=(2,))
+    whole, other = (made_example(seed, (6, 16, 12)) for seed in (0, 1))
+    volumes = task([whole], window=(6, 10, 8), whole=True)
+    refused("axes are of volumes", FromScratch(network, 2, training(), axes=["axial"]).fit, support())
+    recipe = training(flips=(1,))
+    fitted = FromScratch(network, 2, recipe, members=2, axes=["sagittal", "axial"]).fit(volumes)
+    expected: Tensor = torch.zeros(())
+    for axis, place in (("sagittal", 2), ("axial", 0)):
+        alone = FromScratch(network, 2, recipe, members=2).fit(task_of_slices(volumes, axis)).model
+        read = [alone(one[None]).softmax(1)[0] for one in other.image.unbind(1 + place)]
+        expected = expected + torch.stack(read, 1 + place) / 2
+    torch.testing.assert_close(fitted.model(other.image[None]).softmax(1)[0], expected)
+    assert len(fitted.evidence["members"]) == 3
+    assert len(list(fitted.model.voices(other.image[None]))) == 8  # two axes, two members, two mirror images
+    assert fitted.model.with_uncertainty(other.image[None]).shape == (1, 4, 6, 16, 12)
+
+
+def test_axes_that_cannot_be_are_refused() -> None:
+    network = NETWORKS["UNet"]
+    refused("axes must be a list of axes", FromScratch, network, axes="axial")
+    refused("the slice axis is 'top'", FromScratch, network, axes=["top"])
+    refused("axes names one twice: axial, axial", FromScratch, network, axes=["axial", "axial"])
+    volumes = task([made_example(0, (6, 16, 12))], window=(6, 10, 8))
+    head = FromScratch(network, training=training(crop_size=(4, 4, 4)), axes=["axial"])
+    refused(r"crop_size must be 2 whole numbers.*got \[4, 4, 4\]", head.fit, volumes)
+    refused(r"crop_size must be 3 whole numbers", scratch(network, crop_size=(4, 4)).fit, volumes)
+    refused("axes are for classes alone", head.fit, volumes, None, MapLosses(("distance",)))
 
 
 @pytest.mark.slow

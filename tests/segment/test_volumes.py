@@ -1,5 +1,7 @@
 """Volumes that are read whole: fitted, predicted and scored in three dimensions, masks where the file has them."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,19 +10,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.data.single_image import ReadImaged
 from medmdm.heads.predictor import Predictor
+from medmdm.heads.segmenter import PaddedNetwork
 from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.heads.training import Training
+from medmdm.runs.config import normalise
+from medmdm.runs.doctor import examine
 from medmdm.segment import MaskFromLogitsd, Outputs, PostProcess
 from medmdm.segment.slides import segment_slide
 from medmdm.zoo import pack
-from tests.bundle_runs import BUNDLES, write_backbone
+from tests.bundle_runs import BUNDLES, OVERLAYS, write_backbone
 from tests.made import refused, refused_in_config
 from tests.written import boxes, picture, write_nifti
 
@@ -179,6 +184,71 @@ def test_whole_networks_learn_volumes(run, volumes: Path, tmp_path: Path) -> Non
     assert run("mdm_segment", head=unet, backbone=None, preprocessing=preprocessing)["dice"] > 0.9
     tuned = {"_target_": "medmdm.heads.FineTuning", "training": {**training, "steps": 40, "learning_rate": 0.003}}
     assert run("mdm_segment", head=tuned, run_dir=str(tmp_path / "tuned"))["dice"] > 0.9
+
+
+AXES = ["axial", "coronal", "sagittal"]
+OF_SLICES = {**PLAN, "slice_axis": "axial", "crop_size": [16, 16]}
+
+
+@pytest.mark.slow
+def test_networks_of_three_axes_are_one_segmenter(run, volumes: Path, tmp_path: Path) -> None:
+    overlay = json.loads((OVERLAYS / "three_axes.json").read_text())
+    assert overlay["head#axes"] == AXES
+    head = ConfigParser.load_config_file(BUNDLES / "mdm_segment.json")["head"]
+    training = {**head["training"], "steps": 120, "learning_rate": 0.01, "averaging": 0.9, "precision": "float32"}
+    settings = {
+        **{key: value for key, value in overlay.items() if key != "run_dir"},
+        "head": {**head, "axes": AXES, "network": {**head["network"], "spatial_dims": 2, "features": [8] * 6},
+                 "training": training},
+        # A backbone of slices says how they are scaled; that it cuts volumes is what the overlay replaces.
+        "backbone": str(write_backbone(tmp_path / "slices.pt", **OF_SLICES)),
+    }  # fmt: skip
+    scores = run("mdm_segment", **settings, write_probabilities=True)
+    assert scores["dice"] > 0.9
+    path = tmp_path / "run" / "segmenter.pt"
+    written = path.stat().st_mtime_ns
+    masks = {name: array(tmp_path / "run" / "predictions" / f"{name}.nii.gz") for name in ("3", "4")}
+    shutil.rmtree(tmp_path / "run" / "predictions")
+    assert run("mdm_segment", **settings, write_probabilities=True) == scores  # the segmenter is there
+    assert path.stat().st_mtime_ns == written
+    again = run("mdm_evaluate", run_dir=str(tmp_path / "evaluated"), segmenter=str(path))
+    assert again == pytest.approx(scores)
+    run("mdm_infer", output_dir=str(tmp_path / "inferred"), segmenter=str(path))
+    for name, mask in masks.items():
+        assert np.array_equal(array(tmp_path / "run" / "predictions" / f"{name}.nii.gz"), mask)
+        assert np.array_equal(array(tmp_path / "inferred" / "predictions" / f"{name}.nii.gz"), mask)
+    probabilities = array(tmp_path / "run" / "predictions" / "3_probabilities.nii.gz")
+    model, plan = load_segmenter(path)
+    case = CaseReader(select_cases(volumes, None), plan["backbone"], tmp_path / "slices").read(
+        select_cases(volumes, None).test[0]
+    )
+    expected: Any = 0
+    for network, place in zip(model.networks, range(3), strict=True):
+        alone = PaddedNetwork(network, 16)
+        read = [alone(one[None]).softmax(1)[0] for one in case.examples[0].image.unbind(1 + place)]
+        expected = expected + torch.stack(read, 1 + place) / 3
+    expected = case.slicing.assembled([expected.numpy()])
+    np.testing.assert_allclose(np.moveaxis(probabilities, -1, 0), expected, atol=1e-5)
+    assert array(tmp_path / "run" / "predictions" / "3_disagreement.nii.gz").max() > 0
+
+    refused_in_config("axes are of volumes that are read whole", run, "mdm_segment", run_dir=str(tmp_path / "b"),
+            **{**settings, "preprocessing#slice_axis": "axial", "window": [16, 16]})  # fmt: skip
+
+
+def test_doctor_knows_the_networks_of_three_axes(volumes: Path, tmp_path: Path) -> None:
+    def errors(**changes: Any) -> list[str]:
+        parser = ConfigParser()
+        parser.read_config([str(BUNDLES / "mdm_segment.json"), str(OVERLAYS / "three_axes.json")])
+        for key, value in {"dataset_dir": str(volumes), "backbone": backbone, "device": "cpu", **changes}.items():
+            parser[key] = value
+        normalise(parser)
+        parser.parse(reset=True)
+        return [found.message for found in examine(parser) if found.level == "error"]
+
+    backbone = str(write_backbone(tmp_path / "slices.pt", **OF_SLICES))
+    assert errors() == []
+    (wrong,) = errors(**{"head#network#spatial_dims": 3})
+    assert "head#network cannot read crops of [64, 64]" in wrong
 
 
 def test_what_is_made_for_pictures_is_refused(run, volumes: Path, tmp_path: Path) -> None:
