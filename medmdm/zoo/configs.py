@@ -93,10 +93,12 @@ def _evaluation() -> dict[str, Any]:
 def _inference(run: FinishedRun) -> dict[str, Any]:
     """Return the inference of a segmenter, with the parts that MONAI Label asks for."""
     config = _shipped("mdm_infer")
-    windows = config["inferer"]
-    # Programs on MONAI's transforms give whole volumes; medmdm's own workflow gives the network one slice.
-    config["inferer"] = {"_target_": "medmdm.heads.SliceBySlice", "inferer": windows}
-    config["inference"]["inferer"] = "@inferer#inferer"
+    if not run.reads_whole_volumes:
+        # Programs on MONAI's transforms give whole volumes; medmdm's own workflow gives the network one slice.
+        config["inferer"] = {"_target_": "medmdm.heads.SliceBySlice", "inferer": config["inferer"]}
+        config["inference"]["inferer"] = "@inferer#inferer"
+    elif run.task["whole_images"]:  # the windows' inferer is then none, and these programs need one
+        config["inferer"] = {"_target_": "SimpleInferer"}
     parts = {
         "preprocessing": {
             "_target_": "monai.transforms.Compose",

@@ -61,6 +61,11 @@ class FinishedRun:
         return self.plan["backbone"] if self.segments else self.plan
 
     @property
+    def reads_whole_volumes(self) -> bool:
+        """Whether its network is given volumes, and not their slices."""
+        return self.images.get("slice_axis") == WHOLE
+
+    @property
     def labels_seen(self) -> str:
         """What its pre-training saw of labels, for a sentence."""
         labelled = (self.images.get("ledger") or {}).get("labelled")
@@ -73,7 +78,7 @@ class FinishedRun:
 
     @property
     def window(self) -> list[int]:
-        """Rows and columns that the network reads at once."""
+        """Rows and columns (of volumes slices, rows and columns) that the network reads at once."""
         return [int(n) for n in (self.task["window"] if self.segments else self.plan["crop_size"])]
 
     @functools.cached_property
@@ -129,6 +134,6 @@ def open_run(folder: str | os.PathLike[str]) -> FinishedRun:
     if known != file_hash(path):
         raise UserError(f"{path} is not the file that run.json tells of: it was changed or comes from another run.")
     found = FinishedRun(folder, bundle, record, read_checkpoint(path)["plan"])
-    if found.images.get("slice_axis") == WHOLE:
-        raise UserError(f"{folder} reads volumes whole, and networks of pictures and slices can be packed.")
+    if found.reads_whole_volumes and not found.segments:
+        raise UserError(f"{folder} restores volumes whole: a pre-training on pictures or slices can be packed.")
     return found

@@ -16,10 +16,12 @@ from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.data.single_image import ReadImaged
+from medmdm.files import file_hash
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import PaddedNetwork
 from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.heads.training import Training
+from medmdm.intact import save_record
 from medmdm.runs.config import normalise
 from medmdm.runs.doctor import examine
 from medmdm.segment import MaskFromLogitsd, Outputs, PostProcess
@@ -28,6 +30,7 @@ from medmdm.zoo import pack
 from tests.bundle_runs import BUNDLES, OVERLAYS, write_backbone
 from tests.made import refused, refused_in_config
 from tests.written import boxes, picture, write_nifti
+from tests.zoo.test_pack import checked_by_monai, labelled_by_monai_label
 
 # Voxels of 0.8 x 2.5 x 1.1 mm that run to A, I and L: no axis is where an axial slice has it.
 AFFINE = np.array([[0, 0, -1.1, 40], [0.8, 0, 0, -7], [0, -2.5, 0, 12], [0, 0, 0, 1.0]])
@@ -162,10 +165,21 @@ def test_masks_lie_where_the_labels_do_and_the_file_gives_them_again(run, volume
     settings = {"segmenter": str(segmenter), "data_list": "none", "output_dir": str(tmp_path / "of pictures")}
     refused_in_config("a.png is a picture, but the network reads volumes whole", run, "mdm_infer",
                       dataset_dir=str(tmp_path / "pictures"), **settings)  # fmt: skip
-    refused("networks of pictures and slices can be packed", pack, folder, tmp_path / "packed")
+    bundle = pack(folder, tmp_path / "packed")
+    checked_by_monai(bundle, tmp_path, volumes)
+    for name, mask in masks.items():
+        assert np.array_equal(labelled_by_monai_label(bundle, volumes / f"{name}.nii.gz")[0], mask)
     reader = CaseReader(select_cases(volumes, None), {**PLAN, "channels": 3})
     slide = {"case": "a", "image": "a.svs"}
     refused("a.svs is a slide, but", segment_slide, slide, reader, None, PostProcess(), Outputs(tmp_path / "slides"))
+
+
+def test_a_pre_training_on_whole_volumes_is_not_packed(tmp_path: Path) -> None:
+    path = write_backbone(tmp_path / "model.pt", **PLAN)
+    save_record({"config": {"bundle": "mdm_pretrain"}, "weights": {"model.pt": file_hash(path)}}, tmp_path / "run.json")
+    refused(
+        "restores volumes whole: a pre-training on pictures or slices can be packed", pack, tmp_path, tmp_path / "b"
+    )
 
 
 @pytest.mark.slow
@@ -231,6 +245,10 @@ def test_networks_of_three_axes_are_one_segmenter(run, volumes: Path, tmp_path: 
     np.testing.assert_allclose(np.moveaxis(probabilities, -1, 0), expected, atol=1e-5)
     assert array(tmp_path / "run" / "predictions" / "3_disagreement.nii.gz").max() > 0
 
+    bundle = pack(tmp_path / "run", tmp_path / "packed")
+    for name, mask in masks.items():
+        assert np.array_equal(labelled_by_monai_label(bundle, volumes / f"{name}.nii.gz")[0], mask)
+    assert "64 x 64 x 64 pixels" in (bundle / "docs" / "README.md").read_text()
     refused_in_config("axes are of volumes that are read whole", run, "mdm_segment", run_dir=str(tmp_path / "b"),
             **{**settings, "preprocessing#slice_axis": "axial", "window": [16, 16]})  # fmt: skip
 
