@@ -192,7 +192,9 @@ def _opened(x: Examination) -> Any:
 def _segmentation(x: Examination) -> None:
     opened, cases = _opened(x), x.part("cases")
     given = x.parser.get("preprocessing") or {}
-    if opened is not None and opened.extractor is not None:
+    data, head = x.part("data"), x.part("head")
+    # What a network from scratch is given may differ: of the backbone it only has how images are read.
+    if opened is not None and opened.extractor is not None and getattr(head, "needs_backbone", True):
         plan = _own_plan(x) if any(value is not None for value in given.values()) else opened.plan
         for key in PREPROCESSING:
             if given.get(key) is not None and plan.get(key) is not None and given[key] != plan[key]:
@@ -201,7 +203,6 @@ def _segmentation(x: Examination) -> None:
         window, size = x.given("window"), plan.get("crop_size")
         if window and size and list(window) != list(size):
             x.info("plan", f"window is {window}, the backbone was trained on crops of {list(size)}")
-    data, head = x.part("data"), x.part("head")
     for key in ("reading", "postprocess", "inferer", "applied", "write_formats", "outputs", "scoring"):
         x.part(key)
     if cases is not None:

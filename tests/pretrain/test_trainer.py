@@ -129,6 +129,7 @@ ELSEWHERE = {
     "hippocampus_study",
     "frozen_segment",
     "instances_segment",
+    "three_axes_segment",
     *METHODS,
 }
 

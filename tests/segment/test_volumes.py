@@ -206,7 +206,7 @@ OF_SLICES = {**PLAN, "slice_axis": "axial", "crop_size": [16, 16]}
 
 @pytest.mark.slow
 def test_networks_of_three_axes_are_one_segmenter(run, volumes: Path, tmp_path: Path) -> None:
-    overlay = json.loads((OVERLAYS / "three_axes.json").read_text())
+    overlay = json.loads((OVERLAYS / "three_axes_segment.json").read_text())
     assert overlay["head#axes"] == AXES
     head = ConfigParser.load_config_file(BUNDLES / "mdm_segment.json")["head"]
     training = {**head["training"], "steps": 120, "learning_rate": 0.01, "averaging": 0.9, "precision": "float32"}
@@ -254,18 +254,21 @@ def test_networks_of_three_axes_are_one_segmenter(run, volumes: Path, tmp_path: 
 
 
 def test_doctor_knows_the_networks_of_three_axes(volumes: Path, tmp_path: Path) -> None:
-    def errors(**changes: Any) -> list[str]:
+    def said(level: str, **changes: Any) -> list[str]:
         parser = ConfigParser()
-        parser.read_config([str(BUNDLES / "mdm_segment.json"), str(OVERLAYS / "three_axes.json")])
+        parser.read_config([str(BUNDLES / "mdm_segment.json"), str(OVERLAYS / "three_axes_segment.json")])
         for key, value in {"dataset_dir": str(volumes), "backbone": backbone, "device": "cpu", **changes}.items():
             parser[key] = value
         normalise(parser)
         parser.parse(reset=True)
-        return [found.message for found in examine(parser) if found.level == "error"]
+        return [found.message for found in examine(parser) if found.level == level]
 
     backbone = str(write_backbone(tmp_path / "slices.pt", **OF_SLICES))
-    assert errors() == []
-    (wrong,) = errors(**{"head#network#spatial_dims": 3})
+    assert said("error") == []
+    assert not any("trained" in sentence for level in ("warning", "info") for sentence in said(level))
+    tuned = {"_target_": "medmdm.heads.FineTuning"}  # which takes the backbone's weights
+    assert any("slice_axis is none, but the backbone was trained with axial" in s for s in said("warning", head=tuned))
+    (wrong,) = said("error", **{"head#network#spatial_dims": 3})
     assert "head#network cannot read crops of [64, 64]" in wrong
 
 
