@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.inferers import sliding_window_inference
 
 from medmdm.artifacts.segmenter_file import load_segmenter
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader
 from medmdm.data.single_image import ReadImaged
+from medmdm.data.transforms.spatial import PadToSize
 from medmdm.files import file_hash
-from medmdm.heads.predictor import Predictor
+from medmdm.heads.predictor import Predictor, inside
 from medmdm.heads.segmenter import PaddedNetwork
 from medmdm.heads.task import Reading, Task, random_crop
 from medmdm.heads.training import Training
@@ -236,19 +238,25 @@ def test_networks_of_three_axes_are_one_segmenter(run, volumes: Path, tmp_path: 
     case = CaseReader(select_cases(volumes, None), plan["backbone"], tmp_path / "slices").read(
         select_cases(volumes, None).test[0]
     )
-    expected: Any = 0
-    for network, place in zip(model.networks, range(3), strict=True):
-        alone = PaddedNetwork(network, 16)
-        read = [alone(one[None]).softmax(1)[0] for one in case.examples[0].image.unbind(1 + place)]
-        expected = expected + torch.stack(read, 1 + place) / 3
-    expected = case.slicing.assembled([expected.numpy()])
+
+    def by_hand(block: torch.Tensor) -> torch.Tensor:
+        mean: Any = 0
+        for network, place in zip(model.networks, range(3), strict=True):
+            read = [PaddedNetwork(network, 16)(one).softmax(1) for one in block.unbind(2 + place)]
+            mean = mean + torch.stack(read, 2 + place) / 3
+        return mean.log()
+
+    padded = torch.as_tensor(PadToSize((16, 16, 16))(case.examples[0].image))
+    logits = sliding_window_inference(padded[None], (16, 16, 16), 4, by_hand, 0.2, mode="gaussian")[0]
+    logits = logits[inside(case.examples[0].image.shape[1:], padded.shape[1:])]
+    expected = case.slicing.assembled([logits.softmax(0).numpy()])
     np.testing.assert_allclose(np.moveaxis(probabilities, -1, 0), expected, atol=1e-5)
     assert array(tmp_path / "run" / "predictions" / "3_disagreement.nii.gz").max() > 0
 
     bundle = pack(tmp_path / "run", tmp_path / "packed")
     for name, mask in masks.items():
         assert np.array_equal(labelled_by_monai_label(bundle, volumes / f"{name}.nii.gz")[0], mask)
-    assert "64 x 64 x 64 pixels" in (bundle / "docs" / "README.md").read_text()
+    assert "16 x 16 x 16 pixels" in (bundle / "docs" / "README.md").read_text()
     refused_in_config("axes are of volumes that are read whole", run, "mdm_segment", run_dir=str(tmp_path / "b"),
             **{**settings, "preprocessing#slice_axis": "axial", "window": [16, 16]})  # fmt: skip
 
@@ -269,7 +277,7 @@ def test_doctor_knows_the_networks_of_three_axes(volumes: Path, tmp_path: Path) 
     tuned = {"_target_": "medmdm.heads.FineTuning"}  # which takes the backbone's weights
     assert any("slice_axis is none, but the backbone was trained with axial" in s for s in said("warning", head=tuned))
     (wrong,) = said("error", **{"head#network#spatial_dims": 3})
-    assert "head#network cannot read crops of [64, 64]" in wrong
+    assert "head#network cannot read crops of [16, 16]" in wrong
 
 
 def test_what_is_made_for_pictures_is_refused(run, volumes: Path, tmp_path: Path) -> None:
