@@ -173,8 +173,23 @@ class FromScratch:
             kind = self.network.func if isinstance(self.network, functools.partial) else self.network
             raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
         network = PaddedNetwork(made, **self._padding(task, maps)).to(task.device)
+        _try(network, task, self.training.crops_of(task))
         groups = [{"params": list(network.parameters()), "lr": self.training.learning_rate}]
         train_mode = functools.partial(network.train, True)
         averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled, maps)
         assert isinstance(averaged, PaddedNetwork)
         return averaged.network, evidence
+
+
+@torch.no_grad()
+def _try(network: nn.Module, task: Task, crop: Sequence[int]) -> None:
+    """Refuse a network that cannot read a crop, before it is trained."""
+    channels_first = len(task.examples[0].image), *crop
+    try:
+        network.eval()(torch.zeros(1, *channels_first, device=task.device))
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        hint = "its spatial_dims and in_channels must be those of the images"
+        raise UserError(f"The network cannot read a crop of {list(channels_first)} ({said[0]}): {hint}.") from error

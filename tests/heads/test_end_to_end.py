@@ -162,6 +162,13 @@ def test_networks_of_several_axes_are_those_of_their_slices_and_are_averaged() -
     assert fitted.model.with_uncertainty(other.image[None]).shape == (1, 4, 6, 16, 12)
 
 
+def test_a_network_for_other_images_is_refused_before_it_is_trained() -> None:
+    three_dimensions = functools.partial(UNet, 3, 3, 2, channels=(4, 8), strides=(2,))
+    refused(r"The network cannot read a crop of \[3, 32, 32\] .*spatial_dims", scratch(three_dimensions).fit, support())
+    one_channel = functools.partial(UNet, 2, 1, 2, channels=(4, 8), strides=(2,))
+    refused(r"The network cannot read a crop of \[3, 32, 32\] .*channels", scratch(one_channel).fit, support())
+
+
 def test_axes_that_cannot_be_are_refused() -> None:
     network = NETWORKS["UNet"]
     refused("axes must be a list of axes", FromScratch, network, axes="axial")
