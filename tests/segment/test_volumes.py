@@ -176,6 +176,14 @@ def test_masks_lie_where_the_labels_do_and_the_file_gives_them_again(run, volume
     refused("a.svs is a slide, but", segment_slide, slide, reader, None, PostProcess(), Outputs(tmp_path / "slides"))
 
 
+def test_a_segmenter_of_whole_volumes_without_windows_is_packed(run, volumes: Path, tmp_path: Path) -> None:
+    run("mdm_segment", whole_images=True)
+    bundle = pack(tmp_path / "run", tmp_path / "packed")
+    for name in ("3", "4"):
+        mask = array(tmp_path / "run" / "predictions" / f"{name}.nii.gz")
+        assert np.array_equal(labelled_by_monai_label(bundle, volumes / f"{name}.nii.gz")[0], mask)
+
+
 def test_a_pre_training_on_whole_volumes_is_not_packed(tmp_path: Path) -> None:
     path = write_backbone(tmp_path / "model.pt", **PLAN)
     save_record({"config": {"bundle": "mdm_pretrain"}, "weights": {"model.pt": file_hash(path)}}, tmp_path / "run.json")
