@@ -100,8 +100,8 @@ class DenseContrast(_Contrast):
                 [torch.rand(taught[0, 0].numel(), generator=g).argsort()[: self.cells] for g in seen.generators]
             ).to(taught.device)
             keys = taught.flatten(2).gather(2, chosen[:, None].expand(-1, taught.shape[1], -1)).transpose(1, 2)
-            keys = F.normalize(self.averaged(keys), dim=-1)
         with torch.autocast(maps.device.type, enabled=False):
+            keys = F.normalize(self.averaged(keys), dim=-1)  # whose weights get no gradient
             at = keys_at.gather(1, chosen)
             queries = maps.float().flatten(2).gather(2, at[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
             queries = F.normalize(self.projector(queries), dim=-1).flatten(0, 1)

@@ -52,9 +52,13 @@ def settings_of(method: str, volumes: Path) -> dict[str, Any]:
     return settings
 
 
+@pytest.mark.parametrize("precision", [None, "bfloat16"], ids=["", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_method_trains(method: str, workflow: Workflow, volumes: Path, tmp_path: Path) -> None:
+def test_the_method_trains(
+    method: str, precision: str | None, workflow: Workflow, volumes: Path, tmp_path: Path
+) -> None:
     settings = settings_of(method, volumes) | {"max_steps": 2, "run_dir": str(tmp_path / "run")}
+    settings["amp_dtype"] = precision
     saved = saved_by(workflow(method, **settings))
     assert all(torch.isfinite(w).all() for w in saved["model"].values())
     assert list((tmp_path / "run" / "previews").glob("step_*.png"))
