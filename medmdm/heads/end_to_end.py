@@ -173,7 +173,7 @@ class FromScratch:
             kind = self.network.func if isinstance(self.network, functools.partial) else self.network
             raise cannot_be_built(getattr(kind, "__name__", str(kind)), error) from error
         network = PaddedNetwork(made, **self._padding(task, maps)).to(task.device)
-        _try(network, task, self.training.crops_of(task))
+        _try(network, task, self.training)
         groups = [{"params": list(network.parameters()), "lr": self.training.learning_rate}]
         train_mode = functools.partial(network.train, True)
         averaged, evidence = self.training.run(network, groups, task, train_mode, self.unlabelled, maps)
@@ -182,11 +182,11 @@ class FromScratch:
 
 
 @torch.no_grad()
-def _try(network: nn.Module, task: Task, crop: Sequence[int]) -> None:
-    """Refuse a network that cannot read a crop, before it is trained."""
-    channels_first = len(task.examples[0].image), *crop
+def _try(network: nn.Module, task: Task, training: Training) -> None:
+    """Refuse a network that cannot read a batch of crops, before it is trained."""
+    channels_first = len(task.examples[0].image), *training.crops_of(task)
     try:
-        network.eval()(torch.zeros(1, *channels_first, device=task.device))
+        network.eval()(torch.zeros(training.batch_size, *channels_first, device=task.device))
     except (UserError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
