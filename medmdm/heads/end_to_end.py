@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from medmdm.backbones.extractor import Extractor, FeatureExtractor
+from medmdm.data.files.volumes import axis_number
 from medmdm.errors import UserError, cannot_be_built
 from medmdm.heads.classifier_network import PixelClassifier
 from medmdm.heads.consistency import Consistency
 from medmdm.heads.map_losses import MapLosses
 from medmdm.heads.object_maps import channels
 from medmdm.heads.segmenter import PaddedNetwork, Segmenter
-from medmdm.heads.slice_by_slice import axis_number, task_of_slices
+from medmdm.heads.slice_by_slice import task_of_slices
 from medmdm.heads.task import Fitted, Task
 from medmdm.heads.training import Training
 

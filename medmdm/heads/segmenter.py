@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import cut, pad_ends
 from medmdm.backbones.layers import Traced, parameters_of
+from medmdm.data.files.volumes import axis_number
 from medmdm.errors import UserError
 from medmdm.heads.object_maps import channels, mirrored
-from medmdm.heads.slice_by_slice import along, axis_number
+from medmdm.heads.slice_by_slice import along
 
 ENSEMBLES = ("mean", "vote")
 #: Logits of classes that do not exist: their probability is 0, yet windows can be blended, which infinity could not.

@@ -10,23 +10,12 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
-from medmdm.data.files.volumes import SLICE_AXES
+from medmdm.data.files.volumes import axis_number
 from medmdm.data.reading import Example
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError
 from medmdm.heads.task import Reading, Task
 
 _AT_ONCE = 16  # slices
-
-
-def axis_number(axis: str) -> int:
-    """Return which spatial axis of a volume that is read whole its slices along an anatomical axis follow.
-
-    Raises:
-        UserError: an unknown axis.
-    """
-    if axis not in SLICE_AXES:
-        raise UserError(f"the slice axis is {axis!r}{nearest(str(axis), SLICE_AXES)}: use {', '.join(SLICE_AXES)}.")
-    return list(SLICE_AXES).index(axis)
 
 
 def along(volume: Tensor, axis: str, network: Callable[[Tensor], Tensor]) -> Tensor:

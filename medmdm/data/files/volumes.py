@@ -29,6 +29,17 @@ SLICE_AXES = {"axial": ("S", "P", "L"), "coronal": ("P", "I", "L"), "sagittal": 
 WHOLE = "none"
 
 
+def axis_number(axis: str) -> int:
+    """Return which spatial axis of a volume that is read whole its slices along an anatomical axis follow.
+
+    Raises:
+        UserError: an unknown axis.
+    """
+    if axis not in SLICE_AXES:
+        raise UserError(f"the slice axis is {axis!r}{nearest(str(axis), SLICE_AXES)}: use {', '.join(SLICE_AXES)}.")
+    return list(SLICE_AXES).index(axis)
+
+
 class Slicing:
     """The slices of one volume along an anatomical axis.
 
@@ -53,8 +64,7 @@ class Slicing:
     """
 
     def __init__(self, shape: Sequence[int], affine: np.ndarray, axis: str = "axial") -> None:
-        if axis not in SLICE_AXES:
-            raise UserError(f"the slice axis is {axis!r}{nearest(str(axis), SLICE_AXES)}: use {', '.join(SLICE_AXES)}.")
+        axis_number(axis)
         self.axis = axis
         self.shape = tuple(int(n) for n in shape)
         self.affine = np.asarray(affine, dtype=np.float64)
