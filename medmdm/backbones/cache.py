@@ -103,7 +103,10 @@ class CachedExtractor(nn.Module):
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
-        """Keep nothing of what is read in the block for the first time: images that are read once."""
+        """Read in the block as :attr:`extractor` does and keep nothing: images that are read once, with all their bits.
+
+        So a run's masks are those that its saved segmenter makes of the same images.
+        """
         self.keeps, before = False, self.keeps
         try:
             yield
@@ -113,6 +116,9 @@ class CachedExtractor(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the normalised maps, as :meth:`medmdm.backbones.FeatureExtractor.forward` does but for 16 bits."""
+        if not self.keeps:
+            same_bits: list[Tensor] = self.extractor(x)
+            return same_bits
         each = [self._one(image[None]) for image in x.as_subclass(Tensor)]
         return [torch.cat(same) for same in zip(*each, strict=True)]
 
