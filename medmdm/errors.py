@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import importlib.util
 import itertools
 import logging
 import os
@@ -25,6 +26,22 @@ SHOWN = "medmdm.shown"
 _shown = logging.getLogger(SHOWN)
 _shown.propagate = False
 _shown.addHandler(logging.NullHandler())
+
+
+def need(who: str, module: str, extra: str, name: str | None = None) -> None:
+    """See that a module is installed which only an extra of medmdm brings.
+
+    Args:
+        who: needs it; begins the sentence.
+        module: as it is imported.
+        extra: of medmdm.
+        name: of the package, where the module has another.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{who} needs {name or module}: install it with pip install 'medmdm[{extra}]'.")
 
 
 class Terminated(KeyboardInterrupt):

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
@@ -89,6 +89,19 @@ def save_json(content: Any, path: str | os.PathLike[str]) -> None:
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with ``~`` as the home folder; a folder whose name begins so, and no user's, stays what it is."""
     return Path(os.path.expanduser(path))
+
+
+def local_path_name(text: str) -> str | None:
+    r"""Return the last name of a text that is a whole path of somebody's computer; None of any other text.
+
+    Examples:
+        >>> local_path_name("/data/ann/model.pt"), local_path_name(r"D:\ann\model.pt"), local_path_name("T:umour")
+        ('model.pt', 'model.pt', None)
+    """
+    windows, plain = PureWindowsPath(text), PurePosixPath(text)
+    if windows.is_absolute() or (windows.drive and "\\" in text):
+        return windows.name
+    return plain.name if plain.is_absolute() or text.startswith("~") else None
 
 
 def text_of(content: bytes) -> str:

@@ -21,7 +21,8 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.filter_bank import FilterBank
 from medmdm.backbones.layers import BlockNetwork, paper_blocks
 from medmdm.components import instantiate, to_config
-from medmdm.corruption import Corruption, FixedTimesteps
+from medmdm.corruption import Corruption
+from medmdm.corruption.base import usual_timestep
 from medmdm.data.files.volumes import WHOLE
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.data.transforms.spatial import as_spacing
@@ -286,6 +287,5 @@ def opened(backbone: Backbone, trust: bool = False) -> tuple[nn.Module, dict[str
 def default_timestep(plan: Mapping[str, Any], corruption: Corruption | None = None, share: float = 50 / 1000) -> int:
     """Return the t to read at: the fixed one of an autoencoder, else a share of T (the paper's is 50 of 1000)."""
     timesteps = instantiate(plan["timesteps"]) if plan.get("timesteps") else None
-    if isinstance(timesteps, FixedTimesteps):
-        return timesteps.timestep
-    return round(share * (plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps))
+    total = plan.get("num_timesteps", 1000) if corruption is None else corruption.num_timesteps
+    return usual_timestep(timesteps, total, share)

@@ -145,9 +145,8 @@ class FeatureExtractor(nn.Module):
     @property
     def multiple(self) -> int:
         """What the sides of the backbone's input are multiples of; other images are padded at their lower right."""
-        patch = getattr(self.corruption, "patch_size", 1)
-        edges = [patch] if isinstance(patch, int) else list(patch)
-        return math.lcm(int(self.backbone.reduction), *edges)  # type: ignore[arg-type]
+        damaged = 1 if self.corruption is None else self.corruption.multiple
+        return math.lcm(int(self.backbone.reduction), damaged)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the normalised maps of images ``[B, C, *spatial]`` in [-1, 1] of any size.

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from medmdm.errors import UserError
 
 
-def sinusoidal_embedding(timesteps: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoidal_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Embed timesteps ``[B]`` as cosines and sines of geometrically spaced frequencies: ``[B, width]`` in float32.
 
-    Cosines go first, a zero fills up an odd width, and ``max_period`` is the slowest wave's period over 2π.
+    Cosines go first, a zero fills up an odd width, and the period of the slowest wave is about 10 000 · 2π.
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 

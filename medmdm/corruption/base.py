@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,12 @@ class Corruption(ABC):
         """
         raise UserError(f"{type(self).__name__} adds no noise.")
 
+    @property
+    def multiple(self) -> int:
+        """What each side of an image may be a multiple of, so that it can be damaged: of the edges of patches."""
+        edges = getattr(self, "patch_size", None) or 1
+        return math.lcm(*([edges] if isinstance(edges, int) else edges))
+
     def blank(self, x0: Tensor) -> dict[str, Tensor]:
         """Return what has to be given of images ``[B, C, *spatial]`` of which nothing is known: maps of one value."""
         return {"content": torch.zeros_like(x0[:, :1])} if "content" in self.takes else {}
@@ -176,3 +183,14 @@ class FixedTimesteps:
     def __call__(self, batch_size: int, generator: Generators = None, device: str | torch.device = "cpu") -> Tensor:
         """Return ``[batch_size]`` times t on ``device``; the generator is not used."""
         return torch.full((batch_size,), self.timestep, dtype=torch.long, device=device)
+
+
+def usual_timestep(timesteps: object, num_timesteps: int, share: float = 50 / 1000) -> int:
+    """Return the t to read features at: the fixed one of an autoencoder, else a share of T (the paper's is 50 of 1000).
+
+    Args:
+        timesteps: how a pre-training draws t.
+        num_timesteps: T.
+        share: of T, in [0, 1).
+    """
+    return timesteps.timestep if isinstance(timesteps, FixedTimesteps) else round(share * num_timesteps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,10 @@ class _Several(Corruption):
             if one.num_timesteps != self.num_timesteps:
                 fault = f"{type(one).__name__} has num_timesteps {one.num_timesteps}"
                 raise UserError(f"{fault}, {type(self).__name__} {self.num_timesteps}: give both the same.")
+
+    @property
+    def multiple(self) -> int:
+        return math.lcm(*(one.multiple for one in self.corruptions))
 
     @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]

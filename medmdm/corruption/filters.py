@@ -77,11 +77,15 @@ class Downsample(Corruption):
         if self.levels < 1:
             raise UserError(f"levels must be at least 1, got {self.levels}.")
 
+    @property
+    def multiple(self) -> int:
+        return 2**self.levels
+
     def _corrupt(self, x0: Tensor, t: Tensor, generator: Generators, **given: Tensor) -> Corrupted:
         spatial = x0.shape[2:]
-        if any(n % 2**self.levels for n in spatial):
+        if any(n % self.multiple for n in spatial):
             fault = f"An image of {tuple(spatial)} pixels cannot be halved {self.levels} times"
-            raise UserError(f"{fault}: choose a crop size of multiples of {2**self.levels}, or fewer levels.")
+            raise UserError(f"{fault}: choose a crop size of multiples of {self.multiple}, or fewer levels.")
         halved = ((self.levels + 1) * t // self.num_timesteps).reshape(-1, *[1] * (x0.ndim - 1))
         pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[len(spatial)]
         coarse = x0

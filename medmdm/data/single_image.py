@@ -11,7 +11,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import ensure_tuple_rep
 
 from medmdm.corruption import Corruption
 from medmdm.data.cases import case_names
@@ -111,9 +110,9 @@ class Corruptd(MapTransform):
             batch = image.movedim(1, 0) if image.ndim == 4 else image[None]
             times = torch.full((len(batch),), self.timestep, dtype=torch.long)
             # Sides that patches do not divide are prolonged by their edge, as far as the last patch reaches.
-            high, wide = ensure_tuple_rep(getattr(self.corruption, "patch_size", 1), 2)
             rows, columns = batch.shape[2:]
-            whole = torch.nn.functional.pad(batch, (0, -columns % wide, 0, -rows % high), mode="replicate")
+            added = (0, -columns % self.corruption.multiple, 0, -rows % self.corruption.multiple)
+            whole = torch.nn.functional.pad(batch, added, mode="replicate")
             generator = torch.Generator().manual_seed(self.seed)
             x_t = self.corruption(whole, times, generator, **self.corruption.blank(whole)).x_t[..., :rows, :columns]
             damaged = x_t.movedim(0, 1) if image.ndim == 4 else x_t[0]

@@ -133,6 +133,13 @@ def patient_groups(entries: Sequence[Mapping[str, Any]]) -> list[list[Entry]]:
     return sorted(groups.values(), key=lambda group: _identity(group[0]))
 
 
+def patient_numbers(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return of each case which of the :func:`patient_groups` it is in."""
+    groups = patient_groups([{**entry, "number": number} for number, entry in enumerate(entries)])
+    found = {entry["number"]: number for number, group in enumerate(groups) for entry in group}
+    return [found[number] for number in range(len(entries))]
+
+
 def _identity(entry: Mapping[str, Any]) -> str:
     return f"{image_name(entry)}\n{json.dumps(entry.get('region'), sort_keys=True)}"
 

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medmdm.errors import UserError
-
 if TYPE_CHECKING:
     from shapely import MultiPolygon, Polygon
-
-
-def need_shapely(who: str) -> None:
-    """See that shapely is there.
-
-    Raises:
-        UserError: it is not; the sentence begins with ``who``.
-    """
-    if importlib.util.find_spec("shapely") is None:
-        raise UserError(f"{who} needs shapely: install it with pip install 'medmdm[interop]'.")
 
 
 def outlines(labels: np.ndarray) -> dict[int, Polygon | MultiPolygon]:

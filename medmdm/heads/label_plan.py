@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import LoadedCase
+from medmdm.data.splits import patient_numbers
 from medmdm.errors import UserError, counted
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.closed_form import ClosedFormHead
@@ -19,7 +20,6 @@ from medmdm.heads.pixel_sums import PixelSums
 from medmdm.heads.predictor import Predictor
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Task
-from medmdm.labels import IGNORE
 
 _SCORES_AT_ONCE = 1 << 26  # of all fits together, in an image: 256 MB
 _EQUAL = 0.01  # relative difference of second moments below which two images are taken for the same
@@ -40,14 +40,14 @@ class Draw:
     left_out: tuple[tuple[int, ...], ...]
 
 
-def draw_cases(patients: Sequence[str], number: int = 20, seed: int = 0) -> list[Draw]:
+def draw_cases(patients: Sequence[Hashable], number: int = 20, seed: int = 0) -> list[Draw]:
     """Return random orders of labelled cases, and which cases each first part of them leaves out.
 
     In each a fifth of the patients, one at least, is never taken: each patient in turn, so that the largest fits leave
     out each about equally often. No patient is both taken and left out.
 
     Args:
-        patients: of the cases.
+        patients: of the cases, as :func:`medmdm.data.splits.patient_numbers`.
         number: of draws.
         seed: of the draws.
 
@@ -64,7 +64,7 @@ def draw_cases(patients: Sequence[str], number: int = 20, seed: int = 0) -> list
         raise UserError(f"A learning curve needs 1 draw or more, got {number}.")
     rng = np.random.default_rng([seed, 12])
     share = max(1, len(names) // 5)
-    held: list[set[str]] = []
+    held: list[set[Hashable]] = []
     while len(held) < number:
         turn = [names[i] for i in rng.permutation(len(names))]
         held += [set(turn[i : i + share]) for i in range(0, len(names) - share + 1, share)]
@@ -100,7 +100,7 @@ def curve_scores(
         ``[draws, counts, cases]``; NaN where a case was not left out or has no such class.
     """
     sums = [case_sums(case, task, head, extractor) for case in cases]
-    patients = [patient_of(case) for case in cases]
+    patients = patient_numbers([case.entry for case in cases])
     fits: dict[tuple[int, ...], LinearClassifier] = {}
     for draw in draws:
         for count in draw.counts:
@@ -125,9 +125,9 @@ def curve_scores(
 
 
 def _fit(
-    parts: Sequence[tuple[str, PixelSums]], task: Task, head: ClosedFormHead, extractor: Extractor
+    parts: Sequence[tuple[int, PixelSums]], task: Task, head: ClosedFormHead, extractor: Extractor
 ) -> LinearClassifier:
-    groups: dict[str, list[PixelSums]] = {}
+    groups: dict[int, list[PixelSums]] = {}
     for patient, part in parts:
         if float(part.counts.sum()):
             groups.setdefault(patient, []).append(part)
@@ -166,11 +166,6 @@ def _dice(case: LoadedCase, heads: Sequence[LinearClassifier], task: Task, extra
     each = np.divide(hits, sizes, out=np.full(sizes.shape, np.nan), where=sizes > 0)
     known = ~np.isnan(each)
     return np.where(known.any(1), np.nansum(each, 1) / np.maximum(known.sum(1), 1), np.nan)
-
-
-def patient_of(case: LoadedCase) -> str:
-    """Return a case's patient, or its own name where the data list names none."""
-    return str(case.entry.get("patient_id", case.name))
 
 
 def case_sums(case: LoadedCase, task: Task, head: ClosedFormHead, extractor: Extractor) -> PixelSums:
@@ -251,17 +246,3 @@ class _Standardised:
         out[0, 1:] = out[1:, 0] = (total - n * self.mean) / self.scale
         out[1:, 1:] = centred / torch.outer(self.scale, self.scale)
         return out
-
-
-def all_foreground_dice(cases: Sequence[LoadedCase], classes: int) -> float | None:
-    """Return the mean Dice over cases of marking every known pixel, each class in turn where the label holds it.
-
-    None where no label holds any.
-    """
-    each = []
-    for case in cases:
-        labels = torch.cat([example.label[example.label != IGNORE] for example in case.examples])
-        shares = [float((labels == k).double().mean()) for k in range(1, classes)] if len(labels) else []
-        held = [2 * share / (1 + share) for share in shares if share > 0]
-        each += [sum(held) / len(held)] if held else []
-    return sum(each) / len(each) if each else None

@@ -24,6 +24,7 @@ from medmdm.heads.window_rows import reads_by_rows, window_rows
 from medmdm.progress import followed
 
 _ROWS = 64  # whose probabilities are in memory, of a large picture
+_WIDE = 2048  # columns that are worked on together; windows across their ends are read twice
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,6 @@ class Predictor:
         read: Callable[[slice, slice], Tensor],
         size: tuple[int, int],
         wanted: Callable[[slice, slice], bool],
-        width: int = 2048,
     ) -> Iterator[tuple[int, int, np.ndarray]]:
         """Read a picture of any size, such as a slide, part by part; memory does not grow with it.
 
@@ -238,7 +238,6 @@ class Predictor:
             read: gives rows and columns of the picture, ``[C, h, w]`` in [-1, 1].
             size: its rows and columns.
             wanted: whether a window at these rows and columns is to be read.
-            width: columns that are worked on together; windows across their ends are read twice.
 
         Yields:
             First row, first column, and probabilities ``[K, h, w]``, NaN where no window was read; as :meth:`case`
@@ -262,8 +261,8 @@ class Predictor:
         def there(rows: slice, columns: slice) -> Tensor:
             return read(rows, columns).to(self.device)
 
-        for column in range(0, size[1], width):
-            columns = column, min(column + width, size[1])
+        for column in range(0, size[1], _WIDE):
+            columns = column, min(column + _WIDE, size[1])
             for row, logits in window_rows(there, size, self.inferer, self.model, columns, wanted):
                 yield row, column, F.softmax(logits.float().cpu(), dim=0).numpy()
 

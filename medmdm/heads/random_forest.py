@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from medmdm.backbones.extractor import Extractor
 from medmdm.backbones.feature_maps import stack
 from medmdm.components import buildable, declared
 from medmdm.data.reading import Example
-from medmdm.errors import UserError
+from medmdm.errors import UserError, need
 from medmdm.heads.pixel_classifier import read_pixels
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Fitted, Task, labelled, views
@@ -139,8 +138,7 @@ class RandomForestHead:
     def __post_init__(self) -> None:
         if min(self.trees, self.depth, self.pixels, self.leaf) < 1:
             raise UserError("trees, depth, pixels and leaf must be at least 1.")
-        if importlib.util.find_spec("sklearn") is None:
-            raise UserError("RandomForestHead needs scikit-learn: install it with pip install 'medmdm[forest]'.")
+        need("RandomForestHead", "sklearn", "forest", "scikit-learn")
 
     def fit(self, task: Task, extractor: Extractor | None) -> Fitted:
         """Fit to drawn pixels of the labelled images; see :class:`medmdm.heads.task.Fitter`."""

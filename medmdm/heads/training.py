@@ -81,6 +81,13 @@ class Training:
             raise UserError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}.")
         if self.minutes is not None and self.minutes <= 0:
             raise UserError(f"minutes must be above 0, got {self.minutes}.")
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            rates = f"{self.learning_rate} and {self.weight_decay}"
+            raise UserError(f"learning_rate must be above 0 and weight_decay at least 0, got {rates}.")
+        if not 0 <= self.averaging < 1:
+            raise UserError(f"averaging must lie in [0, 1), got {self.averaging}.")
+        if not 0 <= self.foreground <= 1:
+            raise UserError(f"foreground must lie in [0, 1], got {self.foreground}.")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
         if isinstance(self.augmentation, str) and self.augmentation != "auto":

@@ -133,14 +133,16 @@ def instance_scores(pred: ArrayLike, true: ArrayLike, hausdorff: bool = True) ->
     return scores
 
 
-def connected_objects(mask: ArrayLike) -> NDArray[np.int32]:
-    """Return what counts as objects where no map of them was made: the connected parts, across corners too.
+def connected_objects(mask: ArrayLike, corners: bool = True) -> NDArray[np.int32]:
+    """Return what counts as objects where no map of them was made: the connected parts, numbered from 1.
 
     Args:
         mask: class numbers of any spatial shape, 0 is background.
+        corners: whether parts are connected across corners too.
     """
     array = np.asarray(mask) > 0
-    labels: NDArray[np.int32] = ndimage.label(array, ndimage.generate_binary_structure(array.ndim, array.ndim))[0]
+    structure = ndimage.generate_binary_structure(array.ndim, array.ndim if corners else 1)
+    labels: NDArray[np.int32] = ndimage.label(array, structure)[0]
     return labels
 
 

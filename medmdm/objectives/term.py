@@ -120,7 +120,8 @@ class Term(nn.Module):
 def step_terms(terms: Sequence[Term], scaler: torch.amp.GradScaler) -> None:
     """Let each term take its own step along the gradients that lie on it."""
     for term in terms:
-        if term.optimizer is not None:
+        # Without gradients, as before its warm-up, an optimiser does not step, in one process or in many.
+        if term.optimizer is not None and any(p.grad is not None for p in term.parameters()):
             _average_gradients(term)
             scaler.step(term.optimizer)
         term.after_step()

@@ -16,11 +16,11 @@ from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.mask_names import is_mask
 from medmdm.data.patients import find_subject, subject_pattern, suspected_patients
 from medmdm.data.validity import size_text
-from medmdm.errors import UserError, counted
+from medmdm.errors import UserError, counted, need
 from medmdm.labels import IGNORE
 from medmdm.prepare.classes import BACKGROUND, IGNORED, Classes
 from medmdm.prepare.coco_files import CocoFile, listed_images, read_coco_files, section_of
-from medmdm.prepare.coco_outlines import need_pycocotools, outline_mask
+from medmdm.prepare.coco_outlines import outline_mask
 from medmdm.prepare.preparation import Label, Preparation, SourceCase, picture_case
 from medmdm.prepare.release import Release, SourceFile
 
@@ -52,7 +52,7 @@ def plan(
     Raises:
         UserError: one sentence about the file, the annotation or the option that is in the way.
     """
-    need_pycocotools()
+    need("prepare coco", "pycocotools", "coco")
     if overlap == "ignore" and label_type == "instances":
         raise UserError("--overlap ignore needs classes, for masks of objects cannot ignore pixels: choose another.")
     files = read_coco_files(release)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,16 +10,6 @@ import numpy as np
 from medmdm.errors import UserError
 
 _FAR = 1.0  # sizes of the image by which a polygon may leave it: further out it was drawn on another one
-
-
-def need_pycocotools() -> None:
-    """Refuse to go on without pycocotools.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("pycocotools") is None:
-        raise UserError("prepare coco needs pycocotools: install it with pip install 'medmdm[coco]'.")
 
 
 def outline_mask(outline: Any, shape: Sequence[int], name: str) -> np.ndarray:

@@ -21,7 +21,6 @@ from medmdm.pretrain.checkpoints import mix
 from medmdm.pretrain.log import Periodic
 
 _WINDOW = 11  # pixels, of SSIM
-_READ_AT = 0.05  # of T: where heads read features, as in the paper for histology
 
 
 @dataclass(eq=False)
@@ -37,7 +36,7 @@ class Preview(Periodic):
     Beside them stand the network's features of the undamaged crops as colours, the same ones for all crops of a picture
     (:class:`medmdm.backbones.colours.coloured`): pixels of one colour look alike to the network.
 
-    Attach it to a trainer that has ``restore(x_t, t)`` and, for the features, ``features(x, t)``. The picture goes to
+    Attach it to a trainer that has ``restore(x_t, t)`` and, for the features, ``features(x)``. The picture goes to
     ``engine.state.picture`` too, for TensorBoard.
 
     Args:
@@ -112,9 +111,8 @@ class Preview(Periodic):
     def _features(self, engine: Engine) -> Tensor | None:
         """Return the features of the crops that are shown as colours, ``[N, 3, *spatial]``."""
         found = []
-        when = torch.tensor([round(_READ_AT * self.corruption.num_timesteps)], device=engine.state.device)
         for crop in self.crops[: self.max_shown] if hasattr(engine, "features") else ():
-            maps = engine.features(crop[None].to(when.device), when)
+            maps = engine.features(crop[None].to(engine.state.device))
             if maps is None:
                 return None
             found.append([f.cpu() for f in maps])

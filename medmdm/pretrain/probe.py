@@ -17,6 +17,7 @@ from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.data.cases import select_cases
 from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.data.selection import Selection
+from medmdm.data.splits import patient_numbers
 from medmdm.errors import UserError, counted
 from medmdm.files import is_main_process
 from medmdm.heads.closed_form import ClosedFormHead
@@ -144,9 +145,9 @@ class Probe(Periodic):
 
 def _folds(cases: Selection, loaded: Sequence[LoadedCase], most: int) -> list[list[LoadedCase]]:
     """Return what is left out together: a patient's cases, in at most ``most`` parts."""
-    groups: dict[str, list[LoadedCase]] = {}
-    for case in loaded:
-        if case.truth is not None and (case.truth != cases.ignore).any():
-            groups.setdefault(str(case.entry.get("patient_id") or f"case {case.name}"), []).append(case)
+    known = [case for case in loaded if case.truth is not None and (case.truth != cases.ignore).any()]
+    groups: dict[int, list[LoadedCase]] = {}
+    for case, patient in zip(known, patient_numbers([case.entry for case in known]), strict=True):
+        groups.setdefault(patient, []).append(case)
     names = list(groups)
     return [[case for name in names[n::most] for case in groups[name]] for n in range(min(most, len(names)))]

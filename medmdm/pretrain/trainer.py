@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from medmdm.averaging import unwrap
 from medmdm.backbones.layers import BlockNetwork
+from medmdm.corruption.base import usual_timestep
 from medmdm.errors import UserError
 from medmdm.files import is_main_process, rank, world_size
 from medmdm.objectives.objective import Objective
@@ -204,15 +205,19 @@ class MDMTrainer(SupervisedTrainer):
         return self.objective.restored(pred, x_t, t)
 
     @torch.no_grad()
-    def features(self, x: Tensor, t: Tensor) -> list[Tensor] | None:
-        """Return what the averaged weights make of ``x`` in the blocks that heads read; None without such blocks."""
+    def features(self, x: Tensor) -> list[Tensor] | None:
+        """Return what the averaged weights make of ``x`` in the blocks, and at the t, that heads read.
+
+        None of a network without such blocks.
+        """
         network = self.optimization.averaged(self.network)
         if not isinstance(network, BlockNetwork):
             return None
         training = network.training
         network.eval()
         with self.optimization.autocast(self.state.device):
-            maps = network.features(x, t, network.usual_blocks)
+            t = usual_timestep(self.objective.timesteps, self.objective.corruption.num_timesteps)
+            maps = network.features(x, torch.full((len(x),), t, device=x.device), network.usual_blocks)
         network.train(training)
         return [f.float() for f in maps]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from medmdm.files import local_path_name
 from medmdm.runs.record import Evaluation
 
 _SHORTEST = 4  # characters of an id that is looked for inside other text: a "7" is in many names by chance
@@ -74,9 +74,8 @@ class Pseudonyms:
 def without_paths(content: Any) -> Any:
     """Return JSON-able content with the last name of each absolute path in its place; an address stays as it is."""
     if isinstance(content, str):
-        kind = PureWindowsPath if PureWindowsPath(content).drive else PurePosixPath
-        is_path = kind(content).is_absolute() or content.startswith("~")
-        return kind(content).name if is_path else content
+        name = local_path_name(content)
+        return content if name is None else name
     if isinstance(content, Mapping):
         return {key: without_paths(value) for key, value in content.items()}
     return [without_paths(value) for value in content] if isinstance(content, (list, tuple)) else content

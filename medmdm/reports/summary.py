@@ -258,7 +258,7 @@ def _subgroups(cases: Sequence[ScoredCase], keys: Sequence[str]) -> dict[str, An
     found: dict[str, Any] = {}
     for column in dict.fromkeys(name for case in cases for name in case.columns):
         values = [case.columns.get(column) for case in cases]
-        if len(set(values) - {None}) not in _GROUPS:
+        if len(set(values) - {None, ""}) not in _GROUPS:
             continue
         table = pd.DataFrame({"group": values, "patient": [case.patient for case in cases]})
         groups: dict[str, Any] = {}

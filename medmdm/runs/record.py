@@ -13,7 +13,7 @@ from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, counted, nearest
 from medmdm.files import expanded
 from medmdm.intact import load_record, save_record
-from medmdm.labels import LABEL_TYPES
+from medmdm.labels import IGNORE, LABEL_TYPES
 from medmdm.patients import patient_id
 
 EVALUATION_FILE = "evaluation.json"
@@ -135,7 +135,7 @@ class Evaluation:
     section: str
     class_names: tuple[str | None, ...]
     cases: tuple[EvaluatedCase, ...]
-    ignore: int | None = 255
+    ignore: int | None = IGNORE
     data_list: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     protocol: Mapping[str, Any] = field(default_factory=dict)
@@ -219,7 +219,7 @@ class Evaluation:
             section=str(content.get("section") or "test"),
             class_names=_class_names(content, path),
             cases=_cases(content["cases"], folder, dataset_dir, path),
-            ignore=content.get("ignore", 255),
+            ignore=content.get("ignore", IGNORE),
             data_list=data_list,
             provenance=_provenance(content.get("stamp"), path),
             protocol=content.get("protocol") or {},

@@ -10,7 +10,7 @@ import torch
 from monai.inferers import Inferer
 
 from medmdm.data.reading import LoadedCase
-from medmdm.data.splits import k_folds
+from medmdm.data.splits import k_folds, patient_numbers
 from medmdm.errors import UserError, counted
 from medmdm.heads.predictor import Choice, Prediction, Predictor
 from medmdm.heads.task import Reading
@@ -23,12 +23,19 @@ MOST_FOLDS = 5
 def divide(support: Sequence[LoadedCase], seed: int = 0) -> list[list[LoadedCase]]:
     """Divide labelled cases into up to five parts that share no patient; with fewer, each patient is left out in turn.
 
+    Regions of one image stay together too, see :func:`medmdm.data.splits.patient_groups`.
+
     Raises:
         UserError: all cases are of one patient.
     """
     by_name = {case.name: case for case in support}
-    entries = [{**case.entry, "image": case.name} for case in support]
-    patients = len({entry.get("patient_id", entry["image"]) for entry in entries})
+    numbers = patient_numbers([case.entry for case in support])
+    # Names, not paths: the same folds wherever the images lie.
+    entries = [
+        {**case.entry, "image": case.name, "patient_id": str(number)}
+        for case, number in zip(support, numbers, strict=True)
+    ]
+    patients = len(set(numbers))
     if patients < 2:
         raise UserError(
             "There is no test section, and the labelled cases are of one patient, so none can be left out in turn: "

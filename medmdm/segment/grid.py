@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit of a study and its scores on the test cases."""
+    """One fit of a study."""
 
     backbone: str
     head: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,22 +25,23 @@ from medmdm.data.cases import select_cases
 from medmdm.data.files.formats import is_volume
 from medmdm.data.folders import DEMO, list_file
 from medmdm.data.lists import image_names
-from medmdm.data.reading import CaseReader
+from medmdm.data.reading import CaseReader, LoadedCase
+from medmdm.data.splits import patient_numbers
 from medmdm.data.transforms.intensity import percentiles_record
 from medmdm.errors import UserError
 from medmdm.files import atomic_write, expanded, save_json, table_text
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.label_plan import (
-    all_foreground_dice,
     case_sums,
     curve_scores,
     draw_cases,
     image_sums,
     next_to_label,
-    patient_of,
 )
 from medmdm.heads.segmenter import Segmenter
 from medmdm.heads.task import Reading
+from medmdm.metrics.baselines import all_foreground_by
+from medmdm.metrics.pixels import mean_scores
 from medmdm.reports.label_plan import CSV_FILE, JSON_FILE, as_table, as_text
 from medmdm.segment.labelled_data import LabelledData
 from medmdm.stats.learning_curve import FURTHEST, curve_means, extrapolate
@@ -85,7 +87,7 @@ class LabelPlanner:
         head = self.head or ClosedFormHead("ridge")
         extractor, name = self._extractor(support[0].examples[0].image.shape)
         task = self.data.task(support, [], self.reading, self.seed, self.backbone.device)
-        patients = [patient_of(case) for case in support]
+        patients = patient_numbers([case.entry for case in support])
         draws = draw_cases(patients, self.draws, self.seed)
         counts = list(draws[0].counts)
         logger.info("learning curve: %s labelled images, %d draws, features: %s", counts, len(draws), name)
@@ -108,7 +110,7 @@ class LabelPlanner:
             "patients": len(set(patients)),
             "patients_known": all("patient_id" in case.entry for case in support),
             "unlabelled": len(others),
-            "all_foreground": all_foreground_dice(support, task.num_classes),
+            "all_foreground": self._all_foreground(support),
             "curve": curve,
             "continued": more,
             "note": note,
@@ -126,8 +128,16 @@ class LabelPlanner:
         read = FeatureExtractor(bank, [0], [0], masking="none", normalize="none")
         return CachedExtractor(read), "scikit-image's filters"
 
+    def _all_foreground(self, support: Sequence[LoadedCase]) -> float | None:
+        """Return the mean Dice of marking every known pixel; None where no pixel is known."""
+        num_classes, ignore = self.data.cases.num_classes, self.data.cases.ignore
+        truths = [case.truth for case in support if case.truth is not None]
+        each = [all_foreground_by(mean_scores, truth, num_classes, ignore)["dice"] for truth in truths]
+        known = [dice for dice in each if not math.isnan(dice)]
+        return sum(known) / len(known) if known else None
+
     def _continued(
-        self, counts: Sequence[int], scores: np.ndarray, patients: Sequence[str], labelled: int
+        self, counts: Sequence[int], scores: np.ndarray, patients: Sequence[int], labelled: int
     ) -> tuple[list[dict[str, Any]], str]:
         """Return the curve beyond what was measured, or none and why."""
         far = FURTHEST * counts[-1]

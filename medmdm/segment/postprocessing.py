@@ -16,7 +16,8 @@ from torch import Tensor
 from medmdm.components import buildable
 from medmdm.errors import UserError, nearest
 from medmdm.metrics.detection import objects
-from medmdm.segment.watershed import components, cut_at_necks, cut_at_saddles, hover_heights, in_order
+from medmdm.metrics.instances import connected_objects
+from medmdm.segment.watershed import cut_at_necks, cut_at_saddles, hover_heights, in_order
 
 METHODS: dict[str, dict[str, float]] = {
     "components": {},
@@ -211,7 +212,7 @@ class PostProcess:
         method = settings.pop("method")
         instances = np.zeros(mask.shape, np.int32)
         for part in _by_class(mask, self.background):
-            labels = components(part)
+            labels = connected_objects(part)
             if method == "watershed":
                 labels = cut_at_necks(labels, steps, **settings)
             elif method in NEEDED:
@@ -301,7 +302,7 @@ def largest_parts(mask: np.ndarray, background: int = 0) -> np.ndarray:
     """
     result = mask.copy()
     for part in _by_class(mask, background):
-        labels = components(part)
+        labels = connected_objects(part)
         sizes = _sizes(labels)
         sizes[0] = 0
         result[part & (labels != sizes.argmax())] = background
@@ -313,7 +314,7 @@ def _without_small_objects(mask: np.ndarray, least: float, background: int) -> n
         return mask
     result = mask.copy()
     for part in _by_class(mask, background):
-        labels = components(part)
+        labels = connected_objects(part)
         small = _sizes(labels) < least
         result[small[labels] & part] = background
     return result
@@ -323,7 +324,7 @@ def _without_holes(mask: np.ndarray, least: float, background: int) -> np.ndarra
     """Fill each small part of the background that touches no edge and one class only with that class."""
     if least <= 0 or not mask.size:
         return mask
-    labels = components(mask == background, corners=False)
+    labels = connected_objects(mask == background, corners=False)
     sizes = _sizes(labels)
     fillable = sizes < least
     fillable[0] = False

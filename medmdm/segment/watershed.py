@@ -10,13 +10,9 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
+from medmdm.metrics.instances import connected_objects
+
 _DECIMALS = 3  # of the smoothed height: equal heights along a ridge must stay equal
-
-
-def components(part: np.ndarray, corners: bool = True) -> np.ndarray:
-    """Number the connected parts of ``[*spatial]``, across faces and, unless told otherwise, corners."""
-    structure = ndimage.generate_binary_structure(part.ndim, part.ndim if corners else 1)
-    return ndimage.label(part, structure)[0]
 
 
 def cut_at_necks(
@@ -103,7 +99,7 @@ def _watershed(
     # Maxima that are lower than `depth` over the saddle to a higher one are steps of a slanted edge; and a ridge of one
     # height is one seed, where `peak_local_max` alone would set one at every `min_distance` along it.
     levelled = reconstruction(height - depth / unit, height) if depth > 0 else height
-    tops = components(local_maxima(np.round(levelled, _DECIMALS), allow_borders=True) & inside)
+    tops = connected_objects(local_maxima(np.round(levelled, _DECIMALS), allow_borders=True) & inside)
     heights = np.zeros(labels.shape)
     centres = _middles(tops)
     heights[centres] = height[centres]

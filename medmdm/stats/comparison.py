@@ -12,11 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medmdm.errors import UserError
-from medmdm.stats.intervals import CONFIDENCE, Intervals, Result, intervals
+from medmdm.stats.intervals import CONFIDENCE, RESAMPLES, Intervals, Result, intervals
 from medmdm.stats.statistics import independent_units
 
 EXACT_UP_TO = 16  # pairs whose 65 536 combinations of signs are all tried
-RESAMPLES = 9999
 
 
 @dataclass(frozen=True)

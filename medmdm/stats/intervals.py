@@ -195,7 +195,8 @@ def crossed_interval(
         seed: of these draws.
 
     Returns:
-        Lower and upper bound; NaN where there are fewer than two cases. With one draw only the cases are drawn.
+        Lower and upper bound; NaN where there are fewer than two cases, or none has a value. With one draw only the
+        cases are drawn.
 
     Raises:
         UserError: ``confidence`` does not lie between 0 and 1.
@@ -209,6 +210,8 @@ def crossed_interval(
     counts, sums = times_drawn @ np.isfinite(samples), times_drawn @ np.nan_to_num(samples)
     weights = rng.multinomial(cases, np.full(cases, 1 / cases), resamples) * (counts > 0)
     has_any = weights.any(1)
+    if not has_any.any():
+        return math.nan, math.nan
     means = (weights * sums / np.maximum(counts, 1)).sum(1)[has_any] / weights.sum(1)[has_any]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -101,6 +101,8 @@ def extrapolate(
         draws = np.bincount(rng.integers(len(values), size=len(values)), minlength=len(values))
         drawn = np.bincount(rng.integers(group.max() + 1, size=group.max() + 1), minlength=group.max() + 1)
         curves.append(curve_means(filled, known, draws, drawn[group]))
+    if np.isnan(curves[0]).any():
+        raise UserError("a learning curve needs a score for each number of labelled images.")
     every = np.stack(curves)
     a, b, c = power_law(counts, every[~np.isnan(every).any(1)])
     found = []

@@ -218,7 +218,7 @@ def subgroups(
         if name is not None and name not in cases.columns:
             known = nearest(name, map(str, cases.columns))
             raise UserError(f"The cases have no column {name!r}{known}: choose from {', '.join(map(str, cases))}.")
-    keys = cases[column].map(lambda entry: "(none)" if pd.isna(entry) else str(entry))
+    keys = cases[column].map(lambda entry: "(none)" if pd.isna(entry) or entry == "" else str(entry))
     numbers = pd.to_numeric(cases[column], errors="coerce")
     ordered = pd.DataFrame({"key": keys, "number": numbers}).sort_values(["number", "key"])["key"].unique()
     parts = {key: cases[keys == key] for key in ordered}

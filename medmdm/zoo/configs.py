@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from medmdm.artifacts.backbone import default_timestep
 from medmdm.data.folders import DEMO
 from medmdm.data.lists import shipped_data_lists
-from medmdm.files import resource_folder
+from medmdm.files import local_path_name, resource_folder
+from medmdm.runs.keys import shipped
 from medmdm.zoo.finished_run import FinishedRun
 
 MODEL = "$@bundle_root + '/models/model.pt'"
@@ -36,7 +37,7 @@ def configs(run: FinishedRun, with_backbone: bool) -> tuple[dict[str, dict[str, 
 
 def _train(run: FinishedRun, with_backbone: bool) -> tuple[dict[str, Any], list[str]]:
     config: dict[str, Any] = json.loads(json.dumps(run.record["config"]))
-    shipped = {one.name for one in shipped_data_lists()} | {
+    known = {one.name for one in shipped_data_lists()} | {
         path.stem for path in resource_folder("data_lists").glob("*.json")
     }
     config.pop("backbone_sha256", None)
@@ -45,7 +46,7 @@ def _train(run: FinishedRun, with_backbone: bool) -> tuple[dict[str, Any], list[
     config["run_dir"] = "$@bundle_root + '/runs/train'"
     if config.get("dataset_dir") != DEMO:
         config["dataset_dir"] = DATA
-    if config.get("data_list") not in (None, "none", *shipped):
+    if config.get("data_list") not in (None, "none", *known):
         config["data_list"] = None
     if "probe_dataset_dir" in config:
         config["probe_dataset_dir"] = "@dataset_dir"
@@ -69,8 +70,7 @@ def _without_paths(part: Any, place: str, sentences: list[str]) -> Any:
         }
     if isinstance(part, list):
         return [_without_paths(value, f"{place}#{number}", sentences) for number, value in enumerate(part)]
-    if isinstance(part, str) and (os.path.isabs(part) or PureWindowsPath(part).drive or part.startswith("~")):
-        name = (PureWindowsPath(part) if PureWindowsPath(part).drive else PurePath(part)).name
+    if isinstance(part, str) and (name := local_path_name(part)) is not None:
         sentences.append(
             f"{place} in configs/train.json named a path of this computer; it is now files/{name} in the bundle: put "
             "it there to train again"
@@ -80,7 +80,7 @@ def _without_paths(part: Any, place: str, sentences: list[str]) -> Any:
 
 
 def _shipped(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((resource_folder("bundles") / f"{name}.json").read_text(encoding="utf-8"))
+    content = shipped(name)
     del content["$schema"]  # a path in the repository
     return content
 

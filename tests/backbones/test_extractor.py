@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from medmdm.backbones.adm_unet import ADMUNet
 from medmdm.backbones.extractor import FeatureExtractor
 from medmdm.backbones.feature_maps import NORMALIZATIONS, normalize, surroundings
-from medmdm.corruption import GaussianNoise, MaskedNoise, PatchMasking
+from medmdm.corruption import Compose, Downsample, FrequencyMasking, GaussianNoise, MaskedNoise, PatchMasking
 from medmdm.errors import UserError
 from tests.made import Make, refused
 
@@ -169,6 +169,12 @@ def test_multiple_of_oblong_patches_and_of_masked_noise(make: Make) -> None:
     assert FeatureExtractor(make(), (1,), (50,), PatchMasking(patch_size=(3, 8))).multiple == 24
     assert FeatureExtractor(make(), (1,), (50,), MaskedNoise(patch_size=6)).multiple == 12
     assert FeatureExtractor(make(), (1,), (50,), GaussianNoise()).multiple == 4
+    assert FeatureExtractor(make(), (1,), (50,), FrequencyMasking()).multiple == 4
+    both = Compose(1000, [PatchMasking(patch_size=12), Downsample(levels=3)])
+    assert FeatureExtractor(make(), (1,), (50,), both).multiple == 24
+    read = FeatureExtractor(make(), (4,), (50,), both, "none")
+    assert read.padded_size((25, 50)) == (48, 72)
+    assert read(images(1, 3, 25, 50))[0].shape[2:] == (48, 72)
 
 
 @pytest.mark.parametrize(("channels", "dims", "size"), [(1, 2, (9, 14)), (1, 3, (5, 8, 9))])

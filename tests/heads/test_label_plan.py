@@ -10,7 +10,6 @@ from medmdm.backbones.feature_maps import stack
 from medmdm.data.reading import Example, LoadedCase
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.label_plan import (
-    all_foreground_dice,
     case_sums,
     curve_scores,
     draw_cases,
@@ -20,7 +19,6 @@ from medmdm.heads.label_plan import (
 from medmdm.heads.pixel_sums import PixelSums
 from medmdm.heads.predictor import Predictor
 from medmdm.labels import IGNORE
-from medmdm.metrics.baselines import all_foreground_by
 from medmdm.metrics.pixels import mean_scores
 from tests.made import WINDOW, made_example, made_extractor, refused, task
 
@@ -29,7 +27,11 @@ HEAD = ClosedFormHead("ridge", ridges=[1e-3, 1e-1])
 
 def made_case(seed: int, patient: str | None = None, **made: Any) -> LoadedCase:
     example = made_example(seed, WINDOW, **made)
-    entry = {"case": example.case, **({} if patient is None else {"patient_id": patient})}
+    entry = {
+        "case": example.case,
+        "image": f"{example.case}.png",
+        **({} if patient is None else {"patient_id": patient}),
+    }
     return LoadedCase(entry, [example], (), None, example.label.numpy(), WINDOW, ("", ""))
 
 
@@ -89,7 +91,15 @@ def test_fits_to_sums_score_as_fits_to_the_images_do(classes: int, reading: dict
 
 
 def test_slices_of_a_volume_are_one_case_and_unlabelled_images_are_harmless() -> None:
-    volume = LoadedCase({"case": "v"}, [made_example(s, WINDOW) for s in range(3)], (0, 1, 2), None, None, (), ("", ""))
+    volume = LoadedCase(
+        {"case": "v", "image": "v.nii"},
+        [made_example(s, WINDOW) for s in range(3)],
+        (0, 1, 2),
+        None,
+        None,
+        (),
+        ("", ""),
+    )
     nothing = made_case(7)
     nothing.examples[0].label[:] = IGNORE
     cases = [volume, made_case(5), made_case(6), nothing]
@@ -161,12 +171,3 @@ def test_labels_of_the_unlabelled_are_not_looked_at() -> None:
         assert torch.equal(mine.products, its.products)
     whole = PixelSums.total([mine])
     assert float(whole.counts.sum()) == 1024
-
-
-def test_marking_everything_is_scored_as_the_metrics_do() -> None:
-    cases = [made_case(seed, classes=3) for seed in range(3)]
-    cases[1].examples[0].label[cases[1].examples[0].label == 2] = IGNORE
-    each = [all_foreground_by(mean_scores, c.examples[0].label.numpy(), 3, IGNORE)["dice"] for c in cases]
-    assert all_foreground_dice(cases, 3) == pytest.approx(np.mean(each))
-    cases[0].examples[0].label[:] = 0
-    assert all_foreground_dice(cases[:1], 3) is None

@@ -220,6 +220,10 @@ def test_unlabelled_images_change_the_weights_and_the_same_seed_gives_the_same(
 def test_mistakes_get_a_sentence() -> None:
     refused("at least 1", Training, steps=0)
     refused("minutes", Training, minutes=0)
+    refused("learning_rate must be above 0", Training, learning_rate=0)
+    refused("weight_decay at least 0", Training, weight_decay=-1e-4)
+    refused("averaging must lie in", Training, averaging=1.0)
+    refused("foreground must lie in", Training, foreground=1.5)
     refused("precision", Training, precision="half")
     refused("flips must be numbers of axes", Training, flips="both")
     refused("no augmentation 'histologie' .did you mean 'histology'", Training, augmentation="histologie")

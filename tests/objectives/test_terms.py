@@ -29,7 +29,8 @@ from medmdm.objectives import (
     Spectral,
     Term,
 )  # fmt: skip
-from medmdm.objectives.term import keep_features
+from medmdm.objectives import term as term_module
+from medmdm.objectives.term import keep_features, step_terms
 from tests.made import refused
 
 
@@ -247,6 +248,19 @@ def test_what_every_term_does(term: Term) -> None:
             (value + own).backward()
             one.optimizer.step()
         assert all(torch.equal(a, b) for a, b in zip(term.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_before_its_warm_up_a_term_takes_no_step(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else scaled gradients stop the run, and two processes count a step that one does not take."""
+    many = {"is_initialized": lambda: True, "get_world_size": lambda: processes, "all_reduce": lambda *_, **__: None}
+    for name, said in many.items():
+        monkeypatch.setattr(term_module.distributed, name, said)
+    term = SelfDistillation([1], [8], warmup=0.5)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaler.scale(torch.zeros((), requires_grad=True)).backward()
+    step_terms([term], scaler)
+    assert not term.optimizer.state
 
 
 def test_weights_rise_and_add_up() -> None:

@@ -66,6 +66,12 @@ def test_the_method_trains(
     assert "nan" not in losses.lower()
 
 
+def test_a_term_that_sets_in_later_trains_in_float16(workflow: Workflow, volumes: Path, tmp_path: Path) -> None:
+    settings = settings_of("self_distillation", volumes) | {"terms#0#warmup": 0.9, "max_steps": 3}
+    saved = saved_by(workflow("self_distillation", **settings, amp_dtype="float16", run_dir=str(tmp_path / "run")))
+    assert all(torch.isfinite(w).all() for w in saved["model"].values())
+
+
 @pytest.mark.parametrize("method", STATEFUL)
 def test_a_run_cut_short_ends_with_the_same_bits(
     method: str, workflow: Workflow, volumes: Path, tmp_path: Path

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
+from medmdm.backbones import ADMUNet
 from tests.bundle_runs import OVERLAYS, Workflow, saved_by, trainer_of
 from tests.made import refused, refused_in_config
 from tests.pretrain.test_methods import METHODS
@@ -132,6 +133,21 @@ ELSEWHERE = {
     "three_axes_segment",
     *METHODS,
 }
+
+
+@pytest.mark.parametrize(("overlay", "expected"), [("mae", 750), ("amp", 50)])
+def test_previews_show_features_at_the_t_that_heads_read(
+    overlay: str, expected: int, workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, read, features = trainer_of(workflow(overlay)), [], ADMUNet.features
+
+    def recorded(self: ADMUNet, x: torch.Tensor, t: torch.Tensor, blocks: Any) -> list[torch.Tensor]:
+        read.append(t.tolist())
+        return features(self, x, t, blocks)
+
+    monkeypatch.setattr(ADMUNet, "features", recorded)
+    trainer.features(torch.zeros(2, 3, 16, 16))
+    assert read == [[expected] * 2]
 
 
 @pytest.mark.parametrize("overlay", sorted({p.stem for p in OVERLAYS.glob("*.json")} - ELSEWHERE))

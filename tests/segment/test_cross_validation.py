@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ def case(name: str, patient: str | None) -> LoadedCase:
     return LoadedCase(entry, (), (), None, None, (1, 1), ("", ""))
 
 
+def region(image: str, top: int) -> LoadedCase:
+    made = case(f"{image}_r{top}-{top + 32}", None)
+    rows = {"image": f"{image}.png", "region": {"rows": [top, top + 32]}}
+    return dataclasses.replace(made, entry={**made.entry, **rows})
+
+
 def test_parts_share_no_patient() -> None:
     support = [case(str(n), f"p{n // 2}") for n in range(14)]
     parts = divide(support)
@@ -35,6 +42,13 @@ def test_parts_share_no_patient() -> None:
     assert sum(map(len, patients)) == 7
     assert [len(part) for part in divide([case("a", None), case("b", None), case("c", None)])] == [1, 1, 1]
     refused_call("of one patient", divide, [case("a", "x"), case("b", "x")])
+
+
+def test_regions_of_an_image_are_left_out_together() -> None:
+    support = [region(image, top) for image in "ba" for top in (32, 0)]
+    parts = [sorted(c.name for c in part) for part in divide(support)]
+    assert sorted(parts) == [["a_r0-32", "a_r32-64"], ["b_r0-32", "b_r32-64"]]
+    refused_call("of one patient", divide, support[:2])
 
 
 def test_labelled_cases_are_left_out_in_turn(run: Run, pictures: Path, tmp_path: Path) -> None:

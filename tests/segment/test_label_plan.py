@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 
 from medmdm.cli import main
+from medmdm.data.files.pictures import read_image
 from medmdm.data.writers import encode_picture
+from medmdm.metrics.baselines import all_foreground_by
+from medmdm.metrics.pixels import mean_scores
 from medmdm.reports import write_report
 from medmdm.segment.label_plan import planner_of
 from tests.bundle_runs import Run
@@ -45,6 +48,11 @@ def test_a_run_writes_the_plan_and_the_page_shows_it(run: Run, pictures: Path, t
     assert table["image"].dropna().tolist()[0] == "new_1"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["label_plan"]["note"].startswith("a curve of 3 points")
+    listed = json.loads((pictures / "dataset.json").read_text())["training"]
+    truths = [(read_image(pictures / entry["label"])[0] > 0).astype(int) for entry in listed]
+    everything = [all_foreground_by(mean_scores, truth, 2, 255)["dice"] for truth in truths]
+    plan = json.loads((folder / "label_plan.json").read_text())
+    assert plan["all_foreground"] == pytest.approx(np.mean(everything))
     page = (folder / "index.html").read_text()
     assert "How many labels?" in page
     assert "new_1" in page

@@ -10,7 +10,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from medmdm.corruption import PatchMasking
+from medmdm.corruption import Corruption, Downsample, FrequencyMasking, PatchMasking
 from medmdm.data import CaseReader, Corruptd, ReadImaged
 from medmdm.data.selection import Selection
 from medmdm.heads import Predictor, Reading, SliceBySlice
@@ -94,6 +94,14 @@ def test_what_was_not_read_so_is_refused() -> None:
         {"pred": torch.zeros(2, 4, 4)},
     )
     refused("'image' is a Tensor, expected the path", ReadImaged("image", PLAN), {"image": torch.zeros(1, 4, 4)})
+
+
+@pytest.mark.parametrize("corruption", [FrequencyMasking(), Downsample(levels=3)])
+def test_any_corruption_damages_an_image_of_any_size(corruption: Corruption) -> None:
+    image = torch.rand(1, 21, 13)
+    damaged = Corruptd("image", corruption, 900)({"image": image})["image"]
+    assert damaged.shape == image.shape
+    assert not torch.equal(damaged, image)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 13), (1, 3, 20, 13)], ids=["picture", "slices"])

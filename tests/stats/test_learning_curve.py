@@ -55,3 +55,6 @@ def test_too_few_points_and_too_far_are_refused() -> None:
     refused("a curve of 3 points", extrapolate, [1, 2, 4], scores, [8])
     refused("65 labelled images are too far.*up to 64", extrapolate, COUNTS, np.full((4, 5, 5), 0.5), [65])
     refused("0 labelled images", extrapolate, COUNTS, np.full((4, 5, 5), 0.5), [0])
+    unscored = np.full((4, 5, 5), 0.5)
+    unscored[:, 2] = np.nan
+    refused("a score for each number", extrapolate, COUNTS, unscored, [8])

@@ -179,6 +179,8 @@ def test_subgroups() -> None:
     assert sum(summary.n for summary in grades.values()) == len(cases)
     with pytest.raises(UserError, match="no column 'grades' \\(did you mean 'grade'\\?\\)"):
         stats.subgroups(cases, "grades", "dice")
+    blank = stats.subgroups(pd.DataFrame({"dice": [0.1, 0.2, 0.3], "grade": ["", None, "a"]}), "grade", "dice")
+    assert [(key, summary.n) for key, summary in blank.items()] == [("(none)", 2), ("a", 1)]
 
 
 def test_count_empty() -> None:
@@ -281,5 +283,6 @@ def test_crossed_interval(rng: np.random.Generator) -> None:
     assert stats.crossed_interval([[0.5, 0.5]]) == (0.5, 0.5)
     assert stats.crossed_interval([[0.2, np.nan, 0.2], [np.nan, 0.2, 0.2]]) == pytest.approx((0.2, 0.2))
     assert all(np.isnan(bound) for bound in stats.crossed_interval([[0.5], [0.6]]))
+    assert all(np.isnan(bound) for bound in stats.crossed_interval([[np.nan, np.nan]]))
     with pytest.raises(UserError, match="confidence"):
         stats.crossed_interval(values, confidence=95)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import ndimage
 
-from medmdm.errors import UserError
+from medmdm.errors import need
 from medmdm.segment.formats.base import RunFormat, Segmented, only_pictures
 from medmdm.segment.formats.measurements import object_scores
 
@@ -44,8 +43,7 @@ class COCO(RunFormat):
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
         # Not when it is made: what is there can be read, and its rows kept, without pycocotools.
-        if importlib.util.find_spec("pycocotools") is None:
-            raise UserError("COCO needs pycocotools: install it with pip install 'medmdm[interop]'.")
+        need("COCO", "pycocotools", "interop")
         super().check(entries, class_names)
         only_pictures(self, entries, "DicomSeg for a DICOM series, or the NIfTI mask")
 

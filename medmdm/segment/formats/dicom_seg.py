@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ import medmdm
 from medmdm.data.files.dicom import choose_series, order_slices, read_header
 from medmdm.data.files.formats import is_dicom, is_volume
 from medmdm.data.lists import image_names
-from medmdm.errors import UserError, nearest
+from medmdm.errors import UserError, nearest, need
 from medmdm.files import atomic_file
 from medmdm.segment.formats.base import CaseFormat, Segmented
 
@@ -58,8 +57,7 @@ class DicomSeg(CaseFormat):
     series_number: int = 900
 
     def __post_init__(self) -> None:
-        if importlib.util.find_spec("highdicom") is None:
-            raise UserError("DicomSeg needs highdicom: install it with pip install 'medmdm[interop]'.")
+        need("DicomSeg", "highdicom", "interop")
         for name in self.codes:
             self._codes(name)
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from medmdm.data.files.slides import is_slide
-from medmdm.data.tracing import need_shapely, outlines
-from medmdm.errors import UserError
+from medmdm.data.tracing import outlines
+from medmdm.errors import UserError, need
 from medmdm.files import atomic_write
 from medmdm.segment.formats.base import COLOURS, CaseFormat, Segmented, only_pictures
 from medmdm.segment.formats.measurements import qupath_measurements
@@ -54,7 +54,7 @@ class GeoJSON(CaseFormat):
             raise UserError(f"GeoJSON: simplify is {self.simplify!r}: give a number of pixels from 0.")
         if not (self.annotations or self.detections):
             raise UserError("GeoJSON: annotations and detections are both false: nothing would be written.")
-        need_shapely("GeoJSON")
+        need("GeoJSON", "shapely", "interop")
 
     def check(self, entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
         pictures = []
