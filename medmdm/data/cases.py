@@ -70,11 +70,7 @@ def select_cases(
                 f"{folder} has no data list, so its labels are not known: write dataset.json there, as python -m "
                 "medmdm prepare does, or pass --data_list."
             )
-        entries = [{"image": path.relative_to(folder).as_posix()} for path in images.images]
-        named = zip(entries, case_names(entries, folder), images.images, strict=True)
-        test = tuple(_entry(entry, case, path, None, {"spacing": spacing}) for entry, case, path in named)
-        sentence = f"{folder}: {counted(len(test), 'image')}, no data list"
-        return Selection(folder, None, (), (), test, (sentence,), tuple(warnings))
+        return _all_of(folder, images, spacing, warnings)
     if all(chosen.information.get(key) is None for key in ("spacing", "magnification")):
         chosen = dataclasses.replace(chosen, information={**chosen.information, "spacing": spacing})
     chosen = _few_labelled(chosen, labelled and "unlabeled" in sections, warnings)
@@ -104,6 +100,20 @@ def select_cases(
     if is_demo:
         sentences.append(SILVER_STANDARD)
     return dataclasses.replace(cases, sentences=tuple(sentences))
+
+
+def _all_of(
+    folder: Path, images: folders.FolderImages, spacing: tuple[float, ...] | None, warnings: list[str]
+) -> Selection:
+    """Take all images of a folder without a list."""
+    entries = [{"image": path.relative_to(folder).as_posix()} for path in images.images]
+    named = zip(entries, case_names(entries, folder), images.images, strict=True)
+    test = tuple(_entry(entry, case, path, None, {"spacing": spacing}) for entry, case, path in named)
+    if images.masks:
+        left_out = f"{images.masks_left_out} (first: {images.masks[0].name})"
+        warnings.append(f"{folder}: {left_out}: rename what is an image")
+    sentence = f"{folder}: {counted(len(test), 'image')}, no data list"
+    return Selection(folder, None, (), (), test, (sentence,), tuple(warnings))
 
 
 def _few_labelled(chosen: DataList, both: bool, warnings: list[str]) -> DataList:

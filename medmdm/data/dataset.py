@@ -23,7 +23,7 @@ from medmdm.data.transforms.intensity import as_monai_loads, file_dtype_tensor, 
 from medmdm.data.transforms.spatial import cut_region, plain_tensor
 from medmdm.data.validity import check_finite, check_range
 from medmdm.errors import UserError, counted, find_user_error
-from medmdm.files import lines_hash, pixel_hash, text_hash
+from medmdm.files import lines_hash, pixel_hash, tensor_hash, text_hash
 from medmdm.patients import patient_id
 from medmdm.progress import followed
 
@@ -93,6 +93,8 @@ class CropDataset(Dataset):
         self._cache: dict[int, dict[str, Any]] = {}
         self._cached_bytes = 0
         self._hashes: list[tuple[str, str]] = []
+        #: SHA-256 of each label that is given to the corruption, "" of an image without.
+        self.label_hashes: list[str] = []
         self._fill(channels, int(cache_gib * 2**30), num_threads or min(8, os.cpu_count() or 1), progress)
 
     def __len__(self) -> int:
@@ -239,6 +241,8 @@ class CropDataset(Dataset):
             prepared = self._prepare_in_order(pool, 2 * num_threads)
             for which, (item, hashes) in enumerate(followed(prepared, "reading images", total, progress)):
                 self._hashes.append(hashes)
+                if self.label_as is not None:
+                    self.label_hashes.append(tensor_hash(item["label"]) if self._is_labelled(item) else "")
                 crop = self._finish(item)["image"]
                 shapes.append(tuple(crop.shape))
                 check_range(crop.numpy(), self.data[which]["image"])

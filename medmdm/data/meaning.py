@@ -191,7 +191,8 @@ def _refuse_grey_levels(numbers: Sequence[int], pixels: Mapping[int, int], first
         raise UserError(
             f"{first[light[0]]} and the other masks hold grey levels between 0 and {top} (such as {shown}), as masks "
             f"have whose edges were smoothed or compressed, and no numbers of classes: {_REMEDY}. (If they are numbers "
-            'of classes, name them: prepare folder has --classes, a data list "labels".)'
+            'of classes, name them: prepare folder has --classes, a data list "labels"; if they number objects, give '
+            "--label-type instances.)"
         )
     if top > IGNORE:
         raise UserError(

@@ -176,6 +176,7 @@ class CaseReader:
     def __init__(self, cases: Selection, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
         self.cases = cases
         self.plan = plan
+        self._first: tuple[Any, int] | None = None  # image that was read, and its channels
         self.slice_cache = store
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
@@ -358,3 +359,8 @@ class CaseReader:
                 f"{entry['image']} has {counted(count, 'channel')}, but the backbone takes {channels}: use one "
                 "that was trained on such images."
             )
+        first, known = self._first or (entry["image"], count)
+        if count != known:
+            have = f"{entry['image']} has {counted(count, 'channel')} and {first} has {known}"
+            raise UserError(f"{have}, but all images must have as many: convert one, or take it out.")
+        self._first = first, known

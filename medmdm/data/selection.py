@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from medmdm.errors import UserError, counted
 from medmdm.files import sweep_temporaries
 from medmdm.labels import IGNORE
 from medmdm.progress import followed
+
+logger = logging.getLogger(__name__)
 
 _ENTRY_KEYS = ("region", "patient_id", "axis", "series_uid", "spacing", "magnification")
 _STALE_SECONDS = 24 * 3600  # decoded volumes that killed runs left half-written
@@ -77,6 +80,13 @@ class Selection:
     warnings: tuple[str, ...]
     transductive: bool = False
     unlabeled: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    def announce(self) -> None:
+        """Log what was chosen, and what the user should act on."""
+        for sentence in self.sentences:
+            logger.info(sentence)
+        for warning in self.warnings:
+            logger.warning(warning)
 
     @property
     def label_type(self) -> str:

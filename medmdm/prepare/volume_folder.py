@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,7 +40,7 @@ from medmdm.prepare.classes import Classes
 from medmdm.prepare.preparation import Made, Preparation, SourceCase
 from medmdm.prepare.publisher_list import read_published
 from medmdm.prepare.release import Release, SourceFile
-from medmdm.prepare.volume_pairs import pair_labels, patients
+from medmdm.prepare.volume_pairs import label_names_of, pair_labels, patients
 from medmdm.progress import followed
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net: case_0000, case_0001 are sequences of one patient
@@ -80,8 +80,8 @@ def plan(
     published, sections, named, notices = read_published(release)
     listed = {*named.values()}
     labels = {file: None for file in files if is_mask(file.path) or file.path in listed}
-    images = _by_case([file for file in files if file not in labels])
-    notices = [*release.notices, *notices]
+    images, said = _by_case([file for file in files if file not in labels], labels, sections)
+    notices = [*release.notices, *notices, *said]
     series = _dicom_series(release, notices)
     places = {folder / stem: sequences[0] for (folder, stem), sequences in images.items()}
     folders = {folder: files[0] for (_, folder, _), files in series.items()}
@@ -128,17 +128,54 @@ def plan(
     return Preparation(information, tuple(cases), (*notices, *([suspicion] if suspicion else [])))
 
 
-def _by_case(files: Sequence[SourceFile]) -> dict[tuple[PurePosixPath, str], list[SourceFile]]:
-    """Group the sequences of a case; most have one."""
-    cases: dict[tuple[PurePosixPath, str], list[SourceFile]] = defaultdict(list)
-    in_folder = Counter(file.path.parent for file in files)
-    as_channels = Counter(file.path.parent for file in files if _CHANNEL.search(volume_stem(file.path)))
+def _by_case(
+    files: Sequence[SourceFile], labels: Iterable[SourceFile], listed: Container[PurePosixPath]
+) -> tuple[dict[tuple[PurePosixPath, str], list[SourceFile]], list[str]]:
+    """Group the sequences of a case, of which most have one; return them and a sentence where there are several.
+
+    ``x_0000`` and ``x_0001`` are sequences of x (nnU-Net) where all files of the folder are named so, each case has the
+    same numbers, and none is a case of its own: by the publisher's list, or by a label of its whole name.
+    """
+    names = {name for file in labels for name in label_names_of(file)}
+    by_folder: dict[PurePosixPath, dict[str, SourceFile]] = defaultdict(dict)
     for file in files:
-        stem = volume_stem(file.path)
-        # "x_0000" names a sequence only where all files of the folder are named so, else it may be a number.
-        channels = as_channels[file.path.parent] == in_folder[file.path.parent]
-        cases[file.path.parent, _CHANNEL.sub("", stem) if channels else stem].append(file)
-    return cases
+        other = by_folder[file.path.parent].setdefault(volume_stem(file.path), file)
+        if other is not file:
+            raise UserError(f"{other.shown} and {file.shown} have one name, and only one can be the image: keep one.")
+    cases: dict[tuple[PurePosixPath, str], list[SourceFile]] = {}
+    several = 0
+    for folder, by_stem in by_folder.items():
+        groups: dict[str, list[str]] = defaultdict(list)
+        for stem in by_stem:
+            groups[_CHANNEL.sub("", stem)].append(stem)
+        own = any(file.path in listed or stem in names for stem, file in by_stem.items())
+        if own or not all(map(_CHANNEL.search, by_stem)):
+            groups = {stem: [stem] for stem in by_stem}
+        elif any(len(stems) > 1 for stems in groups.values()):
+            _check_sequences(folder, groups, names)
+            several += len(groups)
+        elif len({stems[0][-4:] for stems in groups.values()}) > 1:  # one number each: a_0003, b_0007
+            groups = {stem: [stem] for stem in by_stem}
+        cases |= {(folder, name): [by_stem[stem] for stem in stems] for name, stems in groups.items()}
+    said = f"files whose names end in _0000, _0001 and so on are the sequences of {counted(several, 'volume')}"
+    return cases, [said] if several else []
+
+
+def _check_sequences(folder: PurePosixPath, groups: Mapping[str, Sequence[str]], names: Container[str]) -> None:
+    """Refuse what could as well be patients with numbers as the sequences of patients."""
+    (first, stems), *others = groups.items()
+    numbers = [stem[-4:] for stem in stems]
+    for name, its in others:
+        if [stem[-4:] for stem in its] != numbers:
+            raise UserError(
+                f"{folder / first} has the numbers {', '.join(numbers)} and {folder / name} others: sequences of "
+                "patients (x_0000, x_0001) must be the same for all, and patients must be named otherwise (x0000)."
+            )
+    if not others and first not in names and folder.name != first:
+        raise UserError(
+            f"{folder / stems[0]} to {stems[-1]} may be {len(stems)} patients or as many sequences of one: name "
+            f"patients otherwise ({first}{numbers[0]}), or put the sequences of one into a folder {first}."
+        )
 
 
 def _make_volume(name: str, sequences: Sequence[SourceFile], label: SourceFile | None, read: _Labels) -> Made:

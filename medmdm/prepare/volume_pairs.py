@@ -54,8 +54,7 @@ def pair_labels(
     """
     by_name: dict[str, list[SourceFile]] = defaultdict(list)
     for file in labels:
-        stem = volume_stem(file.path)
-        for name in {stem, without_mask_word(stem), _LABEL_BEGINNING.sub("", stem)}:
+        for name in label_names_of(file):
             by_name[name].append(file)
     by_path = {file.path: file for file in labels}
     found: dict[PurePosixPath, SourceFile] = {}
@@ -84,6 +83,12 @@ def pair_labels(
     if unused:
         notices.append(f"{len(unused)} label files belong to no volume and are left out (first: {unused[0].path})")
     return found, notices
+
+
+def label_names_of(file: SourceFile) -> set[str]:
+    """Return the names that an image of a label file may have."""
+    stem = volume_stem(file.path)
+    return {stem, without_mask_word(stem), _LABEL_BEGINNING.sub("", stem)}
 
 
 def _pair_by_number(

@@ -239,7 +239,7 @@ def announce(selection: Selection, slices: Selection, held_out: HeldOut, dataset
 
 
 def _arrangement(selection: Selection, held_out: HeldOut, dataset: CropDataset) -> str:
-    """Return one SHA-256 for names, order and roles of the images, on which sampling and the held-out part depend."""
+    """Return one SHA-256 for names, order, roles and given labels of the images, on which a run depends."""
 
     def place(entry: Mapping[str, Any]) -> list[Any]:
         image = entry["image"]
@@ -255,6 +255,7 @@ def _arrangement(selection: Selection, held_out: HeldOut, dataset: CropDataset) 
         "training": [[*place(one), found] for one, found in zip(dataset.data, dataset.case_hashes, strict=True)],
         "held out": [[*place(one), found] for one, found in zip(held_out.crops, held_out.hashes(), strict=True)],
         "validation": [place(one) for one in selection.validation],
+        **({"labels": dataset.label_hashes} if any(dataset.label_hashes) else {}),
     }
     return text_hash(json.dumps(content))
 

@@ -71,11 +71,11 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
     there = all(path.exists() for path in paths)
     image = _named(case, "image", decode, case.image, case.series_uid) if there else None
     predicted = _named(case, "predicted mask", decode_label, case.prediction, None if image is None else image.grid)
+    predicted = _with_ones(predicted, evaluation)
     whole = image if image is not None else predicted  # outlines are drawn into a mask of this size
     label = _named(case, "label", decode_label, case.label, whole.grid)
     if not evaluation.instance_labels:
-        white = white_of(np.unique(label.array), label_names(evaluation.data_list))
-        label = replace(label, array=with_ones(label.array, () if white is None else (white,)))
+        label = _with_ones(label, evaluation)
     truth = _part(case, label, "label", None)
     size = truth.array.shape[1:]
     prediction = _part(case, predicted, "predicted mask", size)
@@ -102,6 +102,13 @@ def read_case(case: EvaluatedCase, evaluation: Evaluation) -> CaseArrays:
         window=case.window,
         object_scores=case.object_scores,
     )
+
+
+def _with_ones(mask: Decoded, evaluation: Evaluation) -> Decoded:
+    """Return a mask of 0 and 255, as programs draw them, with 1 in place of the white."""
+    classes = (0, 1) if evaluation.instance_labels else label_names(evaluation.data_list)
+    white = white_of(np.unique(mask.array), classes)
+    return mask if white is None else replace(mask, array=with_ones(mask.array, (white,)))
 
 
 def _named(case, what, read, *arguments) -> Decoded:  # type: ignore[no-untyped-def]

@@ -81,7 +81,7 @@ class RunFolder:
             if "bundle" in differing:  # then nearly everything differs
                 differing = [f"the bundle, {earlier.get('bundle')}"]
             if any(known.get(key, self.data.get(key)) != self.data.get(key) for key in ("hash", "arrangement")):
-                differing.append("the images or their split, names or order")
+                differing.append("the images or their split, names, order or labels")
             if differing:
                 other = f"a run of another configuration (it differs in {', '.join(differing)})"
                 raise UserError(f"{self.path} holds {other}: choose another {self._key}, or delete that folder.")

@@ -143,6 +143,7 @@ class Inference:
                 settings, or another process writes to it; or as :class:`medmdm.runs.Cluster`.
         """
         cases = self.reader.cases
+        cases.announce()
         entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
         self.outputs.refuse_sources(entries)
         for form in self.outputs.formats:

@@ -29,7 +29,7 @@ from medmdm.patients import patient_id
 from medmdm.progress import followed
 from medmdm.reports.pseudonyms import without_paths
 from medmdm.reports.rendering import render
-from medmdm.runs.record import find_provenance, support_ledger
+from medmdm.runs.record import cases_ledger, find_provenance
 from medmdm.segment.grid import Grid
 from medmdm.stats import bootstrap_interval, json_ready
 from medmdm.stats.statistics import independent_units
@@ -129,7 +129,7 @@ class Classification:
                 scores = np.stack([self._scores(method, one, training[1], tested[1]) for one in supports])
                 table += self._lines(method, shots, draws, scores, names, truth)
                 rows.append({"method": method, "shots": shots, **_measured(scores, truth, units)})
-        seen = find_provenance(tested[0], self.backbone.plan.get("ledger"), support_ledger(training[0]))
+        seen = find_provenance(tested[0], self.backbone.plan.get("ledger"), cases_ledger(training[0]))
         most = Counter(truth.tolist()).most_common(1)[0][0]
         always = classification_scores(np.eye(len(self.classes))[[most] * len(truth)], truth)
         there = [name for number, name in enumerate(self.classes) if number in truth]

@@ -159,9 +159,10 @@ def _measured(counts: Sequence[int], scores: np.ndarray) -> list[dict[str, Any]]
     rows = []
     for k, count in enumerate(counts):
         drawn = [float(np.nanmean(one)) for one in scores[:, k] if not np.isnan(one).all()]
-        spread = {"low": min(drawn), "high": max(drawn), "sd": float(np.std(drawn, ddof=1)) if drawn[1:] else None}
-        rows.append({"images": count, "score": float(means[k]), **spread, "draws": len(drawn)} if drawn else None)
-    return [row for row in rows if row is not None]
+        if drawn:
+            spread = {"low": min(drawn), "high": max(drawn), "sd": float(np.std(drawn, ddof=1)) if drawn[1:] else None}
+            rows.append({"images": count, "score": float(means[k]), **spread, "draws": len(drawn)})
+    return rows
 
 
 def planner_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,6 @@ from medmdm.errors import UserError
 from medmdm.heads.task import Reading, Task
 from medmdm.metrics.baselines import mean_mask
 from medmdm.progress import followed
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,4 @@ class LabelledData:
 
     def announce(self) -> None:
         """Log what was chosen, and what the user should act on."""
-        for sentence in self.cases.sentences:
-            logger.info(sentence)
-        for warning in self.cases.warnings:
-            logger.warning(warning)
+        self.cases.announce()

@@ -32,7 +32,7 @@ from medmdm.progress import Progress, followed
 from medmdm.reports.study import study_table
 from medmdm.runs.cluster import Cluster, GivenUpError
 from medmdm.runs.folder import RunFolder
-from medmdm.runs.record import find_provenance, support_ledger
+from medmdm.runs.record import cases_ledger, find_provenance
 from medmdm.segment.grid import Cell, CellCases, Grid, StudyCases, finished
 from medmdm.segment.label_defaults import follow_labels
 from medmdm.segment.labelled_data import LabelledData
@@ -92,6 +92,10 @@ class Study:
             for name, known in ((head, list(self.heads)), *((n, list(self.backbones)) for n in names)):
                 if name not in known:
                     raise UserError(f"only names {name!r}, which the study does not have{nearest(name, known)}.")
+        if self.data.cross_validated:
+            title = "the data" if self.data.cases.data_list is None else self.data.cases.data_list.title
+            how = "python -m medmdm split writes one, or name some cases of the data list 'test'"
+            raise UserError(f"{title} has no test section, on which a study scores its cells: {how}.")
         if self.data.rule == "paper" and self.grid.draws > 1:
             raise UserError("The paper's rule gives one draw: set draws to 1, or subset_rule to 'seeded'.")
         self._check_backbones()
@@ -223,7 +227,7 @@ class Study:
     ) -> str:
         """Write ``study.json`` and ``study.md``; return the page."""
         folder = Path(self.run_dir)
-        ledger = support_ledger(training)
+        ledger = cases_ledger([*training, *self._images.unlabeled.values()])
         seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
         patients = {case.name: case.entry.get("patient_id") for case in [*training, *tested]}
         summary, page = study_table(table, patients, seen, self.reference, baselines, notes)

@@ -34,7 +34,7 @@ from medmdm.reports import Report
 from medmdm.reports.pseudonyms import Pseudonyms
 from medmdm.runs.folder import RunFolder
 from medmdm.runs.keys import differing_keys
-from medmdm.runs.record import find_provenance, support_ledger
+from medmdm.runs.record import cases_ledger, find_provenance
 from medmdm.segment.apply import origin_of
 from medmdm.segment.cross_validation import FoldPredictor, cross_validated, divide
 from medmdm.segment.evaluation import Outputs, evaluate
@@ -133,24 +133,25 @@ class Segmentation:
             unlabelled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
             form.check(unlabelled, self.data.cases.class_names)
         record.open()
+        if self.apply_to is not None:
+            self.apply_to.cases.announce()
         known = self.data.cases.data_list
         for sentence in label_changes({} if known is None else known.information, [case.entry for case in support]):
             logger.info(sentence)
         for note in self._protocol(support).get("notes", ()):
             logger.warning("%s: it cannot be learnt from them.", note)
-        plan: Mapping[str, Any] = self.backbone.plan
-        if not self.head.needs_backbone:  # a network from scratch saw none of the images that a backbone saw
-            plan = {**plan, "ledger": make_ledger()}
+        plan = self._plan(support)
         if self.backbone.extractor is not None and self.head.needs_backbone and not self.model_path.is_file():
             logger.info(self.backbone.extractor.announce(view_sizes(support, self.reading)))
         fitted = self._predictor(self._model(self.model_path, support, others, plan))
         predictor: Predictor | FoldPredictor = fitted
         if self.data.cross_validated:
             parts = divide(support, self.seed)
-            provenance = cross_validated(support, len(parts), find_provenance(tested, plan.get("ledger")))
+            seen_before = find_provenance(tested, plan.get("ledger"), cases_ledger(others))
+            provenance = cross_validated(support, len(parts), seen_before)
             predictor = self._left_out(parts, support, others, plan, given)
         else:
-            provenance = find_provenance(tested, plan.get("ledger"), support_ledger(support))
+            provenance = find_provenance(tested, plan.get("ledger"), cases_ledger([*support, *others]))
         protocol = {**self._protocol(support), "segmenter_sha256": file_hash(self.model_path)}
         protocol |= {
             "training_cases": [case.name for case in support],
@@ -179,6 +180,13 @@ class Segmentation:
                 record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
                 support,
             )  # fmt: skip
+
+    def _plan(self, support: Sequence[LoadedCase]) -> dict[str, Any]:
+        """Return how the segmenter reads images, and what its backbone saw."""
+        plan = dict(self.backbone.plan)
+        if plan.get("channels") is None:  # a network from scratch takes what it finds
+            plan["channels"] = len(support[0].examples[0].image)
+        return plan if self.head.needs_backbone else plan | {"ledger": make_ledger()}  # which a new network never saw
 
     def _left_out(
         self,
@@ -221,7 +229,7 @@ class Segmentation:
         known = {
             **protocol,
             "postprocess": to_config(self.postprocess),
-            "ledger": support_ledger(support),
+            "ledger": cases_ledger([*support, *others]),
             "data": data_identity({"training": support}, others)["arrangement"],
             "preprocessing": {key: plan.get(key) for key in PREPROCESSING},
         }

@@ -87,7 +87,10 @@ class FinishedRun:
         path = self.folder / SUMMARY_FILE
         if not self.segments or not path.is_file():
             return {}
-        content: dict[str, Any] = json.loads(text_of(path.read_bytes()))
+        try:
+            content: dict[str, Any] = json.loads(text_of(path.read_bytes()))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: write it again with python -m medmdm report {self.folder}.") from error
         return content
 
     @property

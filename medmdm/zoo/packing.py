@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from medmdm.zoo.metadata import About, make_metadata
 logger = logging.getLogger(__name__)
 
 _NO_LICENCE = "No licence was stated when this bundle was packed: ask its authors before you use or share it.\n"
+_NAME_OF_A_FILE = re.compile(r"(?![a-z]+://)\S+\.(txt|md|rst)|[.~]{0,2}/\S+|LICEN[CS]E|COPYING", re.IGNORECASE)
 _NO_DATA_LICENCE = (
     "The licence of the data was not stated when this bundle was packed: find it out before you share it.\n"
 )
@@ -155,6 +157,8 @@ def _text(given: str | None) -> str | None:
         content = path.read_text(encoding="utf-8") if len(given) < 1000 and path.is_file() else given
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given} cannot be read as a licence: give a text file in UTF-8, or the text.") from error
+    if content is given and _NAME_OF_A_FILE.fullmatch(given):
+        raise UserError(f"{given}, given as a licence, does not exist: give a text file, or the text.")
     return content.rstrip() + "\n"
 
 

@@ -96,7 +96,7 @@ def test_other_images_are_not_taken_for_the_same(workflow: Workflow, image_folde
 
     run()
     run()
-    said = "the images or their split, names or order"
+    said = "the images or their split, names, order or labels"
     refused(said, run, training=entries[1::-1])  # the order
     refused(said, run, training=entries[1:], validation=entries[:1])  # roles
     refused(said, run, validation=[])  # held out from the training images now

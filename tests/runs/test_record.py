@@ -8,7 +8,7 @@ from medmdm.artifacts.pretrained import join_ledgers, make_ledger, patient_hashe
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError
 from medmdm.intact import load_record
-from medmdm.runs.record import Evaluation, Provenance, find_provenance, support_ledger
+from medmdm.runs.record import Evaluation, Provenance, cases_ledger, find_provenance
 from tests.made import refused
 from tests.reports.runs import change, change_case, picture_run
 
@@ -122,18 +122,18 @@ TESTED = [case("a", "1", patient_id="x"), case("b", "2", patient_id="y")]
     (None, [case("c", "3", patient_id="y")], "patients shared", ["b"]),
 ])  # fmt: skip
 def test_kinds(seen: Any, support: list[LoadedCase], kind: str, overlapping: list[str]) -> None:
-    found = find_provenance(TESTED, seen, support_ledger(support))
+    found = find_provenance(TESTED, seen, cases_ledger(support))
     assert (found.kind, list(found.overlapping)) == (kind, overlapping)
     assert found.sentence.endswith(".")
 
 
 def test_labels_that_a_pre_training_saw_are_told_first() -> None:
     labelled = {**ledger("1", "9"), "labelled": {"1": "1", "9": "9"}}
-    seen = find_provenance(TESTED, labelled, support_ledger([]))
+    seen = find_provenance(TESTED, labelled, cases_ledger([]))
     assert (seen.kind, seen.overlapping, seen.labels_seen) == ("transductive", ("a",), 2)
     assert seen.sentence.startswith("THE LABELS OF 1 OF 2 TEST IMAGES WERE SEEN")
     assert seen.sentence.endswith(find_provenance(TESTED, ledger("1", "9")).sentence)
-    new = find_provenance(TESTED[1:], labelled, support_ledger([]))
+    new = find_provenance(TESTED[1:], labelled, cases_ledger([]))
     assert new.kind == "inductive"
     assert new.sentence.startswith("The encoder's pre-training saw the labels of 2 images, which count beside those")
     # Of a whole image of which a part was labelled, and of another part of it.
@@ -163,7 +163,7 @@ def test_another_part_of_a_seen_image_counts_as_its_patient() -> None:
 
 
 def test_a_ledger_holds_no_patient_in_clear() -> None:
-    made = support_ledger([case("c", "3", "whole", patient_id="patient y")])
+    made = cases_ledger([case("c", "3", "whole", patient_id="patient y")])
     assert made["images"] == ["3", "whole"]
     assert "patient y" not in str(made)
 
@@ -172,7 +172,7 @@ def test_a_ledger_holds_no_patient_in_clear() -> None:
     (TESTED, [ledger("9", patients=("z",))], True),
     (TESTED, [ledger()], True),  # trained on nothing
     (TESTED, [ledger("9")], False),  # its list named no patients
-    (TESTED, [ledger("9"), support_ledger([case("c", "3", patient_id="z")])], False),  # nor a labelled one
+    (TESTED, [ledger("9"), cases_ledger([case("c", "3", patient_id="z")])], False),  # nor a labelled one
     ([case("a", "1")], [ledger("9", patients=("z",))], False),
 ])  # fmt: skip
 def test_patients_are_called_new_only_where_they_are_named(cases: list, ledgers: list, named: bool) -> None:
