@@ -64,7 +64,8 @@ def export_segmenter(
     if not size or min(size) < 1:
         raise UserError(f"size is {list(size)}, expected the numbers of pixels along each axis of an image.")
     segmenter, plan = load_segmenter(source, backbone, trust)
-    if len(size) != (axes := len(plan["task"]["window"])):
+    axes = len(plan.get("task", {}).get("window") or size)
+    if len(size) != axes:
         raise UserError(f"size is {list(size)}, but {source} reads images of {axes} axes: give a number for each.")
     images = torch.rand(2, channels_of(plan), *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     new = images[:1].flip(-1) * 0.9

@@ -113,6 +113,8 @@ def _missing(path: Path, name: str, section: str) -> Finding:
         advice = "it is a link to nowhere, mend it"
     elif similar:
         advice = f"there is {similar[0]}, correct the letter case"
+    elif "\\" in name:
+        advice = "write / in place of \\"
     else:
         advice = "correct the list or --dataset_dir"
     return Finding.error("missing-file", f"{name} in {section} does not exist: {advice}", name)

@@ -226,6 +226,10 @@ def refuse_without_part(key: str, config: ConfigParser, where: str = "the config
     for number, step in enumerate(above, start=1):
         part = "#".join(above[:number])
         if not isinstance(config.get(part), (dict, list)):
+            if isinstance(known, dict) and step in known:
+                raise UserError(
+                    f"Unknown key {key!r}: {part} of {where} is {known[step]!r}, not a part: give it whole."
+                )
             near = nearest(step, known if isinstance(known, dict) else ())
             raise UserError(f"Unknown key {key!r}: {where} has no part {part!r}{near}.")
         known = config.get(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -230,10 +231,10 @@ def image_files(data_list: DataList, section: str, images: FolderImages) -> list
     A user's list says exactly where its images are. A list that comes with medmdm knows the names its publisher gave;
     they are found anywhere in the folder and in any format, unless two files share the name.
     """
-    by_stem = _by_stem(images.images) if data_list.shipped else {}
+    by_stem, names = _by_stem(images.images) if data_list.shipped else {}, _Names()
     found: list[Any] = []
     for entry in getattr(data_list, section):
-        exact = [images.folder / name for name in image_names(entry)]
+        exact = [names.there(images.folder, name) for name in image_names(entry)]
         if isinstance(entry["image"], list):
             found.append(exact if all(path.exists() for path in exact) else None)
         elif exact[0].is_file() or (exact[0].is_dir() and is_volume(exact[0])):
@@ -262,12 +263,12 @@ def label_files(
     suffixes = {Path(entry["label"]).suffix for entry in entries if "label" in entry}
     if data_list.shipped and (outlines := suffixes - {*IMAGE_SUFFIXES, *VOLUME_SUFFIXES}):
         candidates += sorted(path for path in walk_files(images.folder) if path.suffix.lower() in outlines)
-    by_stem = _by_stem(candidates)
+    by_stem, names = _by_stem(candidates), _Names()
 
     def label(entry: Mapping[str, Any]) -> Path | None:
         if "label" not in entry:
             return None
-        exact = [parent / entry["label"] for parent in (folder, images.folder) if parent is not None]
+        exact = [names.there(parent, entry["label"]) for parent in (folder, images.folder) if parent is not None]
         same_name = by_stem.get(exact[0].stem, [])
         same_suffix = [path for path in same_name if path.suffix.lower() == exact[0].suffix.lower()]
         return next((path for path in exact if path.exists()), _only(same_suffix or same_name))
@@ -287,6 +288,27 @@ def demo_folder() -> Path:
     if not (folder / "ihc.png").is_file():
         raise UserError("scikit-image is installed without its pictures (ihc.png): install scikit-image from PyPI.")
     return folder
+
+
+class _Names:
+    """Files by names in any Unicode form: macOS decomposes letters with accents, other systems compose them."""
+
+    def __init__(self) -> None:
+        self.by_folder: dict[Path, dict[str, str]] = {}
+
+    def there(self, folder: Path, name: str) -> Path:
+        """Return the path of a name below a folder; where only its other form is there, that one."""
+        if name.isascii() or os.path.lexists(folder / name):
+            return folder / name
+        found = folder
+        for part in Path(name).parts:
+            if not os.path.lexists(found / part):
+                if found not in self.by_folder:
+                    listed = os.listdir(found) if found.is_dir() else []
+                    self.by_folder[found] = {unicodedata.normalize("NFC", one): one for one in listed}
+                part = self.by_folder[found].get(unicodedata.normalize("NFC", part), part)
+            found /= part
+        return found
 
 
 def _only(paths: Sequence[Path]) -> Path | None:

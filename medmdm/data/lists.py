@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -60,6 +60,14 @@ class DataList:
         return f"{self.path.name} (comes with medmdm)" if self.shipped else str(self.path)
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
+
+
 def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataList:
     """Read and check a data list.
 
@@ -92,7 +100,7 @@ def load_data_list(source: str | os.PathLike[str] | Mapping[str, Any]) -> DataLi
     if not path.exists() and path.name == str(source) and shipped.exists():
         path = shipped
     try:
-        content = json.loads(path.read_bytes())  # in any Unicode
+        content = json.loads(path.read_bytes(), object_pairs_hook=_each_once)  # in any Unicode
     except FileNotFoundError as error:
         names = sorted(file.stem for file in resource_folder("data_lists").glob("*.json"))
         problem = f"the data list {path} does not exist: give a JSON file or one of {', '.join(names)}."

@@ -61,6 +61,8 @@ class ClosedFormHead:
         check_method(self.method, self.ridges)
         if self.most_folds < 2:
             raise UserError(f"most_folds must be at least 2, got {self.most_folds}.")
+        if not isinstance(self.choose_threshold, bool):
+            raise UserError(f"choose_threshold must be true or false, got {self.choose_threshold!r}.")
         self.ridges = tuple(self.ridges)
 
     @property

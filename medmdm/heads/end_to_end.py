@@ -131,6 +131,8 @@ class FromScratch:
             raise UserError(f"members must be at least 1, got {self.members}.")
         if isinstance(self.axes, str):
             raise UserError(f"axes must be a list of axes, such as ['axial', 'coronal'], got {self.axes!r}.")
+        if self.axes is not None and not self.axes:
+            raise UserError("axes names none: give one or more, such as ['axial', 'coronal'], or null.")
         for axis in self.axes or ():
             axis_number(axis)
         if len(set(self.axes or ())) < len(self.axes or ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,7 @@ def _parse(source: SourceFile, content: Mapping[str, Any]) -> CocoFile:
     if len(set(categories.values())) < len(content["categories"]):
         raise UserError(f"{where} has two categories of one name or id: give each its own.")
     ids = Counter(image["id"] for image in content["images"])
+    _check_images(content["images"], where)
     twice = [image for image, count in ids.items() if count > 1]
     if twice:
         raise UserError(f"{where} gives the id {twice[0]} to two images: give each its own.")
@@ -95,6 +97,16 @@ def _parse(source: SourceFile, content: Mapping[str, Any]) -> CocoFile:
             f"none (first: {boxes[0]}): outline their objects or remove them."
         )
     return CocoFile(source, content["images"], categories, annotations)
+
+
+def _check_images(images: Sequence[Mapping[str, Any]], where: str) -> None:
+    for image in images:
+        if not isinstance(image.get("file_name"), str):
+            raise UserError(f"{where}: the image {image['id']} has no 'file_name': name its file.")
+        for side in ("width", "height"):
+            stated = image.get(side, 1)
+            if not (stated is None or (isinstance(stated, (int, float)) and math.isfinite(stated))):
+                raise UserError(f"{where}: {side} of {image['file_name']} is {stated!r}: give a number.")
 
 
 def listed_images(files: Sequence[CocoFile], release: Release) -> list[tuple[CocoFile, Mapping[str, Any], SourceFile]]:

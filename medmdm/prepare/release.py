@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -125,12 +126,13 @@ def open_release(source: Path, zips_inside: bool = False) -> Iterator[Release]:
         if source.is_dir():
             files = []
             for path in walk_files(source):
-                below = PurePosixPath(path.relative_to(source).as_posix())
+                below = PurePosixPath(composed(path.relative_to(source).as_posix()))
                 files.append(SourceFile(below, str(path), partial(path.open, "rb"), path))  # type: ignore[arg-type]
             zips = [file for file in files if file.suffix == ".zip"]
             if zips_inside and zips and not any(file.suffix in IMAGE_SUFFIXES for file in files):
                 for file in zips:
-                    files += _zip_files(stack, source / file.path, file.path.with_suffix(""))
+                    assert file.on_disk is not None
+                    files += _zip_files(stack, file.on_disk, file.path.with_suffix(""))
             elif zips_inside and zips:
                 notices.append(f"{len(zips)} zip files beside the images are not read")
         else:
@@ -173,7 +175,12 @@ def _zip_files(stack: ExitStack, path: Path, prefix: PurePosixPath) -> list[Sour
 
 def _slashes(name: str) -> str:
     r"""Return the name of a member as the standard has it: .NET and old programs of Windows write ``data\a.png``."""
-    return name.replace("\\", "/")
+    return composed(name.replace("\\", "/"))
+
+
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form: macOS decomposes letters with accents, and labels may come from it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -275,8 +275,6 @@ def _cases(entries: Any, run: Path, dataset_dir: Path, path: Path) -> tuple[Eval
         raise UserError(f"{path}: 'cases' is empty: there is nothing to report.")
     cases: dict[str, EvaluatedCase] = {}
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: cases[{number}] is a {type(entry).__name__}: it must be an object.")
         for key in ("case", "image"):
             if not entry.get(key):
                 raise UserError(f"{path}: cases[{number}] has no {key!r}{nearest(key, entry)}: evaluate again.")

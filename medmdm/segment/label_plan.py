@@ -28,7 +28,7 @@ from medmdm.data.lists import image_names
 from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.data.splits import patient_numbers
 from medmdm.data.transforms.intensity import percentiles_record
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.files import atomic_write, expanded, save_json, table_text
 from medmdm.heads.closed_form import ClosedFormHead
 from medmdm.heads.label_plan import (
@@ -88,6 +88,10 @@ class LabelPlanner:
         extractor, name = self._extractor(support[0].examples[0].image.shape)
         task = self.data.task(support, [], self.reading, self.seed, self.backbone.device)
         patients = patient_numbers([case.entry for case in support])
+        if self.count < 0:
+            raise UserError(f"count is {self.count}: give how many images to name, 0 or more.")
+        if not any(bool(example.known.any()) for case in support for example in case.examples):
+            raise UserError(f"None of the {counted(len(support), 'labelled image')} has a pixel whose class is known.")
         draws = draw_cases(patients, self.draws, self.seed)
         counts = list(draws[0].counts)
         logger.info("learning curve: %s labelled images, %d draws, features: %s", counts, len(draws), name)

@@ -63,10 +63,12 @@ def pack(
         The bundle's folder.
 
     Raises:
-        UserError: the run cannot be packed, the destination exists, or a check fails.
+        UserError: the run cannot be packed, the destination exists or has a ``#`` in its path, or a check fails.
     """
     about, found = about or About(), open_run(run)
     target = expanded(destination).absolute()
+    if "#" in str(target):
+        raise UserError(f"{target} has a # in it, which a config of MONAI's cannot hold in a path: choose another.")
     with refuse_full_disk(target.parent), _scratch(target) as folder:
         sentences = _lay_out(found, folder, about, backbone)
         with _quiet():

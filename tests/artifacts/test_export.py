@@ -138,6 +138,11 @@ def test_command_line_on_a_network_from_scratch(tmp_path: Path, capsys: pytest.C
 
     assert main(["export", source, str(tmp_path / "n.tflite"), *size]) == 1
     assert "chooses the format: .onnx (ONNX), .pt2 (torch.export), .ts" in capsys.readouterr().err
+    save_segmenter(tmp_path / "w.pt", network, {
+        "network": {"_target_": "monai.networks.nets.UNet", **arguments}, "task": {"window": [16, 16]},
+    })  # fmt: skip
+    assert main(["export", str(tmp_path / "w.pt"), str(tmp_path / "m.ts"), "--size", "16"]) == 1
+    assert "w.pt reads images of 2 axes: give a number for each" in capsys.readouterr().err
     assert main(["export", source, str(tmp_path / "m.ts"), "--size", "0", "8"]) == 1
     assert "size is [0, 8]" in capsys.readouterr().err
     assert not (tmp_path / "m.ts").exists()

@@ -196,3 +196,42 @@ def test_labels_of_two_values(numbers: tuple[int, ...], tmp_path: Path) -> None:
     for number in range(4):
         assert read_volume(tmp_path / "out" / f"labels/c{number}.nii.gz").array.sum() == number + 1
     assert not check(tmp_path / "out" / "dataset.json", progress=False).findings
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_patients_with_four_digits_are_not_sequences(listed: bool, tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    for number in range(4):
+        pair(source, f"imagesTr/amos_{number:04}.nii.gz", f"labelsTr/amos_{number:04}.nii.gz", number)
+    if listed:
+        names = [f"amos_{number:04}.nii.gz" for number in range(4)]
+        training = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+        content = {"labels": {"0": "background", "1": "a"}, "training": training}
+        (source / "dataset.json").write_text(json.dumps(content))
+    found = entries(source, tmp_path / "out")
+    assert sorted(Path(entry["image"]).name for entry in found) == [f"amos_{n:04}.nii.gz" for n in range(4)]
+    for entry in found:
+        volume, mask = (read_volume(tmp_path / "out" / entry[key]).array for key in ("image", "label"))
+        assert len(volume) == 1
+        assert volume.max() - 100 == (mask.sum()) * (SHAPE[-1] - 1)
+
+
+def test_what_may_be_patients_or_sequences_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        pair(tmp_path / "one", f"patient_{number:04}.nii.gz", None, number)
+        pair(tmp_path / "folder", f"patient/patient_{number:04}.nii.gz", None, number)
+        pair(tmp_path / "sites", f"a_{number:04}.nii.gz", None, number)
+        pair(tmp_path / "numbers", f"{'abc'[number]}_{number:04}.nii.gz", None, number)
+    pair(tmp_path / "sites", "b_0000.nii.gz", None, 3)
+    out = tmp_path / "o"
+    refused("patient_0000 to patient_0002 may be 3 patients or as many sequences", entries, tmp_path / "one", out)
+    refused("a has the numbers 0000, 0001, 0002 and b others", entries, tmp_path / "sites", out)
+    (entry,) = entries(tmp_path / "folder", tmp_path / "o1", test=0)
+    assert len(read_volume(tmp_path / "o1" / entry["image"]).array) == 3
+    assert len(entries(tmp_path / "numbers", tmp_path / "o2")) == 3
+
+
+def test_an_unpacked_copy_is_no_second_sequence(tmp_path: Path) -> None:
+    for suffix in (".nii", ".nii.gz"):
+        pair(tmp_path / "s", f"v{suffix}", None, 0)
+    refused(r"v\.nii and .*v\.nii\.gz have one name", entries, tmp_path / "s", tmp_path / "out")

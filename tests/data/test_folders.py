@@ -1,11 +1,13 @@
 """A folder is searched for images; masks are left out and counted."""
 
 import os
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from medmdm.data.folders import find_images
+from medmdm.data.folders import find_images, image_files, label_files
+from medmdm.data.lists import load_data_list
 from medmdm.data.mask_names import is_mask
 from tests.made import refused
 
@@ -70,3 +72,16 @@ def test_what_is_wrong_is_said(tmp_path):
     refused(r"holds no image: it was searched for .* and has 2 \.czi, 1 \.csv instead", find_images, tmp_path)
     assert find_images(tmp_path, may_be_empty=True).images == ()
     refused(r"x\.csv is a file", find_images, Path(tmp_path, "x.csv"))
+
+
+@pytest.mark.parametrize(("stored", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_in_either_unicode_form(stored: str, listed: str, write_png, tmp_path: Path) -> None:
+    """A Mac's disk images and archives decompose the letters of names."""
+    names = [unicodedata.normalize(form, "Gewebe ä/Bild ü.png") for form in (stored, listed)]
+    assert names[0] != names[1]
+    write_png(names[0])
+    write_png(f"labels/{names[0]}")
+    found = load_data_list({"training": [{"image": names[1], "label": f"labels/{names[1]}"}]})
+    images = find_images(tmp_path)
+    assert image_files(found, "training", images) == [tmp_path / names[0]]
+    assert label_files(found, "training", images) == [tmp_path / "labels" / names[0]]

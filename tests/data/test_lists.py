@@ -73,6 +73,8 @@ def test_files_that_are_no_list(tmp_path):
     refused(sentence, load_data_list, "nowhere")
     (tmp_path / "a.json").write_text("{")
     refused(r"a\.json is not JSON", load_data_list, tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"training": [], "test": [], "training": [{"image": "a.png"}]}')
+    refused(r"a\.json is not JSON \('training' stands twice", load_data_list, tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[]")
     refused("holds a list", load_data_list, tmp_path / "a.json")
     refused("cannot be read", load_data_list, tmp_path)

@@ -241,6 +241,8 @@ X0 = {"id": 1, "file_name": "x0.png"}
     ({"images": [X0, {**X0, "id": 2}]}, r"x0\.png is listed twice"),
     ({"images": [X0, {"id": 2, "file_name": "gone.png"}]}, r"1 of 2 images .* are not in .*first: gone\.png"),
     ({"images": [{**X0, "height": 40, "width": 30}]}, r"x0\.png is 20x30, but .* outlines it at 40x30"),
+    ({"images": [{**X0, "height": "20", "width": 30}]}, r"height of x0\.png is '20': give a number"),
+    ({"images": [X0, {"id": 2, "height": 20, "width": 30}]}, "the image 2 has no 'file_name'"),
     ({"images": []}, "annotation 0 is of image 1, which is not listed"),
     ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "two categories of one name"),
     ({"categories": {}}, "no JSON file with 'images', 'annotations' and 'categories'"),

@@ -156,6 +156,17 @@ def test_a_run_with_labels_is_repeated_and_resumed_to_the_same_bits(made: Workfl
     assert "labelled" not in json.loads((tmp_path / "without" / "run.json").read_text())["data"]
 
 
+def test_a_run_whose_labels_have_changed_does_not_go_on(made: Workflow, labelled: Path) -> None:
+    train = lambda **settings: saved_by(made(max_steps=1, preview_crops=1, **settings))  # noqa: E731
+    train()
+    path = labelled / "labels" / "b.png"
+    label = read_image(path)[0]
+    picture(path, np.roll(label, 2, axis=0))
+    refused_in_config("order or labels", train)
+    picture(path, label)
+    train()
+
+
 def test_labels_that_were_seen_are_in_the_ledger_and_in_what_is_said_of_scores(
     made: Workflow, labelled: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,16 @@ def test_picture_with_objects(tmp_path: Path) -> None:
     assert not arrays.maps
 
 
+def test_masks_of_0_and_255_are_those_of_0_and_1(tmp_path: Path) -> None:
+    run = picture_run(tmp_path, cases=1)
+    expected = read(run).prediction
+    picture(run / "masks" / "case_0.png", (expected * 255).astype(np.uint8))
+    assert np.array_equal(read(run).prediction, expected)
+    picture(run / "masks" / "case_0.png", (expected * 7).astype(np.uint8))
+    with pytest.raises(UserError, match="case_0: the predicted mask"):
+        read(run)
+
+
 def test_volume_with_classes(tmp_path: Path) -> None:
     run = volume_run(tmp_path, cases=2)
     arrays = read(run, 1)

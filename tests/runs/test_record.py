@@ -69,12 +69,34 @@ def test_relative_data_folder_counts_from_the_run(run: Path, monkeypatch: pytest
     ({"num_classes": "2"}, "num_classes"),
     ({"class_names": ["a"]}, "1 names for 2 classes"),
     ({"cases": []}, "'cases' is empty"),
-    ({"cases": [3]}, "cases[0] is a int"),
+    ({"cases": [3]}, "cases[0]: 3 is not of type 'object'"),
     ({"data_list": {"label_type": "instance"}}, "'instance'"),
     ({"stamp": {"kind": "inductiv"}}, "did you mean 'inductive'"),
+    ({"stamp": "inductive"}, "stamp: 'inductive' is not of type 'object'"),
+    ({"protocol": "nnU-Net v2"}, "protocol: 'nnU-Net v2' is not of type 'object'"),
+    ({"ignore": "none"}, "ignore: 'none' is not of type 'integer'"),
+    ({"data_list": "list.json"}, "data_list: 'list.json' is not of type 'object'"),
+    ({"class_names": 3}, "class_names: 3 is not of type 'array'"),
 ])  # fmt: skip
 def test_wrong_content_is_named(run: Path, content: dict[str, Any], said: str) -> None:
     change(run, **content)
+    with pytest.raises(UserError) as caught:
+        Evaluation.load(run)
+    assert said in str(caught.value)
+    assert "evaluation.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    ({"spacing": 0.5}, "cases[1].spacing: 0.5 is not of type 'array'"),
+    ({"window": [0, 255]}, "cases[1].window[1]: 255 is not of type 'array'"),
+    ({"region": [0, 9, 0, 9]}, "cases[1].region: [0, 9, 0, 9] is not of type 'object'"),
+    ({"region": {"rows": [0.5, 9]}}, "cases[1].region.rows[0]: 0.5 is not of type 'integer'"),
+    ({"columns": ["a"]}, "cases[1].columns: ['a'] is not of type 'object'"),
+    ({"prediction": 3}, "cases[1].prediction: 3 is not of type 'string'"),
+    ({"object_scores": ["high"]}, "cases[1].object_scores[0]: 'high' is not of type 'number'"),
+])  # fmt: skip
+def test_wrong_values_of_a_case_are_named(run: Path, value: dict[str, Any], said: str) -> None:
+    change_case(run, 1, **value)
     with pytest.raises(UserError) as caught:
         Evaluation.load(run)
     assert said in str(caught.value)

@@ -112,6 +112,8 @@ def test_what_cannot_be_planned_gets_a_sentence(pictures: Path, tmp_path: Path, 
     refused_call("neither a run folder", planner_of, tmp_path / "nothing")
     planner, folder = planner_of(pictures, out=tmp_path / "out", at=[100], draws=2)
     refused_call("a curve of 3 points", planner.run, folder)
+    planner, folder = planner_of(pictures, out=tmp_path / "out", count=-1)
+    refused_call("count is -1", planner.run, folder)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text(json.dumps({"config": {"bundle": "mdm_pretrain"}}))
     refused_call("a run of mdm_pretrain", planner_of, tmp_path / "old")

@@ -110,6 +110,13 @@ def test_another_split_of_the_same_images_is_noticed(run: Run, refused: Run, tmp
     refused("their split", "mdm_study", **settings, data_list=other)
 
 
+def test_without_a_test_section_nothing_is_fitted(refused: Run, pictures: Path, tmp_path: Path) -> None:
+    content = json.loads((pictures / "dataset.json").read_text())
+    del content["test"]
+    refused("has no test section, on which a study", "mdm_study", **study_settings(tmp_path), data_list=content)
+    assert not [*(tmp_path / "run").rglob("cells/*")]
+
+
 def test_context_is_a_setting_of_a_backbone(run: Run, tmp_path: Path) -> None:
     model = str(tmp_path / "model.pt")
     backbones = {"MDM": {"path": model}, "around": {"path": model, "context": [8]}}

@@ -3,6 +3,8 @@
 import collections
 import importlib
 import json
+import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from medmdm.reports import write_report
 from medmdm.segment.postprocessing import boxes
 from tests.bundle_runs import BUNDLES, HEAD, UNET, Run, write_backbone
 from tests.segment.conftest import on_one_grid
-from tests.written import write_nifti
+from tests.written import picture, write_nifti
 
 
 def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) -> None:
@@ -48,6 +50,46 @@ def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) ->
     run("mdm_segment", run_dir=str(tmp_path / "again"), write_probabilities=True)
     both = [read_image(at / "predictions" / "4_probabilities.tif") for at in (inferred, tmp_path / "again")]
     assert np.array_equal(*both)  # of all bits, which features of 16 bits would not have
+
+
+def test_unlabelled_images_that_were_looked_at_count_as_seen(run: Run, pictures: Path, tmp_path: Path) -> None:
+    content = json.loads((pictures / "dataset.json").read_text())
+    for number in (4, 5):
+        shutil.copy(pictures / f"{number}.png", pictures / f"copy_{number}.png")
+    both = {**content, "unlabeled": [{"image": "copy_4.png"}, {"image": "copy_5.png"}]}
+    taught = {"_target_": "medmdm.heads.SelfTraining"}
+    head = {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge", "unlabelled": taught}
+    run("mdm_segment", head=head, data_list=both, report=False)
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    run("mdm_evaluate", segmenter=segmenter, run_dir=str(tmp_path / "evaluated"), report=False)
+    for folder in ("run", "evaluated"):
+        stamp = json.loads((tmp_path / folder / "evaluation.json").read_text())["stamp"]
+        assert (stamp["kind"], stamp["overlapping"]) == ("transductive", ["4", "5"])
+    run("mdm_segment", head={**head, "unlabelled": None}, data_list=both, report=False, run_dir=str(tmp_path / "other"))
+    assert json.loads((tmp_path / "other" / "evaluation.json").read_text())["stamp"]["kind"] == "inductive"
+
+
+def test_another_number_of_channels_is_named(run: Run, refused: Run, pictures: Path, tmp_path: Path) -> None:
+    scratch = {"head": UNET, "backbone": None, "preprocessing#crop_size": [16, 16], "report": False}
+    run("mdm_segment", **scratch)
+    grey = tmp_path / "new" / "grey.png"
+    picture(grey, np.full((20, 30), 90))
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    refused("grey.png has 1 channel, but the backbone takes 3", "mdm_infer", segmenter=segmenter,
+            dataset_dir=str(grey.parent), output_dir=str(tmp_path / "masks"))  # fmt: skip
+    picture(pictures / "1.png", read_image(pictures / "1.png")[0])
+    refused("1.png has 1 channel and", "mdm_segment", **scratch, run_dir=str(tmp_path / "mixed"))
+
+
+def test_inference_says_what_it_leaves_out(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run("mdm_segment", report=False)
+    for name in ("a.png", "a_label.png"):
+        picture(tmp_path / "new" / name, shape=(20, 30, 3))
+    segmenter = str(tmp_path / "run" / "segmenter.pt")
+    with caplog.at_level(logging.WARNING):
+        masks = run("mdm_infer", segmenter=segmenter, dataset_dir=str(tmp_path / "new"), output_dir=str(tmp_path / "o"))
+    assert [path.name for path in masks] == ["a.png"]
+    assert "1 mask left out (first: a_label.png): rename what is an image" in caplog.text
 
 
 def test_a_forest_on_filters_is_fitted_found_again_and_used(run: Run, tmp_path: Path) -> None:

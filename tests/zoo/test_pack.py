@@ -225,6 +225,9 @@ def test_what_cannot_be_packed(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     torch.save(content, other)
     refused("is not the backbone", pack, folder, tmp_path / "bundle", backbone=other)
     refused("version is '1.0'", About, version="1.0")
+    for name in ("LICENCE.txt", "./terms", "COPYING"):
+        refused("given as a licence, does not exist", pack, folder, tmp_path / "bundle", About(licence=name))
+    refused("has a # in it", pack, folder, tmp_path / "bundle #2")
     (tmp_path / ".bundle.packing" / "bundle" / "configs").mkdir(parents=True)  # of a killed program
     process = holder(tmp_path / ".bundle.packing")
     refused("another process is writing to", pack, folder, tmp_path / "bundle")

@@ -286,8 +286,8 @@ def _check_gaps(positions: np.ndarray, folder: str | os.PathLike[str]) -> list[s
     gaps = np.diff(positions)
     if gaps.min() < _SAME_PLACE:
         raise UserError(
-            f"{folder}: the series has several images at one position (several echoes or points in time?): give each "
-            "volume its own folder."
+            f"{folder}: the series has several images at one position (several echoes or points in time, or no "
+            "ImagePositionPatient?): give each volume its own folder, with the position of each image."
         )
     step = float(np.median(gaps))
     uneven = np.abs(gaps - step) > max(0.01 * step, 0.05)

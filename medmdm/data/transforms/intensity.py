@@ -307,7 +307,8 @@ class ScaleIntensityByDtype(Transform):
         if full_range is None:
             raise UserError(
                 f"{file_name(img)} holds {_file_dtype(img)} values, whose range is not known: set intensity_range to "
-                "[low, high], the values that become -1 and 1."
+                "[low, high], the values that become -1 and 1, where a network is trained; for one that is there, "
+                "convert the image to 8 or 16 bits."
             )
         low, high = full_range
         scaled = img.to(torch.float32, copy=True)  # then in place: a large picture is in memory once

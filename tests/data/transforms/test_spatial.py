@@ -141,3 +141,10 @@ def test_resampling_a_volume_is_linear_along_each_axis():
     label = torch.randint(0, 9, (1, 3, 4, 5), generator=generator)
     larger = resample_to_shape(label, (6, 8, 5), "nearest")
     assert torch.equal(larger, label.repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(0.5, 0.0005), (0.0005, 0.5)])
+def test_a_spacing_in_other_units_is_refused(own, wanted):
+    image = MetaTensor(torch.zeros(1, 64, 32), meta={"filename_or_obj": "a.png"})
+    with pytest.raises(UserError, match=r"a\.png has 64 x 32 pixels of .* correct the spacing that is not in mm"):
+        ResampleToSpacing(wanted)(image, (own, own))
