@@ -1,10 +1,15 @@
-"""What ``bundles/schemas/`` says of each key of a bundle: its kind, default and meaning."""
+"""What ``bundles/schemas/`` says of each key of a bundle, its kind, default and meaning, and of an evaluation."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from medmdm.errors import UserError
 from medmdm.files import resource_folder
@@ -47,3 +52,16 @@ def settings(name: str) -> dict[str, dict[str, Any]]:
 def may_change(name: str) -> set[str]:
     """Return the keys of a bundle that may change when a run goes on."""
     return {key for key, part in bundle_schema(name)["properties"].items() if part.get("x-resume")}
+
+
+def check_evaluation(content: Mapping[str, Any], path: Path) -> None:
+    """Check the values of an ``evaluation.json``, which other programs write too.
+
+    Raises:
+        UserError: one is of a wrong kind; the sentence names the file, the place and the value.
+    """
+    schema = json.loads((resource_folder("bundles") / "schemas" / "evaluation.json").read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(content))
+    if error is not None:
+        at = error.json_path.removeprefix("$.")
+        raise UserError(f"{path}: {at}: {error.message}: correct it, or evaluate again.")

@@ -176,7 +176,8 @@ class CaseReader:
     def __init__(self, cases: Selection, plan: Mapping[str, Any], store: str | os.PathLike[str] | None = None) -> None:
         self.cases = cases
         self.plan = plan
-        self._first: tuple[Any, int] | None = None  # image that was read, and its channels
+        known = plan.get("channels")  # else those of the first image that is read
+        self._channels: tuple[str, int] | None = None if known is None else ("the backbone takes", known)
         self.slice_cache = store
         found = plan.get("percentiles")
         self.percentiles = None if found is None else (found["lower"], found["upper"])
@@ -353,14 +354,7 @@ class CaseReader:
         return Example(image, label, f"{name}_{loaded['slice']:04d}", name, objects)
 
     def _check_channels(self, count: int, entry: Mapping[str, Any]) -> None:
-        channels = self.plan.get("channels")
-        if channels is not None and count != channels:
-            raise UserError(
-                f"{entry['image']} has {counted(count, 'channel')}, but the backbone takes {channels}: use one "
-                "that was trained on such images."
-            )
-        first, known = self._first or (entry["image"], count)
+        whose, known = self._channels = self._channels or (f"{entry['image']} has", count)
         if count != known:
-            have = f"{entry['image']} has {counted(count, 'channel')} and {first} has {known}"
-            raise UserError(f"{have}, but all images must have as many: convert one, or take it out.")
-        self._first = first, known
+            have = f"{entry['image']} has {counted(count, 'channel')}, but {whose} {known}"
+            raise UserError(f"{have}: use images, or a backbone that was trained on such images, of one kind.")

@@ -14,6 +14,7 @@ import numpy as np
 from medmdm.errors import UserError, counted
 
 _TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
+_MOST = 100  # by which pixels may differ in size from those that are asked for: µm taken for mm are 1000
 _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
 # By which a number of a label may differ from a whole one, and the same as a share of it: headers store the slope that
 # voxels are scaled by in 32 bits, which makes 1.00000006 of 1, and floats that are stored in 8 bits make 1.004 of it.
@@ -229,4 +230,28 @@ def check_range(values: np.ndarray, name: str) -> None:
         raise UserError(
             f"{name} gives values outside [-1, 1]: end the transforms with ScaleIntensityByDtyped, with an "
             "intensity_range that covers the images."
+        )
+
+
+def check_pixel_sizes(
+    name: str, own: tuple[Sequence[int], Sequence[float]], wanted: tuple[Sequence[int], Sequence[float]]
+) -> None:
+    """Refuse to resample an image to pixels of quite another size, where one of the two is surely not in mm.
+
+    Args:
+        name: of the image.
+        own: its size, and mm between its pixels.
+        wanted: what these would become.
+
+    Raises:
+        UserError: along an axis one pixel is more than a hundred times the other.
+    """
+
+    def text(numbers: Sequence[float]) -> str:
+        return " x ".join(f"{number:g}" for number in numbers)
+
+    if any(max(pair) > _MOST * min(pair) for pair in zip(own[1], wanted[1], strict=True)):
+        raise UserError(
+            f"{name} has {text(own[0])} pixels of {text(own[1])} mm, and would have {text(wanted[0])} of "
+            f"{text(wanted[1])} mm: correct the spacing that is not in mm."
         )

@@ -67,6 +67,8 @@ def as_text(plan: Mapping[str, Any]) -> str:
     """Return what a plan says in about ten lines."""
     curve, known = plan["curve"], plan["patients_known"]
     of = counted(plan["patients"], "patient") if known else "patients that the list does not name"
+    if plan.get("parts_of_one_image"):
+        of = "one image, whose parts are more alike than new images will be"
     images = counted(plan["labelled"], "labelled image")
     lines = [f"{images} of {of}; {plan['head']} on {plan['features']}, Dice of left-out images:"]
     for row in curve:

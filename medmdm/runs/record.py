@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 from medmdm.artifacts.pretrained import make_ledger, patient_hashes
 from medmdm.data.reading import LoadedCase
 from medmdm.errors import UserError, counted, nearest
-from medmdm.files import expanded, resource_folder
+from medmdm.files import expanded
 from medmdm.intact import load_record, save_record
 from medmdm.labels import IGNORE, LABEL_TYPES
 from medmdm.patients import patient_id
+from medmdm.schemas import check_evaluation
 
 EVALUATION_FILE = "evaluation.json"
 PROVENANCES = ("inductive", "patients shared", "transductive", "unknown", "cross-validated")
@@ -207,7 +204,7 @@ class Evaluation:
         missing = [key for key in _REQUIRED if key not in content]
         if missing:
             raise UserError(f"{path} has no {missing[0]!r}{nearest(missing[0], content)}: evaluate again.")
-        _check_values(content, path)
+        check_evaluation(content, path)
         data_list = content.get("data_list") or {}
         kind = data_list.get("label_type") or "classes"
         if kind not in LABEL_TYPES:
@@ -239,14 +236,6 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         need = f"the folder that an evaluation wrote, with its {EVALUATION_FILE}"
         raise UserError(f"{path} does not exist: give {need}.") from error
-
-
-def _check_values(content: Mapping[str, Any], path: Path) -> None:
-    schema = json.loads((resource_folder("bundles") / "schemas" / "evaluation.json").read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(content))
-    if error is not None:
-        at = error.json_path.removeprefix("$.")
-        raise UserError(f"{path}: {at}: {error.message}: correct it, or evaluate again.")
 
 
 def _class_names(content: Mapping[str, Any], path: Path) -> tuple[str | None, ...]:

@@ -88,6 +88,9 @@ class LabelPlanner:
         extractor, name = self._extractor(support[0].examples[0].image.shape)
         task = self.data.task(support, [], self.reading, self.seed, self.backbone.device)
         patients = patient_numbers([case.entry for case in support])
+        parts = len(set(patients)) == 1 and not any("patient_id" in case.entry for case in support)
+        if parts:  # of one image, such as a slide: better than no plan, and the plan says so
+            patients = list(range(len(support)))
         if self.count < 0:
             raise UserError(f"count is {self.count}: give how many images to name, 0 or more.")
         if not any(bool(example.known.any()) for case in support for example in case.examples):
@@ -112,6 +115,7 @@ class LabelPlanner:
             "head": head.method,
             "labelled": len(support),
             "patients": len(set(patients)),
+            "parts_of_one_image": parts and len(support) > 1,
             "patients_known": all("patient_id" in case.entry for case in support),
             "unlabelled": len(others),
             "all_foreground": self._all_foreground(support),

@@ -230,6 +230,7 @@ def test_what_every_term_does(term: Term) -> None:
     again = instantiate(to_config(term), trust=True)
     assert to_config(again) == to_config(term)
     what = lambda: seen(4, position=torch.tensor([0.1, 0.11, 0.8, 0.82]))  # noqa: E731
+    what()  # whose networks draw their weights
     state = torch.get_rng_state()
     assert torch.equal(again(what()), term(what()))  # the layers' weights come from the term's own seed
     assert torch.equal(torch.get_rng_state(), state)

@@ -124,3 +124,10 @@ def test_what_cannot_be_planned_gets_a_sentence(pictures: Path, tmp_path: Path, 
     (tmp_path / "plain" / "a.png").write_bytes(encode_picture(np.zeros((3, 8, 8), np.uint8), ".png"))
     assert main(["plan-labels", str(tmp_path / "plain")]) == 1
     assert "no data list" in capsys.readouterr().err
+
+
+def test_parts_of_one_image_are_left_out_of_each_other_and_it_is_said(tmp_path: Path) -> None:
+    planner, folder = planner_of("demo", out=tmp_path / "out", draws=2)
+    said = planner.run(folder)
+    assert said.startswith("6 labelled images of one image, whose parts are more alike than new images will be")
+    assert read(folder)["images"].dropna().tolist()[:3] == [1, 2, 4]

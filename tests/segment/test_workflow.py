@@ -78,7 +78,7 @@ def test_another_number_of_channels_is_named(run: Run, refused: Run, pictures: P
     refused("grey.png has 1 channel, but the backbone takes 3", "mdm_infer", segmenter=segmenter,
             dataset_dir=str(grey.parent), output_dir=str(tmp_path / "masks"))  # fmt: skip
     picture(pictures / "1.png", read_image(pictures / "1.png")[0])
-    refused("1.png has 1 channel and", "mdm_segment", **scratch, run_dir=str(tmp_path / "mixed"))
+    refused("1.png has 1 channel, but ", "mdm_segment", **scratch, run_dir=str(tmp_path / "mixed"))
 
 
 def test_inference_says_what_it_leaves_out(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,11 +17,11 @@ from torch.nn.functional import interpolate
 
 from medmdm.data.files.units import picture_spacing
 from medmdm.data.lists import REGION_AXES, image_names
+from medmdm.data.validity import check_pixel_sizes
 from medmdm.errors import UserError, warn_once
 
 # An objective of magnification m on the common scanners gives 10 / m micrometres per pixel (40x: 0.25).
 _MM_TIMES_MAGNIFICATION = 0.01
-_MOST = 100  # by which pixels may differ in size from those that are asked for: µm taken for mm are 1000
 _DIFFERENCE = 0.1  # between list and header that is worth a word
 
 
@@ -186,10 +186,6 @@ def _linear(images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def _sizes(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)
-
-
 class ResampleToSpacing(Transform):
     """Resample images ``[C, H, W]`` to one pixel spacing, or whole volumes ``[C, slices, H, W]``.
 
@@ -236,11 +232,7 @@ class ResampleToSpacing(Transform):
             given = f"but spacing is {list(self.target)}"
             raise UserError(f"{file_name(img)} is read with {img.ndim - 1} axes, {given}: give as many numbers.")
         shape = target_shape(img.shape[1:], spacing, self.target)
-        if any(max(own, new) > _MOST * min(own, new) for own, new in zip(spacing, self.target, strict=True)):
-            raise UserError(
-                f"{file_name(img)} has {_sizes(img.shape[1:])} pixels of {_sizes(spacing)} mm, and would have "
-                f"{_sizes(shape)} of {_sizes(self.target)} mm: correct the spacing that is not in mm."
-            )
+        check_pixel_sizes(file_name(img), (img.shape[1:], spacing), (shape, self.target))
         return resample_to_shape(img, shape, self.mode)
 
 
