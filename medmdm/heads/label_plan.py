@@ -12,7 +12,6 @@ from torch import Tensor
 
 from medmdm.backbones.extractor import Extractor
 from medmdm.data.reading import LoadedCase
-from medmdm.data.splits import patient_numbers
 from medmdm.errors import UserError, counted
 from medmdm.heads.classifier_network import LinearClassifier
 from medmdm.heads.closed_form import ClosedFormHead
@@ -81,7 +80,12 @@ def draw_cases(patients: Sequence[Hashable], number: int = 20, seed: int = 0) ->
 
 
 def curve_scores(
-    cases: Sequence[LoadedCase], draws: Sequence[Draw], task: Task, head: ClosedFormHead, extractor: Extractor
+    cases: Sequence[LoadedCase],
+    patients: Sequence[Hashable],
+    draws: Sequence[Draw],
+    task: Task,
+    head: ClosedFormHead,
+    extractor: Extractor,
 ) -> NDArray[np.float64]:
     """Fit to the first cases of each draw and score those that are left out.
 
@@ -90,6 +94,7 @@ def curve_scores(
 
     Args:
         cases: the labelled ones.
+        patients: of the cases, as for :func:`draw_cases`; those of one stay together where the head leaves some out.
         draws: from :func:`draw_cases`.
         task: classes, reading and device; its images are not looked at.
         head: closed-form.
@@ -100,7 +105,6 @@ def curve_scores(
         ``[draws, counts, cases]``; NaN where a case was not left out or has no such class.
     """
     sums = [case_sums(case, task, head, extractor) for case in cases]
-    patients = patient_numbers([case.entry for case in cases])
     fits: dict[tuple[int, ...], LinearClassifier] = {}
     for draw in draws:
         for count in draw.counts:
@@ -125,9 +129,9 @@ def curve_scores(
 
 
 def _fit(
-    parts: Sequence[tuple[int, PixelSums]], task: Task, head: ClosedFormHead, extractor: Extractor
+    parts: Sequence[tuple[Hashable, PixelSums]], task: Task, head: ClosedFormHead, extractor: Extractor
 ) -> LinearClassifier:
-    groups: dict[int, list[PixelSums]] = {}
+    groups: dict[Hashable, list[PixelSums]] = {}
     for patient, part in parts:
         if float(part.counts.sum()):
             groups.setdefault(patient, []).append(part)

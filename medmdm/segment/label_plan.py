@@ -98,7 +98,7 @@ class LabelPlanner:
         draws = draw_cases(patients, self.draws, self.seed)
         counts = list(draws[0].counts)
         logger.info("learning curve: %s labelled images, %d draws, features: %s", counts, len(draws), name)
-        scores = curve_scores(support, draws, task, head, extractor)
+        scores = curve_scores(support, patients, draws, task, head, extractor)
         curve = _measured(counts, scores)
         more, note = self._continued(counts, scores, patients, len(support))
         whole = [case_sums(case, task, head, extractor) for case in support]

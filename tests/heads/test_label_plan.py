@@ -69,8 +69,9 @@ def test_fits_to_sums_score_as_fits_to_the_images_do(classes: int, reading: dict
     cases[3].examples[0].label[:, :9] = IGNORE
     cached = CachedExtractor(made_extractor())
     support = task([c.examples[0] for c in cases], classes, **reading)
-    draws = draw_cases([c.entry["patient_id"] for c in cases], 4)
-    scores = curve_scores(cases, draws, support, HEAD, cached)
+    names = [c.entry["patient_id"] for c in cases]
+    draws = draw_cases(names, 4)
+    scores = curve_scores(cases, names, draws, support, HEAD, cached)
     assert scores.shape == (4, len(draws[0].counts), 5)
     assert cached.extracted == 5
     for d, draw in enumerate(draws):
@@ -104,7 +105,9 @@ def test_slices_of_a_volume_are_one_case_and_unlabelled_images_are_harmless() ->
     nothing.examples[0].label[:] = IGNORE
     cases = [volume, made_case(5), made_case(6), nothing]
     examples = [e for case in cases for e in case.examples]
-    scores = curve_scores(cases, draw_cases(list("vxyz"), 8), task(examples), HEAD, CachedExtractor(made_extractor()))
+    names = list("vxyz")
+    cached = CachedExtractor(made_extractor())
+    scores = curve_scores(cases, names, draw_cases(names, 8), task(examples), HEAD, cached)
     assert np.isnan(scores[:, :, 3]).all()
     assert np.nanmax(scores[:, :, 0]) > 0.9
 

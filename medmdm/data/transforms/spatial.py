@@ -216,7 +216,8 @@ class ResampleToSpacing(Transform):
             spacing: (rows, columns) in mm of the image as it is; ``None``: its metadata's ``"spacing"``.
 
         Raises:
-            UserError: the image's spacing is not known, or the one asked for is of another number of axes.
+            UserError: the image's spacing is not known, or the one asked for is of another number of axes, or more
+                than a hundred times as large or as small.
         """
         if self.target is None:
             return img
