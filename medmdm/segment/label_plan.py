@@ -83,7 +83,6 @@ class LabelPlanner:
     def run(self, folder: str | os.PathLike[str]) -> str:
         """Write ``label_plan.csv`` and ``label_plan.json`` into a folder; return what they say in a few lines."""
         support = self.data.support()
-        others = self.data.others(support)
         head = self.head or ClosedFormHead("ridge")
         extractor, name = self._extractor(support[0].examples[0].image.shape)
         task = self.data.task(support, [], self.reading, self.seed, self.backbone.device)
@@ -104,12 +103,8 @@ class LabelPlanner:
         whole = [case_sums(case, task, head, extractor) for case in support]
         whole = [part for part in whole if float(part.counts.sum())]
         ridge = head.fit_sums(whole, task, extractor)
-        chosen = next_to_label(
-            whole,
-            {case.name: image_sums(case, task, head, extractor) for case in others},
-            float(ridge.evidence["chosen"]["ridge"]),
-            self.count,
-        )
+        others = {case.name: image_sums(case, task, head, extractor) for case in self.data.each_other(support)}
+        chosen = next_to_label(whole, others, float(ridge.evidence["chosen"]["ridge"]), self.count)
         plan = {
             "features": name,
             "head": head.method,

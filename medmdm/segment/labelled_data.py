@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from medmdm.heads.task import Reading, Task
 from medmdm.metrics.baselines import mean_mask
 from medmdm.progress import followed
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LabelledData:
@@ -34,9 +38,11 @@ class LabelledData:
         rule: which: ``"paper"`` or ``"seeded"``, see :func:`medmdm.data.subset`; None for the paper's rule on its two
             sets, GlaS and MoNuSeg, and the seeded one on all others.
         draw: seed of the subset.
+        unlabelled_gib: memory, in GiB, that the images of unlabelled cases may take; of more of them a random part is
+            read.
 
     Raises:
-        UserError: the section is empty, or there are fewer training cases than shots.
+        UserError: the section is empty, there are fewer training cases than shots, or the memory is not above 0.
     """
 
     reader: CaseReader
@@ -44,8 +50,11 @@ class LabelledData:
     shots: int | None = None
     rule: str | None = None
     draw: int = 0
+    unlabelled_gib: float = 4.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.unlabelled_gib, Real) or not self.unlabelled_gib > 0:
+            raise UserError(f"unlabelled_gib must be a number above 0, got {self.unlabelled_gib!r}.")
         if self.rule is None:
             known = self.cases.data_list
             object.__setattr__(self, "rule", default_rule(None if known is None else known.name))
@@ -89,13 +98,38 @@ class LabelledData:
         entries = followed(getattr(self.cases, self.section), "reading images to test on")
         return [self.reader.read(entry, in_parts=True) for entry in entries]
 
+    def each_other(self, support: Sequence[LoadedCase]) -> Iterator[LoadedCase]:
+        """Read the training cases that are not in the support, and the unlabelled cases, one by one without labels."""
+        return self._without_labels(self._other_entries(support))
+
     def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
-        """Read the unlabelled cases, and the training cases that are not in the support, without their labels."""
+        """Return what :meth:`each_other` reads; where all would take more than ``unlabelled_gib`` a random part of it.
+
+        The part is the same each time.
+        """
+        entries = self._other_entries(support)
+        order = np.random.default_rng(0).permutation(len(entries)).tolist()
+        found: dict[int, LoadedCase] = {}
+        left = self.unlabelled_gib * 2**30
+        for number, case in zip(order, self._without_labels([entries[n] for n in order]), strict=True):
+            left -= sum(one.image.nbytes + one.label.nbytes for one in case.examples)
+            if left < 0 and found:
+                logger.warning(
+                    "Unlabelled images: a random %d of %d are used, which fit into data#unlabelled_gib (%g GiB).",
+                    *(len(found), len(entries), self.unlabelled_gib),
+                )
+                break
+            found[number] = case
+        return [found[number] for number in sorted(found)]
+
+    def _other_entries(self, support: Sequence[LoadedCase]) -> list[dict[str, Any]]:
         names = {case.name for case in support}
         rest = [entry for entry in self.cases.training if str(entry["case"]) not in names]
-        entries = [*rest, *self.cases.unlabeled]
-        without = [{k: v for k, v in entry.items() if k != "label"} for entry in entries]
-        return [self.reader.read(entry) for entry in followed(without, "reading unlabelled images")]
+        return [*rest, *self.cases.unlabeled]
+
+    def _without_labels(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
+        for entry in followed(entries, "reading unlabelled images"):
+            yield self.reader.read({key: value for key, value in entry.items() if key != "label"})
 
     def task(
         self,
