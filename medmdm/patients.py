@@ -9,6 +9,7 @@ from typing import Any
 
 from medmdm.errors import UserError
 
+_UNKNOWN = ("nan", "none", "<na>", "nat")
 _WHOLE = re.compile(r"(\d+)\.0+")  # what pandas makes of whole numbers where one of them is missing
 
 
@@ -18,7 +19,8 @@ def patient_id(value: Any) -> str | None:
     ``1``, ``"1"``, ``" 1"``, ``1.0`` and ``"1.0"`` are one patient, ``"01"`` is another.
 
     Args:
-        value: text or a whole number; ``None`` and NaN mean that the patient is not known.
+        value: text or a whole number; ``None`` and NaN mean that the patient is not known, and so do the texts that
+            pandas makes of them.
 
     Returns:
         Text without blanks around it, ``None`` where the patient is not known.
@@ -33,5 +35,7 @@ def patient_id(value: Any) -> str | None:
         text = str(int(float(value) if not isinstance(value, Integral) else value))
     if not text:
         raise UserError("'patient_id' must be text or a whole number.")
+    if text.lower() in _UNKNOWN:
+        return None
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def add_labels(data_list: DataList, folder: str | os.PathLike[str], dataset_dir:
     is_numbered = label_type(data_list.information) == "instances"
     entries = [(section, entry) for section in IMAGE_SECTIONS for entry in getattr(data_list, section)]
     names = case_names([entry for _, entry in entries], root)
-    found, others = _paired(masks, names, is_numbered)
+    found, others = _paired(masks, names, [volume_stem(Path(image_name(entry))) for _, entry in entries], is_numbered)
     of_others = [path.name for name, path in found.items() if entries[names.index(name)][0] in ("validation", "test")]
     files: dict[str, Path] = {}
     sections: dict[str, list[dict[str, Any]]] = {section: [] for section in IMAGE_SECTIONS}
@@ -144,9 +145,14 @@ def label_changes(information: Mapping[str, Any], support: Iterable[Mapping[str,
     return [f"labels since the last add-labels: {', '.join(parts)}, of {counted(len(names), 'labelled case')}"]
 
 
-def _paired(folder: Path, names: Iterable[str], is_numbered: bool) -> tuple[dict[str, Path], list[str]]:
-    """Return the mask of each case, and the names of files that are of none."""
-    by_name = {name.casefold(): name for name in names}
+def _paired(
+    folder: Path, names: Sequence[str], stems: Sequence[str], is_numbered: bool
+) -> tuple[dict[str, Path], list[str]]:
+    """Return the mask of each case, by its name or that of its image, and the names of files that are of none."""
+    own = [stem.casefold() for stem in stems]
+    times = Counter(own)
+    by_name = {stem: name for stem, name in zip(own, names, strict=True) if times[stem] == 1}
+    by_name |= {name.casefold(): name for name in names}
     found: dict[str, Path] = {}
     others = []
     for path in sorted(folder.iterdir()):

@@ -255,7 +255,7 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
     with their number behind it), and the Decathlon's ``{"0": "background", "1": "gland"}``.
 
     Raises:
-        UserError: it follows neither, or gives two names to one number.
+        UserError: it follows neither, gives two names to one number, or numbers the background otherwise than 0.
     """
     labels = information.get("labels")
     if labels is None:
@@ -264,7 +264,7 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
     if not isinstance(labels, dict) or not labels:
         raise problem
     if all(str(key).isdecimal() and isinstance(value, str) for key, value in labels.items()):
-        return {int(key): value for key, value in labels.items()}
+        return _checked({int(key): value for key, value in labels.items()})
     names: dict[int, str] = {}
     for name, value in labels.items():
         numbers = value if isinstance(value, list) else [value]
@@ -278,6 +278,17 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
                     f"'labels' names {value} twice, {names[value]!r} and {name!r}: give each class its own."
                 )
             names[value] = name
+    return _checked(names)
+
+
+def _checked(names: dict[int, str]) -> dict[int, str]:
+    """Refuse another number of the background than 0, which it has everywhere."""
+    for number, name in names.items():
+        if name.strip().lower() == "background" and number:
+            raise UserError(
+                f"'labels' numbers the background {number}, and 0 is background: number it 0 in list and masks, or "
+                "name the class otherwise."
+            )
     return names
 
 

@@ -26,7 +26,7 @@ from medmdm.data.slices import VolumeStore, slice_entries
 from medmdm.data.time_series import TIME
 from medmdm.data.transforms.intensity import ScaleIntensityByDtyped, as_monai_loads, file_dtype_tensor, is_flat
 from medmdm.data.transforms.spatial import CutRegiond, ResampleToSpacingd, file_name, plain_tensor
-from medmdm.data.validity import MOST_OBJECTS, label_numbers, turned_onto
+from medmdm.data.validity import MOST_OBJECTS, label_numbers, turned_onto, voxel_sides
 from medmdm.errors import UserError, counted, find_user_error, warn_once
 from medmdm.files import pixel_hash
 from medmdm.labels import IGNORE
@@ -301,7 +301,7 @@ class CaseReader:
             if numbers is not None:
                 instances, objects = slicing.assembled(list(numbers))[0], list(numbers)
         examples = [self._example(one, entry, own) for one, own in zip(loaded, objects, strict=True)]
-        spacing = tuple(float(n) for n in np.sqrt((slicing.affine[:3, :3] ** 2).sum(axis=0)))
+        spacing = voxel_sides(slicing.affine)
         return LoadedCase(
             entry, examples, () if self.whole else tuple(range(len(slices))), slicing, truth, slicing.shape,
             (volume.digest, volume.digest), spacing, volume.path, instances, label_affine,

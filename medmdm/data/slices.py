@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
 from medmdm.data.files.detached import named_files
 from medmdm.data.files.pictures import RasterReader
-from medmdm.data.files.volumes import WHOLE, Slicing, Volume, read_volume, volume_hash
+from medmdm.data.files.volumes import WHOLE, Slicing, Volume, lies_in_one_place, read_volume, volume_hash
 from medmdm.data.lists import image_names
 from medmdm.data.transforms.intensity import check_percentiles, values_at
 from medmdm.data.validity import ImageGrid, check_finite, check_same_grid, turned_onto
@@ -174,7 +174,9 @@ def slice_entries(
     if entry.get("label") is not None:
         label = store.get(entry["label"], axis)
         names = str(entry["label"]), f"its image {first}"
-        check_same_grid(turned_onto(label.grid, volume.grid)[0], volume.grid, *names)
+        certain = all(map(lies_in_one_place, [entry["label"], *image_names(entry)]))
+        grid, _ = turned_onto(replace(label.grid, certain=certain), volume.grid, names[0])
+        check_same_grid(grid, volume.grid, *names)
         # Each was cut by its own header: between two axes, at 45 degrees, rounding could decide otherwise.
         check_same_grid(label.slicing.sliced_grid, volume.slicing.sliced_grid, *names)
         stored["label"] = str(label.path)

@@ -14,6 +14,7 @@ import numpy as np
 from medmdm.errors import UserError, counted
 
 _TOLERANCE = 0.1  # of the smallest side of a voxel: headers store some numbers as text or in 32 bits
+_RIGHT_ANGLE = 1e-3  # cosine of two axes up to which they are at right angles
 _MOST = 100  # by which pixels may differ in size from those that are asked for: µm taken for mm are 1000
 _MARGIN = 1e-4  # by which values may leave [-1, 1]: rounding in float32
 # By which a number of a label may differ from a whole one, and the same as a share of it: headers store the slope that
@@ -22,6 +23,12 @@ _ROUNDING, _ROUNDING_SHARE = 0.01, 1e-6
 MOST_OBJECTS = 2**31 - 1  # what the 32 bits with a sign can number that objects are kept in
 LEAST_WHITE = 100  # smaller numbers are those of classes, not the white of masks
 _SHOWN = 8  # unknown numbers named in a sentence
+#: Why a label is not turned: programs of ITK, such as 3D Slicer, and nibabel's may each believe another of the two.
+_TWO_PLACES = (
+    "the axes of a label and of its image run in other directions, and one of the two lies in two places, since qform "
+    "and sform of its header differ, so that nobody knows which voxels belong together: write both anew with one of "
+    "the two (nibabel: image.set_qform(image.get_sform(), 1))."
+)
 _LABEL_ADVICE = {
     "kind": "give a label of its image's kind",
     "size": "a label must have the size of its image",
@@ -36,15 +43,39 @@ class ImageGrid:
     Args:
         shape: of the spatial axes.
         affine: ``[4, 4]``, voxel index → mm; ``None`` for pictures.
+        certain: False where the header gives two places that differ, of which the affine is one.
     """
 
     shape: tuple[int, ...]
     affine: np.ndarray | None = None
+    certain: bool = True
 
 
 def size_text(shape: Iterable[int]) -> str:
     """Return a size as people write it: ``522x775``."""
     return "x".join(map(str, shape))
+
+
+def at_right_angles(affine: np.ndarray) -> bool:
+    """Whether the axes of a volume are at right angles, which a tilted gantry's are not."""
+    unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(unit.T @ unit - np.eye(3)).max() < _RIGHT_ANGLE)
+
+
+def voxel_sides(affine: np.ndarray) -> tuple[float, float, float]:
+    """Return the sides of a voxel in mm, by the order of the array's axes.
+
+    Where the axes are not at right angles that of the axis which leans is the distance between its layers, so that the
+    product is the volume of a voxel in any case.
+    """
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not at_right_angles(affine):
+        unit = affine[:3, :3] / sides
+        others = min(((0, 1), (0, 2), (1, 2)), key=lambda pair: abs(float(unit[:, pair[0]] @ unit[:, pair[1]])))
+        leaning = 3 - sum(others)
+        sides[leaning] = abs(np.linalg.det(affine[:3, :3])) / sides[list(others)].prod()
+    first, second, third = sides.tolist()
+    return first, second, third
 
 
 def grid_distance(grid: ImageGrid, other: ImageGrid) -> float:
@@ -94,16 +125,20 @@ def grid_problem(
     return kind, f"{sentence}: {advice or _LABEL_ADVICE[kind]}"
 
 
-def turned_onto(grid: ImageGrid, other: ImageGrid) -> tuple[ImageGrid, np.ndarray | None]:
+def turned_onto(grid: ImageGrid, other: ImageGrid, name: str = "a label") -> tuple[ImageGrid, np.ndarray | None]:
     """Return the grid of a label as it lies on its image's, where its axes only run in another order or direction.
 
     Args:
         grid: of the label.
         other: of the image.
+        name: of the label, for a sentence.
 
     Returns:
         (the grid with swapped and flipped axes, how: an orientation of nibabel's, ``[3, 2]``); (``grid``, ``None``)
         where nothing needs to be turned, and where turning does not make the grids the same.
+
+    Raises:
+        UserError: it would be turned by a place that its header, or its image's, contradicts.
     """
     if grid.affine is None or other.affine is None:
         return grid, None
@@ -112,7 +147,11 @@ def turned_onto(grid: ImageGrid, other: ImageGrid) -> tuple[ImageGrid, np.ndarra
         return grid, None
     shape = tuple(grid.shape[axis] for axis in np.argsort(turn[:, 0]))
     turned = ImageGrid(shape, grid.affine @ nib.orientations.inv_ornt_aff(turn, grid.shape))
-    return (turned, turn) if grid_problem(turned, other, "", "") is None else (grid, None)
+    if grid_problem(turned, other, "", "") is not None:
+        return grid, None
+    if not (grid.certain and other.certain):
+        raise UserError(f"{name}: {_TWO_PLACES}")
+    return turned, turn
 
 
 def check_same_grid(grid: ImageGrid, other: ImageGrid, name: str, other_name: str, advice: str | None = None) -> None:

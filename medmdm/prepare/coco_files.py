@@ -96,6 +96,15 @@ def _parse(source: SourceFile, content: Mapping[str, Any]) -> CocoFile:
             f"{where}: {len(boxes)} of {len(content['annotations'])} annotations have no outline, such as boxes have "
             f"none (first: {boxes[0]}): outline their objects or remove them."
         )
+    polygons = [
+        p for one in content["annotations"] if isinstance(one["segmentation"], list) for p in one["segmentation"]
+    ]
+    values = [v for p in polygons if isinstance(p, list) for v in p if isinstance(v, (int, float))]
+    if values and min(values) >= 0 and max(values) <= 1:
+        raise UserError(
+            f"{where}: all polygons lie between 0 and 1, so that they seem to be shares of the images' sizes, not "
+            "pixels: multiply them."
+        )
     return CocoFile(source, content["images"], categories, annotations)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +16,8 @@ import numpy as np
 
 from medmdm.data.files.aperio import MAX_INSTANCES
 from medmdm.data.files.decoding import decode_label
-from medmdm.data.files.dicom import order_slices, read_header, read_series, read_tag
+from medmdm.data.files.dicom import order_slices, read_series
+from medmdm.data.files.dicom_header import read_header, read_tag
 from medmdm.data.files.formats import (
     DICOM_START,
     DICOM_SUFFIXES,
@@ -274,6 +275,7 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
             left_out += 1
         else:
             groups[patient, file.path.parent, header.series_uid].append(file)
+    notices += _in_several_folders(groups)
     if left_out:
         notices.append(f"{left_out} localisers or multi-frame DICOM files left out")
     if without:
@@ -282,6 +284,19 @@ def _dicom_series(release: Release, notices: list[str]) -> dict[_Series, list[So
     if empty:
         notices.append(f"{counted(len(empty), 'empty DICOM file')} left out, so that slices may be missing")
     return groups
+
+
+def _in_several_folders(series: Iterable[_Series]) -> Iterator[str]:
+    """Yield a sentence for each series whose files lie in several folders."""
+    where: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for _, folder, uid in series:
+        where[uid].append(folder)
+    for uid, folders in where.items():
+        if len(folders) > 1:
+            yield (
+                f"series {uid} lies in {len(folders)} folders ({', '.join(map(str, folders[:3]))}), each of which is "
+                "taken for a volume of its own: where they are parts of one, put them into one folder"
+            )
 
 
 def _dicom_cases(

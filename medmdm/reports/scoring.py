@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from medmdm.data.files.formats import is_volume
 from medmdm.data.files.volumes import volume_geometry
-from medmdm.errors import UserError, counted
+from medmdm.data.validity import at_right_angles, voxel_sides
+from medmdm.errors import UserError, counted, warn_once
 from medmdm.metrics.baselines import all_foreground, all_foreground_means
 from medmdm.metrics.detection import Matches, average_precision, match_boxes, object_boxes
 from medmdm.metrics.instances import connected_objects, instance_scores
@@ -146,14 +147,17 @@ def score_cases(
 
 
 def _spacing(case: EvaluatedCase) -> tuple[float, ...] | None:
-    if case.spacing is not None:
-        return case.spacing
     for path in (case.label, case.prediction):  # volumes say it themselves
         if path is not None and path.exists() and is_volume(path):
             with contextlib.suppress(UserError):
-                return tuple(np.linalg.norm(volume_geometry(path)[1][:3, :3], axis=0).tolist())
-            return None
-    return None
+                affine = volume_geometry(path)[1]
+                if at_right_angles(affine):
+                    return case.spacing or voxel_sides(affine)
+                what = "are not at right angles (a tilted gantry?), so that distances are given in voxels, not in mm"
+                warn_once(f"{path}: its axes {what}")
+                return None
+            break
+    return case.spacing
 
 
 def _score(
@@ -163,7 +167,7 @@ def _score(
     matches: Matches | None = None
     spacing: Sequence[float] | None = None
     if ruler.factor:  # of volumes by the order of the array's axes
-        spacing = case.spacing if arrays.affine is None else np.linalg.norm(arrays.affine[:3, :3], axis=0).tolist()
+        spacing = case.spacing if arrays.affine is None else voxel_sides(arrays.affine)
     by_class = pixel_scores(
         arrays.prediction,
         arrays.truth,

@@ -204,3 +204,14 @@ def test_training_cases_that_stay_without_a_label_are_counted(folder: Path) -> N
     picture(folder.parent / "masks" / "t1.png", mask())
     found = add_labels(load_data_list(content), folder.parent / "masks", folder)
     assert found.sentences[-1] == "the list has 3 training, 0 unlabeled now; 2 of the training ones have no label"
+
+
+def test_a_mask_with_the_name_of_its_image(folder: Path) -> None:
+    """Whose characters the name of the case has not."""
+    picture(folder / "f#1.png", random((12, 20, 3), "f"))
+    content = listed(folder)
+    content["unlabeled"].append({"image": "f#1.png"})
+    (folder / "dataset.json").write_text(json.dumps(content))
+    picture(folder.parent / "masks" / "f#1.png", mask())
+    added = add_labels(load_data_list(folder / "dataset.json"), folder.parent / "masks", folder)
+    assert added.added == ("f#1.png",)

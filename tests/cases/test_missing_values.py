@@ -92,6 +92,7 @@ def test_one_patient_everywhere() -> None:
         str(10**17),
     ]
     assert patient_id(None) is patient_id(math.nan) is None
+    assert {patient_id(text) for text in ("nan", " NaN ", "None", "<NA>", "NaT")} == {None}
     entries = [{"image": f"{i}.png", "patient_id": one} for i, one in enumerate((*ONE[:4], 2, "3"))]
     names = {"0.png", "1.png", "2.png", "3.png"}
     assert [{e["image"] for e in group} for group in patient_groups(entries)] == [names, {"4.png"}, {"5.png"}]

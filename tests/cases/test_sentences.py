@@ -139,3 +139,8 @@ def test_two_names_of_one_number(labels: dict[str, int]) -> None:
 def test_regions_may_share_numbers() -> None:
     labels = {"background": 0, "whole": [1, 2], "core": 2}
     assert label_names({"labels": labels}) == {0: "background", 1: "whole 1", 2: "core"}
+
+
+@pytest.mark.parametrize("labels", [{"background": 1, "a": 0}, {"0": "a", "1": " Background"}])
+def test_background_is_0_everywhere(labels: dict) -> None:
+    refused("'labels' numbers the background 1", label_names, {"labels": labels})

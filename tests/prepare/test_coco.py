@@ -195,6 +195,14 @@ def test_objects_without_a_pixel_are_told(tmp_path: Path) -> None:
 
 
 @needs_pycocotools
+def test_shares_of_a_size_are_no_pixels(tmp_path: Path) -> None:
+    shares = [{"segmentation": box(0.1, 0.2, 0.5, 1)}, {"segmentation": box(0, 0, 0.3, 0.4)}]
+    refused("all polygons lie between 0 and 1", prepare, "coco", export(tmp_path / "a", shares), tmp_path / "out")
+    both = [*shares, {"segmentation": box(*OUTER)}]  # specks beside an object are specks
+    prepare("coco", export(tmp_path / "b", both), tmp_path / "out")
+
+
+@needs_pycocotools
 def test_sections(tmp_path: Path) -> None:
     """Roboflow's layout: a JSON beside the images of each part, whose names may be the same."""
     for part in ("train", "valid", "test"):

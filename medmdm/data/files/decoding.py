@@ -26,11 +26,13 @@ class Decoded:
         array: ``[C, *spatial]``.
         affine: of a volume, from voxel indices to millimetres; ``None`` for pictures.
         warnings: what its reader has to say.
+        certain: see :class:`medmdm.data.validity.ImageGrid`.
     """
 
     array: np.ndarray
     affine: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    certain: bool = True
 
     @property
     def size(self) -> str:
@@ -40,7 +42,7 @@ class Decoded:
     @property
     def grid(self) -> ImageGrid:
         """Where its pixels lie."""
-        return ImageGrid(self.array.shape[1:], self.affine)
+        return ImageGrid(self.array.shape[1:], self.affine, self.certain)
 
     def hash(self) -> str:
         """SHA-256 of the decoded pixels."""
@@ -62,7 +64,7 @@ def decode(path: Path | list[Path], series_uid: str | None = None) -> Decoded:
             raise UserError(f"{path} is {what}: give one of {suffixes}, or a folder of DICOM files.")
     volume = read_volume(path, series_uid)
     warnings = () if isinstance(path, list) or not path.is_dir() else choose_series(path, series_uid).warnings
-    return Decoded(volume.array, volume.affine, warnings)
+    return Decoded(volume.array, volume.affine, warnings, volume.certain)
 
 
 def decode_label(path: Path, image: ImageGrid | None) -> Decoded:
@@ -77,7 +79,7 @@ def decode_label(path: Path, image: ImageGrid | None) -> Decoded:
         image: grid of the whole image that it labels; ``None``: not known, so that it is taken as it is.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or would be turned by a place that a header contradicts.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return Decoded(read_mask(path))
@@ -85,7 +87,7 @@ def decode_label(path: Path, image: ImageGrid | None) -> Decoded:
         label = decode(path)
         if image is None:
             return label
-        grid, turn = turned_onto(label.grid, image)
+        grid, turn = turned_onto(label.grid, image, str(path))
         if turn is None:
             return label
         array = nib.apply_orientation(np.moveaxis(label.array, 0, -1), turn)

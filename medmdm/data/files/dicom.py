@@ -1,108 +1,25 @@
-"""DICOM: what places one file in space and its pixels, and which files of a folder are the slices of one volume.
-
-Nothing about the patient is read.
-"""
+"""DICOM: which files of a folder are the slices of one volume, and their order, place and pixels."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medmdm.data.files.dicom_header import DicomSlice, dicom_reader, read_header, read_tag
 from medmdm.data.files.formats import is_dicom, may_be_dicom
 from medmdm.errors import UserError, counted
 
 _NAMED = 5  # series listed in a message
+_BESIDE = 1.0  # pixels by which a slice may lie beside the line of the others
 _SAME_PLACE = 1e-3  # mm between slices at one position
-# Pixel spacing, imager pixel spacing, nominal scanned pixel spacing.
-_PIXEL_SIZES = ("0028|0030", "0018|1164", "0018|2010")
-
-
-@dataclass(frozen=True)
-class DicomSlice:
-    """The header of one file, without anything about the patient.
-
-    Args:
-        path: the file.
-        series_uid: SeriesInstanceUID.
-        description: SeriesDescription, may be empty.
-        frames: number of frames, 1 for a slice.
-        localizer: whether the image type says so.
-        size: (columns, rows).
-        spacing: mm between columns and between rows.
-        origin: centre of the first pixel, mm, LPS.
-        direction: ``[3, 3]``, columns: unit vectors along a row, along a column, and the normal, LPS.
-        sized: whether the header says how large pixels are; they are 1 mm where it does not.
-    """
-
-    path: Path
-    series_uid: str
-    description: str
-    frames: int
-    localizer: bool
-    size: tuple[int, int]
-    spacing: tuple[float, float]
-    origin: np.ndarray
-    direction: np.ndarray
-    sized: bool = True
-
-
-def read_header(path: Path) -> DicomSlice:
-    """Read what places one DICOM file in space.
-
-    Raises:
-        UserError: it is damaged or holds no pixels.
-    """
-    with _reader(path) as reader:
-        reader.ReadImageInformation()
-    size, spacing = reader.GetSize(), reader.GetSpacing()
-    return DicomSlice(
-        path=path,
-        series_uid=_tag(reader, "0020|000e"),
-        # Header text is in any encoding; what cannot be shown is replaced.
-        description=_tag(reader, "0008|103e").encode("ascii", "replace").decode(),
-        frames=int(size[2]) if len(size) > 2 else 1,
-        localizer="LOCALIZER" in _tag(reader, "0008|0008").upper().split("\\"),
-        size=(int(size[0]), int(size[1])),
-        spacing=(float(spacing[0]), float(spacing[1])),
-        origin=np.array(reader.GetOrigin()[:3], dtype=np.float64),
-        direction=np.array(reader.GetDirection(), dtype=np.float64).reshape(len(size), -1)[:3, :3],
-        sized=any(_tag(reader, key) for key in _PIXEL_SIZES),
-    )
-
-
-def read_tag(path: Path, key: str) -> str:
-    """Return one text of a file's header, such as ``"0018|0050"`` (slice thickness); empty where it is missing."""
-    with _reader(path) as reader:
-        reader.ReadImageInformation()
-    return _tag(reader, key)
-
-
-@contextmanager
-def _reader(path: Path) -> Iterator[Any]:
-    """Give SimpleITK's reader of one file; what it stumbles over becomes a sentence."""
-    import SimpleITK as sitk  # noqa: N813 - slow to import, and only volumes need it
-
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        yield reader
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} is not a readable DICOM image (damaged, truncated or without pixels): replace it or remove it."
-        ) from error
-
-
-def _tag(reader: Any, key: str) -> str:
-    return str(reader.GetMetaData(key)).strip(" \0") if reader.HasMetaDataKey(key) else ""
 
 
 @dataclass(frozen=True)
@@ -192,7 +109,8 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
         folder: its name in messages.
 
     Raises:
-        UserError: multi-frame files, no orientation that most files share, or files at one position that differ.
+        UserError: multi-frame files, no orientation that most files share, files at one position that differ, slices
+            that do not lie in one line, or values that only some of them rescale.
     """
     stacks: dict[Any, list[DicomSlice]] = defaultdict(list)
     for file in files:
@@ -226,13 +144,23 @@ def order_slices(files: Sequence[DicomSlice], folder: str | os.PathLike[str]) ->
         warnings.append(f"{folder}: {which} (first: {copies[0]})")
     if not all(file.sized for file in stack):
         warnings.append(f"{folder}: the headers do not say how large pixels are, so that 1 mm is taken")
+    if len({file.rescaled for file in stack}) > 1:
+        odd_one = next(file for file in stack if not file.rescaled)
+        raise UserError(
+            f"{odd_one.path} has no RescaleSlope or RescaleIntercept, which other slices of its series have, so that "
+            "its values cannot be compared with theirs: correct the header or remove the file."
+        )
     if len(stack) == 1:
         step = normal
         with suppress(ValueError):  # slice thickness in mm, where the header gives it
             step = normal * (float(read_tag(stack[0].path, "0018|0050")) or 1.0)
     else:
         step = (stack[-1].origin - stack[0].origin) / (len(stack) - 1)
+        if not all(file.placed for file in stack):
+            say = "do not say how slices lie in the patient, so that axial ones are taken"
+            warnings.append(f"{folder}: the headers {say}: left and right, or the axes, may be swapped")
         warnings += _check_gaps(np.array([file.origin @ normal for file in stack]), folder)
+        _check_line(stack, folder)
     affine = np.eye(4)
     affine[:3, :2] = stack[0].direction[:, :2] * stack[0].spacing
     affine[:3, 2] = step  # not the normal: with a tilted gantry slices are shifted as they go
@@ -258,7 +186,7 @@ def read_series(series: Series) -> np.ndarray:
 def _pixels(file: DicomSlice) -> np.ndarray:
     import SimpleITK as sitk  # noqa: N813
 
-    with _reader(file.path) as reader:
+    with dicom_reader(file.path) as reader:
         array: np.ndarray = sitk.GetArrayFromImage(reader.Execute())[0]
         return array
 
@@ -305,6 +233,20 @@ def _check_gaps(positions: np.ndarray, folder: str | os.PathLike[str]) -> list[s
         f"{folder}: the slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart, so distances across slices are right "
         "on average only"
     ]
+
+
+def _check_line(stack: Sequence[DicomSlice], folder: str | os.PathLike[str]) -> None:
+    """Refuse slices that are shifted against each other in their plane, other than evenly as of a tilted gantry."""
+    origins = np.array([file.origin for file in stack])
+    along = origins @ stack[0].direction[:, 2]
+    share = (along - along[0]) / (along[-1] - along[0])
+    beside = np.linalg.norm(origins - (origins[0] + share[:, None] * (origins[-1] - origins[0])), axis=1)
+    worst = int(beside.argmax())
+    if beside[worst] > _BESIDE * min(stack[0].spacing):
+        raise UserError(
+            f"{folder}: the slices do not lie in one line ({stack[worst].path.name} lies {beside[worst]:.3g} mm beside "
+            "that from the first to the last), so that they make no volume: give each part its own folder."
+        )
 
 
 def _listing(found: dict[str, list[DicomSlice]]) -> str:

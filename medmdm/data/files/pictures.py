@@ -135,6 +135,11 @@ def turned_apart(path: str | os.PathLike[str], mask: str | os.PathLike[str]) -> 
     return _turn(Path(path)) != _turn(Path(mask))
 
 
+def is_turned(path: str | os.PathLike[str]) -> bool:
+    """Whether an orientation tag turns a picture, which some programs do not look at."""
+    return _turn(Path(path)) != 1
+
+
 def _turn(path: Path) -> int:
     with errors_as_sentences(path):
         try:

@@ -15,10 +15,11 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from medmdm.data.files.detached import refuse_leaving
-from medmdm.data.files.dicom import choose_series, order_slices, read_header, read_series
+from medmdm.data.files.dicom import choose_series, order_slices, read_series
+from medmdm.data.files.dicom_header import read_header
 from medmdm.data.files.formats import ITK_SUFFIXES, NIFTI_SUFFIXES, errors_as_sentences, is_dicom, is_volume
 from medmdm.data.files.units import nifti_affine, text_header_affine
-from medmdm.data.validity import ImageGrid, check_same_grid
+from medmdm.data.validity import ImageGrid, check_same_grid, grid_problem
 from medmdm.errors import UserError, nearest, warn_once
 from medmdm.files import pixel_hash
 
@@ -120,15 +121,17 @@ class Volume:
     Args:
         array: ``[C, i, j, k]``, slope and intercept applied.
         affine: ``[4, 4]`` float64, array index → mm in RAS.
+        certain: see :class:`medmdm.data.validity.ImageGrid`.
     """
 
     array: np.ndarray
     affine: np.ndarray
+    certain: bool = True
 
     @property
     def grid(self) -> ImageGrid:
         """Where its voxels lie."""
-        return ImageGrid(self.array.shape[1:], self.affine)
+        return ImageGrid(self.array.shape[1:], self.affine, self.certain)
 
 
 def read_volume(path: _Path | Sequence[_Path], series_uid: str | None = None) -> Volume:
@@ -146,7 +149,8 @@ def read_volume(path: _Path | Sequence[_Path], series_uid: str | None = None) ->
     if isinstance(path, (list, tuple)):
         volumes = [read_volume(one, series_uid) for one in path]
         _check_same_grid([volume.grid for volume in volumes], path)
-        return Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
+        certain = all(volume.certain for volume in volumes)
+        return Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine, certain)
     path = Path(path)  # type: ignore[arg-type]
     with errors_as_sentences(path, _NATURE):
         nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
@@ -162,7 +166,7 @@ def read_volume(path: _Path | Sequence[_Path], series_uid: str | None = None) ->
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header.")
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
-    return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine)
+    return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine, lies_in_one_place(path))
 
 
 def volume_geometry(path: _Path, series_uid: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -178,7 +182,7 @@ def volume_geometry(path: _Path, series_uid: str | None = None) -> tuple[tuple[i
         return (columns, rows, len(series.slices)), series.affine
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         with errors_as_sentences(path, _NATURE):
-            image = nib.load(path)
+            image = _load_nifti(path)
             shape = (*image.shape, 1, 1)[:3]
             affine = nifti_affine(image.affine, image.header, path)
         return shape, affine
@@ -239,8 +243,18 @@ class SimpleITKReader(ImageReader):
         return array, meta
 
 
+def _load_nifti(path: Path) -> Any:
+    """Return nibabel's image, whose voxels are not read yet; a name that denies how the file is stored is refused."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed != path.name.lower().endswith(".gz"):
+        how, suffix = ("compressed", ".nii.gz") if packed else ("not compressed", ".nii")
+        raise UserError(f"{path} is {how}, which its name denies: rename it so that it ends in {suffix}.")
+    return nib.load(path)
+
+
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = nib.load(path)
+    image = _load_nifti(path)
     header = image.header
     needed = math.prod(image.shape) * header.get_data_dtype().itemsize
     stored = path.stat().st_size
@@ -252,7 +266,31 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(header, "get_qform") and not (int(header["qform_code"]) or int(header["sform_code"])):
         warn_once(f"{path} does not say how it lies in space (no qform or sform): left and right may be swapped")
     _warn_of_two_sizes(path, header)
+    if not lies_in_one_place(path):
+        warn_once(
+            f"{path} lies in two places, since qform and sform of its header differ: the sform is taken, and programs "
+            "such as 3D Slicer may take the other"
+        )
     return np.asanyarray(image.dataobj), nifti_affine(image.affine, header, path)
+
+
+def lies_in_one_place(path: _Path) -> bool:
+    """Whether qform and sform of a NIfTI file, where it has both, place its voxels alike; other files have one place.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(NIFTI_SUFFIXES):
+        return True
+    with errors_as_sentences(path, _NATURE):
+        image = _load_nifti(path)
+        header: Any = image.header
+        if not hasattr(header, "get_qform") or not (int(header["qform_code"]) and int(header["sform_code"])):
+            return True
+        shape = (*image.shape, 1, 1)[:3]
+        first, second = ImageGrid(shape, header.get_qform()), ImageGrid(shape, header.get_sform())
+    return grid_problem(first, second, "", "") is None
 
 
 def _warn_of_two_sizes(path: Path, header: Any) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from medmdm.data.files.formats import is_volume
+from medmdm.data.files.pictures import is_turned
 from medmdm.data.files.slides import is_slide
 from medmdm.data.lists import image_names
 from medmdm.data.reading import LoadedCase
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted, warn_once
 from medmdm.segment.formats.measurements import measure, measure_classes
 from medmdm.segment.postprocessing import PostProcess
 
@@ -188,7 +189,7 @@ class RunFormat(Format):
 
 
 def only_pictures(form: Format, entries: Sequence[Mapping[str, Any]], instead: str) -> None:
-    """Refuse volumes.
+    """Refuse volumes, and say which pictures a tag turns.
 
     Raises:
         UserError: a case is one.
@@ -196,3 +197,8 @@ def only_pictures(form: Format, entries: Sequence[Mapping[str, Any]], instead: s
     for entry in entries:
         if is_volume(path := image_names(entry)[0]):
             raise UserError(f"{path} is a volume, and {type(form).__name__} is for pictures: use {instead}.")
+    turned = [path for entry in entries if is_turned(path := image_names(entry)[0])]
+    if turned:
+        images = f"{counted(len(turned), 'image')} turned by an orientation tag (first: {turned[0]})"
+        others = "programs that ignore the tag show it otherwise"
+        warn_once(f"{images}: masks, outlines and coordinates are of the image as the tag turns it, and {others}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,18 +13,22 @@ from typing import Any
 import numpy as np
 
 import medmdm
-from medmdm.data.files.dicom import choose_series, order_slices, read_header
+from medmdm.data.files.dicom import choose_series, order_slices
+from medmdm.data.files.dicom_header import read_header
 from medmdm.data.files.formats import is_dicom, is_volume
 from medmdm.data.lists import image_names
 from medmdm.errors import UserError, nearest, need
 from medmdm.files import atomic_file
-from medmdm.segment.formats.base import CaseFormat, Segmented
+from medmdm.segment.formats.base import CaseFormat, Origin, Segmented
 
 Code = Sequence[str]
 TISSUE = ("85756007", "SCT", "Tissue")
 _LONGEST_LABEL = 64  # characters, of VR LO
 # What a series must say so that a segmentation can refer to it, and what may be empty but must be there.
-_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID", "Modality")
+_SHARED = ("StudyInstanceUID", "FrameOfReferenceUID")
+_DATE = r"\d{8}"
+_FORMS = {"PatientBirthDate": _DATE, "StudyDate": _DATE, "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"}
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
@@ -72,6 +77,14 @@ class DicomSeg(CaseFormat):
             if not (path.is_dir() and is_volume(path)) and not is_dicom(path):
                 advice = "use it for series of DICOM files only, or leave it out of write_formats"
                 raise UserError(f"{path} is no DICOM series, which DicomSeg would refer to: {advice}.")
+            sources = source_images(path, entry.get("series_uid"))
+            empty = np.zeros((len(sources), sources[0].Rows, sources[0].Columns), np.uint8)
+            try:
+                self._made(empty, sources, Origin(class_names, "0" * 64), "1.2", "1.3")
+            except Exception as error:  # highdicom raises nearly anything on headers that it cannot follow
+                reason = " ".join(str(error).split()) or type(error).__name__
+                fault = f"a DICOM SEG cannot refer to this series ({reason})"
+                raise UserError(f"{path}: {fault}: leave DicomSeg out of write_formats for it.") from error
 
     def write(self, made: Segmented) -> dict[str, str]:
         name = f"predictions/{made.case.name}.seg.dcm"
@@ -81,12 +94,37 @@ class DicomSeg(CaseFormat):
         return {"dicom_seg": name}
 
     def _save(self, path: Path, pixels: np.ndarray, sources: Sequence[Any], made: Segmented) -> None:
-        import highdicom as hd
-        from pydicom.sr.codedict import codes
         from pydicom.uid import PYDICOM_ROOT_UID, generate_uid
 
-        logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of each module that it copies
         classes, sha256 = made.origin.foreground, made.origin.sha256
+        settings = repr((dict(self.codes), self.series_description, self.series_number, medmdm.__version__))
+        known = [str(sources[0].SeriesInstanceUID), sha256, settings]
+        series_uid = generate_uid(PYDICOM_ROOT_UID, ["series", *known])
+        instances = [str(source.SOPInstanceUID) for source in sources]
+        # Whose it is may be corrected in the series, under the same UIDs.
+        patient = repr([str(sources[0].get(key)) for key in _MAY_BE_EMPTY])
+        content = [str(classes), np.ascontiguousarray(pixels).tobytes().hex(), patient, *instances]
+        instance_uid = generate_uid(PYDICOM_ROOT_UID, ["instance", *known, *content])
+        if _holds(path, instance_uid):
+            return
+        made_of = self._made(pixels, sources, made.origin, series_uid, instance_uid)
+        with atomic_file(path) as file:
+            made_of.save_as(file)
+
+    def _made(
+        self,
+        pixels: np.ndarray,
+        sources: Sequence[Any],
+        origin: Origin,
+        series_uid: str,
+        instance_uid: str,
+    ) -> Any:
+        """Return highdicom's object of class numbers ``[slices, rows, columns]``."""
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+
+        logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of each module that it copies
+        classes, sha256 = origin.foreground, origin.sha256
         numbers = np.zeros(256, np.uint8)  # segments are numbered from 1 on without gaps
         for segment, number in enumerate(classes, start=1):
             numbers[number] = segment
@@ -103,17 +141,7 @@ class DicomSeg(CaseFormat):
                     segment, label, category, kind, "AUTOMATIC", algorithm_identification=algorithm
                 )
             )
-        settings = repr((dict(self.codes), self.series_description, self.series_number, medmdm.__version__))
-        known = [str(sources[0].SeriesInstanceUID), sha256, settings]
-        series_uid = generate_uid(PYDICOM_ROOT_UID, ["series", *known])
-        instances = [str(source.SOPInstanceUID) for source in sources]
-        # Whose it is may be corrected in the series, under the same UIDs.
-        patient = repr([str(sources[0].get(key)) for key in _MAY_BE_EMPTY])
-        content = [str(classes), np.ascontiguousarray(pixels).tobytes().hex(), patient, *instances]
-        instance_uid = generate_uid(PYDICOM_ROOT_UID, ["instance", *known, *content])
-        if _holds(path, instance_uid):
-            return
-        made_of = hd.seg.Segmentation(
+        return hd.seg.Segmentation(
             source_images=sources, pixel_array=numbers[pixels], segmentation_type="BINARY",
             segment_descriptions=descriptions, series_instance_uid=series_uid, series_number=self.series_number,
             sop_instance_uid=instance_uid, instance_number=1, manufacturer="medmdm",
@@ -121,8 +149,6 @@ class DicomSeg(CaseFormat):
             series_description=self.series_description, content_description="segmented by medmdm",
             omit_empty_frames=bool(numbers[pixels].any()), specific_character_set="ISO_IR 192",
         )  # fmt: skip
-        with atomic_file(path) as file:
-            made_of.save_as(file)
 
     def _codes(self, name: str) -> tuple[Any, Any]:
         """Return the coded type and category of a class."""
@@ -158,16 +184,24 @@ def source_images(path: Path, series_uid: str | None = None) -> list[Any]:
     import pydicom
 
     series = choose_series(path, series_uid) if path.is_dir() else order_slices([read_header(path)], path)
-    found = []
+    found: list[Any] = []
     for one in series.slices:
         header = pydicom.dcmread(one.path, stop_before_pixels=True, force=True)
         missing = [key for key in _NEEDED if not header.get(key)] + ["PixelSpacing"] * (not one.sized)
         if missing:
             fault = f"has no {missing[0]}, which a DICOM SEG must refer to"
             raise UserError(f"{one.path} {fault}: leave DicomSeg out of write_formats for this series.")
+        for key in _SHARED:
+            if found and header.get(key) != found[0].get(key):
+                fault = f"has another {key} than {series.slices[0].path.name}, so that no DICOM SEG can refer to both"
+                raise UserError(f"{one.path} {fault}: leave DicomSeg out of write_formats for this series.")
         for key in _MAY_BE_EMPTY:
-            if key not in header:
+            form = _FORMS.get(key)  # of dates, for which anonymisers write words
+            text = str(header.get(key) or "")
+            if key not in header or (form is not None and text and not re.fullmatch(form, text)):
                 setattr(header, key, None)
+        if found and "ImageOrientationPatient" in header:  # of one volume; headers round it
+            header.ImageOrientationPatient = found[0].ImageOrientationPatient
         if not header.get("PixelSpacing") and one.sized:  # of radiographs under other names
             header.PixelSpacing = [_decimal(gap) for gap in reversed(one.spacing)]
         if not header.get("SliceThickness"):

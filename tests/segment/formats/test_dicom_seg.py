@@ -10,7 +10,7 @@ import pytest
 from medmdm.data.files.volumes import Slicing, volume_geometry
 from medmdm.segment import DicomSeg
 from medmdm.segment.formats.base import Segmented
-from tests.data.dicom_files import write_series
+from tests.data.dicom_files import write_dicom, write_series
 from tests.made import refused
 from tests.segment.formats.made import NAMES, segmented
 
@@ -143,3 +143,36 @@ def test_what_is_refused(tmp_path: Path) -> None:
     bare = write_series(tmp_path / "bare", np.zeros(SHAPE[::-1], np.int16))
     refused("has no FrameOfReferenceUID", DicomSeg().write, made(tmp_path, bare, asymmetric()))
     assert not list(tmp_path.glob("predictions/*"))
+
+
+@pytest.mark.parametrize("tags", [
+    {(0x0020, 0x0037): "1\\0\\0.000001\\0\\1\\0"}, {(0x0010, 0x0030): "unknown"},
+])  # fmt: skip
+def test_what_headers_round_or_hide_does_not_matter(tags: dict[Any, str], tmp_path: Path) -> None:
+    source = series(tmp_path / "series")
+    file = sorted(source.glob("*.dcm"))[2]
+    header = pydicom.dcmread(file)
+    write_dicom(file, header.pixel_array, {**FRAME, (0x0020, 0x0032): _text(header.ImagePositionPatient), **tags})
+    DicomSeg().check([{"image": str(source)}], NAMES)
+    name = DicomSeg().write(made(tmp_path, source, asymmetric()))["dicom_seg"]
+    assert len(hd.seg.segread(tmp_path / name).get_source_image_uids()) == SHAPE[2]
+
+
+@pytest.mark.parametrize(("tags", "said"), [
+    ({(0x0020, 0x0052): "1.2.3.98"}, "another FrameOfReferenceUID"), ({(0x0020, 0x000D): "1.2.4"}, "another Study"),
+    ({(0x0008, 0x0060): ""}, "no Modality"), ({(0x0020, 0x0052): ""}, "no FrameOfReferenceUID"),
+])  # fmt: skip
+def test_what_cannot_be_referred_to_is_refused_before_anything_is_read(
+    tags: dict[Any, str], said: str, tmp_path: Path
+) -> None:
+    source = series(tmp_path / "series")
+    file = sorted(source.glob("*.dcm"))[2]
+    header = pydicom.dcmread(file)
+    write_dicom(file, header.pixel_array, {**FRAME, (0x0020, 0x0032): _text(header.ImagePositionPatient), **tags})
+    refused(said, DicomSeg().check, [{"image": str(source)}], NAMES)
+    bare = write_series(tmp_path / "bare", np.zeros((3, 4, 5), np.int16), tags={**FRAME, (0x0020, 0x0037): ""})
+    refused("bare: a DICOM SEG cannot refer to this series", DicomSeg().check, [{"image": str(bare)}], NAMES)
+
+
+def _text(numbers: Any) -> str:
+    return "\\".join(map(str, numbers))

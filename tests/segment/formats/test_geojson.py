@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 from scipy import ndimage
 
 from medmdm.segment import GeoJSON
@@ -106,3 +107,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("simplify is -1", GeoJSON, simplify=-1)
     refused("both false", GeoJSON, annotations=False, detections=False)
     refused("is a volume, and GeoJSON is for pictures", GeoJSON().check, [{"image": "x.nii.gz"}], NAMES)
+
+
+def test_a_picture_that_a_tag_turns_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    picture(tmp_path / "upright.png", np.zeros((8, 6, 3)))
+    GeoJSON().check([{"image": str(tmp_path / "upright.png")}], NAMES)
+    assert "orientation tag" not in caplog.text
+    GeoJSON().check([{"image": str(tmp_path / name)} for name in ("turned.jpg", "upright.png")], NAMES)
+    assert "1 image turned by an orientation tag" in caplog.text
