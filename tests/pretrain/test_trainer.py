@@ -131,6 +131,7 @@ ELSEWHERE = {
     "frozen_segment",
     "instances_segment",
     "three_axes_segment",
+    "unlabelled_segment",
     *METHODS,
 }
 
