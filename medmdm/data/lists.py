@@ -264,7 +264,7 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
     if not isinstance(labels, dict) or not labels:
         raise problem
     if all(str(key).isdecimal() and isinstance(value, str) for key, value in labels.items()):
-        return _checked({int(key): value for key, value in labels.items()})
+        return _background_0({int(key): value for key, value in labels.items()})
     names: dict[int, str] = {}
     for name, value in labels.items():
         numbers = value if isinstance(value, list) else [value]
@@ -278,10 +278,10 @@ def label_names(information: Mapping[str, Any]) -> dict[int, str]:
                     f"'labels' names {value} twice, {names[value]!r} and {name!r}: give each class its own."
                 )
             names[value] = name
-    return _checked(names)
+    return _background_0(names)
 
 
-def _checked(names: dict[int, str]) -> dict[int, str]:
+def _background_0(names: dict[int, str]) -> dict[int, str]:
     """Refuse another number of the background than 0, which it has everywhere."""
     for number, name in names.items():
         if name.strip().lower() == "background" and number:

@@ -111,6 +111,7 @@ class Slicing:
 
 _Path = str | os.PathLike[str]
 _NATURE = "truncated, damaged or no volume"
+_NIFTI_STARTS = {size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}  # of headers 1 and 2
 _DEFLATE_LIMIT = 1032  # no deflate stream grows more than so many times
 
 
@@ -246,8 +247,9 @@ class SimpleITKReader(ImageReader):
 def _load_nifti(path: Path) -> Any:
     """Return nibabel's image, whose voxels are not read yet; a name that denies how the file is stored is refused."""
     with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    if packed != path.name.lower().endswith(".gz"):
+        start = file.read(4)
+    packed, plain = start[:2] == b"\x1f\x8b", start in _NIFTI_STARTS
+    if packed + plain and packed != path.name.lower().endswith(".gz"):
         how, suffix = ("compressed", ".nii.gz") if packed else ("not compressed", ".nii")
         raise UserError(f"{path} is {how}, which its name denies: rename it so that it ends in {suffix}.")
     return nib.load(path)
