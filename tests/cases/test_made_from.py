@@ -51,8 +51,10 @@ def test_a_segmenter_is_not_taken_for_another(run: Run, refused: Run, tmp_path: 
 def test_classes_of_a_segmenter_are_those_of_the_list(run: Run, refused: Run, tmp_path: Path, pictures: Path) -> None:  # noqa: F811
     run("mdm_segment", report=False)
     path, listed = str(tmp_path / "run" / "segmenter.pt"), json.loads((pictures / "dataset.json").read_text())
-    for labels in ({"background": 0, "cell": 1}, {"blob": 0, "background": 1}):
-        refused("they must be the same", "mdm_evaluate", segmenter=path, data_list={**listed, "labels": labels},
+    for labels, said in (
+        ({"background": 0, "cell": 1}, "they must be the same"), ({"blob": 0, "background": 1}, "the background 1"),
+    ):  # fmt: skip
+        refused(said, "mdm_evaluate", segmenter=path, data_list={**listed, "labels": labels},
                 run_dir=str(tmp_path / "evaluated"))  # fmt: skip
     same = {**listed, "labels": {"Background": 0, "Blob": 1}}
     assert run("mdm_evaluate", segmenter=path, data_list=same, run_dir=str(tmp_path / "evaluated"), report=False)
