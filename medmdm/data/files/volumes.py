@@ -167,7 +167,13 @@ def read_volume(path: _Path | Sequence[_Path], series_uid: str | None = None) ->
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header.")
     channels_first = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
-    return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine, lies_in_one_place(path))
+    certain = lies_in_one_place(path)
+    if not certain:
+        warn_once(
+            f"{path} lies in two places, since qform and sform of its header differ: the sform is taken, and programs "
+            "such as 3D Slicer may take the other"
+        )
+    return Volume(channels_first.astype(array.dtype.newbyteorder("="), copy=False), affine, certain)
 
 
 def volume_geometry(path: _Path, series_uid: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -268,11 +274,6 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(header, "get_qform") and not (int(header["qform_code"]) or int(header["sform_code"])):
         warn_once(f"{path} does not say how it lies in space (no qform or sform): left and right may be swapped")
     _warn_of_two_sizes(path, header)
-    if not lies_in_one_place(path):
-        warn_once(
-            f"{path} lies in two places, since qform and sform of its header differ: the sform is taken, and programs "
-            "such as 3D Slicer may take the other"
-        )
     return np.asanyarray(image.dataobj), nifti_affine(image.affine, header, path)
 
 
