@@ -326,7 +326,7 @@ class PaddedNetwork(_Voices):
 
     def _values(self, image: Tensor, network: nn.Module) -> Tensor:
         spatial = [int(n) for n in image.shape[2:]]
-        out = network(pad_ends(image, [-(-n // self.multiple) * self.multiple for n in spatial]))
+        out = network(pad_ends(image, padded_size(network, spatial, self.multiple)))
         values: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
         if self.num_classes is not None and not torch.jit.is_tracing():
             needed, found = self.num_classes + channels(self.maps), values.shape[1]
@@ -337,3 +337,16 @@ class PaddedNetwork(_Voices):
             if found != needed:
                 raise UserError(f"The network {given}: set its out_channels.")
         return self._shut(cut(values, spatial), spatial)
+
+
+def padded_size(network: nn.Module, spatial: Sequence[int], multiple: int) -> list[int]:
+    """Return the size of images that a network reads instead of ``spatial``: the sides are multiples of ``multiple``.
+
+    Of 16 pixels MONAI's BasicUNet leaves one, which has no spread that instance normalisation could divide by, so that
+    the last side becomes 32.
+    """
+    sides = [-(-n // multiple) * multiple for n in spatial]
+    if sides == [16] * len(sides) and isinstance(network, BasicUNet):
+        normalised = any(isinstance(part, (nn.InstanceNorm2d, nn.InstanceNorm3d)) for part in network.modules())
+        sides[-1] = 32 if normalised else 16
+    return sides

@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from medmdm.averaging import EMA
 from medmdm.data.reading import Example
 from medmdm.data.transforms.augmentation import Augmentation, preset
-from medmdm.errors import UserError
+from medmdm.errors import UserError, counted
 from medmdm.heads.consistency import Consistency, Teacher, Views
 from medmdm.heads.map_losses import MapLosses
 from medmdm.heads.pixel_classifier import CrossEntropyDiceLoss
@@ -124,7 +125,8 @@ class Training:
         """Return the size of crops of a task's images.
 
         Images that are read whole are not padded, so that crops must not be: they are no larger than the smallest
-        image. (Crops that were padded to 48² taught nothing of slices of 50 x 33: Dice 0.38 on those very slices.)
+        labelled image. (Crops that were padded to 48² taught nothing of slices of 50 x 33: Dice 0.38 on those very
+        slices.)
         """
         window = tuple(self.crop_size or task.reading.window)
         if len(window) != len(task.reading.window):
@@ -132,11 +134,27 @@ class Training:
             raise UserError(f"crop_size must be {need}, got {list(window)}.")
         if not task.reading.whole:
             return window
-        shapes = {tuple(image.shape[1:]) for image in [*(e.image for e in task.examples), *task.unlabelled]}
+        shapes = {tuple(example.image.shape[1:]) for example in task.examples}
+        return tuple(map(min, window, *shapes, *(_turned(shape) for shape in shapes if self._turns(task))))
+
+    def _turns(self, task: Task) -> bool:
         augmentation = self.augmentation_for(task)
-        if augmentation is not None and augmentation.turns:
-            shapes |= {(*shape[:-2], shape[-1], shape[-2]) for shape in shapes}
-        return tuple(map(min, window, *shapes))
+        return augmentation is not None and augmentation.turns
+
+    def _large_enough(self, task: Task) -> Task:
+        """Return a task without unlabelled images that would have to be padded where none is."""
+        if not task.reading.whole or not task.unlabelled:
+            return task
+        crop, turns = self.crops_of(task), self._turns(task)
+
+        def fits(shape: tuple[int, ...]) -> bool:
+            return all(map(operator.ge, shape, crop)) and (not turns or all(map(operator.ge, _turned(shape), crop)))
+
+        kept = [image for image in task.unlabelled if fits(tuple(image.shape[1:]))]
+        if len(kept) < len(task.unlabelled):
+            left = counted(len(task.unlabelled) - len(kept), "unlabelled image")
+            logger.warning("%s smaller than crops of %s: not learnt from.", left, list(crop))
+        return replace(task, unlabelled=kept)
 
     def run(
         self,
@@ -156,6 +174,7 @@ class Training:
             The averaged network, in evaluation mode, and evidence: ``steps``, mean ``losses`` of up to 20 equal
             stretches, with unlabelled images what they did, and the ``weights`` of maps.
         """
+        task = self._large_enough(task)
         if consistency is None or not task.unlabelled:
             return self._run(network, groups, task, train_mode, None, maps)
         start = copy.deepcopy(network.state_dict())
@@ -318,6 +337,10 @@ def _support_loss(network: nn.Module, crops: _Crops, loss_function: Callable[...
     placed = [(network(x[None].to(task.device)).float(), y[None].to(task.device)) for x, y in drawn]
     losses = [loss_function(*task.without_gaps(*pair)) for pair in placed]
     return float(torch.stack(losses).mean())
+
+
+def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-2], shape[-1], shape[-2])
 
 
 def _made(part: Any) -> Any:

@@ -17,6 +17,7 @@ from medmdm.check.findings import Finding
 from medmdm.data.transforms.intensity import check_percentiles
 from medmdm.errors import UserError, counted, nearest
 from medmdm.heads.object_maps import channels as map_channels
+from medmdm.heads.segmenter import padded_size
 from medmdm.heads.slice_by_slice import window_along
 from medmdm.heads.task import NO_BACKBONE
 from medmdm.intact import load_record
@@ -236,7 +237,7 @@ def _network_of(x: Examination, key: str, head: Any, plan: Mapping[str, Any], cl
         return
     multiple, axes = head.multiple, getattr(head, "axes", None) or ()
     windows = [window_along(reading.window, axis) for axis in axes] or [reading.window]
-    size = [-(-n // multiple) * multiple for n in training.crop_size or max(windows, key=math.prod)]
+    size = padded_size(network, training.crop_size or max(windows, key=math.prod), multiple)
     images = torch.empty(training.batch_size, channels, *size, device="meta")
     cost = None
     what = f"{key}#network cannot read crops of {size} (multiples of {multiple}) with {counted(channels, 'channel')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -13,8 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmdm.data.files.formats import is_volume
+from medmdm.data.files.pictures import image_size
+from medmdm.data.files.slides import is_slide
 from medmdm.data.identity import data_identity
-from medmdm.data.lists import SECTIONS
+from medmdm.data.lists import SECTIONS, image_names
 from medmdm.data.reading import CaseReader, LoadedCase
 from medmdm.data.selection import Selection
 from medmdm.data.splits import default_rule
@@ -53,7 +57,7 @@ class LabelledData:
     unlabelled_gib: float = 4.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.unlabelled_gib, Real) or not self.unlabelled_gib > 0:
+        if not isinstance(self.unlabelled_gib, Real) or self.unlabelled_gib is True or not self.unlabelled_gib > 0:
             raise UserError(f"unlabelled_gib must be a number above 0, got {self.unlabelled_gib!r}.")
         if self.rule is None:
             known = self.cases.data_list
@@ -69,6 +73,16 @@ class LabelledData:
     def cases(self) -> Selection:
         """The data set."""
         return self.reader.cases
+
+    @property
+    def modality(self) -> str:
+        """``"histology"`` or ``"radiology"``, see :func:`medmdm.data.transforms.augmentation.modality_of`."""
+        return self._modality(self.reader.plan.get("channels") or 3)
+
+    def _modality(self, channels: int) -> str:
+        known, first = self.cases.data_list, next(iter(self.cases.training or self.entries()))
+        told = "" if known is None else json.dumps(known.information.get("modality", ""))
+        return modality_of(told, is_volume(image_names(first)[0]), channels)
 
     @property
     def cross_validated(self) -> bool:
@@ -105,27 +119,29 @@ class LabelledData:
     def others(self, support: Sequence[LoadedCase]) -> list[LoadedCase]:
         """Return what :meth:`each_other` reads; where all would take more than ``unlabelled_gib`` a random part of it.
 
-        The part is the same each time.
+        The part is the same each time. A picture that is too large is not read at all.
         """
         entries = self._other_entries(support)
-        order = np.random.default_rng(0).permutation(len(entries)).tolist()
         found: dict[int, LoadedCase] = {}
         left = self.unlabelled_gib * 2**30
+        order = [n for n in np.random.default_rng(0).permutation(len(entries)).tolist() if _least(entries[n]) <= left]
         for number, case in zip(order, self._without_labels([entries[n] for n in order]), strict=True):
             left -= sum(one.image.nbytes + one.label.nbytes for one in case.examples)
-            if left < 0 and found:
-                logger.warning(
-                    "Unlabelled images: a random %d of %d are used, which fit into data#unlabelled_gib (%g GiB).",
-                    *(len(found), len(entries), self.unlabelled_gib),
-                )
+            if left < 0:
                 break
             found[number] = case
+        if len(found) < len(entries):
+            logger.warning(
+                "Unlabelled images: a random %d of %d are used, which fit into data#unlabelled_gib (%g GiB).",
+                *(len(found), len(entries), self.unlabelled_gib),
+            )
         return [found[number] for number in sorted(found)]
 
     def _other_entries(self, support: Sequence[LoadedCase]) -> list[dict[str, Any]]:
         names = {case.name for case in support}
         rest = [entry for entry in self.cases.training if str(entry["case"]) not in names]
-        return [*rest, *self.cases.unlabeled]
+        # Slides are segmented in parts, and never held in memory.
+        return [*rest, *(entry for entry in self.cases.unlabeled if not is_slide(image_names(entry)[0]))]
 
     def _without_labels(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[LoadedCase]:
         for entry in followed(entries, "reading unlabelled images"):
@@ -142,10 +158,7 @@ class LabelledData:
         """Return what is to be learnt from the support, with the images of other cases as unlabelled ones."""
         examples = [example for case in support for example in case.examples]
         unlabelled = [example.image for case in others for example in case.examples]
-        known = self.cases.data_list
-        told = "" if known is None else json.dumps(known.information.get("modality", ""))
-        modality = modality_of(told, is_volume=support[0].slicing is not None, channels=len(examples[0].image))
-        classes = self.cases.classes
+        modality, classes = self._modality(len(examples[0].image)), self.cases.classes
         return Task(examples, self.cases.num_classes, reading, seed, device, unlabelled, modality, classes)
 
     def mean_mask(self, support: Sequence[LoadedCase], tested: Sequence[LoadedCase]) -> NDArray[np.uint8] | None:
@@ -181,3 +194,9 @@ class LabelledData:
     def announce(self) -> None:
         """Log what was chosen, and what the user should act on."""
         self.cases.announce()
+
+
+def _least(entry: Mapping[str, Any]) -> int:
+    """Return the bytes that a picture takes at least while it is read, 0 for a volume: of one channel of floats."""
+    name = image_names(entry)[0]
+    return 0 if is_volume(name) else 4 * math.prod(image_size(name))

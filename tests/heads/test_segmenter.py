@@ -208,6 +208,20 @@ def test_sizes_that_fit_go_straight_through() -> None:
     assert torch.equal(PaddedNetwork(network, 4).eval()(x[..., :14, :21]), padded[..., :14, :21])
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (9, 16), (9, 12, 16)])
+def test_one_pixel_is_not_left_to_instance_normalisation(shape: tuple[int, ...]) -> None:
+    x = torch.randn(1, 3, *shape)
+    network = BasicUNet(len(shape), 3, 2, features=(8,) * 6, norm=("instance", {"affine": True})).eval()
+    padded = F.pad(x, [part for n in reversed(shape) for part in (0, 16 - n)], mode="replicate")
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        network(padded)
+    wide = F.pad(padded, [0, 16, *[0, 0] * (len(shape) - 1)], mode="replicate")
+    expected = network(wide)[(..., *map(slice, shape))]
+    assert torch.equal(PaddedNetwork(network, 16, 2).eval()(x), expected)
+    grouped = BasicUNet(len(shape), 3, 2, features=(8,) * 6, norm=("group", {"num_groups": 2})).eval()
+    assert torch.equal(PaddedNetwork(grouped, 16, 2).eval()(x), grouped(padded)[(..., *map(slice, shape))])
+
+
 def test_the_last_of_several_outputs_is_read() -> None:
     network = BasicUNetPlusPlus(2, 3, 2, features=(8,) * 6, deep_supervision=True).eval()
     x = torch.randn(1, 3, 16, 32)

@@ -131,7 +131,6 @@ ELSEWHERE = {
     "frozen_segment",
     "instances_segment",
     "three_axes_segment",
-    "unlabelled_segment",
     *METHODS,
 }
 

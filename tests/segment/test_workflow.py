@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import nn
 
 from medmdm.artifacts.backbone import open_backbone
 from medmdm.artifacts.segmenter_file import load_segmenter
@@ -50,6 +51,19 @@ def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) ->
     run("mdm_segment", run_dir=str(tmp_path / "again"), write_probabilities=True)
     both = [read_image(at / "predictions" / "4_probabilities.tif") for at in (inferred, tmp_path / "again")]
     assert np.array_equal(*both)  # of all bits, which features of 16 bits would not have
+
+
+@pytest.mark.parametrize(("modality", "norm"), [(None, nn.InstanceNorm2d), ("ultrasound", nn.GroupNorm)])
+def test_the_default_normalises_by_the_modality(
+    tmp_path: Path, pictures: Path, modality: str | None, norm: type[nn.Module]
+) -> None:
+    content = json.loads((pictures / "dataset.json").read_text())
+    settings = {"data_list": {**content, **({} if modality is None else {"modality": modality})}}
+    parser = ConfigParser(ConfigParser.load_config_file(BUNDLES / "mdm_segment.json"))
+    parser.update({"dataset_dir": str(pictures), "backbone": str(write_backbone(tmp_path / "model.pt")), **settings})
+    modules = list(parser.get_parsed_content("head").network().modules())
+    assert {type(one) for one in modules if "Norm" in type(one).__name__} == {norm}
+    assert all(getattr(one, "affine", True) for one in modules)
 
 
 def test_unlabelled_images_that_were_looked_at_count_as_seen(run: Run, pictures: Path, tmp_path: Path) -> None:
