@@ -15,7 +15,7 @@ Settings of `bundles/mdm_pretrain.json`, each an override `--key value` of `mona
 `corruption`, `optimizer`, …) are dictionaries with `_target_`; reach into them with `#`, for example
 `--network_def#model_channels 64`. Defaults are demo-sized; `overlays/paper.json` is the paper's recipe.
 
-On the command line `true`, `false` and `null` mean what they mean in JSON (Python's `None` is dropped by MONAI). Keys
+On the command line `true`, `false` and `null` mean what they mean in JSON, and `None` is `null`. Keys
 that are none of these, nor an argument of the part they stand in, and values of another kind are refused before
 anything is read, all at once. An override below a part that does not exist (`--optimzer#lr`) is refused by MONAI
 itself, with a `KeyError` that names it; the short commands say it in a sentence. Settings marked ↻ may change when a

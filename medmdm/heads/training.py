@@ -112,14 +112,11 @@ class Training:
             spatial, intensity = _made(self.augmentation.spatial), _made(self.augmentation.intensity)
             return replace(self.augmentation, spatial=spatial, intensity=intensity)
         is_flat = len(task.reading.window) == 2
-        if self.augmentation != "auto":
-            if self.augmentation is not None and not is_flat:
-                need = 'set it to "auto", null, or an Augmentation of your own'
-                raise UserError(
-                    f"augmentation {self.augmentation!r} is for pictures, but volumes are read whole: {need}."
-                )
-            return None if self.augmentation is None else preset(self.augmentation)
-        return preset(task.modality) if task.modality is not None and is_flat else None
+        if self.augmentation not in ("auto", None) and not is_flat:
+            need = 'set it to "auto", null, or an Augmentation of your own'
+            raise UserError(f"augmentation {self.augmentation!r} is for pictures, but volumes are read whole: {need}.")
+        name = task.modality if self.augmentation == "auto" else self.augmentation
+        return None if name is None or not is_flat else preset(name, len(task.examples[0].image))
 
     def crops_of(self, task: Task) -> tuple[int, ...]:
         """Return the size of crops of a task's images.

@@ -7,6 +7,7 @@ python-fire reads ``2024_01`` as a number, ``a,b`` as a tuple and what follows `
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import sys
@@ -14,10 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from monai import bundle
 from monai.bundle import ConfigParser
 
 from medmdm.errors import UserError
 
+#: Arguments of ``python -m monai.bundle run`` that are no settings.
+_OF_MONAI = tuple(inspect.signature(bundle.run).parameters)
 #: Within parts, whose schema does not say what their arguments are.
 _PATHS = ("path", "folder")
 
@@ -65,20 +69,22 @@ def restore(
         given: what was typed, see :func:`typed`.
 
     Raises:
-        UserError: a text that was not typed holds ``::``, which MONAI has made of a ``#``.
+        UserError: None was typed for a key within a part that is not there, or a text that was not typed holds ``::``,
+            which MONAI has made of a ``#``.
     """
     changed = False
     given = typed() if given is None else given
     for key, value in given.items():
         kind = settings.get(key, {"type": "string"} if key.rpartition("#")[2] in _PATHS else {})
-        if value == "None" and key in settings:  # MONAI drops it, and the default would stand
+        if value == "None" and key not in _OF_MONAI:  # MONAI drops it, and the default would stand
+            _check_part(parser, key)
             meant: Any = None
         elif key != "device" and _is_text(kind) and not _means_more(value, kind):
             meant = _unquoted(value)
             meant = Path(meant) if "#" in meant or meant in ("true", "false") else meant
         else:
             continue
-        if meant != parser.get(key):
+        if meant != parser.get(key, _OF_MONAI):  # which no setting is
             parser[key] = meant
             changed = True
     for path, value in _texts(parser.get()):
@@ -88,6 +94,13 @@ def restore(
                 f"was meant: give {path} on the command line, or a name without either."
             )
     return changed
+
+
+def _check_part(parser: ConfigParser, key: str) -> None:
+    """Refuse a key within a part that is not there, as MONAI refuses values other than None."""
+    part = key.rpartition("#")[0]
+    if part and not isinstance(parser.get(part), (dict, list)):
+        raise UserError(f"Unknown key {key!r}: the config has no part {part!r}.")
 
 
 def _is_text(kind: Mapping[str, Any]) -> bool:

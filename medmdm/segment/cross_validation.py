@@ -44,19 +44,30 @@ def divide(support: Sequence[LoadedCase], seed: int = 0) -> list[list[LoadedCase
     return [[by_name[str(e["image"])] for e in part] for part in k_folds(entries, min(MOST_FOLDS, patients), seed=seed)]
 
 
-def cross_validated(support: Sequence[LoadedCase], folds: int, seen: Provenance) -> Provenance:
-    """Return what the report says of scores by cross-validation; ``seen``: what the encoder has seen of the cases."""
+def cross_validated(
+    support: Sequence[LoadedCase], folds: int, encoder: Provenance, unlabelled: Provenance
+) -> Provenance:
+    """Return what the report says of scores by cross-validation.
+
+    Args:
+        support: the labelled cases.
+        folds: into how many parts they were divided.
+        encoder: what the encoder has seen of them.
+        unlabelled: what is known of them among the unlabelled images that each fit looked at.
+    """
     named = all("patient_id" in case.entry for case in support)
     sharing = "share no patient" if named else "may share patients, for the list names none"
     sentence = (
         f"There is no test section: each of {counted(len(support), 'labelled case')} was segmented by a model fitted "
         f"to the others, in {folds} parts that {sharing}. The segmenter that is kept was fitted to all of them."
     )
-    if seen.labels_seen:
-        sentence = f"{seen.sentence} {sentence}"
-    elif seen.kind != "inductive":
-        sentence += f" The encoder: {seen.sentence[0].lower()}{seen.sentence[1:]}"
-    return Provenance("cross-validated", seen.overlapping, sentence, seen.labels_seen)
+    if encoder.labels_seen:
+        sentence = f"{encoder.sentence} {sentence}"
+    for name, seen in (("encoder", encoder), ("unlabelled images that every fit looks at", unlabelled)):
+        if seen.kind != "inductive" and not seen.labels_seen:
+            sentence += f" The {name}: {seen.sentence[0].lower()}{seen.sentence[1:]}"
+    overlapping = tuple(sorted({*encoder.overlapping, *unlabelled.overlapping}))
+    return Provenance("cross-validated", overlapping, sentence, encoder.labels_seen)
 
 
 @dataclass(frozen=True)

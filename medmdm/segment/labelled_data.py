@@ -126,10 +126,11 @@ class LabelledData:
         left = self.unlabelled_gib * 2**30
         order = [n for n in np.random.default_rng(0).permutation(len(entries)).tolist() if _least(entries[n]) <= left]
         for number, case in zip(order, self._without_labels([entries[n] for n in order]), strict=True):
-            left -= sum(one.image.nbytes + one.label.nbytes for one in case.examples)
-            if left < 0:
+            size = sum(one.image.nbytes + one.label.nbytes for one in case.examples)
+            if size <= left:
+                found[number], left = case, left - size
+            elif found:
                 break
-            found[number] = case
         if len(found) < len(entries):
             logger.warning(
                 "Unlabelled images: a random %d of %d are used, which fit into data#unlabelled_gib (%g GiB).",

@@ -227,8 +227,13 @@ class Study:
     ) -> str:
         """Write ``study.json`` and ``study.md``; return the page."""
         folder = Path(self.run_dir)
-        ledger = cases_ledger([*training, *self._images.unlabeled.values()])
+        ledger = cases_ledger(training)
         seen = {n: find_provenance(tested, b.plan.get("ledger"), ledger) for n, b in self.backbones.items()}
+        taught = find_provenance(tested, cases_ledger(list(self._images.unlabeled.values())))
+        if taught.kind != "inductive":
+            heads = ", ".join(dict.fromkeys(cell.head for cell in self.cells() if self._looks_at_others(cell)))
+            said = f"{taught.sentence[0].lower()}{taught.sentence[1:]}"
+            notes = [*notes, f"heads that look at unlabelled images ({heads}): {said.rstrip('.')}"]
         patients = {case.name: case.entry.get("patient_id") for case in [*training, *tested]}
         summary, page = study_table(table, patients, seen, self.reference, baselines, notes)
         stamps = {name: one.as_dict() for name, one in seen.items()}

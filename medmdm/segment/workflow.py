@@ -147,8 +147,8 @@ class Segmentation:
         predictor: Predictor | FoldPredictor = fitted
         if self.data.cross_validated:
             parts = divide(support, self.seed)
-            seen_before = find_provenance(tested, plan.get("ledger"), cases_ledger(others))
-            provenance = cross_validated(support, len(parts), seen_before)
+            ledgers = plan.get("ledger"), cases_ledger(others)
+            provenance = cross_validated(support, len(parts), *(find_provenance(tested, one) for one in ledgers))
             predictor = self._left_out(parts, support, others, plan, given)
         else:
             provenance = find_provenance(tested, plan.get("ledger"), cases_ledger([*support, *others]))
@@ -163,11 +163,6 @@ class Segmentation:
         unlabeled = self.data.cases.unlabeled if self.apply_to is None else self.apply_to.cases.test
         reader = self.apply_to or self.data.reader
         origin = origin_of(self.data.cases.class_names, file_hash(self.model_path), self.postprocess)
-        if unlabeled:
-            logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
-            with self._passing():
-                made = (segment_one(entry, reader, fitted, self.postprocess, applied, origin) for entry in unlabeled)
-                write_all(unlabeled, made, applied)
         if self.outputs.label_plan:
             head = self.head if isinstance(self.head, ClosedFormHead) else None
             planner = LabelPlanner(self.data, self.backbone, self.reading, head, seed=self.seed)
@@ -176,10 +171,16 @@ class Segmentation:
             except UserError as error:
                 logger.warning("There is no plan of further labels: %s", error)
         with contextlib.nullcontext() if self.data.cross_validated else self._passing():
-            return evaluate(
+            scores = evaluate(
                 record, tested, self.data, predictor, self.postprocess, self.outputs, self.report, provenance, protocol,
                 support,
             )  # fmt: skip
+        if unlabeled:  # last: where one of them cannot be read, the scores are there
+            logger.info("masks of %s without labels go to %s", counted(len(unlabeled), "image"), applied.folder)
+            with self._passing():
+                made = (segment_one(entry, reader, fitted, self.postprocess, applied, origin) for entry in unlabeled)
+                write_all(unlabeled, made, applied)
+        return scores
 
     def _plan(self, support: Sequence[LoadedCase]) -> dict[str, Any]:
         """Return how the segmenter reads images, and what its backbone saw."""

@@ -60,6 +60,17 @@ def test_expressions_lists_and_null_mean_more_than_a_name(monkeypatch: pytest.Mo
     assert [parser[key] for key in ("shots", "run_dir", "feature_cache")] == [None, "2024", None]
 
 
+def test_none_within_a_part_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["--head#unlabelled", "None", "--head#training#augmentation=None", "--tracking", "None"]
+    parser = read(monkeypatch, "mdm_segment", *given)
+    assert parser["head"]["unlabelled"] is None
+    assert parser["head"]["training"]["augmentation"] is None  # not there before: the class's default is another
+    assert "tracking" not in parser.get()
+    refused(
+        "Unknown key 'hed#unlabelled': .*no part 'hed'", read, monkeypatch, "mdm_segment", "--hed#unlabelled", "None"
+    )
+
+
 def test_only_the_command_line_of_a_bundle_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", "--run_dir", "x"])
     assert typed() == {}

@@ -124,6 +124,31 @@ def test_unlabelled_images_are_looked_at_by_a_head_that_can(run: Run, pictures: 
     run("mdm_segment", report=False, head={**UNET, "unlabelled": unlabelled}, shots=3)
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["unlabelled"]["images"] == 3  # one training image beyond the three, and two that nobody labelled
+    stamp = json.loads((tmp_path / "run" / "evaluation.json").read_text())["stamp"]
+    assert "unlabelled" not in stamp["sentence"]
+
+
+def test_an_image_that_cannot_be_read_leaves_the_scores(run: Run, refused: Run, pictures: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    whole = (pictures / "5.png").read_bytes()
+    (others / "broken.png").write_bytes(whole[: len(whole) // 2])
+    refused("broken.png is truncated or damaged", "mdm_segment", apply_to=str(others))
+    assert (tmp_path / "run" / "per_case.csv").is_file()
+
+
+def test_what_was_among_the_unlabelled_images_is_not_said_of_the_encoder(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    content = without_test(pictures)
+    (pictures / "copy.png").write_bytes((pictures / "1.png").read_bytes())
+    (pictures / "dataset.json").write_text(json.dumps({**content, "unlabeled": ["copy.png"]}))
+    unlabelled = {"_target_": "medmdm.heads.Consistency", "ramp": [0, 0]}
+    run("mdm_segment", report=False, head={**UNET, "unlabelled": unlabelled})
+    stamp = json.loads((tmp_path / "run" / "evaluation.json").read_text())["stamp"]
+    assert "The unlabelled images that every fit looks at: 1 of 4 test images were seen" in stamp["sentence"]
+    assert "encoder" not in stamp["sentence"]
+    assert stamp["overlapping"] == ["1"]
 
 
 def test_the_least_size_of_objects_follows_the_cases_that_are_not_left_out(

@@ -41,6 +41,8 @@ def test_of_more_images_than_fit_a_random_part_is_read(pictures: Path, caplog: p
     assert [case.name for case in data.others(support)] == [case.name for case in found]
     assert len(list(data.each_other(support))) == 3
     assert not _data(pictures, unlabelled_gib=1e-9).others(support)
+    least = min(one.image.nbytes + one.label.nbytes for case in every for one in case.examples)
+    assert len(_data(pictures, unlabelled_gib=least / 2**30).others(support)) == 1  # whichever comes first
 
 
 def test_a_picture_that_is_too_large_and_a_slide_are_not_read(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,6 +56,18 @@ def test_masks_that_cost_nothing_are_scored_on_the_same_cases(run: Run, tmp_path
     assert f"| (none) | mean mask | 4 | {np.mean(dices):.4f} |" in page
 
 
+def test_unlabelled_images_are_not_said_of_the_backbone(run: Run, tmp_path: Path, pictures: Path) -> None:
+    (pictures / "copy.png").write_bytes((pictures / "4.png").read_bytes())
+    content = json.loads((pictures / "dataset.json").read_text())
+    (pictures / "dataset.json").write_text(json.dumps({**content, "unlabeled": ["copy.png"]}))
+    ridge = {"_target_": "medmdm.heads.ClosedFormHead", "method": "ridge"}
+    heads = {"ridge": ridge, "taught": {**ridge, "unlabelled": {"_target_": "medmdm.heads.SelfTraining"}}}
+    run("mdm_study", **study_settings(tmp_path, shots=[2], draws=1, heads=heads))
+    found = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert {stamp["kind"] for stamp in found["stamps"].values()} == {"inductive"}
+    assert any("look at unlabelled images (taught): 1 of 2 test images were seen" in note for note in found["notes"])
+
+
 def test_a_report_shows_the_learning_curve_of_a_study(run: Run, refused: Run, tmp_path: Path) -> None:
     run("mdm_study", **study_settings(tmp_path, draws=1))
     run("mdm_segment", study=str(tmp_path / "study" / "study.csv"))

@@ -158,11 +158,13 @@ def read_volume(path: _Path | Sequence[_Path], series_uid: str | None = None) ->
         array, affine = _read_nifti(path) if nifti else _read_with_simpleitk(path, series_uid)
     if array.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {array.dtype} values: save it with one number per voxel.")
+    if 0 in array.shape:
+        raise UserError(f"{path} has no voxels: its shape is {array.shape}.")
     while array.ndim < 3:
         array = array[..., None]
     while array.ndim > 4 and array.shape[3] == 1:  # NIfTI keeps vectors in the fifth axis
         array = array[:, :, :, 0]
-    if array.ndim > 4 or 0 in array.shape:
+    if array.ndim > 4:
         raise UserError(f"{path} has the shape {array.shape}: a volume has three axes, and a fourth for channels.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise UserError(f"{path} has an affine that maps its voxels to nowhere: correct the header.")

@@ -68,8 +68,11 @@ class Augmentation:
     turns: bool = False
 
 
-def histology() -> Augmentation:
-    """Return the augmentation of stained tissue: every orientation, elastic, stain in optical density, blur, noise."""
+def histology(channels: int = 3) -> Augmentation:
+    """Return the augmentation of stained tissue: every orientation, elastic, stain in optical density, blur, noise.
+
+    Images of other than three channels have no stain that could be told apart.
+    """
     image = ["image"]
     jitter = [
         RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5)),
@@ -78,11 +81,12 @@ def histology() -> Augmentation:
         RandGaussianSmoothd(image, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), prob=0.2),
         RandGaussianNoised(image, prob=0.2, std=0.05),
     ]
-    intensity = Compose([RandStainJitterd(image, sigma=0.2, prob=0.8), Rescaled(image, Compose(jitter))])
+    stain = [RandStainJitterd(image, sigma=0.2, prob=0.8)] if channels == 3 else []
+    intensity = Compose([*stain, Rescaled(image, Compose(jitter))])
     return Augmentation(_warp(rotation=0.5, scale=0.25), intensity, turns=True)
 
 
-def radiology() -> Augmentation:
+def radiology(channels: int = 1) -> Augmentation:
     """Return the augmentation of MR, CT and the like: small rotation, scale, elastic, contrast, bias field, noise."""
     image = ["image"]
     jitter = [
@@ -99,18 +103,19 @@ def radiology() -> Augmentation:
 PRESETS = {"histology": histology, "radiology": radiology}
 
 
-def preset(name: str) -> Augmentation:
+def preset(name: str, channels: int = 3) -> Augmentation:
     """Return the augmentation of a name.
 
     Args:
         name: ``"histology"`` or ``"radiology"``.
+        channels: of the images.
 
     Raises:
         UserError: there is no such preset.
     """
     if name not in PRESETS:
         raise UserError(f"There is no augmentation {name!r}{nearest(name, PRESETS)}: use {' or '.join(PRESETS)}.")
-    return PRESETS[name]()
+    return PRESETS[name](channels)
 
 
 #: Words of a data list's ``modality``, as in the Medical Segmentation Decathlon's and in DICOM's.
@@ -126,11 +131,12 @@ def modality_of(told: str, is_volume: bool, channels: int) -> str:
     Args:
         told: what the data list says of the modality; "" for nothing.
         is_volume: whether the images are volumes.
-        channels: of the images; pictures of three are taken for stained tissue where nothing is told.
+        channels: of the images; pictures of three are taken for stained tissue where nothing is told, or both
+            ("MRI of pathological knees").
     """
-    for name, words in _WORDS.items():
-        if re.search(words, told, re.IGNORECASE):
-            return name
+    said = [name for name, words in _WORDS.items() if re.search(words, told, re.IGNORECASE)]
+    if len(said) == 1:
+        return said[0]
     return "histology" if channels == 3 and not is_volume else "radiology"
 
 

@@ -65,6 +65,20 @@ def test_the_modality_is_read_or_guessed() -> None:
     assert modality_of('""', is_volume=False, channels=3) == "histology"
     assert modality_of("", is_volume=False, channels=1) == "radiology"
     assert modality_of("", is_volume=True, channels=3) == "radiology"
+    both = '"MRI of pathological knees"'
+    assert (
+        modality_of(both, is_volume=False, channels=1) == modality_of(both, is_volume=True, channels=3) == "radiology"
+    )
+    assert modality_of('"H&E, scanned at 40x, CT-guided biopsy"', is_volume=False, channels=3) == "histology"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_than_three_channels_have_no_stain(channels: int) -> None:
+    intensity = preset("histology", channels).intensity
+    assert intensity is not None
+    for seed in range(8):
+        intensity.set_random_state(seed=seed)
+        assert intensity({"image": torch.rand(channels, 12, 16) * 2 - 1})["image"].shape == (channels, 12, 16)
 
 
 def test_what_there_is_not_is_refused() -> None:
