@@ -24,7 +24,7 @@ from medmdm.data.time_series import TIME, check_time_series
 from medmdm.errors import counted
 from medmdm.runs.examination import Examination
 
-_READ = 3  # images that are decoded
+_READ = 3  # images that are decoded, of those with labels to learn from or to score, and of the others
 _LARGEST = 256 * 2**20  # bytes of a file that is: a larger one takes longer than an examination may
 
 
@@ -122,14 +122,15 @@ def look_at_cases(x: Examination, cases: Selection, reader: CaseReader | None) -
     for sentence in cases.warnings:
         x.warning("images", sentence)
     x.info("images", "; ".join(cases.sentences[:1]))
-    entries = [*cases.training, *cases.validation, *cases.test, *cases.unlabeled]
-    if _files(x, entries):
+    listed = [*cases.training, *cases.validation, *cases.test], cases.unlabeled
+    if _files(x, [entry for entries in listed for entry in entries]):
         return
     if cases.data_list is not None:
         for finding in shared_patients(cases.data_list):
             x.warning("patients", finding.message, *finding.files)
     if reader is not None:
-        _read_a_few(x, entries, reader)
+        for entries in listed:
+            _read_a_few(x, entries, reader)
 
 
 def _read_a_few(x: Examination, entries: Sequence[Mapping[str, Any]], reader: CaseReader) -> None:

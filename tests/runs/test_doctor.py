@@ -345,3 +345,11 @@ def test_start_of_a_dry_run_names_all_faults(workflow: Any) -> None:
     said = str(find_user_error(caught.value))
     assert "cannot be cut into patches" in said
     assert "disk: about" in said
+
+
+def test_unlabelled_images_are_looked_at_beside_the_others(place: Path) -> None:
+    content = json.loads((place / "data" / "dataset.json").read_text())
+    grey = {"data_list": {**content, "unlabeled": ["0_mask.png"]}}
+    said = [f.message for f in found("mdm_segment", place, grey) if f.level == "error"]
+    assert len(said) == 1
+    assert said[0].endswith("0_mask.png has 1 channel, but 3 are read")
