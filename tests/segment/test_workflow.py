@@ -53,12 +53,18 @@ def test_segment_evaluate_and_infer(run: Run, tmp_path: Path, pictures: Path) ->
     assert np.array_equal(*both)  # of all bits, which features of 16 bits would not have
 
 
-@pytest.mark.parametrize(("modality", "norm"), [(None, nn.InstanceNorm2d), ("ultrasound", nn.GroupNorm)])
-def test_the_default_normalises_by_the_modality(
-    tmp_path: Path, pictures: Path, modality: str | None, norm: type[nn.Module]
+@pytest.mark.parametrize(
+    ("modality", "how", "norm"),
+    [
+        (None, {"whole_images": True}, nn.InstanceNorm2d), (None, {"window": [128, 160]}, nn.InstanceNorm2d),
+        (None, {"window": [160, 96]}, nn.GroupNorm), ("ultrasound", {"whole_images": True}, nn.GroupNorm),
+    ],
+)  # fmt: skip
+def test_the_default_normalises_by_the_modality_and_by_how_much_is_seen_at_once(
+    tmp_path: Path, pictures: Path, modality: str | None, how: dict[str, Any], norm: type[nn.Module]
 ) -> None:
     content = json.loads((pictures / "dataset.json").read_text())
-    settings = {"data_list": {**content, **({} if modality is None else {"modality": modality})}}
+    settings = {**how, "data_list": {**content, **({} if modality is None else {"modality": modality})}}
     parser = ConfigParser(ConfigParser.load_config_file(BUNDLES / "mdm_segment.json"))
     parser.update({"dataset_dir": str(pictures), "backbone": str(write_backbone(tmp_path / "model.pt")), **settings})
     modules = list(parser.get_parsed_content("head").network().modules())
