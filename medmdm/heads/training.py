@@ -6,7 +6,6 @@ import copy
 import functools
 import logging
 import math
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,8 +121,7 @@ class Training:
         """Return the size of crops of a task's images.
 
         Images that are read whole are not padded, so that crops must not be: they are no larger than the smallest
-        labelled image. (Crops that were padded to 48² taught nothing of slices of 50 x 33: Dice 0.38 on those very
-        slices.)
+        image. (Crops that were padded to 48² taught nothing of slices of 50 x 33: Dice 0.38 on those very slices.)
         """
         window = tuple(self.crop_size or task.reading.window)
         if len(window) != len(task.reading.window):
@@ -131,7 +129,7 @@ class Training:
             raise UserError(f"crop_size must be {need}, got {list(window)}.")
         if not task.reading.whole:
             return window
-        shapes = {tuple(example.image.shape[1:]) for example in task.examples}
+        shapes = {tuple(image.shape[1:]) for image in [*(e.image for e in task.examples), *task.unlabelled]}
         return tuple(map(min, window, *shapes, *(_turned(shape) for shape in shapes if self._turns(task))))
 
     def _turns(self, task: Task) -> bool:
@@ -139,18 +137,19 @@ class Training:
         return augmentation is not None and augmentation.turns
 
     def _large_enough(self, task: Task) -> Task:
-        """Return a task without unlabelled images that would have to be padded where none is."""
+        """Return a task without unlabelled images that would make the crops less than half as large, or wide."""
         if not task.reading.whole or not task.unlabelled:
             return task
-        crop, turns = self.crops_of(task), self._turns(task)
+        crop, turns = self.crops_of(replace(task, unlabelled=())), self._turns(task)
 
         def fits(shape: tuple[int, ...]) -> bool:
-            return all(map(operator.ge, shape, crop)) and (not turns or all(map(operator.ge, _turned(shape), crop)))
+            shapes = (shape, _turned(shape)) if turns else (shape,)
+            return all(2 * side >= wanted for one in shapes for side, wanted in zip(one, crop, strict=True))
 
         kept = [image for image in task.unlabelled if fits(tuple(image.shape[1:]))]
         if len(kept) < len(task.unlabelled):
             left = counted(len(task.unlabelled) - len(kept), "unlabelled image")
-            logger.warning("%s smaller than crops of %s: not learnt from.", left, list(crop))
+            logger.warning("%s less than half as large as crops of %s: not learnt from.", left, list(crop))
         return replace(task, unlabelled=kept)
 
     def run(

@@ -95,18 +95,21 @@ def test_crops_are_not_padded_where_images_are_read_whole(whole: bool, turns: bo
     assert {crop.shape[1:] for crop in network.seen} == {size}
 
 
-def test_unlabelled_images_that_would_be_padded_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_unlabelled_images_that_would_make_crops_tiny_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     examples = [made_example(0, (50, 33)), made_example(1, (44, 30))]
-    unlabelled = [torch.zeros(3, *size) for size in ((44, 31), (20, 60), (60, 20), (30, 40))]
+    unlabelled = [torch.zeros(3, *size) for size in ((44, 31), (14, 60), (60, 14), (20, 26))]
     consistency = Consistency(ramp=(0, 0))
-    for whole, turns, images in ((False, True, 4), (True, False, 1), (True, True, 2)):
+    for whole, turns, images, size in (
+        (False, True, 4, (40, 40)), (True, False, 2, (20, 26)), (True, True, 2, (20, 20)),
+    ):  # fmt: skip
         network = probe()
         recipe = Training(steps=2, batch_size=2, crop_size=(40, 40), augmentation=Augmentation(turns=turns))
         task = Task(examples, 2, Reading((16, 16), whole=whole), unlabelled=unlabelled)
         groups = [{"params": list(network.parameters()), "lr": 1e-2}]
         _, evidence = recipe.run(network, groups, task, network.train, consistency)
         assert evidence["unlabelled"]["images"] == images
-    assert "2 unlabelled images smaller than crops of [30, 30]: not learnt from." in caplog.text
+        assert {crop.shape[1:] for crop in network.seen} == {size}
+    assert "2 unlabelled images less than half as large as crops of [30, 30]: not learnt from." in caplog.text
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
